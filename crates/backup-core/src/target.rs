@@ -1,0 +1,89 @@
+//! Where a restore writes: the [`RestoreTarget`] trait, the other half of a source.
+//!
+//! The engine decides *what* to write (which chunks differ, in which order packs are read); a target knows *how* to
+//! create, confine and finish things. Keys handed to a target are relative to the target's root.
+
+use keepwell_catalog::{Entry, MapKey};
+
+/// A place that a snapshot can be restored into.
+///
+/// Called from several threads at once. The engine makes directories before what is in them, and finishes directories
+/// (modes, times) after everything else, deepest first.
+pub trait RestoreTarget: Send + Sync {
+    /// What stands at `key` now: its metadata (without content), or `None`. Never follows a symlink.
+    fn existing(&self, key: &MapKey) -> Result<Option<Entry>, TargetError>;
+
+    /// Opens a regular file that exists, for comparing and for writing what differs.
+    fn open_existing(&self, key: &MapKey) -> Result<Box<dyn TargetFile>, TargetError>;
+
+    /// Makes a directory, usable by the engine whatever its final mode; an existing directory stays. Anything else in
+    /// its place is replaced.
+    fn make_dir(&self, key: &MapKey, entry: &Entry) -> Result<(), TargetError>;
+
+    /// Creates a file with its whole content and metadata at once; replaces what is there, atomically.
+    fn write_file(&self, key: &MapKey, entry: &Entry, content: &[u8]) -> Result<(), TargetError>;
+
+    /// Creates a file of `entry.size` bytes, all hole, to be filled by [`TargetFile::write_at`] and ended by
+    /// [`TargetFile::finish`]; until then it does not stand under its name.
+    fn create_file(&self, key: &MapKey, entry: &Entry) -> Result<Box<dyn TargetFile>, TargetError>;
+
+    /// Creates a symlink, FIFO, device or socket with its metadata, replacing what is there. Returns what was left out
+    /// on purpose (a device under the untrusted policy), as a message.
+    fn make_other(&self, key: &MapKey, entry: &Entry) -> Result<Option<String>, TargetError>;
+
+    /// Makes `key` another name of the file at `first`.
+    fn hard_link(&self, key: &MapKey, first: &MapKey) -> Result<(), TargetError>;
+
+    /// Applies the metadata of an existing thing (not its content). Used for directories at the end, and for files whose
+    /// content was already right.
+    fn apply_metadata(&self, key: &MapKey, entry: &Entry) -> Result<(), TargetError>;
+
+    /// Names in the directory at `key`, in byte order; empty if there is no directory. For `--delete`.
+    fn list_dir(&self, key: Option<&MapKey>) -> Result<Vec<Vec<u8>>, TargetError>;
+
+    /// Removes what is at `key`, with everything below it. Absent is fine.
+    fn remove(&self, key: &MapKey) -> Result<(), TargetError>;
+
+    /// Bytes free for an ordinary user where the target lives, if that can be known.
+    fn free_bytes(&self) -> Result<Option<u64>, TargetError>;
+}
+
+/// A file being written or compared. `read_at` and `write_at` may be called from several threads at once.
+pub trait TargetFile: Send + Sync {
+    /// Reads exactly `buf.len()` bytes at `offset`; a shorter file gives `Ok(false)`.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<bool, TargetError>;
+
+    /// Writes all of `data` at `offset`.
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), TargetError>;
+
+    /// Makes the bytes from `offset` a hole (or zeros) of `length` bytes, if they are not already.
+    fn punch_hole(&self, offset: u64, length: u64) -> Result<(), TargetError>;
+
+    /// Sets the final size and metadata and puts the file under its name.
+    fn finish(self: Box<Self>, entry: &Entry) -> Result<(), TargetError>;
+}
+
+/// Why a target refused or failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TargetError {
+    /// The snapshot asks for something outside the target, or through a symlink.
+    #[error("`{path}` is refused: {reason}")]
+    Refused {
+        /// The path asked for.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// An operation failed.
+    #[error("{operation} `{path}`")]
+    Io {
+        /// The verb.
+        operation: &'static str,
+        /// Where.
+        path: String,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
+}

@@ -1,1 +1,32 @@
-//! Being written.
+//! Object stores for Keepwell.
+//!
+//! A repository lives in an [`ObjectStore`]: a flat map from [`Key`] to bytes in which objects are created once,
+//! whole, and are never rewritten. The trait is small on purpose, and its doc comments are the contract;
+//! [`conformance`] is the same contract as a test suite that any store, also one that is not ours, can run.
+//!
+//! | Type | What it is |
+//! |---|---|
+//! | [`Memory`] | a map in memory, for tests and examples |
+//!
+//! ```
+//! use keepwell_storage::{Key, Memory, ObjectStore, StorageErrorKind};
+//! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+//! let store = Memory::new();
+//! let key: Key = "data/2a/pack".parse()?;
+//! store.put_new(&key, "sealed bytes".into()).await?;
+//! assert_eq!(store.get_range(&key, 7..12).await?, "bytes");
+//!
+//! let again = store.put_new(&key, "other bytes".into()).await.unwrap_err();
+//! assert_eq!(again.kind, StorageErrorKind::AlreadyExists);
+//! # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+//! ```
+
+mod error;
+mod key;
+mod memory;
+mod store;
+
+pub use error::{StorageError, StorageErrorKind};
+pub use key::{InvalidKey, Key};
+pub use memory::Memory;
+pub use store::{Capabilities, LIST_PAGE_MAX, ObjectInfo, ObjectStore, list_all};

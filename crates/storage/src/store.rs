@@ -1,0 +1,142 @@
+//! The trait that every store implements.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::{Key, StorageError};
+
+/// Most objects that one call of [`ObjectStore::list_page`] returns.
+pub const LIST_PAGE_MAX: usize = 1000;
+
+/// What a listing knows about an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectInfo {
+    /// Its name.
+    pub key: Key,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+/// What a store can promise beyond the minimum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Of several [`put_new`](ObjectStore::put_new) of one key, also from several hosts, exactly one succeeds.
+    /// Without it, `put_new` is check-then-write, and only one maintainer may work on the repository at a time.
+    pub conditional_create: bool,
+}
+
+/// A flat map from [`Key`] to bytes, whose objects are created once and never rewritten.
+///
+/// Every method may be called from many tasks at once. All reads see every write that returned before they began
+/// (list after put included). Errors with [`StorageError::is_retryable`] may pass; after one, a write may or may
+/// not have taken effect. A future that is dropped before it is done stops somewhere: the object of a `put_new` is
+/// then there whole, or not at all, and may still appear a little later.
+///
+/// A key is either an object or the beginning of others: beside an object `a` a store may refuse `a/b`, and the
+/// reverse, as `Invalid`, because a directory tree cannot hold both.
+#[async_trait]
+pub trait ObjectStore: Send + Sync + fmt::Debug {
+    /// Stores a new object whole, or not at all.
+    ///
+    /// Name and content appear to readers in one step, and are durable when this returns. Fails with
+    /// `AlreadyExists` if the key is taken; the object there is then whole, durable and untouched. On a failure
+    /// that is not retryable nothing is left in the store, except that after `Suspect` the object may exist.
+    async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError>;
+
+    /// Returns the whole object, in memory: ask [`head`](Self::head) first if its size is not known to be fair.
+    async fn get(&self, key: &Key) -> Result<Bytes, StorageError>;
+
+    /// Returns exactly `range`; an object that ends before `range.end` is `OutOfRange`, never a short read.
+    ///
+    /// An empty range that starts at or before the end of the object is an empty answer.
+    async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError>;
+
+    /// Returns the object's size.
+    async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError>;
+
+    /// Lists objects whose key starts with `prefix` and is greater than `after`, in byte order of their keys.
+    ///
+    /// `prefix` is empty or ends in `/`. At most [`LIST_PAGE_MAX`] objects; fewer do not mean the end, none do.
+    /// Pass the last key of a page as `after` to go on. Objects created or deleted between two pages may or may
+    /// not appear; all others appear exactly once.
+    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Vec<ObjectInfo>, StorageError>;
+
+    /// Removes an object for good; one that is absent is fine.
+    async fn delete(&self, key: &Key) -> Result<(), StorageError>;
+
+    /// What this store can promise; constant during its life.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Where the store is, for messages; never with credentials.
+    fn describe(&self) -> String;
+}
+
+/// Lists every object under `prefix`, in byte order.
+///
+/// Holds all of them in memory; page by hand where there may be millions.
+pub async fn list_all(store: &dyn ObjectStore, prefix: &str) -> Result<Vec<ObjectInfo>, StorageError> {
+    let mut all: Vec<ObjectInfo> = Vec::new();
+    loop {
+        let page = store.list_page(prefix, all.last().map(|info| &info.key)).await?;
+        if page.is_empty() {
+            return Ok(all);
+        }
+        all.extend(page);
+    }
+}
+
+/// Refuses prefixes that are neither empty nor a key followed by `/`.
+pub(crate) fn check_prefix(prefix: &str) -> Result<(), StorageError> {
+    let Some(directory) = prefix.strip_suffix('/') else {
+        return if prefix.is_empty() {
+            Ok(())
+        } else {
+            Err(invalid_prefix(prefix, "it does not end in `/`"))
+        };
+    };
+    Key::new(directory).map(|_| ()).map_err(|error| invalid_prefix(prefix, error.reason))
+}
+
+fn invalid_prefix(prefix: &str, reason: &str) -> StorageError {
+    let message = format!("not a prefix of keys: {reason}");
+    StorageError::new(crate::StorageErrorKind::Invalid, "list", prefix.escape_debug(), message)
+}
+
+#[async_trait]
+impl<S: ObjectStore + ?Sized> ObjectStore for Arc<S> {
+    async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError> {
+        (**self).put_new(key, body).await
+    }
+
+    async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
+        (**self).get(key).await
+    }
+
+    async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
+        (**self).get_range(key, range).await
+    }
+
+    async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
+        (**self).head(key).await
+    }
+
+    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Vec<ObjectInfo>, StorageError> {
+        (**self).list_page(prefix, after).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<(), StorageError> {
+        (**self).delete(key).await
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        (**self).capabilities()
+    }
+
+    fn describe(&self) -> String {
+        (**self).describe()
+    }
+}

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change lands. A fresh Debian 12 with a Rust toolchain (rustup) is enough:
+# the `tools` stage installs what is missing.
+#
+# usage: scripts/test.sh [STAGE…]      without a stage: all of them, in order; a failed stage does not stop the rest
+#
+# environment: KEEPWELL_FUZZ_SECONDS   per fuzz target, default 5
+#              KEEPWELL_ADVISORIES=1   `deny` also fetches the advisory database (needs the network)
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
+
+STAGES=(tools fmt clippy deny test doctest api rescue e2e embed bench fuzz)
+
+# Installs the Debian packages, Rust components and cargo tools that the other stages use, if they are missing.
+stage_tools() {
+    local package missing=()
+    for package in build-essential ca-certificates git age zstd rsync acl attr python3 tmux time; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    if ((${#missing[@]})); then
+        as_root apt-get update -qq
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    fi
+    cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+    cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
+    cargo nextest --version >/dev/null 2>&1 || cargo install --locked --quiet cargo-nextest
+    cargo deny --version >/dev/null 2>&1 || cargo install --locked --quiet cargo-deny
+    cargo --version
+    cargo nextest --version | head -n 1
+    cargo deny --version
+}
+
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+stage_fmt() {
+    cargo fmt --all --check
+    (cd fuzz && cargo fmt --all --check)
+}
+
+stage_clippy() { cargo clippy --workspace --all-targets --locked --quiet -- -D warnings; }
+
+# Licences, bans and sources are facts of Cargo.lock and need no network once the crates are fetched.
+stage_deny() {
+    local checks=(bans licenses sources)
+    cargo fetch --locked --quiet
+    if [ "${KEEPWELL_ADVISORIES:-0}" = 1 ]; then
+        cargo deny --locked check --hide-inclusion-graph advisories
+    else
+        echo "advisories are not checked (KEEPWELL_ADVISORIES=1 fetches their database and checks them)"
+    fi
+    cargo deny --offline --locked check --hide-inclusion-graph --allow duplicate "${checks[@]}"
+}
+
+stage_test() { cargo nextest run --workspace --locked --no-fail-fast --no-tests=pass --status-level fail --final-status-level slow; }
+
+stage_doctest() { cargo test --workspace --locked --doc --quiet; }
+
+stage_api() { scripts/public_api.py backup-core; }
+
+# The independent reader restores what our own command wrote, and every format fixture.
+stage_rescue() { scripts/rescue.sh; }
+
+stage_e2e() {
+    local script failed=0
+    cargo build --locked --quiet -p keepwell-cli
+    for script in scripts/e2e/*.sh; do
+        [ -e "$script" ] || { echo "no end-to-end scripts"; break; }
+        echo "-- $script"
+        bash "$script" || { echo "failed: $script"; failed=1; }
+    done
+    return $failed
+}
+
+stage_embed() { cargo run --locked --quiet -p keepwell-example-embed; }
+
+# One counted iteration of every benchmark shows that they run; the dev build is used, so the times mean nothing.
+stage_bench() { cargo run --locked --quiet -p keepwell-benches -- --once; }
+
+stage_fuzz() { scripts/fuzz.sh "${KEEPWELL_FUZZ_SECONDS:-5}"; }
+
+run_stage() {
+    local started=$SECONDS status
+    printf '\n== %s\n' "$1"
+    (set -e; "stage_$1")
+    status=$?
+    printf -- '-- %s: %s, %d s\n' "$1" "$([ $status = 0 ] && echo ok || echo FAILED)" $((SECONDS - started))
+    summary+=("$(printf '%-8s %-6s %5d s' "$1" "$([ $status = 0 ] && echo ok || echo FAILED)" $((SECONDS - started)))")
+    [ $status = 0 ] || failed=1
+}
+
+summary=() failed=0
+[ $# = 0 ] && set -- "${STAGES[@]}"
+for stage in "$@"; do
+    declare -F "stage_$stage" >/dev/null || { echo "unknown stage \`$stage\`; stages: ${STAGES[*]}" >&2; exit 2; }
+done
+for stage in "$@"; do run_stage "$stage"; done
+printf '\n== summary (%d s)\n' "$SECONDS"
+printf '%s\n' "${summary[@]}"
+exit $failed

@@ -1,0 +1,97 @@
+//! What the id key of a domain derives: chunk ids, the gear table, node boundaries.
+
+use std::fmt;
+
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use crate::ids::ChunkId;
+use crate::random::random_bytes;
+
+const GEAR_CONTEXT: &str = "keepwell.v1 gear table";
+const BOUNDARY_CONTEXT: &str = "keepwell.v1 node boundary";
+
+/// What a chunk holds. Part of its id, so that content can never pass as a tree node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum ChunkKind {
+    /// Bytes of a file, an object, a dump.
+    Content = 0,
+    /// A node of a Merkle map.
+    Node = 1,
+}
+
+/// The secret that keys every chunk id of a domain.
+///
+/// Without it nobody can tell whether a known file is in the repository, neither by its ids nor by its cut points.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct IdKey([u8; 32]);
+
+impl IdKey {
+    /// Draws a fresh key.
+    pub fn generate() -> Self {
+        Self(random_bytes())
+    }
+
+    /// Wraps the bytes of an existing key.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The secret bytes, for a keyring and nothing else.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The id of a chunk: BLAKE3 keyed over `kind ‖ plaintext`. About 5 GB/s on one core.
+    pub fn chunk_id(&self, kind: ChunkKind, plaintext: &[u8]) -> ChunkId {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        hasher.update(&[kind as u8]).update(plaintext);
+        ChunkId::from_bytes(*hasher.finalize().as_bytes())
+    }
+
+    /// The table of the content-defined chunker. Keyed, so that lengths of chunks do not identify a known file.
+    pub fn gear_table(&self) -> Box<[u64; 256]> {
+        let mut key = blake3::derive_key(GEAR_CONTEXT, &self.0);
+        let mut stream = blake3::Hasher::new_keyed(&key).finalize_xof();
+        key.zeroize();
+        let mut table = Box::new([0; 256]);
+        let mut word = [0; 8];
+        for slot in table.iter_mut() {
+            stream.fill(&mut word);
+            *slot = u64::from_le_bytes(word);
+        }
+        table
+    }
+
+    /// The key that decides where nodes of a Merkle map end.
+    pub fn boundary(&self) -> BoundaryKey {
+        BoundaryKey(blake3::derive_key(BOUNDARY_CONTEXT, &self.0))
+    }
+}
+
+impl fmt::Debug for IdKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("IdKey(secret)")
+    }
+}
+
+/// Decides where nodes of a Merkle map end; see [`IdKey::boundary`].
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct BoundaryKey([u8; 32]);
+
+impl BoundaryKey {
+    /// A 64-bit keyed hash of an encoded map key at a level of the tree (0 = leaves).
+    pub fn hash(&self, level: u8, key: &[u8]) -> u64 {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        hasher.update(&[level]).update(key);
+        let mut first = [0; 8];
+        hasher.finalize_xof().fill(&mut first);
+        u64::from_le_bytes(first)
+    }
+}
+
+impl fmt::Debug for BoundaryKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BoundaryKey(secret)")
+    }
+}

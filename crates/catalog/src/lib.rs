@@ -1,1 +1,24 @@
-//! Being written.
+//! The records of a Keepwell repository: the Merkle map with its entries, the index, manifests, commits, retention.
+//!
+//! Pure functions over bytes: nothing here opens a socket, reads a clock or prints. Every decoder is bounded and refuses
+//! what its encoder cannot have written; no input makes one panic or allocate beyond its limits.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod cbor;
+mod entry;
+mod error;
+mod extent;
+mod key;
+mod map;
+mod recipe;
+
+pub use entry::{Entry, EntryKind, INLINE_EXTENTS_MAX};
+pub use error::{CatalogError, MapError};
+pub use extent::Extent;
+pub use key::MapKey;
+pub use map::{
+    Change, Cursor, Diff, Entries, Extents, MapBuilder, MapReader, MemoryNodes, NODE_BYTES_MAX, NodeSink,
+    NodeSource, OwnedRecords, RECORD_KEY_BYTES_MAX, RECORD_VALUE_BYTES_MAX, Root, diff, for_each_record,
+    push_entry, walk_nodes,
+};
+pub use recipe::{RecipeReader, RecipeRef, RecipeWriter, SubRecord};

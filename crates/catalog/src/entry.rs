@@ -1,0 +1,386 @@
+//! Entries: what a snapshot says about one path or object.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::MapKey;
+use crate::cbor::{Malformed, Reader, put_array, put_bytes, put_int, put_map, put_text, put_uint};
+use crate::error::MapError;
+use crate::extent::{Extent, decode_extents, encode_extents};
+
+/// Most extents that stand in an entry itself; the rest goes to sub-key records.
+pub const INLINE_EXTENTS_MAX: usize = 32;
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum EntryKind {
+    /// A regular file.
+    File = 0,
+    /// A directory.
+    Directory = 1,
+    /// A symbolic link.
+    Symlink = 2,
+    /// A named pipe.
+    Fifo = 3,
+    /// A character device.
+    CharDevice = 4,
+    /// A block device.
+    BlockDevice = 5,
+    /// A socket.
+    Socket = 6,
+    /// A further name of the inode that another entry carries.
+    HardLink = 7,
+    /// An object of an object store, a dump, or other content that is no file.
+    Object = 8,
+}
+
+impl EntryKind {
+    /// Whether such an entry has bytes of its own.
+    pub fn has_content(self) -> bool {
+        matches!(self, Self::File | Self::Object)
+    }
+
+    fn from_number(number: u64) -> Result<Self, Malformed> {
+        const ALL: [EntryKind; 9] = [
+            EntryKind::File,
+            EntryKind::Directory,
+            EntryKind::Symlink,
+            EntryKind::Fifo,
+            EntryKind::CharDevice,
+            EntryKind::BlockDevice,
+            EntryKind::Socket,
+            EntryKind::HardLink,
+            EntryKind::Object,
+        ];
+        let found = usize::try_from(number).ok().and_then(|index| ALL.get(index));
+        found.copied().ok_or(Malformed("its kind is unknown to this version"))
+    }
+}
+
+/// Everything a snapshot knows about one path or object.
+///
+/// An entry in memory is *whole* when `content` holds all of its extents and `more_extents` is zero; it is a *head*
+/// when `content` holds the first few and `more_extents` counts the sub-key records with the others. Writers hand in
+/// whole entries ([`push_entry`](crate::push_entry) splits them); readers choose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is.
+    pub kind: EntryKind,
+    /// Permission bits with setuid, setgid and sticky: at most `0o7777`.
+    pub mode: u32,
+    /// Owner, by number.
+    pub uid: u32,
+    /// Group, by number.
+    pub gid: u32,
+    /// Time of the last change of content: seconds since 1970 and nanoseconds below a thousand million.
+    pub mtime: (i64, u32),
+    /// Size of the content in bytes: the sum of the lengths of the extents, zero for what has no content.
+    pub size: u64,
+    /// The content, front to back and without gaps.
+    pub content: Vec<Extent>,
+    /// Where a symbolic link points; bytes as the file system has them.
+    pub link_target: Option<Vec<u8>>,
+    /// Extended attributes and their values, strictly ascending by name.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Major and minor number of a device.
+    pub device: Option<(u32, u32)>,
+    /// For [`EntryKind::HardLink`]: the entry that carries the inode. It sorts before this one.
+    pub hard_link: Option<MapKey>,
+    /// Owner, by name.
+    pub user: Option<Arc<str>>,
+    /// Group, by name.
+    pub group: Option<Arc<str>>,
+    /// Number of sub-key records that hold the extents after `content`; zero in a whole entry.
+    pub more_extents: u32,
+    /// What only the source understands.
+    pub attributes: BTreeMap<String, Vec<u8>>,
+}
+
+impl Entry {
+    /// An entry of this kind with everything else zero, empty or absent.
+    pub fn new(kind: EntryKind) -> Self {
+        Self {
+            kind,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: (0, 0),
+            size: 0,
+            content: Vec::new(),
+            link_target: None,
+            xattrs: Vec::new(),
+            device: None,
+            hard_link: None,
+            user: None,
+            group: None,
+            more_extents: 0,
+            attributes: BTreeMap::new(),
+        }
+    }
+
+    /// Encodes an entry that fits one record. Fails on what [`Entry::decode`] would refuse.
+    pub fn encode(&self) -> Result<Vec<u8>, MapError> {
+        self.check()?;
+        if self.content.len() > INLINE_EXTENTS_MAX {
+            return Err(MapError::Entry { what: "it has too many extents for one record" });
+        }
+        let mut out = Vec::with_capacity(128);
+        self.encode_head(&self.content, self.more_extents, &mut out);
+        Ok(out)
+    }
+
+    /// Decodes the value of a record: a whole entry, or the head of one with sub-key records.
+    ///
+    /// Skips fields it does not know. Refuses an unknown kind, any second way to write the same entry, and extents
+    /// that do not add up to the size.
+    pub fn decode(value: &[u8]) -> Result<Self, MapError> {
+        let mut reader = Reader::new(value);
+        let mut entry = Self::new(EntryKind::File);
+        let mut content_bytes = 0;
+        let mut fields = Fields::new(&mut reader)?;
+        if fields.next(&mut reader)? != Some(0) {
+            return Err(MapError::Entry { what: "it has no kind" });
+        }
+        entry.kind = EntryKind::from_number(reader.uint()?)?;
+        while let Some(field) = fields.next(&mut reader)? {
+            entry.decode_field(field, &mut reader, &mut content_bytes)?;
+        }
+        reader.finish()?;
+        entry.check_with(content_bytes)?;
+        Ok(entry)
+    }
+
+    /// Checks every rule of the format; what passes can be encoded and read back.
+    pub fn check(&self) -> Result<(), MapError> {
+        let mut content_bytes: u64 = 0;
+        for extent in &self.content {
+            extent.check()?;
+            content_bytes =
+                content_bytes.checked_add(extent.length()).ok_or(Malformed("its extents are too long"))?;
+        }
+        Ok(self.check_with(content_bytes)?)
+    }
+
+    fn check_with(&self, content_bytes: u64) -> Result<(), Malformed> {
+        let adds_up =
+            if self.more_extents == 0 { content_bytes == self.size } else { content_bytes < self.size };
+        let xattrs_ascend = self.xattrs.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        let is_device = matches!(self.kind, EntryKind::CharDevice | EntryKind::BlockDevice);
+        for (holds, fact) in [
+            (adds_up, "its extents do not add up to its size"),
+            (self.kind.has_content() || self.size == 0, "this kind has no content"),
+            (self.mode <= 0o7777, "its mode has unknown bits"),
+            (self.mtime.1 < 1_000_000_000, "its time is out of range"),
+            (xattrs_ascend, "its extended attributes are out of order"),
+            (self.hard_link.is_some() == (self.kind == EntryKind::HardLink), "hard link and kind disagree"),
+            (
+                self.link_target.is_some() == (self.kind == EntryKind::Symlink),
+                "link target and kind disagree",
+            ),
+            (self.device.is_some() == is_device, "device number and kind disagree"),
+        ] {
+            if !holds {
+                return Err(Malformed(fact));
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends the encoding with `inline` in place of the content.
+    pub(crate) fn encode_head(&self, inline: &[Extent], more_extents: u32, out: &mut Vec<u8>) {
+        let mut pairs = Pairs::begin(out);
+        put_uint(pairs.field(0), self.kind as u64);
+        for (field, number) in [(1, self.mode), (2, self.uid), (3, self.gid)] {
+            pairs.uint(field, u64::from(number));
+        }
+        if self.mtime != (0, 0) {
+            let out = pairs.field(4);
+            put_array(out, 2);
+            put_int(out, self.mtime.0);
+            put_uint(out, u64::from(self.mtime.1));
+        }
+        pairs.uint(5, self.size);
+        if !inline.is_empty() {
+            encode_extents(inline, pairs.field(6));
+        }
+        if let Some(target) = &self.link_target {
+            put_bytes(pairs.field(7), target);
+        }
+        self.encode_rare(&mut pairs);
+        for (field, name) in [(11, &self.user), (12, &self.group)] {
+            if let Some(name) = name {
+                put_text(pairs.field(field), name);
+            }
+        }
+        pairs.uint(13, u64::from(more_extents));
+        encode_attributes(&self.attributes, &mut pairs);
+        pairs.end();
+    }
+
+    /// Fields 8 to 10.
+    fn encode_rare(&self, pairs: &mut Pairs<'_>) {
+        if !self.xattrs.is_empty() {
+            let out = pairs.field(8);
+            put_array(out, self.xattrs.len() as u64);
+            for (name, value) in &self.xattrs {
+                put_array(out, 2);
+                put_bytes(out, name);
+                put_bytes(out, value);
+            }
+        }
+        if let Some((major, minor)) = self.device {
+            let out = pairs.field(9);
+            put_array(out, 2);
+            put_uint(out, u64::from(major));
+            put_uint(out, u64::from(minor));
+        }
+        if let Some(first) = &self.hard_link {
+            put_bytes(pairs.field(10), first.as_bytes());
+        }
+    }
+
+    fn decode_field(
+        &mut self,
+        field: u64,
+        reader: &mut Reader<'_>,
+        content_bytes: &mut u64,
+    ) -> Result<(), MapError> {
+        match field {
+            1 => self.mode = nonzero(reader.uint_as()?)?,
+            2 => self.uid = nonzero(reader.uint_as()?)?,
+            3 => self.gid = nonzero(reader.uint_as()?)?,
+            4 => {
+                reader.array_of(2)?;
+                self.mtime = nonzero((reader.int()?, reader.uint_as()?))?;
+            }
+            5 => self.size = nonzero(reader.uint()?)?,
+            6 => *content_bytes = decode_extents(reader, INLINE_EXTENTS_MAX, &mut self.content)?,
+            7 => self.link_target = Some(reader.bytes()?.to_vec()),
+            8 => self.xattrs = decode_xattrs(reader)?,
+            9 => {
+                reader.array_of(2)?;
+                self.device = Some((reader.uint_as()?, reader.uint_as()?));
+            }
+            10 => self.hard_link = Some(MapKey::from_bytes(reader.bytes()?)?),
+            11 => self.user = Some(reader.text()?.into()),
+            12 => self.group = Some(reader.text()?.into()),
+            13 => self.more_extents = nonzero(reader.uint_as()?)?,
+            14 => self.attributes = decode_attributes(reader)?,
+            _ => reader.skip()?,
+        }
+        Ok(())
+    }
+}
+
+/// Reads only the number of sub-key records out of an encoded entry; costs no allocation.
+pub(crate) fn peek_more_extents(value: &[u8]) -> Result<u32, Malformed> {
+    let mut reader = Reader::new(value);
+    let mut fields = Fields::new(&mut reader)?;
+    while let Some(field) = fields.next(&mut reader)? {
+        match field {
+            13 => return reader.uint_as(),
+            _ => reader.skip()?,
+        }
+    }
+    Ok(0)
+}
+
+/// Walks the keys of a map that must ascend.
+struct Fields {
+    left: u64,
+    next_at_least: u64,
+}
+
+impl Fields {
+    fn new(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self { left: reader.map()?, next_at_least: 0 })
+    }
+
+    fn next(&mut self, reader: &mut Reader<'_>) -> Result<Option<u64>, Malformed> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        self.left -= 1;
+        let field = reader.uint()?;
+        if field < self.next_at_least {
+            return Err(Malformed("its fields are out of order"));
+        }
+        self.next_at_least = field.saturating_add(1);
+        Ok(Some(field))
+    }
+}
+
+/// Writes the pairs of a map of fewer than 24, whose number is known only at the end.
+struct Pairs<'o> {
+    out: &'o mut Vec<u8>,
+    start: usize,
+    count: u64,
+}
+
+impl<'o> Pairs<'o> {
+    fn begin(out: &'o mut Vec<u8>) -> Self {
+        let start = out.len();
+        put_map(out, 0);
+        Self { out, start, count: 0 }
+    }
+
+    fn field(&mut self, field: u64) -> &mut Vec<u8> {
+        self.count += 1;
+        put_uint(self.out, field);
+        self.out
+    }
+
+    fn uint(&mut self, field: u64, value: u64) {
+        if value != 0 {
+            put_uint(self.field(field), value);
+        }
+    }
+
+    fn end(self) {
+        // The head of a map of up to 23 pairs is one byte, so the count can be added to it.
+        self.out[self.start] += self.count as u8;
+    }
+}
+
+fn nonzero<T: Default + PartialEq>(value: T) -> Result<T, Malformed> {
+    if value == T::default() { Err(Malformed("a field that is zero was not left out")) } else { Ok(value) }
+}
+
+fn decode_xattrs(reader: &mut Reader<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Malformed> {
+    let mut xattrs = Vec::new();
+    for _ in 0..nonzero(reader.array()?)? {
+        reader.array_of(2)?;
+        xattrs.push((reader.bytes()?.to_vec(), reader.bytes()?.to_vec()));
+    }
+    Ok(xattrs)
+}
+
+/// Deterministic CBOR sorts the keys of a map by their encoding: shorter texts first.
+fn encode_attributes(attributes: &BTreeMap<String, Vec<u8>>, pairs: &mut Pairs<'_>) {
+    if attributes.is_empty() {
+        return;
+    }
+    let mut sorted: Vec<(&String, &Vec<u8>)> = attributes.iter().collect();
+    sorted.sort_by_key(|(name, _)| (name.len(), *name));
+    let out = pairs.field(14);
+    put_map(out, sorted.len() as u64);
+    for (name, value) in sorted {
+        put_text(out, name);
+        put_bytes(out, value);
+    }
+}
+
+fn decode_attributes(reader: &mut Reader<'_>) -> Result<BTreeMap<String, Vec<u8>>, Malformed> {
+    let mut attributes = BTreeMap::new();
+    let mut previous: Option<&str> = None;
+    for _ in 0..nonzero(reader.map()?)? {
+        let name = reader.text()?;
+        if previous.is_some_and(|previous| (previous.len(), previous) >= (name.len(), name)) {
+            return Err(Malformed("its attributes are out of order"));
+        }
+        previous = Some(name);
+        attributes.insert(name.to_owned(), reader.bytes()?.to_vec());
+    }
+    Ok(attributes)
+}

@@ -280,12 +280,12 @@ def split_key(key):
     """Components of a key, and whether a sub-key follows them."""
     components, part, at = [], bytearray(), 0
     while at < len(key):
-        if key[at] != 0:
+        if key[at] == 1:  # 01 01 stands for 00, 01 02 for 01
+            part.append(key[at + 1] - 1)
+            at += 2
+        elif key[at] != 0:
             part.append(key[at])
             at += 1
-        elif key[at + 1:at + 2] == b"\xff":
-            part.append(0)
-            at += 2
         elif not part:
             return tuple(components), True
         else:

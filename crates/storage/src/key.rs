@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 /// Longest key, in bytes.
-const KEY_MAX_BYTES: usize = 512;
+pub(crate) const KEY_MAX_BYTES: usize = 512;
 /// Longest component, in bytes: what every common file system accepts as a file name.
 const COMPONENT_MAX_BYTES: usize = 255;
 /// First component that stores keep for their own unfinished work.

@@ -23,10 +23,14 @@
 
 mod error;
 mod key;
+mod local;
 mod memory;
+mod probe;
 mod store;
 
 pub use error::{StorageError, StorageErrorKind};
 pub use key::{InvalidKey, Key};
+pub use local::{LocalFs, LocalOptions};
 pub use memory::Memory;
+pub use probe::{ExclusiveBy, FileSystemReport, ProbeReport, probe};
 pub use store::{Capabilities, LIST_PAGE_MAX, ObjectInfo, ObjectStore, list_all};

@@ -1,0 +1,136 @@
+//! What the self-test can say about a directory beyond what it says about every store.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+
+use super::errno::storage_error;
+use super::put::{Placed, TEMP_SUFFIX, Temp, place};
+use super::{Disk, LocalFs};
+use crate::probe::{ExclusiveBy, FileSystemReport, ProbeReport};
+use crate::{ObjectStore, StorageError};
+
+const GIB: u64 = 1 << 30;
+
+/// Magic numbers of `statfs` (`linux/magic.h` and the file systems' own sources).
+const KINDS: [(u64, &str); 20] = [
+    (0xEF53, "ext4"),
+    (0x5846_5342, "xfs"),
+    (0x9123_683E, "btrfs"),
+    (0x2FC1_2FC1, "zfs"),
+    (0xCA45_1A4E, "bcachefs"),
+    (0xF2F5_2010, "f2fs"),
+    (0x0102_1994, "tmpfs"),
+    (0x8584_58F6, "ramfs"),
+    (0x794C_7630, "overlay"),
+    (0x6969, "nfs"),
+    (0x517B, "smb"),
+    (0xFF53_4D42, "smb"),
+    (0xFE53_4D42, "smb"),
+    (0x6573_5546, "fuse"),
+    (0x00C3_6400, "ceph"),
+    (0x0102_1997, "9p"),
+    (0x4D44, "fat"),
+    (0x2011_BAB0, "exfat"),
+    (0x7366_746E, "ntfs"),
+    (0x5346_544E, "ntfs"),
+];
+
+impl LocalFs {
+    /// Tests the directory live: races creators, tries to overwrite, and asks what the file system can do.
+    ///
+    /// Takes about a second and leaves no object. NFS and SMB mounts are judged by what they do here.
+    pub async fn probe(&self) -> Result<ProbeReport, StorageError> {
+        let store: Arc<dyn ObjectStore> = Arc::new(self.clone());
+        let file_system = self.run(|disk| disk.probe()).await?;
+        let mut report = crate::probe::probe(&store).await?;
+        report.findings.extend(findings(&file_system));
+        report.file_system = Some(file_system);
+        Ok(report)
+    }
+}
+
+impl Disk {
+    fn probe(&self) -> Result<FileSystemReport, StorageError> {
+        self.try_probe().map_err(|error| storage_error("probe", self.path.display(), error))
+    }
+
+    fn try_probe(&self) -> Result<FileSystemReport, Errno> {
+        let space = rustix::fs::fstatvfs(&self.root)?;
+        let temp = self.new_temp()?;
+        let mode = rustix::fs::fstat(&temp.file)?.st_mode & 0o777;
+        Ok(FileSystemReport {
+            kind: kind_of(rustix::fs::fstatfs(&self.root)?.f_type as u64),
+            free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
+            total_bytes: space.f_blocks.saturating_mul(space.f_frsize),
+            directory_sync: (self.sync.directory)(self.root.as_fd()).is_ok(),
+            private_modes: mode & 0o077 == 0,
+            exclusive_by: exclusive_by(&temp)?,
+        })
+    }
+}
+
+/// Names a file in `.tmp/` the way objects get their names.
+fn exclusive_by(temp: &Temp) -> Result<ExclusiveBy, Errno> {
+    let name = format!("probe-{}", temp.name.trim_end_matches(TEMP_SUFFIX));
+    let placed = place(temp, temp.directory.as_fd(), &name);
+    match placed {
+        Err(Errno::OPNOTSUPP) => return Ok(ExclusiveBy::Nothing),
+        Err(error) => return Err(error),
+        Ok(_) => rustix::fs::unlinkat(&temp.directory, &name, AtFlags::empty())?,
+    }
+    Ok(if placed == Ok(Placed::Renamed) { ExclusiveBy::Rename } else { ExclusiveBy::Link })
+}
+
+fn kind_of(magic: u64) -> String {
+    let magic = magic & 0xFFFF_FFFF; // 32 bits, whatever the width and sign of the field
+    let known = KINDS.iter().find(|(known, _)| *known == magic);
+    known.map_or_else(|| format!("{magic:#010x}"), |(_, name)| (*name).to_owned())
+}
+
+fn findings(report: &FileSystemReport) -> Vec<String> {
+    let gib = |bytes: u64| format!("{}.{} GiB", bytes / GIB, bytes % GIB * 10 / GIB);
+    let (free, total) = (gib(report.free_bytes), gib(report.total_bytes));
+    let mut findings = vec![format!("The file system is {}, with {free} of {total} free.", report.kind)];
+    findings.push(
+        match report.exclusive_by {
+            ExclusiveBy::Rename => "It renames without replacing.",
+            ExclusiveBy::Link => "It cannot rename without replacing, so objects get their names by linking.",
+            ExclusiveBy::Nothing => {
+                "It can neither rename without replacing nor link: it cannot hold a repository."
+            }
+        }
+        .into(),
+    );
+    if !report.directory_sync {
+        findings
+            .push("It does not confirm that names are durable: a crash may lose the last objects.".into());
+    }
+    if !report.private_modes {
+        findings.push(
+            "It does not keep files private to their owner: mount it with options such as `file_mode=0600` and \
+             `dir_mode=0700`."
+                .into(),
+        );
+    }
+    findings.extend(advice(&report.kind).map(str::to_owned));
+    findings
+}
+
+fn advice(kind: &str) -> Option<&'static str> {
+    match kind {
+        "nfs" => Some(
+            "The NFS export should have the option `sync`: with `async` the server confirms what a crash of it loses.",
+        ),
+        "smb" => {
+            Some("On SMB the server decides what a sync means: see that it does not ignore flush requests.")
+        }
+        "fuse" | "9p" => Some("What a sync means is up to the program behind this mount."),
+        "tmpfs" | "ramfs" => Some("It is in memory: everything in it is lost at a reboot."),
+        "overlay" => Some("It is the inside of a container: everything in it is lost with the container."),
+        "fat" | "exfat" => Some("It has no journal: a crash can damage files written long before."),
+        _ => None,
+    }
+}

@@ -1,0 +1,78 @@
+//! Reading objects: one open, exact reads into memory that is not zeroed first.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use bytes::Bytes;
+use rustix::buffer::spare_capacity;
+use rustix::fs::{FileType, OFlags};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::Disk;
+use super::beneath::open_beneath;
+use super::errno::storage_error;
+use crate::{Key, ObjectInfo, StorageError, StorageErrorKind};
+
+/// Not blocking, because a pipe that someone put there would otherwise hold us for ever.
+const READ: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK);
+
+impl Disk {
+    pub(super) fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
+        let (file, size) = self.open_object("get", key, READ)?;
+        read_exact("get", key, file.as_fd(), 0..size)
+    }
+
+    pub(super) fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
+        let (file, size) = self.open_object("get range", key, READ)?;
+        if range.start > range.end || range.end > size {
+            return Err(StorageError::out_of_range(key, &range, size));
+        }
+        read_exact("get range", key, file.as_fd(), range)
+    }
+
+    pub(super) fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
+        let (_, size) = self.open_object("head", key, OFlags::PATH)?;
+        Ok(ObjectInfo { key: key.clone(), size })
+    }
+
+    fn open_object(
+        &self,
+        operation: &'static str,
+        key: &Key,
+        access: OFlags,
+    ) -> Result<(OwnedFd, u64), StorageError> {
+        let fail = |error| storage_error(operation, key, error);
+        let file = open_beneath(self.root.as_fd(), key.as_str(), access).map_err(fail)?;
+        let facts = rustix::fs::fstat(&file).map_err(fail)?;
+        match FileType::from_raw_mode(facts.st_mode) {
+            FileType::RegularFile => Ok((file, facts.st_size.try_into().unwrap_or(0))),
+            FileType::Directory => Err(StorageError::not_found(operation, key)),
+            _ => {
+                Err(StorageError::new(StorageErrorKind::Invalid, operation, key, "it is not a regular file"))
+            }
+        }
+    }
+}
+
+fn read_exact(
+    operation: &'static str,
+    key: &Key,
+    file: BorrowedFd<'_>,
+    range: Range<u64>,
+) -> Result<Bytes, StorageError> {
+    let fail = |error| storage_error(operation, key, error);
+    let mut bytes = Vec::new();
+    let length = usize::try_from(range.end - range.start).map_err(|_| fail(Errno::NOMEM))?;
+    bytes.try_reserve_exact(length).map_err(|_| fail(Errno::NOMEM))?;
+    while bytes.len() < length {
+        let offset = range.start + bytes.len() as u64;
+        let read =
+            retry_on_intr(|| rustix::io::pread(file, spare_capacity(&mut bytes), offset)).map_err(fail)?;
+        if read == 0 {
+            let message = format!("the object was cut at byte {offset} while it was read");
+            return Err(StorageError::new(StorageErrorKind::Other, operation, key, message));
+        }
+    }
+    bytes.truncate(length); // the allocation may have been larger than asked for
+    Ok(bytes.into())
+}

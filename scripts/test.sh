@@ -24,7 +24,7 @@ stage_tools() {
     fi
     cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
     cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
-    cargo nextest --version >/dev/null 2>&1 || cargo install --locked --quiet cargo-nextest
+    cargo nextest --version >/dev/null 2>&1 || cargo install --locked --quiet --no-default-features --features default-no-update cargo-nextest
     cargo deny --version >/dev/null 2>&1 || cargo install --locked --quiet cargo-deny
     cargo --version
     cargo nextest --version | head -n 1

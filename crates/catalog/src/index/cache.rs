@@ -1,0 +1,92 @@
+//! A bounded cache of decoded blocks, shared by all segments of an index.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::block::Block;
+
+/// Which block: number of the segment, number of the block in it.
+type BlockKey = (usize, usize);
+
+/// Keeps the most recently used blocks, up to a number of bytes. Safe to use from several threads.
+#[derive(Debug)]
+pub struct BlockCache {
+    max_bytes: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    blocks: HashMap<BlockKey, (Arc<Block>, u64)>,
+    bytes: usize,
+    /// Counts uses; the block with the smallest count goes first.
+    clock: u64,
+}
+
+impl BlockCache {
+    /// A cache that holds at most `max_bytes` of decoded blocks.
+    pub fn new(max_bytes: usize) -> Self {
+        BlockCache { max_bytes, state: Mutex::default() }
+    }
+
+    pub(crate) fn get(&self, key: BlockKey) -> Option<Arc<Block>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.clock += 1;
+        let now = state.clock;
+        let (block, used) = state.blocks.get_mut(&key)?;
+        *used = now;
+        Some(Arc::clone(block))
+    }
+
+    /// Adds a block. Finding the ones that must go is a scan of all blocks: hundreds, against the read and the
+    /// decoding that a miss has just cost.
+    pub(crate) fn insert(&self, key: BlockKey, block: &Arc<Block>) {
+        if block.weight() > self.max_bytes {
+            return;
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.clock += 1;
+        let now = state.clock;
+        if let Some((old, _)) = state.blocks.insert(key, (Arc::clone(block), now)) {
+            state.bytes -= old.weight();
+        }
+        state.bytes += block.weight();
+        while state.bytes > self.max_bytes {
+            let oldest = state.blocks.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
+            let Some((gone, _)) = oldest.and_then(|key| state.blocks.remove(&key)) else { break };
+            state.bytes -= gone.weight();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(len: usize) -> Arc<Block> {
+        Arc::new(Block::parse(vec![0; len], 0).unwrap())
+    }
+
+    #[test]
+    fn the_least_recently_used_block_goes_first() {
+        let cache = BlockCache::new(300);
+        for key in 0..3 {
+            cache.insert((0, key), &block(100));
+        }
+        assert!(cache.get((0, 0)).is_some());
+        cache.insert((1, 0), &block(100));
+        assert!(cache.get((0, 1)).is_none());
+        assert!(cache.get((0, 0)).is_some() && cache.get((0, 2)).is_some() && cache.get((1, 0)).is_some());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_kept() {
+        let cache = BlockCache::new(300);
+        cache.insert((0, 0), &block(301));
+        assert!(cache.get((0, 0)).is_none());
+        cache.insert((0, 1), &block(300));
+        cache.insert((0, 1), &block(200));
+        cache.insert((0, 2), &block(100));
+        assert!(cache.get((0, 1)).is_some() && cache.get((0, 2)).is_some());
+    }
+}

@@ -1,0 +1,50 @@
+//! Reading at a position, from wherever a segment lies.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use bytes::Bytes;
+
+use crate::error::CatalogError;
+
+/// Random access to bytes that do not change. Called from several threads at once.
+pub trait ReadAt: Send + Sync {
+    /// Total length in bytes.
+    fn len(&self) -> Result<u64, CatalogError>;
+
+    /// Exactly `len` bytes from `offset` on; an error when they reach past the end.
+    fn read_at(&self, offset: u64, len: usize) -> Result<Bytes, CatalogError>;
+}
+
+impl ReadAt for Bytes {
+    fn len(&self) -> Result<u64, CatalogError> {
+        Ok(self.as_ref().len() as u64)
+    }
+
+    fn read_at(&self, offset: u64, len: usize) -> Result<Bytes, CatalogError> {
+        let start = usize::try_from(offset).ok();
+        let range = start.and_then(|start| Some(start..start.checked_add(len)?));
+        match range {
+            Some(range) if range.end <= self.as_ref().len() => Ok(self.slice(range)),
+            _ => Err(CatalogError::ReadSegment { offset, len, source: "it ends before".into() }),
+        }
+    }
+}
+
+impl ReadAt for File {
+    fn len(&self) -> Result<u64, CatalogError> {
+        let read =
+            |source: std::io::Error| CatalogError::ReadSegment { offset: 0, len: 0, source: source.into() };
+        Ok(self.metadata().map_err(read)?.len())
+    }
+
+    fn read_at(&self, offset: u64, len: usize) -> Result<Bytes, CatalogError> {
+        let mut buffer = vec![0; len];
+        self.read_exact_at(&mut buffer, offset).map_err(|source| CatalogError::ReadSegment {
+            offset,
+            len,
+            source: source.into(),
+        })?;
+        Ok(buffer.into())
+    }
+}

@@ -1,0 +1,349 @@
+//! Reading a segment: trailer, tables and filter once, then one block per lookup.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+
+use keepwell_crypto::{ChunkId, GroupId, MemberId};
+
+use super::block::{BLOCK_BYTES_MAX, Block};
+use super::cache::BlockCache;
+use super::entry::{IndexEntry, PackRef};
+use super::filter::Filter;
+use super::layout::{BlockRef, FILTER_MAGIC, TABLES_MAGIC, TRAILER_LEN, Tables, Trailer, hash16};
+use super::read_at::ReadAt;
+use crate::error::CatalogError;
+use crate::frame;
+use crate::names::PackClass;
+
+/// The tables of the largest segment (256 MiB) stay far below this.
+const TABLES_BYTES_MAX: usize = 256 << 20;
+
+/// Decides whether a signature over the tables of a segment holds: signer, tables, signature.
+///
+/// It should check the signature as kind `index`, and that the signer is a member that may write to the group.
+pub type VerifySegment<'a> =
+    &'a dyn Fn(&MemberId, &[u8], &[u8; 64]) -> Result<(), Box<dyn Error + Send + Sync>>;
+
+/// One segment of the index, open for lookups from several threads.
+pub struct Segment {
+    group: GroupId,
+    class: PackClass,
+    entries: u64,
+    packs: Vec<PackRef>,
+    inputs: Vec<String>,
+    signer: MemberId,
+    body: Body,
+}
+
+/// Where the entries are.
+enum Body {
+    Stored { source: Box<dyn ReadAt>, blocks: Vec<BlockRef>, filter: Filter },
+    Memory(Arc<[IndexEntry]>),
+}
+
+impl Segment {
+    /// Opens the plaintext of a segment: reads trailer, tables and filter, and checks the signature before it
+    /// believes anything. Memory afterwards: the filter (10 bits per entry), 56 bytes per pack, 72 per block.
+    pub fn open(source: Box<dyn ReadAt>, verify: VerifySegment<'_>) -> Result<Self, CatalogError> {
+        let trailer = read_trailer(source.as_ref())?;
+        let tables_cbor = read_tables(source.as_ref(), &trailer)?;
+        verify(&trailer.signer, &tables_cbor, &trailer.signature)
+            .map_err(|source| CatalogError::Untrusted { source })?;
+        let tables = Tables::decode(&tables_cbor)?;
+        if tables.blocks_end() != trailer.filter_offset {
+            return Err(malformed("its filter does not follow its blocks"));
+        }
+        let filter = read_filter(source.as_ref(), &trailer, &tables)?;
+        Ok(Segment {
+            group: tables.group,
+            class: tables.class,
+            entries: tables.entries,
+            packs: tables.packs,
+            inputs: tables.inputs,
+            signer: trailer.signer,
+            body: Body::Stored { source, blocks: tables.blocks, filter },
+        })
+    }
+
+    /// Group that it belongs to.
+    pub fn group(&self) -> GroupId {
+        self.group
+    }
+
+    /// What its packs hold.
+    pub fn class(&self) -> PackClass {
+        self.class
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> u64 {
+        self.entries
+    }
+
+    /// Whether it has no entries.
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    /// Its packs, in order of their ordinals.
+    pub fn packs(&self) -> &[PackRef] {
+        &self.packs
+    }
+
+    /// Names of the segments that were merged into it.
+    pub fn inputs(&self) -> &[String] {
+        &self.inputs
+    }
+
+    /// Who wrote it.
+    pub fn signer(&self) -> MemberId {
+        self.signer
+    }
+
+    /// `false` means that the id is not in the segment. Reads nothing.
+    pub fn may_contain(&self, id: &ChunkId) -> bool {
+        match &self.body {
+            Body::Stored { filter, .. } => filter.may_contain(id),
+            Body::Memory(entries) => entries.binary_search_by_key(id, |entry| entry.id).is_ok(),
+        }
+    }
+
+    /// Every entry with this id, each with its position in the segment. Reads and decodes one block, rarely more,
+    /// unless the filter excludes the id.
+    pub fn find(&self, id: &ChunkId) -> Result<Vec<(u64, IndexEntry)>, CatalogError> {
+        self.find_with(id, |segment, number| segment.load_block(number))
+    }
+
+    /// As [`Segment::find`], through the blocks that `cache` keeps for segment `number` of an index.
+    pub(crate) fn find_cached(
+        &self,
+        id: &ChunkId,
+        number: usize,
+        cache: &BlockCache,
+    ) -> Result<Vec<(u64, IndexEntry)>, CatalogError> {
+        self.find_with(id, |segment, block_number| {
+            if let Some(block) = cache.get((number, block_number)) {
+                return Ok(block);
+            }
+            let block = segment.load_block(block_number)?;
+            cache.insert((number, block_number), &block);
+            Ok(block)
+        })
+    }
+
+    /// All entries in order, each with its position. Holds one block at a time.
+    pub fn iter(&self) -> SegmentEntries<'_> {
+        SegmentEntries {
+            segment: self,
+            next_block: 0,
+            ordinal: 0,
+            current: Vec::new().into_iter(),
+            last: None,
+        }
+    }
+
+    /// Decodes all entries (52 bytes each) and lets go of what the segment was read from.
+    pub(crate) fn into_memory(self) -> Result<Self, CatalogError> {
+        let entries =
+            self.iter().map(|item| item.map(|(_, entry)| entry)).collect::<Result<Arc<[_]>, _>>()?;
+        Ok(Segment { body: Body::Memory(entries), ..self })
+    }
+
+    /// The entries, if they are in memory.
+    pub(crate) fn in_memory(&self) -> Option<&Arc<[IndexEntry]>> {
+        match &self.body {
+            Body::Memory(entries) => Some(entries),
+            Body::Stored { .. } => None,
+        }
+    }
+
+    fn find_with(
+        &self,
+        id: &ChunkId,
+        load: impl Fn(&Self, usize) -> Result<Arc<Block>, CatalogError>,
+    ) -> Result<Vec<(u64, IndexEntry)>, CatalogError> {
+        match &self.body {
+            Body::Memory(entries) => Ok(find_in_memory(entries, id)),
+            Body::Stored { filter, .. } if !filter.may_contain(id) => Ok(Vec::new()),
+            Body::Stored { blocks, .. } => {
+                let mut found = Vec::new();
+                for number in candidates(blocks, id) {
+                    let block = load(self, number)?;
+                    self.find_in_block(&block, blocks[number].first_ordinal, id, &mut found)?;
+                }
+                Ok(found)
+            }
+        }
+    }
+
+    fn find_in_block(
+        &self,
+        block: &Block,
+        first_ordinal: u64,
+        id: &ChunkId,
+        found: &mut Vec<(u64, IndexEntry)>,
+    ) -> Result<(), CatalogError> {
+        let mut position = block.lower_bound(id);
+        if !block.is_at(position, id) {
+            return Ok(());
+        }
+        let mut entries = block.entries();
+        entries.skip_entries(position)?;
+        while block.is_at(position, id) {
+            let Some(entry) = entries.next() else { break };
+            found.push((first_ordinal + position as u64, self.checked(entry?)?));
+            position += 1;
+        }
+        Ok(())
+    }
+
+    fn load_block(&self, number: usize) -> Result<Arc<Block>, CatalogError> {
+        const WHAT: &str = "index block";
+        let Body::Stored { source, blocks, .. } = &self.body else {
+            return Err(CatalogError::malformed(WHAT, "the segment is in memory"));
+        };
+        let place = &blocks[number];
+        let stored = source.read_at(place.offset, place.stored_len as usize)?;
+        if hash16(&stored) != place.hash {
+            return Err(CatalogError::malformed(WHAT, "its hash is not the one in the tables"));
+        }
+        let plain = frame::decompress(WHAT, &stored, BLOCK_BYTES_MAX)?;
+        Ok(Arc::new(Block::parse(plain, place.entries)?))
+    }
+
+    fn checked(&self, entry: IndexEntry) -> Result<IndexEntry, CatalogError> {
+        match self.packs.get(entry.pack as usize) {
+            Some(_) => Ok(entry),
+            None => Err(malformed("an entry names a pack that is not in the tables")),
+        }
+    }
+}
+
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Segment")
+            .field("group", &self.group)
+            .field("class", &self.class)
+            .field("entries", &self.entries)
+            .field("packs", &self.packs.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Iterator over a whole segment; ends after the first error.
+#[derive(Debug)]
+pub struct SegmentEntries<'s> {
+    segment: &'s Segment,
+    next_block: usize,
+    ordinal: u64,
+    current: std::vec::IntoIter<IndexEntry>,
+    last: Option<(ChunkId, u32, u32)>,
+}
+
+impl SegmentEntries<'_> {
+    /// Decodes the next block; `false` when there is none.
+    fn advance(&mut self) -> Result<bool, CatalogError> {
+        let Body::Stored { blocks, .. } = &self.segment.body else { return Ok(false) };
+        if self.next_block == blocks.len() {
+            return Ok(false);
+        }
+        let block = self.segment.load_block(self.next_block)?;
+        let entries = block.entries().collect::<Result<Vec<_>, _>>()?;
+        if entries.first().map(|entry| entry.id) != Some(blocks[self.next_block].first) {
+            return Err(malformed("a block does not begin where the tables say"));
+        }
+        self.next_block += 1;
+        self.current = entries.into_iter();
+        Ok(true)
+    }
+
+    fn next_entry(&mut self) -> Result<Option<IndexEntry>, CatalogError> {
+        if let Body::Memory(entries) = &self.segment.body {
+            return Ok(usize::try_from(self.ordinal).ok().and_then(|at| entries.get(at)).copied());
+        }
+        let entry = loop {
+            match self.current.next() {
+                Some(entry) => break self.segment.checked(entry)?,
+                None if self.advance()? => {}
+                None => return Ok(None),
+            }
+        };
+        let place = (entry.id, entry.pack, entry.frame_offset);
+        if self.last.is_some_and(|last| last > place) {
+            return Err(malformed("its entries are out of order"));
+        }
+        self.last = Some(place);
+        Ok(Some(entry))
+    }
+
+    fn stop(&mut self) {
+        self.current = Vec::new().into_iter();
+        self.ordinal = u64::MAX;
+        self.next_block = match &self.segment.body {
+            Body::Stored { blocks, .. } => blocks.len(),
+            Body::Memory(_) => 0,
+        };
+    }
+}
+
+impl Iterator for SegmentEntries<'_> {
+    type Item = Result<(u64, IndexEntry), CatalogError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.next_entry() {
+            Ok(Some(entry)) => {
+                let ordinal = self.ordinal;
+                self.ordinal += 1;
+                Some(Ok((ordinal, entry)))
+            }
+            Ok(None) => None,
+            Err(error) => {
+                self.stop();
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+/// Blocks that can hold the id: the last one that begins below it, and all that begin with it.
+fn candidates(blocks: &[BlockRef], id: &ChunkId) -> std::ops::Range<usize> {
+    let from = blocks.partition_point(|block| block.first < *id).saturating_sub(1);
+    let to = blocks.partition_point(|block| block.first <= *id);
+    from..to.max(from)
+}
+
+fn find_in_memory(entries: &[IndexEntry], id: &ChunkId) -> Vec<(u64, IndexEntry)> {
+    let from = entries.partition_point(|entry| entry.id < *id);
+    let same = entries[from..].iter().take_while(|entry| entry.id == *id);
+    (from as u64..).zip(same.copied()).collect()
+}
+
+fn read_trailer(source: &dyn ReadAt) -> Result<Trailer, CatalogError> {
+    let len = source.len()?;
+    let at = len.checked_sub(TRAILER_LEN as u64).ok_or_else(|| malformed("it is too short"))?;
+    let trailer = Trailer::decode(&source.read_at(at, TRAILER_LEN)?)?;
+    let ends = |offset: u64, len: u32, end: u64| offset.checked_add(u64::from(len)) == Some(end);
+    let fits = ends(trailer.tables_offset, trailer.tables_len, at)
+        && ends(trailer.filter_offset, trailer.filter_len, trailer.tables_offset);
+    if fits { Ok(trailer) } else { Err(malformed("its trailer does not fit its length")) }
+}
+
+fn read_tables(source: &dyn ReadAt, trailer: &Trailer) -> Result<Vec<u8>, CatalogError> {
+    const WHAT: &str = "index tables";
+    let stored = source.read_at(trailer.tables_offset, trailer.tables_len as usize)?;
+    frame::decompress(WHAT, frame::skippable_content(WHAT, TABLES_MAGIC, &stored)?, TABLES_BYTES_MAX)
+}
+
+fn read_filter(source: &dyn ReadAt, trailer: &Trailer, tables: &Tables) -> Result<Filter, CatalogError> {
+    const WHAT: &str = "index filter";
+    let stored = source.read_at(trailer.filter_offset, trailer.filter_len as usize)?;
+    if hash16(&stored) != tables.filter_hash {
+        return Err(CatalogError::malformed(WHAT, "its hash is not the one in the tables"));
+    }
+    Filter::parse(frame::skippable_content(WHAT, FILTER_MAGIC, &stored)?)
+}
+
+fn malformed(reason: &str) -> CatalogError {
+    CatalogError::malformed("index segment", reason)
+}

@@ -1,0 +1,182 @@
+//! All segments of an index at once.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+
+use keepwell_crypto::ChunkId;
+
+use super::cache::BlockCache;
+use super::entry::{IndexEntry, PackRef, PackSet};
+use super::segment::Segment;
+use super::table::Table;
+use crate::error::CatalogError;
+use crate::names::PackClass;
+
+/// Decoded blocks of large segments that are kept.
+const CACHE_BYTES: usize = 16 << 20;
+
+/// Answers where a chunk is, over many segments, from several threads; segments may be added meanwhile.
+///
+/// Small segments are decoded into memory until the budget is used up, at most 62 bytes per entry; the others keep
+/// their filter in memory (10 bits per entry) and read one block per hit. So add the small ones first.
+///
+/// ```
+/// # use keepwell_catalog::index::{IndexSet, PackSet};
+/// # use keepwell_crypto::ChunkId;
+/// let index = IndexSet::new(IndexSet::DEFAULT_MEMORY_BUDGET_BYTES);
+/// let id = ChunkId::from_bytes([7; 32]);
+/// assert!(!index.contains_live(&id, &PackSet::default())?);
+/// assert!(index.find(&id)?.is_empty());
+/// # Ok::<(), keepwell_catalog::CatalogError>(())
+/// ```
+#[derive(Debug)]
+pub struct IndexSet {
+    memory_budget_bytes: u64,
+    cache: BlockCache,
+    state: RwLock<State>,
+    /// Held while a segment is added, so that two do not share the same rest of the budget.
+    adding: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    segments: Vec<(Arc<str>, Arc<Segment>)>,
+    /// Entries of the segments that are in memory.
+    table: Table,
+    /// The other segments, with their numbers.
+    stored: Arc<Vec<(usize, Arc<Segment>)>>,
+}
+
+/// Where one copy of a chunk lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Number of the segment in the set.
+    pub segment: usize,
+    /// Position of the entry in that segment.
+    pub ordinal: u64,
+    /// What the pack holds, which is the folder it lies in.
+    pub class: PackClass,
+    /// The pack.
+    pub pack: PackRef,
+    /// The entry.
+    pub entry: IndexEntry,
+}
+
+impl IndexSet {
+    /// Memory for decoded segments that suits most hosts: 48 MiB, about 800 000 chunks.
+    pub const DEFAULT_MEMORY_BUDGET_BYTES: u64 = 48 << 20;
+
+    /// An empty index.
+    pub fn new(memory_budget_bytes: u64) -> Self {
+        IndexSet {
+            memory_budget_bytes,
+            cache: BlockCache::new(CACHE_BYTES),
+            state: RwLock::default(),
+            adding: Mutex::default(),
+        }
+    }
+
+    /// Adds a segment under its object name and returns its number. A name that is there already is not added again.
+    ///
+    /// Lookups go on while a small segment is decoded, and wait only for the table to take it in.
+    pub fn add(&self, name: &str, segment: Segment) -> Result<usize, CatalogError> {
+        let _adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        let (known, fits) = {
+            let state = self.read();
+            let known = state.segments.iter().position(|(other, _)| **other == *name);
+            let used = state.table.bytes() + Table::cost_bytes(segment.len());
+            (known, used <= self.memory_budget_bytes && state.table.has_numbers_for(segment.len()))
+        };
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let segment = Arc::new(if fits { segment.into_memory()? } else { segment });
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let number = state.segments.len();
+        match segment.in_memory() {
+            Some(entries) => state.table.insert_run(number, Arc::clone(entries)),
+            None => Arc::make_mut(&mut state.stored).push((number, Arc::clone(&segment))),
+        }
+        state.segments.push((name.into(), segment));
+        Ok(number)
+    }
+
+    /// `false` means that no segment has the id. Reads nothing; an id that is absent passes now and then.
+    pub fn may_contain(&self, id: &ChunkId) -> bool {
+        let state = self.read();
+        state.table.visit(id, |_, _, _| ControlFlow::Break(())).is_break()
+            || state.stored.iter().any(|(_, segment)| segment.may_contain(id))
+    }
+
+    /// Every location of a chunk. A reader tries them all before it reports damage.
+    pub fn find(&self, id: &ChunkId) -> Result<Vec<Location>, CatalogError> {
+        let mut found = Vec::new();
+        let stored = {
+            let state = self.read();
+            let _ = state.table.visit(id, |number, ordinal, entry| {
+                found.push(location(number, &state.segments[number].1, ordinal, *entry));
+                ControlFlow::<()>::Continue(())
+            });
+            Arc::clone(&state.stored)
+        };
+        for (number, segment) in stored.iter() {
+            let entries = segment.find_cached(id, *number, &self.cache)?;
+            found.extend(
+                entries.into_iter().map(|(ordinal, entry)| location(*number, segment, ordinal, entry)),
+            );
+        }
+        Ok(found)
+    }
+
+    /// Whether the chunk lies in a pack that is not in `dead`: whether a writer may refer to it instead of storing
+    /// it again. Takes well below a microsecond for what is in memory, and for most ids that are absent.
+    pub fn contains_live(&self, id: &ChunkId, dead: &PackSet) -> Result<bool, CatalogError> {
+        let stored = {
+            let state = self.read();
+            let live = state.table.visit(id, |number, _, entry| {
+                let pack = &state.segments[number].1.packs()[entry.pack as usize];
+                if dead.contains(&pack.name) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+            if live.is_break() {
+                return Ok(true);
+            }
+            if !state.stored.iter().any(|(_, segment)| segment.may_contain(id)) {
+                return Ok(false);
+            }
+            Arc::clone(&state.stored)
+        };
+        for (number, segment) in stored.iter() {
+            let entries = segment.find_cached(id, *number, &self.cache)?;
+            let is_live = |entry: &IndexEntry| !dead.contains(&segment.packs()[entry.pack as usize].name);
+            if entries.iter().any(|(_, entry)| is_live(entry)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The segments with their object names, in order of their numbers.
+    pub fn segments(&self) -> Vec<(Arc<str>, Arc<Segment>)> {
+        self.read().segments.clone()
+    }
+
+    /// Entries in all segments.
+    pub fn len(&self) -> u64 {
+        self.read().segments.iter().map(|(_, segment)| segment.len()).sum()
+    }
+
+    /// Whether no segment has an entry.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn location(number: usize, segment: &Segment, ordinal: u64, entry: IndexEntry) -> Location {
+    // Opening and decoding a segment have checked that every entry's pack is there.
+    let pack = segment.packs()[entry.pack as usize];
+    Location { segment: number, ordinal, class: segment.class(), pack, entry }
+}

@@ -1,0 +1,213 @@
+//! Commits, checkpoints and fences: how a session ends (format §11).
+
+use keepwell_crypto::{Digest, GroupId, MemberId, SnapshotId, StoreId};
+
+use super::codec::{MapWriter, Reader, put_member_uint, read_map, required};
+use crate::cbor::{put_array, put_bytes, put_text, put_uint};
+use crate::error::CatalogError;
+use crate::names::ContentName;
+
+/// How a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CommitKind {
+    /// With a snapshot.
+    Snapshot,
+    /// With a partial snapshot that only keeps its data alive; never shown or counted.
+    Checkpoint,
+    /// With nothing, by the writer itself or by a keeper.
+    Fence,
+    /// With index segments but no snapshot, as a merge does.
+    IndexOnly,
+}
+
+impl CommitKind {
+    fn code(self) -> u64 {
+        match self {
+            CommitKind::Snapshot => 0,
+            CommitKind::Checkpoint => 1,
+            CommitKind::Fence => 2,
+            CommitKind::IndexOnly => 3,
+        }
+    }
+
+    fn from_code(code: u64) -> Result<Self, CatalogError> {
+        match code {
+            0 => Ok(CommitKind::Snapshot),
+            1 => Ok(CommitKind::Checkpoint),
+            2 => Ok(CommitKind::Fence),
+            3 => Ok(CommitKind::IndexOnly),
+            kind => Err(CatalogError::UnknownKind { what: "commit kind", kind }),
+        }
+    }
+
+    /// Whether such an end names a manifest, whose data must be kept.
+    pub fn has_manifest(self) -> bool {
+        matches!(self, CommitKind::Snapshot | CommitKind::Checkpoint)
+    }
+}
+
+/// Payload of the record that ends session `n` of a writer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// Store in which the session worked.
+    pub store: StoreId,
+    /// Whose session.
+    pub writer: MemberId,
+    /// Which session.
+    pub n: u64,
+    /// How it ended.
+    pub kind: CommitKind,
+    /// When, by the clock of whoever signed; nanoseconds since 1970.
+    pub time: i64,
+    /// This writer's ends since its last own commit, with the SHA-256 of their stored bytes.
+    pub previous: Vec<(u64, Digest)>,
+    /// The newest commit seen of every other writer.
+    pub seen: Vec<(MemberId, u64)>,
+    /// The manifest; present if and only if the kind has one.
+    pub manifest: Option<ContentName>,
+    /// The snapshot that the manifest describes; present if and only if the kind has one.
+    pub snapshot: Option<SnapshotId>,
+    /// SHA-256 of the stored bytes of the session's list.
+    pub list: Option<Digest>,
+    /// Group whose index the session wrote to.
+    pub group: Option<GroupId>,
+    /// The writer states that the capture is whole.
+    pub complete: bool,
+    /// Bytes of content of the snapshot, holes included.
+    pub logical_bytes: u64,
+    /// End of the capture by the writer's clock, in nanoseconds since 1970.
+    pub capture: Option<i64>,
+    /// Stored envelope of the commit in the store that the snapshot was copied from.
+    pub origin: Option<Vec<u8>>,
+    /// Recipes in `state/<writer>/`.
+    pub state: Vec<ContentName>,
+}
+
+impl Commit {
+    /// Kind of the signed record.
+    pub const KIND: &str = "commit";
+    const WHAT: &str = "commit";
+
+    /// Deterministic CBOR.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut map = MapWriter::default();
+        map.bytes(0, self.store.as_bytes());
+        map.bytes(1, self.writer.as_bytes());
+        map.uint(2, self.n);
+        map.uint(3, self.kind.code());
+        map.int(4, self.time);
+        map.array(5, &self.previous, |out, (n, digest)| {
+            put_array(out, 2);
+            put_uint(out, *n);
+            put_bytes(out, digest.as_bytes());
+        });
+        map.array(6, &self.seen, put_member_uint);
+        if let Some(manifest) = &self.manifest {
+            map.text(7, &manifest.to_string());
+        }
+        if let Some(snapshot) = &self.snapshot {
+            map.bytes(8, snapshot.as_bytes());
+        }
+        if let Some(list) = &self.list {
+            map.bytes(9, list.as_bytes());
+        }
+        if let Some(group) = &self.group {
+            map.text(10, &group.to_string());
+        }
+        map.bool(11, self.complete);
+        map.uint(12, self.logical_bytes);
+        if let Some(capture) = self.capture {
+            map.int(13, capture);
+        }
+        if let Some(origin) = &self.origin {
+            map.bytes(14, origin);
+        }
+        map.array(15, &self.state, |out, name| put_text(out, &name.to_string()));
+        map.finish()
+    }
+
+    /// Reads the payload of a commit, checkpoint or fence.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CatalogError> {
+        let mut parts = Parts::default();
+        read_map(Self::WHAT, bytes, |reader, key| parts.read(reader, key))?;
+        let commit = parts.finish()?;
+        let has_manifest = commit.kind.has_manifest();
+        if commit.manifest.is_some() != has_manifest || commit.snapshot.is_some() != has_manifest {
+            let reason = if has_manifest { "it names no manifest" } else { "its kind has no manifest" };
+            return Err(CatalogError::malformed(Self::WHAT, reason));
+        }
+        Ok(commit)
+    }
+}
+
+/// The fields of a commit as they are met.
+#[derive(Default)]
+struct Parts {
+    store: Option<StoreId>,
+    writer: Option<MemberId>,
+    n: Option<u64>,
+    kind: Option<CommitKind>,
+    time: Option<i64>,
+    previous: Vec<(u64, Digest)>,
+    seen: Vec<(MemberId, u64)>,
+    manifest: Option<ContentName>,
+    snapshot: Option<SnapshotId>,
+    list: Option<Digest>,
+    group: Option<GroupId>,
+    complete: bool,
+    logical_bytes: u64,
+    capture: Option<i64>,
+    origin: Option<Vec<u8>>,
+    state: Vec<ContentName>,
+}
+
+impl Parts {
+    fn read(&mut self, reader: &mut Reader<'_>, key: u64) -> Result<bool, CatalogError> {
+        match key {
+            0 => self.store = Some(StoreId::from_bytes(reader.exact()?)),
+            1 => self.writer = Some(reader.member()?),
+            2 => self.n = Some(reader.uint()?),
+            3 => self.kind = Some(CommitKind::from_code(reader.uint()?)?),
+            4 => self.time = Some(reader.int()?),
+            5 => {
+                self.previous = reader.array(|reader| {
+                    reader.tuple(2)?;
+                    Ok((reader.uint()?, reader.digest()?))
+                })?;
+            }
+            6 => self.seen = reader.array(Reader::member_uint)?,
+            7 => self.manifest = Some(reader.parsed()?),
+            8 => self.snapshot = Some(SnapshotId::from_bytes(reader.exact()?)),
+            9 => self.list = Some(reader.digest()?),
+            10 => self.group = Some(reader.parsed()?),
+            11 => self.complete = reader.bool()?,
+            12 => self.logical_bytes = reader.uint()?,
+            13 => self.capture = Some(reader.int()?),
+            14 => self.origin = Some(reader.bytes()?.to_vec()),
+            15 => self.state = reader.array(Reader::parsed)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn finish(self) -> Result<Commit, CatalogError> {
+        Ok(Commit {
+            store: required(Commit::WHAT, "store", self.store)?,
+            writer: required(Commit::WHAT, "writer", self.writer)?,
+            n: required(Commit::WHAT, "number", self.n)?,
+            kind: required(Commit::WHAT, "kind", self.kind)?,
+            time: required(Commit::WHAT, "time", self.time)?,
+            previous: self.previous,
+            seen: self.seen,
+            manifest: self.manifest,
+            snapshot: self.snapshot,
+            list: self.list,
+            group: self.group,
+            complete: self.complete,
+            logical_bytes: self.logical_bytes,
+            capture: self.capture,
+            origin: self.origin,
+            state: self.state,
+        })
+    }
+}

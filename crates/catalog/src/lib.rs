@@ -27,7 +27,7 @@ pub use key::MapKey;
 pub use map::{
     Change, Cursor, Diff, Entries, Extents, MapBuilder, MapReader, MemoryNodes, NODE_BYTES_MAX, NodeSink,
     NodeSource, OwnedRecords, RECORD_KEY_BYTES_MAX, RECORD_VALUE_BYTES_MAX, Root, diff, for_each_record,
-    push_entry, walk_nodes,
+    push_entry, record_extents, walk_nodes,
 };
 pub use names::{ContentName, ObjectName, PackClass};
 pub use recipe::{RecipeReader, RecipeRef, RecipeWriter, SubRecord};

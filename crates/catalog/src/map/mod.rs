@@ -32,6 +32,7 @@ mod entries;
 mod memory;
 mod node;
 mod reader;
+mod record;
 mod split;
 mod walk;
 
@@ -43,6 +44,7 @@ pub use diff::{Change, Diff, diff};
 pub use entries::{Entries, Extents};
 pub use memory::MemoryNodes;
 pub(crate) use node::shared_prefix;
+pub use record::record_extents;
 pub use reader::{Cursor, MapReader, OwnedRecords};
 pub use split::{for_each_record, push_entry};
 pub use walk::walk_nodes;

@@ -123,3 +123,36 @@ impl<'a> Walker<'a> {
 pub(crate) fn infallible(encode: impl FnOnce() -> Result<(), minicbor::encode::Error<Infallible>>) {
     encode().expect("encoding into memory does not fail");
 }
+
+pub(crate) type Decoded<T> = Result<T, minicbor::decode::Error>;
+
+/// Reads a map with unsigned keys. `field` reads the value of a key that it knows and returns true; others are skipped.
+pub(crate) fn fields<'b>(
+    d: &mut minicbor::Decoder<'b>,
+    mut field: impl FnMut(u64, &mut minicbor::Decoder<'b>) -> Decoded<bool>,
+) -> Decoded<()> {
+    for _ in 0..definite(d.map()?)? {
+        let key = d.u64()?;
+        if !field(key, d)? {
+            d.skip()?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads an array of items.
+pub(crate) fn items<'b, T>(
+    d: &mut minicbor::Decoder<'b>,
+    mut item: impl FnMut(&mut minicbor::Decoder<'b>) -> Decoded<T>,
+) -> Decoded<Vec<T>> {
+    (0..definite(d.array()?)?).map(|_| item(d)).collect()
+}
+
+/// The value of a key that must be there.
+pub(crate) fn need<T>(value: Option<T>, key: i64) -> Decoded<T> {
+    value.ok_or_else(|| minicbor::decode::Error::missing_value(key))
+}
+
+fn definite(length: Option<u64>) -> Decoded<u64> {
+    length.ok_or_else(|| minicbor::decode::Error::message("indefinite length"))
+}

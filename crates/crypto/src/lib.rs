@@ -3,17 +3,21 @@
 //! Pure: nothing here opens a file or reads a clock. Random bytes for keys come from the operating system.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod cbor;
+mod cbor;
 mod chunk;
 mod error;
 mod ids;
+pub mod keyfile;
+pub mod keyring;
 mod open;
+mod passphrase;
 mod random;
 mod recipient;
 mod seal;
 mod secret;
 mod sign;
 mod signed;
+pub mod trust;
 
 pub use chunk::{BoundaryKey, ChunkKind, IdKey};
 pub use error::CryptoError;

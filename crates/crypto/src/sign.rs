@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use bech32::primitives::decode::CheckedHrpstring;
 use bech32::{Bech32, Hrp};
 use ed25519_dalek::Signer as _;
 use zeroize::Zeroize;
@@ -75,7 +76,7 @@ impl SigningKey {
     pub fn parse(text: &str) -> Result<Self, CryptoError> {
         let invalid = |reason| CryptoError::InvalidKey { kind: SIGNING_KIND, reason };
         let (prefix, mut bytes) =
-            bech32::decode(text).map_err(|_| invalid("it does not decode as `KEEPWELL-SIGNING-KEY-1…`"))?;
+            decode_bech32(text).ok_or_else(|| invalid("it does not decode as `KEEPWELL-SIGNING-KEY-1…`"))?;
         let seed: Result<[u8; 32], _> = bytes.as_slice().try_into();
         bytes.zeroize();
         let mut seed = seed.map_err(|_| invalid("it does not have 32 bytes"))?;
@@ -195,4 +196,10 @@ fn message(repository: RepositoryId, kind: &str, bytes: &[u8]) -> Vec<u8> {
     message.extend_from_slice(kind.as_bytes());
     message.extend_from_slice(bytes);
     message
+}
+
+/// Bech32 with its original checksum, the one that age uses; Bech32m is refused.
+fn decode_bech32(text: &str) -> Option<(Hrp, Vec<u8>)> {
+    let checked = CheckedHrpstring::new::<Bech32>(text).ok()?;
+    Some((checked.hrp(), checked.byte_iter().collect()))
 }

@@ -1,0 +1,68 @@
+//! Texts under a passphrase: armored age files with one scrypt recipient.
+
+use std::io::{Read, Write};
+
+use age::secrecy::SecretString;
+use age::{armor, scrypt};
+use zeroize::Zeroizing;
+
+use crate::error::CryptoError;
+use crate::seal::SealWriter;
+use crate::secret::Secret;
+
+/// scrypt works with N = 2^18: about a second and 256 MiB. Pinned, since the age library would measure the machine.
+pub(crate) const WORK_FACTOR: u8 = 18;
+/// 1 GiB and a few seconds; a text that asks for more is refused.
+pub(crate) const WORK_FACTOR_MAX: u8 = 20;
+/// Far more than a key file has.
+const TEXT_MAX_BYTES: usize = 1 << 20;
+const BEGIN: &str = "-----BEGIN AGE ENCRYPTED FILE-----";
+
+/// Whether a text is an armored age file.
+pub(crate) fn is_armored(text: &str) -> bool {
+    text.trim_start().starts_with(BEGIN)
+}
+
+/// Seals a text under a passphrase; `age -d` opens it.
+pub(crate) fn protect(plain: &Secret, passphrase: &Secret) -> Result<String, CryptoError> {
+    protect_with(plain, passphrase, WORK_FACTOR)
+}
+
+pub(crate) fn protect_with(plain: &Secret, passphrase: &Secret, log_n: u8) -> Result<String, CryptoError> {
+    let io = |source| CryptoError::Io { source };
+    let mut recipient = scrypt::Recipient::new(SecretString::from(passphrase.expose()));
+    recipient.set_work_factor(log_n);
+    let armor = armor::ArmoredWriter::wrap_output(Vec::new(), armor::Format::AsciiArmor).map_err(io)?;
+    let mut writer = SealWriter::with_age_recipients(std::iter::once(&recipient as _), armor)?;
+    writer.write_all(plain.expose().as_bytes()).map_err(io)?;
+    let bytes = writer.finish().and_then(|armor| armor.finish()).map_err(io)?;
+    Ok(String::from_utf8(bytes).expect("armor is ASCII"))
+}
+
+/// Opens a text that [`protect`] or `age -p -a` made.
+pub(crate) fn unprotect(armored: &str, passphrase: &Secret) -> Result<Secret, CryptoError> {
+    if armored.len() > 2 * TEXT_MAX_BYTES {
+        return Err(CryptoError::damaged("it is far longer than a key file"));
+    }
+    let damage = |error| CryptoError::from_decrypt(error, 1, WORK_FACTOR_MAX);
+    let mut identity = scrypt::Identity::new(SecretString::from(passphrase.expose()));
+    identity.set_max_work_factor(WORK_FACTOR_MAX);
+    let binary = dearmor(armored)?;
+    crate::seal::header_len(&binary).map_err(|_| CryptoError::damaged("the header is malformed"))?;
+    let decryptor = age::Decryptor::new_buffered(&binary[..]).map_err(damage)?;
+    if !decryptor.is_scrypt() {
+        return Err(CryptoError::damaged("it is not under a passphrase"));
+    }
+    let mut stream = decryptor.decrypt(std::iter::once(&identity as _)).map_err(damage)?;
+    let mut plain = Zeroizing::new(Vec::with_capacity(binary.len()));
+    stream.read_to_end(&mut plain).map_err(CryptoError::from_read)?;
+    let text = std::str::from_utf8(&plain).map_err(|_| CryptoError::damaged("it is not a text"))?;
+    Ok(Secret::from(text))
+}
+
+fn dearmor(armored: &str) -> Result<Vec<u8>, CryptoError> {
+    let mut binary = Vec::new();
+    let mut reader = armor::ArmoredReader::new(armored.trim().as_bytes());
+    reader.read_to_end(&mut binary).map_err(|_| CryptoError::damaged("the armor is malformed"))?;
+    Ok(binary)
+}

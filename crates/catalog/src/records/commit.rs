@@ -81,6 +81,21 @@ pub struct Commit {
     pub origin: Option<Vec<u8>>,
     /// Recipes in `state/<writer>/`.
     pub state: Vec<ContentName>,
+    /// Tells this writer's datasets apart without naming them: see [`dataset_tag`].
+    pub dataset_tag: Option<[u8; 16]>,
+    /// Numbers of this writer's checkpoints that this end makes unnecessary: they are no roots any more.
+    pub supersedes: Vec<u64>,
+}
+
+/// The tag of a dataset: the first 16 bytes of its name's id, as if `dataset ‖ 00 ‖ name` were a chunk of type 0.
+///
+/// Lets a writer find its last commit of a dataset although it cannot read its own manifests.
+pub fn dataset_tag(key: &keepwell_crypto::IdKey, dataset: &str) -> [u8; 16] {
+    let name = [b"dataset\0", dataset.as_bytes()].concat();
+    let id = key.chunk_id(keepwell_crypto::ChunkKind::Content, &name);
+    let mut tag = [0; 16];
+    tag.copy_from_slice(&id.as_bytes()[..16]);
+    tag
 }
 
 impl Commit {
@@ -123,6 +138,10 @@ impl Commit {
             map.bytes(14, origin);
         }
         map.array(15, &self.state, |out, name| put_text(out, &name.to_string()));
+        if let Some(tag) = &self.dataset_tag {
+            map.bytes(16, tag);
+        }
+        map.array(17, &self.supersedes, |out, n| put_uint(out, *n));
         map.finish()
     }
 
@@ -159,6 +178,8 @@ struct Parts {
     capture: Option<i64>,
     origin: Option<Vec<u8>>,
     state: Vec<ContentName>,
+    dataset_tag: Option<[u8; 16]>,
+    supersedes: Vec<u64>,
 }
 
 impl Parts {
@@ -185,6 +206,8 @@ impl Parts {
             13 => self.capture = Some(reader.int()?),
             14 => self.origin = Some(reader.bytes()?.to_vec()),
             15 => self.state = reader.array(Reader::parsed)?,
+            16 => self.dataset_tag = Some(reader.exact()?),
+            17 => self.supersedes = reader.array(Reader::uint)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -208,6 +231,8 @@ impl Parts {
             capture: self.capture,
             origin: self.origin,
             state: self.state,
+            dataset_tag: self.dataset_tag,
+            supersedes: self.supersedes,
         })
     }
 }

@@ -14,7 +14,7 @@ mod gc;
 mod manifest;
 mod session;
 
-pub use commit::{Commit, CommitKind};
+pub use commit::{Commit, CommitKind, dataset_tag};
 pub use gc::{Kept, Marks, Plan, Retired, RetiredSnapshot};
 pub use manifest::{FORMAT_VERSION, Manifest, Problem, Statistics, snapshot_id};
 pub use session::{List, ListedObject, Session, SessionKind};

@@ -1,1 +1,287 @@
+//! Whole segments: written, read back, damaged, merged, and asked together.
 
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use bytes::Bytes;
+use keepwell_crypto::{
+    ChunkId, Digest, DomainId, GroupId, MemberId, RepositoryId, SigningKey, VerifyingKey, verify_detached,
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::CatalogError;
+use crate::names::{ContentName, PackClass, pack_key};
+
+const REPOSITORY: RepositoryId = RepositoryId::from_bytes([9; 16]);
+const GROUP: GroupId = GroupId::from_bytes([1, 2, 3, 4]);
+
+fn signer() -> SigningKey {
+    SigningKey::from_seed(&[5; 32])
+}
+
+fn verify(
+    member: &MemberId,
+    tables: &[u8],
+    signature: &[u8; 64],
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let key: VerifyingKey = signer().verifying_key();
+    if key.member_id() != *member {
+        return Err("a stranger".into());
+    }
+    Ok(verify_detached(&key, REPOSITORY, "index", tables, signature)?)
+}
+
+fn id(n: u64) -> ChunkId {
+    ChunkId::from_bytes(*blake3::hash(&n.to_le_bytes()).as_bytes())
+}
+
+fn pack(n: u64) -> PackRef {
+    let digest = Digest::from_bytes(*id(n + 1_000_000).as_bytes());
+    PackRef {
+        name: ContentName::new(&digest, [0; 4]),
+        size: 1 << 24,
+        header_len: 200,
+        domain: DomainId::from_bytes([7; 4]),
+    }
+}
+
+fn entry(n: u64, pack: u32) -> IndexEntry {
+    let place = n as u32;
+    IndexEntry {
+        id: id(n),
+        pack,
+        frame_offset: place * 100,
+        frame_length: 90,
+        offset: place % 7,
+        length: 1 << 20,
+    }
+}
+
+/// A segment with one pack per hundred chunks.
+fn build(chunks: std::ops::Range<u64>) -> Vec<u8> {
+    let mut builder = SegmentBuilder::new(GROUP, PackClass::Data);
+    let mut packs = BTreeMap::new();
+    for n in chunks {
+        let ordinal = *packs.entry(n / 100).or_insert_with(|| builder.add_pack(pack(n / 100)));
+        builder.add(entry(n, ordinal));
+    }
+    builder.finish(REPOSITORY, &signer(), vec!["old".into()]).unwrap()
+}
+
+fn open(plain: Vec<u8>) -> Result<Segment, CatalogError> {
+    Segment::open(Box::new(Bytes::from(plain)), &verify)
+}
+
+#[test]
+fn a_segment_finds_what_was_added_and_nothing_else() {
+    let segment = open(build(0..20_000)).unwrap();
+    assert_eq!(
+        (segment.len(), segment.packs().len(), segment.inputs()),
+        (20_000, 200, &["old".to_owned()][..])
+    );
+    assert_eq!(
+        (segment.group(), segment.class(), segment.signer()),
+        (GROUP, PackClass::Data, signer().member_id())
+    );
+    let all: Vec<_> = segment.iter().collect::<Result<_, _>>().unwrap();
+    assert!(all.is_sorted_by_key(|(_, entry)| entry.id));
+    assert_eq!(all.len(), 20_000);
+    for n in 0..2000 {
+        let found = segment.find(&id(n)).unwrap();
+        assert_eq!(found.len(), 1);
+        let (ordinal, entry_found) = found[0];
+        assert_eq!(all[ordinal as usize], found[0]);
+        assert_eq!(IndexEntry { pack: 0, ..entry_found }, entry(n, 0));
+        assert_eq!(segment.packs()[entry_found.pack as usize], pack(n / 100));
+        assert!(segment.find(&id(n + 20_000)).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn the_plaintext_is_only_zstd_and_skippable_frames() {
+    let plain = build(0..5000);
+    let blocks = zstd::decode_all(&plain[..]).unwrap();
+    assert_eq!(u32::from_le_bytes(blocks[..4].try_into().unwrap()), 1599);
+    assert_eq!(plain[plain.len() - 8..], *b"KWINDX\0\x01");
+}
+
+#[test]
+fn an_empty_segment_is_fine() {
+    let segment = open(build(0..0)).unwrap();
+    assert!(segment.is_empty() && segment.iter().next().is_none());
+    assert!(segment.find(&id(1)).unwrap().is_empty());
+}
+
+#[test]
+fn a_file_serves_as_well_as_bytes() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&build(0..5000)).unwrap();
+    let segment = Segment::open(Box::new(file), &verify).unwrap();
+    assert!((0..5000).step_by(7).all(|n| segment.find(&id(n)).unwrap().len() == 1));
+}
+
+#[test]
+fn an_id_with_thousands_of_locations_spans_blocks() {
+    let mut builder = SegmentBuilder::new(GROUP, PackClass::Meta);
+    for n in 0..5000 {
+        let ordinal = builder.add_pack(pack(n));
+        builder.add(IndexEntry { id: id(3), ..entry(n, ordinal) });
+    }
+    (0..1000).for_each(|n| builder.add(entry(n + 10, 0)));
+    let segment = open(builder.finish(REPOSITORY, &signer(), Vec::new()).unwrap()).unwrap();
+    let found = segment.find(&id(3)).unwrap();
+    assert_eq!(found.len(), 5000);
+    let all: Vec<_> = segment.iter().collect::<Result<_, _>>().unwrap();
+    assert!(found.iter().all(|item| all[item.0 as usize] == *item));
+    assert!((10..1010).all(|n| segment.find(&id(n)).unwrap().len() == 1));
+}
+
+#[test]
+fn a_cut_segment_is_refused() {
+    let plain = build(0..3000);
+    for cut in (0..plain.len()).step_by(997).chain(plain.len() - 120..plain.len()) {
+        assert!(open(plain[..cut].to_vec()).is_err(), "cut at {cut}");
+        assert!(open(plain[cut + 1..].to_vec()).is_err(), "begun at {cut}");
+    }
+}
+
+#[test]
+fn a_changed_byte_is_an_error_never_another_answer() {
+    let plain = build(0..3000);
+    let sound = open(plain.clone()).unwrap().iter().collect::<Result<Vec<_>, _>>().unwrap();
+    let tail = plain.len() - 10_000..plain.len();
+    for at in (0..plain.len()).step_by(499).chain(tail.step_by(13)).chain(plain.len() - 112..plain.len()) {
+        let mut changed = plain.clone();
+        changed[at] ^= 0x11;
+        match open(changed).and_then(|segment| segment.iter().collect::<Result<Vec<_>, _>>()) {
+            Ok(read) => assert_eq!(read, sound, "byte {at}"),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    }
+}
+
+#[test]
+fn a_stranger_s_segment_is_refused() {
+    let mut builder = SegmentBuilder::new(GROUP, PackClass::Data);
+    let ordinal = builder.add_pack(pack(0));
+    builder.add(entry(0, ordinal));
+    let plain = builder.finish(REPOSITORY, &SigningKey::generate(), Vec::new()).unwrap();
+    assert!(matches!(open(plain), Err(CatalogError::Untrusted { .. })));
+}
+
+#[test]
+fn the_stream_writer_refuses_disorder_and_unknown_packs() {
+    let mut writer = SortedSegmentWriter::new(Vec::new(), GROUP, PackClass::Data, 10).unwrap();
+    let mut ids = [id(1), id(2)];
+    ids.sort();
+    assert!(writer.push(IndexEntry { id: ids[1], ..entry(0, 0) }).is_err());
+    let ordinal = writer.add_pack(pack(0));
+    assert_eq!(writer.add_pack(pack(0)), ordinal);
+    writer.push(IndexEntry { id: ids[1], ..entry(0, 0) }).unwrap();
+    let error = writer.push(IndexEntry { id: ids[0], ..entry(0, 0) }).unwrap_err();
+    assert_eq!(error.to_string(), "index entry 1 cannot be written: its id comes out of order");
+}
+
+#[test]
+fn a_merge_drops_the_dead_and_the_double() {
+    let segments =
+        [open(build(0..1000)).unwrap(), open(build(500..2500)).unwrap(), open(build(0..0)).unwrap()];
+    let dead = PackSet::from_iter([pack(3).name, pack(7).name]);
+    let mut writer = SortedSegmentWriter::new(Vec::new(), GROUP, PackClass::Data, 3000).unwrap();
+    for located in merge(&segments, |pack, _| dead.contains(&pack.name)).unwrap() {
+        writer.push_located(&located.unwrap()).unwrap();
+    }
+    let merged = open(writer.finish(REPOSITORY, &signer(), Vec::new()).unwrap()).unwrap();
+    assert_eq!((merged.len(), merged.packs().len()), (2300, 23));
+    for n in 0..2500 {
+        let found = merged.find(&id(n)).unwrap();
+        assert_eq!(found.len(), usize::from(!matches!(n / 100, 3 | 7)), "chunk {n}");
+        assert!(found.iter().all(|(_, entry)| merged.packs()[entry.pack as usize] == pack(n / 100)));
+    }
+}
+
+#[test]
+fn classes_do_not_merge() {
+    let meta = SegmentBuilder::new(GROUP, PackClass::Meta).finish(REPOSITORY, &signer(), Vec::new()).unwrap();
+    let segments = [open(build(0..1)).unwrap(), open(meta).unwrap()];
+    assert!(merge(&segments, |_, _| false).is_err());
+}
+
+/// The same answers, whether all is in memory, nothing is, or a part.
+#[test]
+fn a_set_answers_alike_from_memory_and_from_blocks() {
+    for budget in [0, 1 << 18, u64::MAX] {
+        let set = IndexSet::new(budget);
+        assert_eq!(set.add("a", open(build(0..2000)).unwrap()).unwrap(), 0);
+        assert_eq!(set.add("b", open(build(1000..8000)).unwrap()).unwrap(), 1);
+        assert_eq!(set.add("a", open(build(0..2000)).unwrap()).unwrap(), 0);
+        assert_eq!((set.len(), set.segments().len()), (9000, 2));
+        let dead =
+            PackSet::from_keys([&*pack_key(PackClass::Data, &pack(5).name).to_string(), "index/x", "gc/1"]);
+        for n in 0..8000 {
+            let found = set.find(&id(n)).unwrap();
+            let copies = usize::from(n < 2000) + usize::from(n >= 1000);
+            assert_eq!(found.len(), copies, "chunk {n} with budget {budget}");
+            for location in &found {
+                assert_eq!(location.pack, pack(n / 100));
+                let (_, segment) = &set.segments()[location.segment];
+                assert!(segment.find(&id(n)).unwrap().contains(&(location.ordinal, location.entry)));
+            }
+            assert!(set.may_contain(&id(n)));
+            assert_eq!(set.contains_live(&id(n), &dead).unwrap(), n / 100 != 5);
+            assert!(!set.contains_live(&id(n + 8000), &dead).unwrap());
+        }
+    }
+}
+
+#[test]
+fn segments_are_added_while_others_look_things_up() {
+    let set = IndexSet::new(1 << 20);
+    let none = PackSet::default();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while set.segments().len() < 40 {
+                    let known = set.segments().len() as u64 * 500;
+                    for n in (0..known).step_by(97) {
+                        assert!(set.contains_live(&id(n), &none).unwrap());
+                        assert_eq!(set.find(&id(n)).unwrap().len(), 1);
+                    }
+                }
+            });
+        }
+        for n in 0..40 {
+            set.add(&format!("segment {n}"), open(build(n * 500..n * 500 + 500)).unwrap()).unwrap();
+        }
+    });
+    assert_eq!(set.len(), 20_000);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_entries_in_any_order_are_all_found(
+        entries in prop::collection::vec((0_u64..50, 0_u32..4, any::<[u32; 4]>()), 0..200),
+    ) {
+        let mut builder = SegmentBuilder::new(GROUP, PackClass::Data);
+        (0..4).for_each(|n| { builder.add_pack(pack(n)); });
+        let mut expected = Vec::new();
+        for (chunk, pack, [frame_offset, frame_length, offset, length]) in entries {
+            let entry = IndexEntry { id: id(chunk), pack, frame_offset, frame_length, offset, length };
+            builder.add(entry);
+            expected.push(entry);
+        }
+        expected.sort();
+        expected.dedup();
+        let segment = open(builder.finish(REPOSITORY, &signer(), Vec::new()).unwrap()).unwrap();
+        let read: Vec<_> = segment.iter().map(|item| item.unwrap().1).collect();
+        prop_assert_eq!(&read, &expected);
+        for chunk in 0..60 {
+            let found: Vec<_> = segment.find(&id(chunk)).unwrap().into_iter().map(|(_, entry)| entry).collect();
+            let wanted: Vec<_> = expected.iter().filter(|entry| entry.id == id(chunk)).copied().collect();
+            prop_assert_eq!(found, wanted);
+        }
+    }
+}

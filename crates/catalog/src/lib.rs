@@ -31,5 +31,8 @@ pub use map::{
 };
 pub use names::{ContentName, ObjectName, PackClass};
 pub use recipe::{RecipeReader, RecipeRef, RecipeWriter, SubRecord};
-pub use records::{Commit, CommitKind, Kept, List, ListedObject, Manifest, Marks, Plan, Retired, Session, Statistics, dataset_tag, snapshot_id};
+pub use records::{
+    Commit, CommitKind, Kept, List, ListedObject, Manifest, Marks, Plan, Problem, Retired, RetiredSnapshot, Session,
+    SessionKind, Statistics, dataset_tag, snapshot_id,
+};
 pub use seal::{RECORD_BYTES_MAX, open_record, seal_record};

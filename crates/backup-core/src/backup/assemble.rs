@@ -1,0 +1,158 @@
+//! The assembler: puts outcomes back in order, builds the tree and the recipes, and publishes checkpoints.
+
+use std::collections::BTreeMap;
+
+use crossbeam_channel::Receiver;
+use keepwell_catalog::{MapBuilder, MapError, NodeSink, RecipeWriter, Root, Statistics};
+use keepwell_crypto::{ChunkId, ChunkKind, IdKey};
+
+use super::result::{Outcome, Step};
+use super::scan::Window;
+use super::worker::show;
+use crate::Error;
+use crate::cache::CacheWriter;
+use crate::monitor::Monitor;
+use crate::write::{Known, Packer};
+
+/// Problems that are kept with their text; all are counted.
+const PROBLEMS_MAX: usize = 1000;
+
+/// Stores tree nodes that are new.
+pub(super) struct Nodes<'a> {
+    pub packer: Packer<'a>,
+    pub known: &'a Known,
+    pub id_key: &'a IdKey,
+    pub counts: Statistics,
+}
+
+impl<'a> Nodes<'a> {
+    pub fn new(packer: Packer<'a>, known: &'a Known, id_key: &'a IdKey) -> Self {
+        Self { packer, known, id_key, counts: Statistics::default() }
+    }
+
+    fn store(&mut self, bytes: &[u8]) -> Result<ChunkId, Error> {
+        let id = self.id_key.chunk_id(ChunkKind::Node, bytes);
+        if self.known.claim(&id)? {
+            self.counts.new_chunks += 1;
+            self.counts.new_plain_bytes += bytes.len() as u64;
+            self.packer.add(id, bytes)?;
+        }
+        Ok(id)
+    }
+}
+
+impl NodeSink for Nodes<'_> {
+    fn put_node(&mut self, bytes: Vec<u8>) -> Result<ChunkId, MapError> {
+        self.store(&bytes).map_err(|error| MapError::Write { source: Box::new(error) })
+    }
+}
+
+/// What the assembler collected, as a whole or up to a checkpoint.
+#[derive(Debug, Clone)]
+pub(super) struct Assembled {
+    pub root: Root,
+    pub counts: Statistics,
+    pub problems: Vec<(Vec<u8>, String)>,
+    pub problem_count: u64,
+}
+
+pub(super) struct Assembler<'a> {
+    pub builder: MapBuilder,
+    pub nodes: Nodes<'a>,
+    pub recipes: RecipeWriter<CacheWriter>,
+    pub window: &'a Window,
+    pub monitor: &'a dyn Monitor,
+    pub counts: Statistics,
+    pub problems: Vec<(Vec<u8>, String)>,
+    pub problem_count: u64,
+    /// Whether any item was not taken over unchanged.
+    pub changed: bool,
+}
+
+impl Assembler<'_> {
+    /// Takes in everything until all senders are gone. `checkpoint` publishes what was assembled so far.
+    pub fn run(
+        &mut self,
+        results: &Receiver<Step>,
+        checkpoint: &mut dyn FnMut(Assembled) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut next = 0;
+        let mut waiting = BTreeMap::new();
+        while let Ok(step) = results.recv() {
+            match step {
+                Step::Batch { number, outcomes } => {
+                    waiting.insert(number, outcomes);
+                    while let Some(outcomes) = waiting.remove(&next) {
+                        next += 1;
+                        outcomes.into_iter().try_for_each(|outcome| self.take(outcome))?;
+                        self.window.advance(next);
+                    }
+                }
+                Step::Checkpoint { answer } => {
+                    let published = self.so_far().and_then(&mut *checkpoint);
+                    let failed = published.clone().err();
+                    // The scan may be gone already; then it does not need the answer.
+                    let _ = answer.send(published);
+                    if let Some(error) = failed {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        if waiting.is_empty() { Ok(()) } else { Err(Error::Cancelled) }
+    }
+
+    fn take(&mut self, outcome: Outcome) -> Result<(), Error> {
+        if let Some(message) = outcome.problem {
+            self.monitor.problem(&show(&outcome.key), &message);
+            self.problem_count += 1;
+            self.changed = true;
+            if self.problems.len() < PROBLEMS_MAX {
+                self.problems.push((outcome.key.as_bytes().to_vec(), message));
+            }
+        }
+        let Some(encoded) = outcome.entry else { return Ok(()) };
+        add(&mut self.counts, &outcome.counts);
+        self.changed |= !outcome.reused;
+        let pushed = encoded.push(&outcome.key, &mut self.builder, &mut self.nodes);
+        pushed?;
+        encoded.remember(&outcome.key, &outcome.fingerprint, &mut self.recipes)?;
+        Ok(())
+    }
+
+    fn so_far(&mut self) -> Result<Assembled, Error> {
+        let root = self.builder.checkpoint(&mut self.nodes)?;
+        self.nodes.packer.finish()?;
+        Ok(self.assembled(root))
+    }
+
+    /// Ends the tree and its last pack.
+    pub fn finish(mut self) -> Result<(Assembled, RecipeWriter<CacheWriter>, bool), Error> {
+        let builder = std::mem::replace(&mut self.builder, MapBuilder::new(self.nodes.id_key.boundary()));
+        let root = builder.finish(&mut self.nodes)?;
+        self.nodes.packer.finish()?;
+        let assembled = self.assembled(root);
+        Ok((assembled, self.recipes, self.changed))
+    }
+
+    fn assembled(&self, root: Root) -> Assembled {
+        let mut counts = self.counts;
+        add(&mut counts, &self.nodes.counts);
+        Assembled { root, counts, problems: self.problems.clone(), problem_count: self.problem_count }
+    }
+}
+
+/// Adds up statistics.
+pub(crate) fn add(sum: &mut Statistics, more: &Statistics) {
+    sum.files += more.files;
+    sum.directories += more.directories;
+    sum.others += more.others;
+    sum.logical_bytes += more.logical_bytes;
+    sum.new_files += more.new_files;
+    sum.changed_files += more.changed_files;
+    sum.unchanged_files += more.unchanged_files;
+    sum.bytes_read += more.bytes_read;
+    sum.new_chunks += more.new_chunks;
+    sum.new_plain_bytes += more.new_plain_bytes;
+    sum.new_stored_bytes += more.new_stored_bytes;
+}

@@ -1,0 +1,265 @@
+//! Backing up: from a source to a committed snapshot.
+//!
+//! One thread scans the source beside the recipes of the last capture; workers open, chunk, compress and seal what is
+//! new; the assembler puts outcomes back in order and builds the tree. Packs are stored in the background. Only when
+//! everything is durable is the manifest written, and the commit last (format.md §1, rule 6).
+
+mod assemble;
+mod encoded;
+mod publish;
+mod queue;
+mod recipes;
+mod result;
+mod scan;
+mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keepwell_catalog::{MapBuilder, PackClass, RecipeWriter, Statistics};
+use keepwell_crypto::{DomainId, SnapshotId};
+
+use self::assemble::{Assembled, Assembler, Nodes};
+use self::publish::Publisher;
+use self::queue::Queue;
+use self::scan::{Scan, Window};
+use self::worker::{Shop, Worker};
+use crate::Error;
+use crate::chunker::{ChunkSizes, Chunker};
+use crate::env::Timestamp;
+use crate::repository::Repository;
+use crate::source::Source;
+use crate::write::{PackSettings, Packer, Uploads};
+
+pub(crate) use encoded::Encoded;
+pub(crate) use worker::show;
+
+/// Batches that wait for a worker.
+const QUEUE_BATCHES: usize = 16;
+const DATA_FRAME_BYTES: usize = 1 << 20;
+const NODE_FRAME_BYTES: usize = 256 << 10;
+
+/// How to back up.
+#[derive(Debug, Clone)]
+pub struct BackupOptions {
+    /// What is backed up, under a name that stays the same from snapshot to snapshot.
+    pub dataset: String,
+    /// The host it is backed up from.
+    pub host: String,
+    /// Labels.
+    pub tags: Vec<String>,
+    /// Free text.
+    pub description: String,
+    /// IANA name of the time zone in which retention counts days.
+    pub time_zone: String,
+    /// zstd level, 1 to 22. 2 is the default: level 1 is a little faster, 3 gains little.
+    pub compression_level: i32,
+    /// How content is cut into chunks.
+    pub chunk_sizes: ChunkSizes,
+    /// A checkpoint is committed when this much time has passed since the last.
+    pub checkpoint_every: Duration,
+    /// Read back and prove what was written before the snapshot is committed.
+    pub verify: bool,
+    /// Open everything, whatever the recipes of the last capture say.
+    pub reread: bool,
+    /// An erasable domain to seal content to, instead of the group's default domain.
+    pub domain: Option<DomainId>,
+    /// Not to be forgotten before this time.
+    pub keep_until: Option<Timestamp>,
+    /// Never to be forgotten by a retention rule.
+    pub keep_forever: bool,
+    /// Name and version of the program, for the manifest.
+    pub program: String,
+    /// What the source wants to have on record.
+    pub extra: std::collections::BTreeMap<String, Vec<u8>>,
+    /// Overrides the time of capture, for what was captured earlier by other means.
+    pub capture_time: Option<Timestamp>,
+    /// The snapshot that this one is a rewriting of.
+    pub original: Option<SnapshotId>,
+}
+
+impl Default for BackupOptions {
+    fn default() -> Self {
+        Self {
+            dataset: "default".to_owned(),
+            host: String::new(),
+            tags: Vec::new(),
+            description: String::new(),
+            time_zone: "UTC".to_owned(),
+            compression_level: 2,
+            chunk_sizes: ChunkSizes::FILES,
+            checkpoint_every: Duration::from_secs(3600),
+            verify: false,
+            reread: false,
+            domain: None,
+            keep_until: None,
+            keep_forever: false,
+            program: concat!("backup-core ", env!("CARGO_PKG_VERSION")).to_owned(),
+            extra: std::collections::BTreeMap::new(),
+            capture_time: None,
+            original: None,
+        }
+    }
+}
+
+/// What a backup did.
+#[derive(Debug, Clone)]
+pub struct BackupReport {
+    /// The new snapshot.
+    pub snapshot: SnapshotId,
+    /// The session that published it.
+    pub seq: u64,
+    /// The snapshot of the same dataset that it built on.
+    pub parent: Option<SnapshotId>,
+    /// The sums.
+    pub statistics: Statistics,
+    /// Items that could not be captured as they are, with the reason; at most 1000.
+    pub problems: Vec<(String, String)>,
+    /// All such items.
+    pub problem_count: u64,
+    /// Checkpoints on the way.
+    pub checkpoints: u64,
+    /// Chunks read back and proved, if that was asked for.
+    pub verified_chunks: u64,
+}
+
+impl Repository {
+    /// Captures a source into a new snapshot.
+    ///
+    /// A crash or failure at any moment leaves every older snapshot as it was and no new one; what was stored is found
+    /// again by the next backup. Items that cannot be read do not end the backup: see [`BackupReport::problems`].
+    pub async fn backup(
+        &self,
+        source: Arc<dyn Source>,
+        options: BackupOptions,
+    ) -> Result<BackupReport, Error> {
+        source.preflight()?.notes.iter().for_each(|note| self.monitor().note(note));
+        let publisher = Publisher::begin(self, &*source, options).await?;
+        let repository = self.clone();
+        let task = tokio::task::spawn_blocking(move || capture(&repository, &*source, publisher));
+        task.await.map_err(|e| Error::Task(e.to_string()))?
+    }
+}
+
+/// Runs all threads of one capture; on an ordinary thread.
+fn capture(
+    repository: &Repository,
+    source: &dyn Source,
+    mut publisher: Publisher,
+) -> Result<BackupReport, Error> {
+    match run(repository, source, &mut publisher) {
+        Ok((assembled, recipes, changed)) => publisher.finish(assembled, recipes, changed),
+        Err(error) => {
+            publisher.abandon();
+            Err(error)
+        }
+    }
+}
+
+type Captured = (Assembled, RecipeWriter<crate::cache::CacheWriter>, bool);
+
+fn run(repository: &Repository, source: &dyn Source, publisher: &mut Publisher) -> Result<Captured, Error> {
+    let options = publisher.options.clone();
+    let uploads = publisher.uploads.clone();
+    let keys = repository.domain_for(options.domain)?;
+    let workers = repository.limits().threads.max(1);
+    let chunker = Chunker::new(keys.id_key.gear_table(), options.chunk_sizes);
+    let settings = |class, domain: &keepwell_crypto::keyring::DomainKeys, frame_bytes| PackSettings {
+        class,
+        domain: domain.id,
+        recipient: domain.recipient.clone(),
+        level: options.compression_level,
+        frame_bytes,
+        pack_bytes: repository.pack_bytes(),
+    };
+    let known = uploads.known();
+    let queue = Queue::new(QUEUE_BATCHES);
+    let window = Window::default();
+    let (sender, results) = crossbeam_channel::bounded(QUEUE_BATCHES);
+    let monitor = repository.monitor();
+    let shop = Shop {
+        source,
+        queue: &queue,
+        known,
+        chunker: &chunker,
+        id_key: &keys.id_key,
+        monitor,
+        window: &window,
+    };
+    let recipes_in = publisher.recipes_in()?;
+    let recipes_out = publisher.recipes_out()?;
+    monitor.phase("backup");
+    std::thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for _ in 0..workers {
+            let packer = Packer::new(&uploads, settings(PackClass::Data, keys, DATA_FRAME_BYTES))?;
+            let worker = Worker::new(shop, packer, sender.clone());
+            threads.push(scope.spawn(move || worker.run()));
+        }
+        let scan = Scan {
+            source,
+            recipes: recipes_in,
+            known,
+            queue: &queue,
+            window: &window,
+            results: sender,
+            monitor,
+            clock: repository.clock(),
+            workers,
+            checkpoint_every: options.checkpoint_every,
+        };
+        threads.push(scope.spawn(move || scan.run()));
+        let node_packer = Packer::new(&uploads, settings(PackClass::Meta, keys, NODE_FRAME_BYTES))?;
+        let mut assembler = Assembler {
+            builder: MapBuilder::new(keys.id_key.boundary()),
+            nodes: Nodes::new(node_packer, known, &keys.id_key),
+            recipes: recipes_out,
+            window: &window,
+            monitor,
+            counts: Statistics::default(),
+            problems: Vec::new(),
+            problem_count: 0,
+            changed: false,
+        };
+        let assembled = assembler.run(&results, &mut |so_far| publisher.checkpoint(so_far));
+        if assembled.is_err() {
+            queue.abort();
+        }
+        window.close();
+        drop(results);
+        let mut ended = assembled;
+        for thread in threads {
+            let result = thread.join().unwrap_or_else(|_| Err(Error::Task("it panicked".to_owned())));
+            ended = first_reason(ended, result);
+        }
+        ended?;
+        assembler.finish()
+    })
+}
+
+/// Of two results, the error that says why; being cancelled is not a reason.
+fn first_reason(a: Result<(), Error>, b: Result<(), Error>) -> Result<(), Error> {
+    match (a, b) {
+        (Err(Error::Cancelled), Err(error)) => Err(error),
+        (Ok(()), b) => b,
+        (a, _) => a,
+    }
+}
+
+pub(crate) use uploads_of::begin_uploads;
+
+mod uploads_of {
+    //! What a session relies on, read in the order that docs/pruning.md demands.
+
+    use super::*;
+    use crate::repository::read_plans;
+    use crate::write::Known;
+
+    /// Reads the plans, then the index. Must follow the claim of the session.
+    pub(crate) async fn begin_uploads(repository: &Repository) -> Result<Uploads, Error> {
+        let plans = read_plans(repository).await?;
+        repository.refresh_index().await?;
+        let known = Known::new(repository.index(), plans.doomed_packs());
+        Ok(Uploads::new(repository.clone(), Arc::new(known)))
+    }
+}

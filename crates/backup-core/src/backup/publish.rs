@@ -1,0 +1,303 @@
+//! The publishing side of a backup: its sessions, its parent, its manifest, its commit.
+
+use keepwell_catalog::{
+    CommitKind, ContentName, Manifest, Problem, RecipeReader, RecipeWriter, dataset_tag, names, seal_record,
+    snapshot_id,
+};
+use keepwell_crypto::SnapshotId;
+use tokio::runtime::Handle;
+
+use super::assemble::Assembled;
+use super::recipes::{self, Basis};
+use super::{BackupOptions, BackupReport, begin_uploads, show};
+use crate::Error;
+use crate::cache::{CacheWriter, CachedReader};
+use crate::repository::{Repository, read_own_ends_back};
+use crate::source::Source;
+use crate::write::{Ending, Session, Uploads};
+
+/// What a backup builds on.
+#[derive(Debug, Clone)]
+struct Parent {
+    n: u64,
+    snapshot: SnapshotId,
+    state: Vec<ContentName>,
+}
+
+pub(super) struct Publisher {
+    repository: Repository,
+    handle: Handle,
+    session: Option<Session>,
+    parent: Option<Parent>,
+    tag: [u8; 16],
+    started: i64,
+    source_kind: &'static str,
+    paths: Vec<Vec<u8>>,
+    checkpoints: u64,
+    /// Checkpoints, of this capture or of one that was interrupted, that the next end makes unnecessary.
+    superseded: Vec<u64>,
+    pub options: BackupOptions,
+    pub uploads: Uploads,
+}
+
+impl Publisher {
+    /// Claims a session, then reads what it relies on, in that order.
+    pub async fn begin(
+        repository: &Repository,
+        source: &dyn Source,
+        options: BackupOptions,
+    ) -> Result<Self, Error> {
+        let started = options.capture_time.unwrap_or_else(|| repository.now());
+        let session = Session::claim(repository).await?;
+        let uploads = match begin_uploads(repository).await {
+            Ok(uploads) => uploads,
+            Err(error) => {
+                session.abandon().await;
+                return Err(error);
+            }
+        };
+        let tag = dataset_tag(&repository.domain().id_key, &options.dataset);
+        let (parent, superseded) = find_parent(repository, &session, &tag).await?;
+        Ok(Self {
+            repository: repository.clone(),
+            handle: Handle::current(),
+            session: Some(session),
+            parent,
+            tag,
+            started,
+            source_kind: source.kind(),
+            paths: source.paths(),
+            checkpoints: 0,
+            superseded,
+            options,
+            uploads,
+        })
+    }
+
+    /// The recipes of the parent, from the cache or from `state/`; `None` means that everything is read.
+    pub fn recipes_in(&self) -> Result<Option<RecipeReader<CachedReader>>, Error> {
+        let Some(parent) = self.parent.as_ref().filter(|_| !self.options.reread) else { return Ok(None) };
+        let cache = self.repository.cache();
+        if recipes::read_basis(cache, &self.tag).is_none() && !parent.state.is_empty() {
+            let writer = self.session().writer();
+            let fetched =
+                self.handle.block_on(recipes::download(&self.repository, writer, &self.tag, &parent.state));
+            if let Err(error) = fetched {
+                let reason = crate::error::one_line(&error);
+                self.repository.monitor().note(&format!(
+                    "every file is read: the state of the last backup is not at hand ({reason})"
+                ));
+                return Ok(None);
+            }
+        }
+        let Some(file) = cache.open(&recipes::cache_name(&self.tag)) else { return Ok(None) };
+        let reader = file.reader();
+        Ok(RecipeReader::new(reader).ok())
+    }
+
+    pub fn recipes_out(&self) -> Result<RecipeWriter<CacheWriter>, Error> {
+        let out = self.repository.cache().create(&recipes::cache_name(&self.tag))?;
+        Ok(RecipeWriter::new(out)?)
+    }
+
+    /// Publishes what was captured so far as a root that prune respects, and goes on in a new session.
+    pub fn checkpoint(&mut self, so_far: Assembled) -> Result<(), Error> {
+        let handle = self.handle.clone();
+        handle.block_on(async {
+            self.uploads.flush().await?;
+            let manifest = self.put_manifest(&so_far).await?;
+            let session = self.session.take().ok_or(Error::Cancelled)?;
+            let n = session.n();
+            let ending = self.ending(CommitKind::Checkpoint, manifest, &so_far, Vec::new());
+            session.end(ending).await?;
+            self.superseded = vec![n];
+            self.checkpoints += 1;
+            // From here on nothing known from before counts, but for what the checkpoint holds.
+            self.session = Some(Session::claim(&self.repository).await?);
+            self.uploads.renew().await
+        })
+    }
+
+    /// Writes the manifest and commits.
+    pub fn finish(
+        mut self,
+        assembled: Assembled,
+        recipes_out: RecipeWriter<CacheWriter>,
+        changed: bool,
+    ) -> Result<BackupReport, Error> {
+        let handle = self.handle.clone();
+        let published = handle.block_on(self.publish(assembled, recipes_out, changed));
+        if published.is_err() {
+            self.abandon();
+        }
+        published
+    }
+
+    /// Ends the session without a result.
+    pub fn abandon(&mut self) {
+        if let Some(session) = self.session.take() {
+            self.handle.block_on(session.abandon());
+        }
+    }
+
+    async fn publish(
+        &mut self,
+        assembled: Assembled,
+        recipes_out: RecipeWriter<CacheWriter>,
+        changed: bool,
+    ) -> Result<BackupReport, Error> {
+        self.uploads.flush().await?;
+        let stored = self.uploads.stored();
+        let mut assembled = assembled;
+        assembled.counts.new_stored_bytes = stored.pack_bytes;
+        let verified_chunks = match self.options.verify {
+            true => crate::check::prove_session(&self.repository, &assembled.root, &stored.created).await?,
+            false => 0,
+        };
+        let state = self.keep_recipes(&assembled, recipes_out, changed).await?;
+        let (name, snapshot) = self.put_manifest(&assembled).await?;
+        let ending = self.ending(CommitKind::Snapshot, (name, snapshot), &assembled, state);
+        let session = self.session.take().ok_or(Error::Cancelled)?;
+        let n = session.n();
+        session.end(ending).await?;
+        let basis = Basis { n, entries: assembled.root.entries };
+        recipes::write_basis(self.repository.cache(), &self.tag, basis)?;
+        Ok(BackupReport {
+            snapshot,
+            seq: n,
+            parent: self.parent.as_ref().map(|p| p.snapshot),
+            statistics: assembled.counts,
+            problems: shown(&assembled.problems),
+            problem_count: assembled.problem_count,
+            checkpoints: self.checkpoints,
+            verified_chunks,
+        })
+    }
+
+    /// Puts the recipes into the cache, and into `state/` unless the parent's are the same. Recipes are checked against
+    /// the index whenever they are used, so it does no harm if the commit then fails.
+    async fn keep_recipes(
+        &self,
+        assembled: &Assembled,
+        recipes_out: RecipeWriter<CacheWriter>,
+        changed: bool,
+    ) -> Result<Vec<ContentName>, Error> {
+        let basis = recipes::read_basis(self.repository.cache(), &self.tag);
+        let same = |parent: &&Parent| {
+            !changed
+                && !parent.state.is_empty()
+                && basis == Some(Basis { n: parent.n, entries: assembled.root.entries })
+        };
+        if let Some(parent) = self.parent.as_ref().filter(same) {
+            return Ok(parent.state.clone());
+        }
+        recipes_out.finish()?.publish()?;
+        let writer = self.session().writer();
+        recipes::upload(&self.repository, writer, &self.tag, &self.uploads).await
+    }
+
+    async fn put_manifest(&self, assembled: &Assembled) -> Result<(ContentName, SnapshotId), Error> {
+        let cbor = self.manifest(assembled).encode();
+        let recipient = &self.repository.domain().recipient;
+        let sealed = seal_record(std::slice::from_ref(recipient), &cbor)?;
+        let size = sealed.len() as u64;
+        let (name, key) = self.repository.put_content(names::manifest_key, sealed).await?;
+        self.uploads.created(key.to_string(), size);
+        Ok((name, snapshot_id(&cbor)))
+    }
+
+    fn manifest(&self, assembled: &Assembled) -> Manifest {
+        let options = &self.options;
+        let session = self.session();
+        Manifest {
+            repository: self.repository.id(),
+            writer: session.writer(),
+            seq: session.n(),
+            dataset: options.dataset.clone(),
+            host: options.host.clone(),
+            paths: self.paths.clone(),
+            tags: options.tags.clone(),
+            capture_start: self.started,
+            capture_end: options.capture_time.unwrap_or_else(|| self.repository.now()),
+            time_zone: options.time_zone.clone(),
+            group: self.repository.group(),
+            domain: options.domain.unwrap_or(self.repository.domain().id),
+            root: assembled.root.id,
+            entries: assembled.root.entries,
+            statistics: assembled.counts,
+            problems: assembled
+                .problems
+                .iter()
+                .map(|(key, message)| Problem { key: key.clone(), message: message.clone() })
+                .collect(),
+            problem_count: assembled.problem_count,
+            source_kind: self.source_kind.to_owned(),
+            parent: self.parent.as_ref().map(|p| p.snapshot),
+            program: options.program.clone(),
+            original: options.original,
+            keep_until: options.keep_until,
+            keep_forever: options.keep_forever,
+            description: options.description.clone(),
+            extra: options.extra.clone(),
+        }
+    }
+
+    fn ending(
+        &self,
+        kind: CommitKind,
+        manifest: (ContentName, SnapshotId),
+        assembled: &Assembled,
+        state: Vec<ContentName>,
+    ) -> Ending {
+        Ending {
+            kind,
+            manifest: Some(manifest),
+            complete: kind == CommitKind::Snapshot,
+            logical_bytes: assembled.counts.logical_bytes,
+            capture: Some(self.started),
+            state,
+            dataset_tag: Some(self.tag),
+            origin: None,
+            supersedes: self.superseded.clone(),
+            created: self.uploads.take_created(),
+        }
+    }
+
+    fn session(&self) -> &Session {
+        self.session.as_ref().expect("a session is open between begin and the end")
+    }
+}
+
+/// The newest snapshot of the dataset by this writer, and the checkpoints since then that nothing superseded.
+async fn find_parent(
+    repository: &Repository,
+    session: &Session,
+    tag: &[u8; 16],
+) -> Result<(Option<Parent>, Vec<u64>), Error> {
+    let known = recipes::read_basis(repository.cache(), tag).map(|b| b.n);
+    let (mut parent, mut checkpoints) = (None, Vec::new());
+    let mut numbers = read_own_ends_back(repository, session.writer()).await?;
+    numbers.retain(|n| known.is_none_or(|known| *n >= known));
+    for n in numbers {
+        let end = match repository.read_end(session.writer(), n).await {
+            Ok(end) if end.commit.dataset_tag == Some(*tag) => end.commit,
+            Ok(_) | Err(Error::Damaged { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        match (end.kind, end.snapshot) {
+            (CommitKind::Checkpoint, _) => checkpoints.push(n),
+            (CommitKind::Snapshot, Some(snapshot)) => {
+                parent = Some(Parent { n, snapshot, state: end.state });
+                break;
+            }
+            _ => {}
+        }
+    }
+    Ok((parent, checkpoints))
+}
+
+fn shown(problems: &[(Vec<u8>, String)]) -> Vec<(String, String)> {
+    let show =
+        |key: &[u8]| keepwell_catalog::MapKey::from_bytes(key).map_or_else(|_| "?".to_owned(), |k| show(&k));
+    problems.iter().map(|(key, message)| (show(key), message.clone())).collect()
+}

@@ -1,0 +1,46 @@
+//! What became of each item, on its way to the snapshot.
+
+use crossbeam_channel::Sender;
+use keepwell_catalog::{MapKey, Statistics};
+
+use super::encoded::Encoded;
+use crate::Error;
+
+/// What one item contributes to the snapshot.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub key: MapKey,
+    /// The encoded entry with its sub-key records; `None` when nothing could be captured.
+    pub entry: Option<Encoded>,
+    /// For the recipes; zero means "look again next time".
+    pub fingerprint: [u8; 16],
+    /// What went wrong, if anything did.
+    pub problem: Option<String>,
+    /// Whether the entry of the last capture was taken over as it was.
+    pub reused: bool,
+    /// What this item adds to the statistics.
+    pub counts: Statistics,
+}
+
+impl Outcome {
+    /// An item of which nothing was captured.
+    pub fn problem(key: MapKey, message: String) -> Self {
+        Self {
+            key,
+            entry: None,
+            fingerprint: [0; 16],
+            problem: Some(message),
+            reused: false,
+            counts: Statistics::default(),
+        }
+    }
+}
+
+/// What arrives at the assembler, in any order.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// A batch is done.
+    Batch { number: u64, outcomes: Vec<Outcome> },
+    /// Everything before is done and packed: publish a checkpoint, then answer.
+    Checkpoint { answer: Sender<Result<(), Error>> },
+}

@@ -1,0 +1,212 @@
+//! A worker: opens items, chunks and stores what is new.
+
+use std::io;
+
+use crossbeam_channel::Sender;
+use keepwell_catalog::{Entry, EntryKind, Extent, MapKey, Statistics};
+use keepwell_crypto::{ChunkKind, IdKey};
+
+use super::encoded::Encoded;
+use super::queue::{Queue, Task, Work};
+use super::result::{Outcome, Step};
+use crate::Error;
+use crate::chunker::Chunker;
+use crate::error::one_line;
+use crate::monitor::Monitor;
+use crate::pack::FrameBuilder;
+use crate::source::{Content, Item, Piece, Source};
+use crate::write::{Known, OWN_FRAME_MIN, Packer};
+
+/// What all workers of one capture share.
+#[derive(Clone, Copy)]
+pub(super) struct Shop<'a> {
+    pub source: &'a dyn Source,
+    pub queue: &'a Queue,
+    pub known: &'a Known,
+    pub chunker: &'a Chunker,
+    pub id_key: &'a IdKey,
+    pub monitor: &'a dyn Monitor,
+    pub window: &'a super::scan::Window,
+}
+
+pub(super) struct Worker<'a> {
+    shop: Shop<'a>,
+    packer: Packer<'a>,
+    results: Sender<Step>,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Worker<'a> {
+    pub fn new(shop: Shop<'a>, packer: Packer<'a>, results: Sender<Step>) -> Self {
+        let buffer = vec![0; 2 * shop.chunker.sizes().max];
+        Self { shop, packer, results, buffer }
+    }
+
+    /// Works until the queue ends; a failure aborts the queue for everyone.
+    pub fn run(mut self) -> Result<(), Error> {
+        let ended = self.work();
+        if ended.is_err() {
+            self.shop.queue.abort();
+            self.shop.window.close();
+        }
+        ended
+    }
+
+    fn work(&mut self) -> Result<(), Error> {
+        let mut flushes = 0;
+        while let Some(task) = self.shop.queue.next(&mut flushes) {
+            match task {
+                Task::Frame(frame) => self.packer.add_frame(&frame)?,
+                Task::Flush => {
+                    self.packer.finish()?;
+                    self.shop.queue.flushed();
+                }
+                Task::Batch(batch) => {
+                    let outcomes: Result<Vec<_>, _> =
+                        batch.items.into_iter().map(|work| self.process(work)).collect();
+                    self.shop.queue.done();
+                    let step = Step::Batch { number: batch.number, outcomes: outcomes? };
+                    if self.results.send(step).is_err() {
+                        return Err(Error::Cancelled);
+                    }
+                }
+            }
+        }
+        self.packer.finish()
+    }
+
+    fn process(&mut self, work: Work) -> Result<Outcome, Error> {
+        match work {
+            Work::Reuse(outcome) => Ok(*outcome),
+            Work::Capture { item, seen } => self.capture(item, seen),
+        }
+    }
+
+    fn capture(&mut self, item: Item, seen: bool) -> Result<Outcome, Error> {
+        let opened = match self.shop.source.open(&item) {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return Ok(Outcome::problem(item.key, "vanished before it could be read".into())),
+            Err(error) => return Ok(Outcome::problem(item.key, one_line(&error))),
+        };
+        let mut counts = Statistics::default();
+        let mut entry = opened.entry;
+        let mut problem = None;
+        let mut fingerprint = item.fingerprint;
+        if let Some(mut content) = opened.content {
+            match self.store(content.as_mut(), &mut entry, &mut counts)? {
+                Ok(false) => {}
+                Ok(true) => {
+                    problem = Some("changed while it was read".to_owned());
+                    fingerprint = [0; 16];
+                }
+                Err(error) => return Ok(Outcome::problem(item.key, format!("read failed: {error}"))),
+            }
+        }
+        count_kind(&mut counts, &entry, if seen { Novelty::Changed } else { Novelty::New });
+        self.shop.monitor.advance(1, 0);
+        let encoded = Encoded::new(&item.key, &entry)?;
+        Ok(Outcome { key: item.key, entry: Some(encoded), fingerprint, problem, reused: false, counts })
+    }
+
+    /// Chunks and stores a content. The outer error ends the backup, the inner one only this item.
+    /// `true` means that the content changed while it was read.
+    fn store(
+        &mut self,
+        content: &mut dyn Content,
+        entry: &mut Entry,
+        counts: &mut Statistics,
+    ) -> Result<io::Result<bool>, Error> {
+        let (mut from, mut to) = (0, 0);
+        entry.content.clear();
+        entry.size = 0;
+        loop {
+            if to == self.buffer.len() {
+                self.buffer.copy_within(from..to, 0);
+                (from, to) = (0, to - from);
+            }
+            let piece = match content.read(&mut self.buffer[to..]) {
+                Ok(piece) => piece,
+                Err(error) => return Ok(Err(error)),
+            };
+            if let Piece::Data(n) = piece {
+                to += n.min(self.buffer.len() - to);
+                counts.bytes_read += n as u64;
+                self.shop.monitor.advance(0, n as u64);
+            }
+            let at_end = !matches!(piece, Piece::Data(_));
+            while let Some(n) = self.shop.chunker.cut(&self.buffer[from..to], at_end) {
+                self.store_chunk(from..from + n, entry, counts)?;
+                from += n;
+            }
+            if from == to {
+                (from, to) = (0, 0);
+            }
+            match piece {
+                Piece::Data(_) => {}
+                Piece::Hole(length) => {
+                    entry.content.push(Extent::Hole { length });
+                    entry.size += length;
+                    self.shop.monitor.advance(0, length);
+                }
+                Piece::End => return Ok(content.changed_while_read()),
+            }
+        }
+    }
+
+    fn store_chunk(
+        &mut self,
+        range: std::ops::Range<usize>,
+        entry: &mut Entry,
+        counts: &mut Statistics,
+    ) -> Result<(), Error> {
+        let chunk = &self.buffer[range];
+        let id = self.shop.id_key.chunk_id(ChunkKind::Content, chunk);
+        let length = u32::try_from(chunk.len()).expect("a chunk is at most 4 MiB");
+        entry.content.push(Extent::Chunk { id, offset: 0, length });
+        entry.size += u64::from(length);
+        if !self.shop.known.claim(&id)? {
+            return Ok(());
+        }
+        counts.new_chunks += 1;
+        counts.new_plain_bytes += u64::from(length);
+        if chunk.len() < OWN_FRAME_MIN {
+            return self.packer.add(id, chunk);
+        }
+        let mut frame = FrameBuilder::default();
+        frame.push(id, chunk);
+        match self.shop.queue.offer(frame) {
+            Ok(()) => Ok(()),
+            Err(frame) => self.packer.add_frame(&frame),
+        }
+    }
+}
+
+/// How an item relates to the previous capture.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Novelty {
+    New,
+    Changed,
+    Unchanged,
+}
+
+/// Counts an item under its kind.
+pub(super) fn count_kind(counts: &mut Statistics, entry: &Entry, novelty: Novelty) {
+    match entry.kind {
+        EntryKind::File | EntryKind::Object => counts.files += 1,
+        EntryKind::Directory => counts.directories += 1,
+        _ => counts.others += 1,
+    }
+    if entry.kind.has_content() {
+        counts.logical_bytes += entry.size;
+        match novelty {
+            Novelty::New => counts.new_files += 1,
+            Novelty::Changed => counts.changed_files += 1,
+            Novelty::Unchanged => counts.unchanged_files += 1,
+        }
+    }
+}
+
+/// How a key is shown to people.
+pub(crate) fn show(key: &MapKey) -> String {
+    key.display_path()
+}

@@ -1,0 +1,235 @@
+//! The local cache: rebuildable, never trusted for deletion. Losing it costs time, not data.
+//!
+//! In a directory it holds, per store, decrypted index segments (ids and places of chunks) and the recipes of the last
+//! capture of each dataset (names and metadata), all 0600. It is the only place where the engine touches files.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use crate::Error;
+
+/// Where cached files live.
+#[derive(Debug, Clone)]
+pub struct Cache(Place);
+
+#[derive(Debug, Clone)]
+enum Place {
+    Directory(PathBuf),
+    Memory(Arc<Mutex<BTreeMap<String, Bytes>>>),
+}
+
+/// A cached file opened for reading at any place.
+#[derive(Debug, Clone)]
+pub(crate) enum CachedFile {
+    Disk(Arc<File>, u64),
+    Memory(Bytes),
+}
+
+impl Cache {
+    /// A cache in a directory, which is created (0700) when first written to.
+    pub fn directory(path: impl Into<PathBuf>) -> Self {
+        Self(Place::Directory(path.into()))
+    }
+
+    /// A cache that lives as long as the process; for tests and for services that capture little.
+    pub fn memory() -> Self {
+        Self(Place::Memory(Arc::default()))
+    }
+
+    /// The directory, if there is one.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.0 {
+            Place::Directory(path) => Some(path),
+            Place::Memory(_) => None,
+        }
+    }
+
+    /// The same cache below a sub-directory.
+    pub(crate) fn below(&self, name: &str) -> Self {
+        match &self.0 {
+            Place::Directory(path) => Self(Place::Directory(path.join(name))),
+            Place::Memory(map) => Self(Place::Memory(Arc::clone(map))),
+        }
+    }
+
+    pub(crate) fn open(&self, name: &str) -> Option<CachedFile> {
+        match &self.0 {
+            Place::Directory(path) => {
+                let file = File::open(path.join(name)).ok()?;
+                let len = file.metadata().ok()?.len();
+                Some(CachedFile::Disk(Arc::new(file), len))
+            }
+            Place::Memory(map) => {
+                map.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned().map(CachedFile::Memory)
+            }
+        }
+    }
+
+    /// Starts a file that appears under its name only when published.
+    pub(crate) fn create(&self, name: &str) -> Result<CacheWriter, Error> {
+        let out = match &self.0 {
+            Place::Directory(path) => {
+                let directory = path.join(name).parent().map_or_else(|| path.clone(), Path::to_path_buf);
+                fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(&directory)
+                    .map_err(Error::cache("create a directory"))?;
+                let partial = path.join(format!("{name}.{}.partial", std::process::id()));
+                let _ = fs::remove_file(&partial);
+                let file = File::options().write(true).create_new(true).mode(0o600).open(&partial);
+                let file = file.map_err(Error::cache("create a file"))?;
+                WriterPlace::Disk {
+                    file: Some(io::BufWriter::with_capacity(256 << 10, file)),
+                    partial,
+                    path: path.join(name),
+                }
+            }
+            Place::Memory(map) => {
+                WriterPlace::Memory { bytes: Vec::new(), map: Arc::clone(map), name: name.to_owned() }
+            }
+        };
+        Ok(CacheWriter(out))
+    }
+
+    pub(crate) fn store(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let mut writer = self.create(name)?;
+        writer.write_all(bytes).map_err(Error::cache("write"))?;
+        writer.publish()
+    }
+
+    /// Names in a sub-directory.
+    pub(crate) fn list(&self, directory: &str) -> Vec<String> {
+        match &self.0 {
+            Place::Directory(path) => fs::read_dir(path.join(directory))
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter_map(|e| e.file_name().into_string().ok())
+                .collect(),
+            Place::Memory(map) => {
+                let map = map.lock().unwrap_or_else(PoisonError::into_inner);
+                let prefix = format!("{directory}/");
+                map.keys().filter_map(|k| k.strip_prefix(&prefix)).map(str::to_owned).collect()
+            }
+        }
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        match &self.0 {
+            Place::Directory(path) => {
+                let _ = fs::remove_file(path.join(name));
+            }
+            Place::Memory(map) => {
+                map.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+            }
+        }
+    }
+}
+
+impl CachedFile {
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Disk(_, len) => *len,
+            Self::Memory(bytes) => bytes.len() as u64,
+        }
+    }
+
+    pub fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        match self {
+            Self::Disk(file, _) => {
+                let mut buf = vec![0; len];
+                file.read_exact_at(&mut buf, offset)?;
+                Ok(buf.into())
+            }
+            Self::Memory(bytes) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX);
+                let to = from.checked_add(len).filter(|to| *to <= bytes.len());
+                to.map(|to| bytes.slice(from..to)).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+            }
+        }
+    }
+
+    /// A reader from the front.
+    pub fn reader(&self) -> CachedReader {
+        CachedReader { file: self.clone(), position: 0 }
+    }
+}
+
+/// Reads a cached file from the front.
+#[derive(Debug)]
+pub(crate) struct CachedReader {
+    file: CachedFile,
+    position: u64,
+}
+
+impl io::Read for CachedReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = match &self.file {
+            CachedFile::Disk(file, _) => file.read_at(buf, self.position)?,
+            CachedFile::Memory(bytes) => {
+                let from = usize::try_from(self.position).unwrap_or(usize::MAX).min(bytes.len());
+                let n = (bytes.len() - from).min(buf.len());
+                buf[..n].copy_from_slice(&bytes[from..from + n]);
+                n
+            }
+        };
+        self.position += n as u64;
+        Ok(n)
+    }
+}
+
+/// A file on its way into the cache; dropped unpublished, it leaves nothing.
+#[derive(Debug)]
+pub(crate) struct CacheWriter(WriterPlace);
+
+#[derive(Debug)]
+enum WriterPlace {
+    Disk { file: Option<io::BufWriter<File>>, partial: PathBuf, path: PathBuf },
+    Memory { bytes: Vec<u8>, map: Arc<Mutex<BTreeMap<String, Bytes>>>, name: String },
+}
+
+impl CacheWriter {
+    /// Puts the file under its name, replacing an older one.
+    pub fn publish(mut self) -> Result<(), Error> {
+        match &mut self.0 {
+            WriterPlace::Disk { file, partial, path } => {
+                let mut file = file.take().expect("published once");
+                file.flush().map_err(Error::cache("write"))?;
+                fs::rename(partial, path).map_err(Error::cache("rename"))
+            }
+            WriterPlace::Memory { bytes, map, name } => {
+                let bytes = Bytes::from(std::mem::take(bytes));
+                map.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), bytes);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Write for CacheWriter {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            WriterPlace::Disk { file, .. } => file.as_mut().expect("not yet published").write(buf),
+            WriterPlace::Memory { bytes, .. } => bytes.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for CacheWriter {
+    fn drop(&mut self) {
+        if let WriterPlace::Disk { file: Some(_), partial, .. } = &self.0 {
+            let _ = fs::remove_file(partial);
+        }
+    }
+}

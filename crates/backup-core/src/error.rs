@@ -1,0 +1,200 @@
+//! Why the engine stopped.
+
+use std::sync::Arc;
+
+use keepwell_catalog::CatalogError;
+use keepwell_crypto::{ChunkId, CryptoError};
+use keepwell_storage::StorageError;
+
+use crate::pack::PackError;
+use crate::source::SourceError;
+use crate::target::TargetError;
+
+/// What can end an operation of the engine. Cheap to clone, so that every waiting part can be told.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A storage call failed for good.
+    #[error(transparent)]
+    Storage(Arc<StorageError>),
+    /// A record, node or index segment is not what it should be.
+    #[error(transparent)]
+    Catalog(Arc<CatalogError>),
+    /// A key does not fit, or a sealed object is damaged.
+    #[error(transparent)]
+    Crypto(Arc<CryptoError>),
+    /// The trust chain is broken, or is not the one that the key file pins.
+    #[error(transparent)]
+    Trust(Arc<keepwell_crypto::trust::TrustError>),
+    /// A source failed as a whole.
+    #[error(transparent)]
+    Source(Arc<SourceError>),
+    /// A restore target refused or failed.
+    #[error(transparent)]
+    Target(Arc<TargetError>),
+    /// An object exists and is damaged.
+    #[error("`{object}` is damaged: {reason}")]
+    Damaged {
+        /// Its name.
+        object: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A pack could not be built.
+    #[error("build a pack")]
+    Pack(#[source] Arc<PackError>),
+    /// No location of a chunk could be read; with the last reason.
+    #[error("chunk {id} cannot be read: {reason}")]
+    ChunkLost {
+        /// The chunk.
+        id: ChunkId,
+        /// Why the last location failed, or that there is none.
+        reason: String,
+    },
+    /// There is no repository.
+    #[error("there is no repository at {place}")]
+    NoRepository {
+        /// Where it was looked for.
+        place: String,
+    },
+    /// There is one already.
+    #[error("there is a repository at {place} already")]
+    RepositoryExists {
+        /// Where.
+        place: String,
+    },
+    /// The key file does not belong to this repository, or is unknown to it.
+    #[error("this key does not open the repository: {0}")]
+    WrongKey(String),
+    /// The credential lacks a role.
+    #[error("this credential cannot {action}: it has the role {role}")]
+    NotAllowed {
+        /// What was attempted: `decrypt what it wrote`, `prune`, …
+        action: &'static str,
+        /// The roles it has.
+        role: String,
+    },
+    /// A keeper ended our session; nothing was published.
+    #[error("session {seq} of writer {writer} was fenced while it worked")]
+    Fenced {
+        /// The writer.
+        writer: String,
+        /// The session.
+        seq: u64,
+    },
+    /// A name given by a person fits no snapshot, or several.
+    #[error("{0}")]
+    NoSuchSnapshot(String),
+    /// A path is not in the snapshot.
+    #[error("`{path}` is not in snapshot {snapshot}")]
+    NoSuchPath {
+        /// The path.
+        path: String,
+        /// The snapshot.
+        snapshot: String,
+    },
+    /// The local cache cannot be used.
+    #[error("{operation} in the local cache")]
+    Cache {
+        /// The verb.
+        operation: &'static str,
+        /// The reason.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+    /// The target has not enough room.
+    #[error("the restore needs {needed} bytes, and `{place}` has {free}")]
+    NoSpace {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+        /// The target.
+        place: String,
+    },
+    /// Asked for something that cannot be done, as a fact.
+    #[error("{0}")]
+    Invalid(String),
+    /// A background task died.
+    #[error("a worker died: {0}")]
+    Task(String),
+    /// Another part failed first; its error is the one to show.
+    #[error("the work was cancelled")]
+    Cancelled,
+}
+
+macro_rules! from_arc {
+    ($($from:ty => $variant:ident),*) => {$(
+        impl From<$from> for Error {
+            fn from(error: $from) -> Self {
+                Self::$variant(Arc::new(error))
+            }
+        }
+    )*};
+}
+
+from_arc!(
+    StorageError => Storage, CatalogError => Catalog, CryptoError => Crypto,
+    keepwell_crypto::trust::TrustError => Trust, SourceError => Source, TargetError => Target, PackError => Pack
+);
+
+impl From<keepwell_catalog::MapError> for Error {
+    /// An error of ours that passed through the map comes out as it was.
+    fn from(error: keepwell_catalog::MapError) -> Self {
+        use keepwell_catalog::MapError as M;
+        match error {
+            M::Read { node, source } => match source.downcast::<Self>() {
+                Ok(ours) => *ours,
+                Err(source) => CatalogError::from(M::Read { node, source }).into(),
+            },
+            M::Write { source } => match source.downcast::<Self>() {
+                Ok(ours) => *ours,
+                Err(source) => CatalogError::from(M::Write { source }).into(),
+            },
+            other => CatalogError::from(other).into(),
+        }
+    }
+}
+
+impl Error {
+    /// Marks an error from decoding as damage of a named object.
+    pub(crate) fn damaged(object: impl std::fmt::Display, reason: impl std::fmt::Display) -> Self {
+        Self::Damaged { object: object.to_string(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn cache(operation: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Cache { operation, source: Arc::new(source) }
+    }
+
+    /// What the operator may do about it, if there is something to say.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Storage(e) => e.hint.clone(),
+            Self::NoRepository { .. } => {
+                Some("`keepwell init` makes one; check the location if it should exist.".into())
+            }
+            Self::NotAllowed { .. } => {
+                Some("Use a key file of the role that may: the owner's, a reader's or a keeper's.".into())
+            }
+            Self::Fenced { .. } => {
+                Some("A prune took this host for dead. Nothing is lost; run the command again.".into())
+            }
+            Self::NoSuchSnapshot(_) => Some("`keepwell snapshots` lists what there is.".into()),
+            Self::Damaged { .. } | Self::ChunkLost { .. } => {
+                Some("`keepwell check` says what is affected; `keepwell repair --from COPY` heals it.".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

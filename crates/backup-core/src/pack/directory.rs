@@ -1,0 +1,137 @@
+//! The directory at the end of a pack: what its frames hold, so that an index can be rebuilt from packs alone.
+
+use keepwell_crypto::ChunkId;
+use minicbor::{Decoder, Encoder};
+
+use super::PackError;
+use super::frame::decode_frame;
+
+pub(super) const MAGIC_DIRECTORY: u32 = 0x184D_2A50;
+pub(super) const MAGIC_PADDING: u32 = 0x184D_2A51;
+pub(super) const TRAILER_LEN: usize = 24;
+pub(super) const TRAILER_MAGIC: &[u8; 8] = b"KWPACK\0\x01";
+pub(super) const FORMAT: u32 = 1;
+
+/// One frame as the directory describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrameInfo {
+    /// Length as stored (compressed).
+    pub stored: u32,
+    /// Length decoded.
+    pub plain: u32,
+    /// Chunks in order, with their lengths, which add up to `plain`.
+    pub chunks: Vec<(ChunkId, u32)>,
+}
+
+/// All frames of a pack, in order from plaintext offset 0.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PackDirectory {
+    /// The frames.
+    pub frames: Vec<FrameInfo>,
+}
+
+impl PackDirectory {
+    /// Encodes to CBOR.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut e = Encoder::new(Vec::new());
+        // Writing into a Vec cannot fail.
+        let infallible = "a Vec takes every byte";
+        e.array(self.frames.len() as u64).expect(infallible);
+        for frame in &self.frames {
+            e.array(3)
+                .expect(infallible)
+                .u32(frame.stored)
+                .expect(infallible)
+                .u32(frame.plain)
+                .expect(infallible);
+            e.array(frame.chunks.len() as u64).expect(infallible);
+            for (id, length) in &frame.chunks {
+                e.array(2)
+                    .expect(infallible)
+                    .bytes(id.as_bytes())
+                    .expect(infallible)
+                    .u32(*length)
+                    .expect(infallible);
+            }
+        }
+        e.into_writer()
+    }
+
+    /// Decodes from CBOR; lengths must add up, nothing may follow.
+    pub fn decode(bytes: &[u8]) -> Result<Self, PackError> {
+        const BAD: PackError = PackError::Malformed("the directory is not what it should be");
+        let mut d = Decoder::new(bytes);
+        let count = array(&mut d)?;
+        let mut frames = Vec::new();
+        for _ in 0..count {
+            if array(&mut d)? != 3 {
+                return Err(BAD);
+            }
+            let stored = d.u32().map_err(|_| BAD)?;
+            let plain = d.u32().map_err(|_| BAD)?;
+            let mut chunks = Vec::new();
+            let mut sum = 0u64;
+            for _ in 0..array(&mut d)? {
+                if array(&mut d)? != 2 {
+                    return Err(BAD);
+                }
+                let id: [u8; 32] = d.bytes().map_err(|_| BAD)?.try_into().map_err(|_| BAD)?;
+                let length = d.u32().map_err(|_| BAD)?;
+                sum += u64::from(length);
+                chunks.push((ChunkId::from_bytes(id), length));
+            }
+            if sum != u64::from(plain) {
+                return Err(PackError::Malformed("the chunks of a frame do not add up"));
+            }
+            frames.push(FrameInfo { stored, plain, chunks });
+        }
+        if d.position() != bytes.len() {
+            return Err(BAD);
+        }
+        Ok(Self { frames })
+    }
+
+    /// Finds and decodes the directory in the decrypted bytes of a whole pack.
+    pub fn of_plaintext(plain: &[u8]) -> Result<Self, PackError> {
+        let trailer_at =
+            plain.len().checked_sub(TRAILER_LEN).ok_or(PackError::Malformed("shorter than its trailer"))?;
+        let trailer = &plain[trailer_at..];
+        if &trailer[16..] != TRAILER_MAGIC {
+            return Err(PackError::Malformed("the trailer does not end in its magic"));
+        }
+        if le_u32(&trailer[12..16]) != FORMAT {
+            return Err(PackError::Malformed("the format is not 1"));
+        }
+        let at = usize::try_from(le_u64(&trailer[..8])).unwrap_or(usize::MAX);
+        let whole = le_u32(&trailer[8..12]) as usize;
+        let skippable = at
+            .checked_add(whole)
+            .and_then(|end| plain.get(at..end))
+            .filter(|s| s.len() >= 8 && at + whole <= trailer_at)
+            .ok_or(PackError::Malformed("the directory lies outside"))?;
+        if le_u32(&skippable[..4]) != MAGIC_DIRECTORY || le_u32(&skippable[4..8]) as usize != whole - 8 {
+            return Err(PackError::Malformed("the directory's frame header is wrong"));
+        }
+        let directory = Self::decode(&decode_frame(&skippable[8..], None)?)?;
+        let stored: u64 = directory.frames.iter().map(|f| u64::from(f.stored)).sum();
+        if stored != at as u64 {
+            return Err(PackError::Malformed("the frames do not add up to the directory's place"));
+        }
+        Ok(directory)
+    }
+}
+
+fn array(d: &mut Decoder<'_>) -> Result<u64, PackError> {
+    match d.array() {
+        Ok(Some(n)) => Ok(n),
+        _ => Err(PackError::Malformed("the directory is not what it should be")),
+    }
+}
+
+fn le_u32(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes(bytes.try_into().expect("four bytes were sliced"))
+}
+
+fn le_u64(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes.try_into().expect("eight bytes were sliced"))
+}

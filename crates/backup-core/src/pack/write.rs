@@ -1,0 +1,155 @@
+//! Writing a pack, frame by frame, straight into ciphertext.
+
+use std::io::{self, Write};
+
+use bytes::Bytes;
+use keepwell_catalog::{IndexEntry, PackClass, PackRef, names};
+use keepwell_crypto::{ChunkId, Digest, DomainId, Recipient, SealWriter};
+use sha2::{Digest as _, Sha256};
+
+use super::PackError;
+use super::directory::{
+    FORMAT, FrameInfo, MAGIC_DIRECTORY, MAGIC_PADDING, PackDirectory, TRAILER_LEN, TRAILER_MAGIC,
+};
+use super::padding::padme;
+
+/// An open pack: its ciphertext grows in memory, bounded by whoever decides when it is full.
+pub struct PackWriter {
+    class: PackClass,
+    domain: DomainId,
+    out: SealWriter<Hashing>,
+    plain_len: u64,
+    directory: PackDirectory,
+}
+
+/// A finished pack, ready to be stored under its name.
+#[derive(Debug, Clone)]
+pub struct FinishedPack {
+    /// Data or meta.
+    pub class: PackClass,
+    /// How the index will refer to it.
+    pub reference: PackRef,
+    /// The stored bytes.
+    pub bytes: Bytes,
+    /// One entry per chunk; their `pack` is 0 until a segment numbers its packs.
+    pub entries: Vec<IndexEntry>,
+}
+
+impl PackWriter {
+    /// Opens a pack for one domain. `capacity` is the expected size in bytes.
+    pub fn new(
+        class: PackClass,
+        domain: DomainId,
+        recipient: &Recipient,
+        capacity: usize,
+    ) -> Result<Self, PackError> {
+        let sink = Hashing { hash: Sha256::new(), bytes: Vec::with_capacity(capacity) };
+        let out = SealWriter::new(std::slice::from_ref(recipient), sink)?;
+        Ok(Self { class, domain, out, plain_len: 0, directory: PackDirectory::default() })
+    }
+
+    /// Appends a compressed frame that holds `chunks`, whose plain bytes are `plain` long in all.
+    pub fn append(
+        &mut self,
+        stored: &[u8],
+        plain: usize,
+        chunks: &[(ChunkId, u32)],
+    ) -> Result<(), PackError> {
+        self.write(stored)?;
+        let length = |n: usize| u32::try_from(n).expect("a frame is at most 8 MiB");
+        let frame = FrameInfo { stored: length(stored.len()), plain: length(plain), chunks: chunks.to_vec() };
+        self.directory.frames.push(frame);
+        Ok(())
+    }
+
+    /// Bytes so far, before directory and padding.
+    pub fn len(&self) -> u64 {
+        self.plain_len
+    }
+
+    /// Whether no frame was appended.
+    pub fn is_empty(&self) -> bool {
+        self.directory.frames.is_empty()
+    }
+
+    /// Ends the pack. `suffix` makes its name new even if the same bytes were stored before.
+    pub fn finish(mut self, suffix: [u8; 4]) -> Result<FinishedPack, PackError> {
+        let entries = self.entries();
+        self.write_directory()?;
+        let sealed = self.out.finish().map_err(PackError::Seal)?;
+        let digest = Digest::from_bytes(sealed.hash.finalize().into());
+        let header_len = keepwell_crypto::header_len(&sealed.bytes)?;
+        let reference = PackRef {
+            name: names::content_name(&digest, suffix),
+            size: sealed.bytes.len() as u64,
+            header_len: u32::try_from(header_len).expect("a header for one recipient is short"),
+            domain: self.domain,
+        };
+        Ok(FinishedPack { class: self.class, reference, bytes: Bytes::from(sealed.bytes), entries })
+    }
+
+    fn entries(&self) -> Vec<IndexEntry> {
+        let mut entries = Vec::new();
+        let mut frame_offset = 0u32;
+        for frame in &self.directory.frames {
+            let mut offset = 0u32;
+            for &(id, length) in &frame.chunks {
+                entries.push(IndexEntry {
+                    id,
+                    pack: 0,
+                    frame_offset,
+                    frame_length: frame.stored,
+                    offset,
+                    length,
+                });
+                offset += length;
+            }
+            frame_offset += frame.stored;
+        }
+        entries
+    }
+
+    fn write_directory(&mut self) -> Result<(), PackError> {
+        let at = self.plain_len;
+        let cbor = self.directory.encode();
+        let stored = zstd::bulk::compress(&cbor, 3).map_err(PackError::Seal)?;
+        let length =
+            u32::try_from(stored.len()).map_err(|_| PackError::Malformed("the directory is too long"))?;
+        self.write(&MAGIC_DIRECTORY.to_le_bytes())?;
+        self.write(&length.to_le_bytes())?;
+        self.write(&stored)?;
+        let unpadded = self.plain_len + 8 + TRAILER_LEN as u64;
+        let padding = usize::try_from(padme(unpadded) - unpadded).expect("a pack fits in memory");
+        let body = u32::try_from(padding + TRAILER_LEN).expect("padding is an eighth at most");
+        self.write(&MAGIC_PADDING.to_le_bytes())?;
+        self.write(&body.to_le_bytes())?;
+        self.write(&vec![0; padding])?;
+        self.write(&at.to_le_bytes())?;
+        self.write(&(length + 8).to_le_bytes())?;
+        self.write(&FORMAT.to_le_bytes())?;
+        self.write(TRAILER_MAGIC)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), PackError> {
+        self.plain_len += bytes.len() as u64;
+        self.out.write_all(bytes).map_err(PackError::Seal)
+    }
+}
+
+/// Collects bytes and hashes them on the way.
+struct Hashing {
+    hash: Sha256,
+    bytes: Vec<u8>,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.hash.update(buf);
+        self.bytes.extend_from_slice(buf);
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,67 @@
+//! Reading: from a chunk's id to its bytes, wherever they are.
+
+mod frames;
+mod nodes;
+
+pub(crate) use frames::{FetchedPack, fetch_frames, fetch_pack};
+pub(crate) use nodes::Nodes;
+
+use keepwell_catalog::Location;
+use keepwell_crypto::{ChunkId, ChunkKind};
+
+use crate::Error;
+use crate::pack::{chunk_from_frame, decode_frame};
+use crate::repository::Repository;
+
+/// Reads one chunk, trying every location that the index knows before it reports damage; if none is left, the index is
+/// read again once, because a prune may have moved the chunk meanwhile.
+pub(crate) async fn read_chunk(
+    repository: &Repository,
+    kind: ChunkKind,
+    id: &ChunkId,
+) -> Result<Vec<u8>, Error> {
+    let mut tried: Vec<String> = Vec::new();
+    let mut reason = String::from("no index segment lists it");
+    for attempt in 0..2 {
+        if attempt == 1 && !repository.refresh_index().await? {
+            break;
+        }
+        for location in repository.index().find(id)? {
+            let name = location.pack.name.to_string();
+            if tried.contains(&name) {
+                continue;
+            }
+            match read_at(repository, kind, id, &location).await {
+                Ok(chunk) => return Ok(chunk),
+                Err(error @ Error::NotAllowed { .. }) => return Err(error),
+                Err(error) => reason = format!("pack {name}: {}", crate::error::one_line(&error)),
+            }
+            tried.push(name);
+        }
+    }
+    Err(Error::ChunkLost { id: *id, reason })
+}
+
+async fn read_at(
+    repository: &Repository,
+    kind: ChunkKind,
+    id: &ChunkId,
+    location: &Location,
+) -> Result<Vec<u8>, Error> {
+    let range =
+        location.entry.frame_offset..location.entry.frame_offset.saturating_add(location.entry.frame_length);
+    let class = class_of(kind);
+    let frames = fetch_frames(repository, class, &location.pack, &[range]).await?;
+    let stored = frames.into_iter().next().ok_or(Error::Cancelled)?;
+    let plain = decode_frame(&stored, None)?;
+    let key = repository.id_key(location.pack.domain)?;
+    Ok(chunk_from_frame(&plain, location.entry.offset, location.entry.length, id, kind, key)?.to_vec())
+}
+
+/// Nodes live in meta packs, content in data packs.
+pub(crate) fn class_of(kind: ChunkKind) -> keepwell_catalog::PackClass {
+    match kind {
+        ChunkKind::Content => keepwell_catalog::PackClass::Data,
+        ChunkKind::Node => keepwell_catalog::PackClass::Meta,
+    }
+}

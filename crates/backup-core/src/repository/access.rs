@@ -1,0 +1,78 @@
+//! What a credential opens.
+
+use keepwell_crypto::keyring::{DomainKeys, GroupKeys};
+use keepwell_crypto::trust::Roles;
+use keepwell_crypto::{DomainId, GroupId, Identity, MemberId, Recipient, RepositoryId, SigningKey};
+
+use crate::Error;
+
+/// The keys that a credential brought, and what they allow. Secrets do not show in `Debug`.
+#[derive(Debug)]
+pub struct Access {
+    pub(crate) repository: RepositoryId,
+    /// The member, if the credential is (also) one.
+    pub(crate) member: Option<MemberId>,
+    pub(crate) roles: Option<Roles>,
+    pub(crate) signing: Option<SigningKey>,
+    /// The member's own age identity, for its state.
+    pub(crate) state: Option<Identity>,
+    /// The owner's root key and identity, if the credential is an owner's.
+    pub(crate) owner: Option<keepwell_crypto::keyfile::OwnerKeys>,
+    pub(crate) group: GroupId,
+    pub(crate) groups: Vec<GroupKeys>,
+}
+
+impl Access {
+    /// Whether the credential holds an owner's keys.
+    pub fn is_owner(&self) -> bool {
+        self.owner.is_some()
+    }
+
+    /// The member that the credential signs as.
+    pub fn member(&self) -> Option<MemberId> {
+        self.member
+    }
+
+    /// The member's roles, if the credential is a member's.
+    pub fn roles(&self) -> Option<Roles> {
+        self.roles
+    }
+
+    /// The group that new snapshots belong to; its presence is checked when the repository is opened.
+    pub(crate) fn group(&self) -> &GroupKeys {
+        self.groups.iter().find(|g| g.id == self.group).unwrap_or(&self.groups[0])
+    }
+
+    /// The default domain of the group.
+    pub(crate) fn domain(&self) -> &DomainKeys {
+        &self.group().domains[0]
+    }
+
+    pub(crate) fn domain_keys(&self, domain: DomainId) -> Result<&DomainKeys, Error> {
+        let found = self.groups.iter().flat_map(|g| &g.domains).find(|d| d.id == domain);
+        found.ok_or_else(|| Error::Invalid(format!("the keys of domain {domain} are not at hand: it was erased, or this credential never had them")))
+    }
+
+    pub(crate) fn index_identities(&self) -> &[Identity] {
+        &self.group().index_identities
+    }
+
+    pub(crate) fn index_recipient(&self) -> Result<Recipient, Error> {
+        let newest = self.index_identities().last();
+        newest.map(Identity::recipient).ok_or_else(|| self.cannot("write an index"))
+    }
+
+    pub(crate) fn cannot(&self, action: &'static str) -> Error {
+        Error::NotAllowed { action, role: self.describe() }
+    }
+
+    /// The roles in words.
+    pub fn describe(&self) -> String {
+        let mut names = Vec::new();
+        if self.is_owner() {
+            names.push("owner");
+        }
+        names.extend(self.roles.iter().flat_map(|roles| roles.names()));
+        names.join(", ")
+    }
+}

@@ -1,0 +1,163 @@
+//! The index of a repository: fetched once, kept in the local cache, looked up without reading it whole.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError};
+
+use bytes::Bytes;
+use keepwell_catalog::names::ObjectName;
+use keepwell_catalog::{CatalogError, ContentName, IndexSet, ReadAt, Segment, names};
+use keepwell_crypto::trust::Roles;
+
+use super::Repository;
+use crate::Error;
+use crate::cache::{Cache, CachedFile};
+
+const DIRECTORY: &str = "index";
+/// Of the memory limit, this part is for index segments held decoded.
+const MEMORY_SHARE: usize = 5;
+
+impl ReadAt for CachedFile {
+    fn len(&self) -> Result<u64, CatalogError> {
+        Ok(CachedFile::len(self))
+    }
+
+    fn read_at(&self, offset: u64, len: usize) -> Result<Bytes, CatalogError> {
+        CachedFile::read_at(self, offset, len).map_err(|source| CatalogError::ReadSegment {
+            offset,
+            len,
+            source: source.into(),
+        })
+    }
+}
+
+impl Repository {
+    /// The index as last read.
+    pub(crate) fn index(&self) -> Arc<IndexSet> {
+        Arc::clone(&self.0.index.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// An index that holds nothing, with this repository's share of memory.
+    pub(super) fn empty_index(memory_bytes: usize) -> Arc<IndexSet> {
+        Arc::new(IndexSet::new((memory_bytes / MEMORY_SHARE) as u64))
+    }
+
+    /// Reads the index anew: exactly the segments that a listing shows now. `true` if that changed anything.
+    ///
+    /// Costs a listing, and one request per segment that is not in the local cache.
+    pub(crate) async fn refresh_index(&self) -> Result<bool, Error> {
+        let mut listed = BTreeSet::new();
+        for info in self.list(&format!("index/{}/", self.group())).await? {
+            if let Ok(ObjectName::Index(_, name)) = info.key.as_str().parse() {
+                listed.insert(name);
+            }
+        }
+        let current = self.index();
+        let held: BTreeSet<ContentName> = segment_names(&current);
+        if held == listed {
+            return Ok(false);
+        }
+        // Segments that only came on top are added; a vanished one means starting over.
+        let fresh = if held.is_subset(&listed) {
+            Arc::clone(&current)
+        } else {
+            Self::empty_index(self.limits().memory_bytes)
+        };
+        let have: BTreeSet<ContentName> = segment_names(&fresh);
+        for name in listed.difference(&have) {
+            match self.load_segment(name).await {
+                Ok(segment) => {
+                    fresh.add(&name.to_string(), segment)?;
+                }
+                Err(Error::Storage(error)) if error.is_not_found() => {
+                    return Box::pin(self.refresh_index()).await;
+                }
+                Err(error) => self.report_segment(name, &error)?,
+            }
+        }
+        *self.0.index.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        self.drop_stale_segments(&listed);
+        Ok(true)
+    }
+
+    /// A damaged segment hides chunks; that must not stop what does not need them, but it must be seen.
+    fn report_segment(&self, name: &ContentName, error: &Error) -> Result<(), Error> {
+        match error {
+            Error::Damaged { .. } | Error::Catalog(_) | Error::Crypto(_) => {
+                let key = names::index_key(self.group(), name);
+                self.monitor().problem(key.as_str(), &crate::error::one_line(error));
+                Ok(())
+            }
+            _ => Err(error.clone()),
+        }
+    }
+
+    async fn load_segment(&self, name: &ContentName) -> Result<Segment, Error> {
+        let cached = format!("{DIRECTORY}/{name}");
+        if let Some(file) = self.cache().open(&cached)
+            && let Ok(segment) = self.open_segment(Box::new(file))
+        {
+            return Ok(segment);
+        }
+        let plain = self.fetch_segment(name).await?;
+        self.cache().store(&cached, &plain)?;
+        let reader: Box<dyn ReadAt> = match self.cache().open(&cached) {
+            Some(file) => Box::new(file),
+            None => Box::new(plain),
+        };
+        self.open_segment(reader)
+    }
+
+    /// Fetches and decrypts a segment, proving that it has the bytes its name says.
+    pub(crate) async fn fetch_segment(&self, name: &ContentName) -> Result<Bytes, Error> {
+        let key = names::index_key(self.group(), name);
+        let sealed = self.store().get(&key).await?;
+        if keepwell_crypto::Digest::of(&sealed) != name.digest() {
+            return Err(Error::damaged(&key, "its bytes do not have the hash in its name"));
+        }
+        let plain = keepwell_crypto::open(self.access().index_identities(), &sealed, sealed.len() as u64)
+            .map_err(|e| Error::damaged(&key, e))?;
+        Ok(Bytes::from(plain))
+    }
+
+    pub(crate) fn open_segment(&self, reader: Box<dyn ReadAt>) -> Result<Segment, Error> {
+        let chain = self.0.chain.read().unwrap_or_else(PoisonError::into_inner);
+        let verify = |signer: &keepwell_crypto::MemberId, tables: &[u8], signature: &[u8; 64]| {
+            let may_write = Roles::WRITER | Roles::KEEPER;
+            chain
+                .verify_detached(*signer, "index", may_write, tables, signature)
+                .map(|_| ())
+                .map_err(Into::into)
+        };
+        Ok(Segment::open(reader, &verify)?)
+    }
+
+    /// Takes a segment that this process just stored into the cache and into an index.
+    pub(crate) fn adopt_segment(
+        &self,
+        name: &ContentName,
+        plain: Bytes,
+        index: &IndexSet,
+    ) -> Result<(), Error> {
+        let cached = format!("{DIRECTORY}/{name}");
+        self.cache().store(&cached, &plain)?;
+        let reader: Box<dyn ReadAt> = match self.cache().open(&cached) {
+            Some(file) => Box::new(file),
+            None => Box::new(plain),
+        };
+        index.add(&name.to_string(), self.open_segment(reader)?)?;
+        Ok(())
+    }
+
+    fn drop_stale_segments(&self, listed: &BTreeSet<ContentName>) {
+        let cache: &Cache = self.cache();
+        for name in cache.list(DIRECTORY) {
+            if name.parse::<ContentName>().is_ok_and(|n| !listed.contains(&n)) {
+                cache.remove(&format!("{DIRECTORY}/{name}"));
+            }
+        }
+    }
+}
+
+fn segment_names(index: &IndexSet) -> BTreeSet<ContentName> {
+    index.segments().iter().filter_map(|(name, _)| name.parse().ok()).collect()
+}

@@ -1,0 +1,243 @@
+//! An open repository: its store, its keys, its index.
+
+mod access;
+mod create;
+mod ends;
+mod index;
+mod open;
+mod plans;
+mod snapshots;
+
+use std::fmt;
+use std::sync::{Arc, RwLock};
+
+use bytes::Bytes;
+use keepwell_catalog::{CatalogError, ContentName, IndexSet, SegmentBuilder, names};
+use keepwell_crypto::keyring::{DomainKeys, GroupKeys};
+use keepwell_crypto::trust::Chain;
+use keepwell_crypto::{
+    DomainId, GroupId, IdKey, Identity, MemberId, RepositoryId, Signed, SigningKey, StoreId,
+};
+use keepwell_storage::{Key, ObjectStore, list_all};
+
+pub use access::Access;
+pub use create::{CreateOptions, Created};
+pub use open::{Builder, RepositoryHint};
+pub use snapshots::{Snapshot, SnapshotState};
+
+pub(crate) use ends::{End, newest_ends, read_ends, read_own_ends_back};
+pub(crate) use plans::{Plans, read_plans};
+
+use crate::Error;
+use crate::cache::Cache;
+use crate::env::{Clock, Rng, Timestamp};
+use crate::monitor::Monitor;
+
+/// How much the engine may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Threads that compress, encrypt and hash; at least 1.
+    pub threads: usize,
+    /// What the engine may keep in memory at once, in bytes; at least 64 MiB. Sizes packs and caches.
+    pub memory_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { threads: std::thread::available_parallelism().map_or(2, usize::from), memory_bytes: 256 << 20 }
+    }
+}
+
+/// An open repository. Cheap to clone; all clones share keys, index and cache.
+#[derive(Clone)]
+pub struct Repository(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn ObjectStore>,
+    store_id: StoreId,
+    chain: RwLock<Chain>,
+    access: Access,
+    index: RwLock<Arc<IndexSet>>,
+    cache: Cache,
+    clock: Arc<dyn Clock>,
+    rng: Arc<dyn Rng>,
+    monitor: Arc<dyn Monitor>,
+    limits: Limits,
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Repository")
+            .field("id", &self.id())
+            .field("store", &self.0.store)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Repository {
+    /// The repository's id, the same in every copy of it.
+    pub fn id(&self) -> RepositoryId {
+        self.0.access.repository
+    }
+
+    /// The id of this one store.
+    pub fn store_id(&self) -> StoreId {
+        self.0.store_id
+    }
+
+    /// The store beneath.
+    pub fn store(&self) -> &dyn ObjectStore {
+        &*self.0.store
+    }
+
+    /// What the credential may do.
+    pub fn access(&self) -> &Access {
+        &self.0.access
+    }
+
+    /// The trust chain as read when the repository was opened, with what was appended since.
+    pub fn chain(&self) -> Chain {
+        self.0.chain.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn chain_lock(&self) -> &RwLock<Chain> {
+        &self.0.chain
+    }
+
+    /// Limits in force.
+    pub fn limits(&self) -> Limits {
+        self.0.limits
+    }
+
+    /// Where progress goes.
+    pub fn monitor(&self) -> &dyn Monitor {
+        &*self.0.monitor
+    }
+
+    pub(crate) fn cache(&self) -> &Cache {
+        &self.0.cache
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.0.clock
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+
+    pub(crate) fn random_suffix(&self) -> [u8; 4] {
+        let mut suffix = [0; 4];
+        self.0.rng.fill(&mut suffix);
+        suffix
+    }
+
+    /// The group that new snapshots belong to.
+    pub(crate) fn group(&self) -> GroupId {
+        self.0.access.group().id
+    }
+
+    pub(crate) fn domain(&self) -> &DomainKeys {
+        self.0.access.domain()
+    }
+
+    /// The key that names the chunks of a domain.
+    pub(crate) fn id_key(&self, domain: DomainId) -> Result<&IdKey, Error> {
+        self.0.access.domain_keys(domain).map(|d| &d.id_key)
+    }
+
+    /// What opens the packs of a domain; an error for a credential that cannot decrypt.
+    pub(crate) fn data_identities(&self, domain: DomainId) -> Result<&[Identity], Error> {
+        let keys = self.0.access.domain_keys(domain)?;
+        if keys.identities.is_empty() {
+            Err(self.0.access.cannot("decrypt what it backs up"))
+        } else {
+            Ok(&keys.identities)
+        }
+    }
+
+    /// Whether the credential can decrypt at all.
+    pub fn can_read(&self) -> bool {
+        !self.domain().identities.is_empty()
+    }
+
+    pub(crate) fn signer(&self, action: &'static str) -> Result<&SigningKey, Error> {
+        self.0.access.signing.as_ref().ok_or_else(|| self.0.access.cannot(action))
+    }
+
+    /// Signs a record and encodes its envelope.
+    pub(crate) fn sign(&self, kind: &str, payload: Vec<u8>) -> Result<Vec<u8>, Error> {
+        Ok(Signed::sign(self.signer("sign")?, self.id(), kind, payload).to_bytes())
+    }
+
+    pub(crate) async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), Error> {
+        Ok(self.store().put_new(key, body).await?)
+    }
+
+    /// Creates an object whose name others may compete for. `false` when somebody else was first; our own bytes under
+    /// the name (a response was lost) count as success.
+    pub(crate) async fn put_own(&self, key: &Key, body: Vec<u8>) -> Result<bool, Error> {
+        let body = Bytes::from(body);
+        match self.store().put_new(key, body.clone()).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_already_exists() => Ok(self.store().get(key).await? == body),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Stores a content object under a fresh name.
+    pub(crate) async fn put_content(
+        &self,
+        key: impl Fn(&ContentName) -> Key,
+        body: Vec<u8>,
+    ) -> Result<(ContentName, Key), Error> {
+        let name = crate::write::name_of(&body, self.random_suffix());
+        let key = key(&name);
+        self.put_new(&key, Bytes::from(body)).await?;
+        Ok((name, key))
+    }
+
+    /// The next session number of a writer that no listing shows as taken.
+    pub(crate) async fn next_session(&self, writer: MemberId, after: u64) -> Result<u64, Error> {
+        let from = after
+            .checked_sub(1)
+            .map(|n| names::commit_key(writer, n).to_string().replacen("commits/", "sessions/", 1));
+        let from = from.and_then(|text| format!("{text}/9999999999").parse::<Key>().ok());
+        let mut next = after;
+        let mut last = from;
+        loop {
+            let page = self.store().list_page(&format!("sessions/{writer}/"), last.as_ref()).await?;
+            let Some(end) = page.last() else { return Ok(next) };
+            for info in &page {
+                if let Ok(keepwell_catalog::names::ObjectName::Session { n, .. }) = info.key.as_str().parse()
+                {
+                    next = next.max(n + 1);
+                }
+            }
+            last = Some(end.key.clone());
+        }
+    }
+
+    pub(crate) fn seal_segment(&self, builder: SegmentBuilder) -> Result<(Bytes, Bytes), Error> {
+        let plain = builder.finish(self.id(), self.signer("write an index")?, Vec::new())?;
+        let sealed = keepwell_crypto::seal(&[self.0.access.index_recipient()?], &plain)?;
+        Ok((Bytes::from(plain), Bytes::from(sealed)))
+    }
+
+    pub(crate) fn index_name(&self, sealed: &[u8], suffix: [u8; 4]) -> (ContentName, Key) {
+        let name = crate::write::name_of(sealed, suffix);
+        (name, names::index_key(self.group(), &name))
+    }
+
+    pub(crate) fn group_keys(&self) -> &GroupKeys {
+        self.0.access.group()
+    }
+
+    pub(crate) async fn list(&self, prefix: &str) -> Result<Vec<keepwell_storage::ObjectInfo>, Error> {
+        Ok(list_all(self.store(), prefix).await?)
+    }
+
+    pub(crate) fn catalog_error(error: CatalogError) -> Error {
+        error.into()
+    }
+}

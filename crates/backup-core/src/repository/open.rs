@@ -1,0 +1,318 @@
+//! Opening a repository: hint, trust, keyring.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use keepwell_catalog::names::ObjectName;
+use keepwell_catalog::{Segment, names, open_record};
+use keepwell_crypto::keyfile::KeyFile;
+use keepwell_crypto::keyring::{DomainKeys, Keyring};
+use keepwell_crypto::trust::{Chain, Roles};
+use keepwell_crypto::{Digest, DomainId, Identity, MemberId, Recipient, RepositoryId, StoreId};
+use keepwell_storage::{Key, ObjectStore, list_all};
+use serde::{Deserialize, Serialize};
+
+use super::{Access, Inner, Limits, Repository};
+use crate::Error;
+use crate::cache::Cache;
+use crate::env::{Clock, Rng, SystemClock, SystemRng, Timestamp};
+use crate::monitor::{Monitor, Silent};
+
+pub(super) const HINT_KEY: &str = "keepwell.json";
+/// Largest keyring that is decoded.
+const KEYRING_MAX: usize = 4 << 20;
+/// Packs grow from this …
+const PACK_BYTES_MIN: usize = 16 << 20;
+/// … to this, with the size of the repository.
+const PACK_BYTES_MAX: usize = 64 << 20;
+/// A repository of this many bytes has packs of the smallest size; of four times as many, twice the size.
+const PACKS_GROW_FROM: u64 = 64 << 30;
+
+/// `keepwell.json`: for people and for the first request, never an authority.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RepositoryHint {
+    /// Format version.
+    pub format: u32,
+    /// Repository id in hex.
+    pub repository: String,
+    /// Store id in hex.
+    pub store: String,
+    /// When it was made.
+    pub created: String,
+    /// What the last probe of the store found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<serde_json::Value>,
+}
+
+impl RepositoryHint {
+    pub(crate) fn new(
+        repository: RepositoryId,
+        store: StoreId,
+        now: Timestamp,
+        probe: Option<serde_json::Value>,
+    ) -> Self {
+        let created =
+            jiff::Timestamp::from_nanosecond(i128::from(now)).map(|t| t.to_string()).unwrap_or_default();
+        Self { format: 1, repository: repository.to_string(), store: store.to_string(), created, probe }
+    }
+
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut text = serde_json::to_vec_pretty(self).expect("plain strings serialize");
+        text.push(b'\n');
+        text
+    }
+
+    /// Reads the hint of a store; [`Error::NoRepository`] where there is none.
+    pub async fn read(store: &dyn ObjectStore) -> Result<Self, Error> {
+        let key: Key = HINT_KEY.parse().expect("a constant key");
+        let bytes = match store.get(&key).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_not_found() => {
+                return Err(Error::NoRepository { place: store.describe() });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let hint: Self = serde_json::from_slice(&bytes).map_err(|e| Error::damaged(&key, e))?;
+        if hint.format != 1 {
+            return Err(Error::Invalid(format!(
+                "the repository has format {}, and this program knows format 1",
+                hint.format
+            )));
+        }
+        Ok(hint)
+    }
+}
+
+/// Gathers the parts of an open repository.
+pub struct Builder {
+    store: Arc<dyn ObjectStore>,
+    cache: Cache,
+    clock: Arc<dyn Clock>,
+    rng: Arc<dyn Rng>,
+    monitor: Arc<dyn Monitor>,
+    limits: Limits,
+}
+
+impl Repository {
+    /// Starts to open the repository in a store. Without further calls it uses the machine's clock and randomness, a
+    /// cache in memory and no monitor.
+    pub fn builder(store: Arc<dyn ObjectStore>) -> Builder {
+        Builder {
+            store,
+            cache: Cache::memory(),
+            clock: Arc::new(SystemClock),
+            rng: Arc::new(SystemRng),
+            monitor: Arc::new(Silent),
+            limits: Limits::default(),
+        }
+    }
+
+    /// The keys of the domain that new content is sealed to.
+    pub(crate) fn domain_for(&self, domain: Option<DomainId>) -> Result<&DomainKeys, Error> {
+        domain.map_or_else(|| Ok(self.domain()), |id| self.access().domain_keys(id))
+    }
+
+    /// Who can open `state/`: this member, and the owners.
+    pub(crate) fn state_recipients(&self) -> Result<Vec<Recipient>, Error> {
+        let own = self.access().state.as_ref().ok_or_else(|| self.access().cannot("keep state"))?;
+        let mut recipients = vec![own.recipient()];
+        recipients
+            .extend(self.chain_lock().read().unwrap_or_else(PoisonError::into_inner).owner_recipients());
+        Ok(recipients)
+    }
+
+    /// At which size a pack is finished: larger for larger repositories, within the limit of memory.
+    pub(crate) fn pack_bytes(&self) -> usize {
+        let packs = |segment: &Segment| segment.packs().iter().map(|p| p.size).sum::<u64>();
+        let stored: u64 = self.index().segments().iter().map(|(_, segment)| packs(segment)).sum();
+        let doublings = (stored / PACKS_GROW_FROM).checked_ilog2().unwrap_or(0) / 2;
+        let wanted = (PACK_BYTES_MIN << doublings.min(2)).min(PACK_BYTES_MAX);
+        // One open pack per thread, a few on their way, and as much again for everything else.
+        let affordable = self.limits().memory_bytes / (2 * (self.limits().threads + 3));
+        wanted.min(affordable).max(4 << 20)
+    }
+}
+
+impl Builder {
+    /// Keeps cached files here.
+    #[must_use]
+    pub fn cache(mut self, cache: Cache) -> Self {
+        self.cache = cache;
+        self
+    }
+
+    /// Tells the time.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Gives random suffixes.
+    #[must_use]
+    pub fn rng(mut self, rng: Arc<dyn Rng>) -> Self {
+        self.rng = rng;
+        self
+    }
+
+    /// Receives progress.
+    #[must_use]
+    pub fn monitor(mut self, monitor: Arc<dyn Monitor>) -> Self {
+        self.monitor = monitor;
+        self
+    }
+
+    /// Bounds threads and memory.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Opens the repository with a credential.
+    ///
+    /// Fails with [`Error::NoRepository`], [`Error::WrongKey`], or [`Error::Trust`] when the trust chain is broken or
+    /// does not begin with the genesis that the key file pins. Costs a request per record of the chain, and two more.
+    pub async fn open(self, key: KeyFile) -> Result<Repository, Error> {
+        let hint = RepositoryHint::read(&*self.store).await?;
+        let store_id = hint.store.parse().map_err(|e| Error::damaged(HINT_KEY, e))?;
+        let chain = read_chain(&*self.store, Some(key.genesis)).await?;
+        if chain.repository_id() != key.repository {
+            return Err(Error::WrongKey(format!(
+                "it belongs to repository {}, this is {}",
+                key.repository,
+                chain.repository_id()
+            )));
+        }
+        let access = open_access(&*self.store, &chain, key).await?;
+        let cache = self.cache.below(&format!("{store_id}"));
+        let index = RwLock::new(Repository::empty_index(self.limits.memory_bytes));
+        Ok(Repository(Arc::new(Inner {
+            store: self.store,
+            store_id,
+            chain: RwLock::new(chain),
+            access,
+            index,
+            cache,
+            clock: self.clock,
+            rng: self.rng,
+            monitor: self.monitor,
+            limits: self.limits,
+        })))
+    }
+}
+
+/// Reads and verifies the trust chain of a store.
+pub(crate) async fn read_chain(store: &dyn ObjectStore, pin: Option<Digest>) -> Result<Chain, Error> {
+    let mut objects = Vec::new();
+    for (n, info) in list_all(store, "trust/").await?.into_iter().enumerate() {
+        if info.key != names::trust_key(n as u64) {
+            return Err(Error::damaged(info.key, format_args!("record {n} of the trust chain is missing")));
+        }
+        objects.push(store.get(&info.key).await?);
+    }
+    Ok(Chain::load(objects, pin)?)
+}
+
+async fn open_access(store: &dyn ObjectStore, chain: &Chain, key: KeyFile) -> Result<Access, Error> {
+    let mut access = Access {
+        repository: key.repository,
+        member: None,
+        roles: None,
+        signing: None,
+        state: None,
+        owner: key.owner,
+        group: keepwell_crypto::GroupId::from_bytes([0; 4]),
+        groups: Vec::new(),
+    };
+    let (keyring_of, identity) = match (key.member, &access.owner) {
+        (Some(member), _) => {
+            let id = member.signing.member_id();
+            let known =
+                chain.member(&id).ok_or_else(|| Error::WrongKey(format!("member {id} is not enrolled")))?;
+            access.member = Some(id);
+            access.roles = Some(known.roles);
+            access.group = known.group;
+            access.signing = Some(member.signing);
+            let identity = member.identity;
+            access.groups = read_keyring(store, chain, id, &identity).await?.groups;
+            access.state = Some(identity);
+            (id, access.state.as_ref())
+        }
+        (None, Some(owner)) => {
+            let reader = chain.members().find(|m| m.roles.contains(Roles::READER));
+            let reader =
+                reader.ok_or_else(|| Error::WrongKey("no member has a keyring that can read".into()))?;
+            access.group = reader.group;
+            access.groups = read_keyring(store, chain, reader.id(), &owner.identity).await?.groups;
+            (reader.id(), Some(&owner.identity))
+        }
+        (None, None) => return Err(Error::WrongKey("it holds no keys".into())),
+    };
+    let erasable = match identity {
+        Some(identity) => read_erasable(store, chain, keyring_of, identity).await?,
+        None => Vec::new(),
+    };
+    for (domain, keys) in erasable {
+        let group = chain.domain(&domain).map(|d| d.group);
+        if let Some(group) = access.groups.iter_mut().find(|g| Some(g.id) == group) {
+            group.domains.push(keys);
+        }
+    }
+    check_groups(&access)?;
+    Ok(access)
+}
+
+fn check_groups(access: &Access) -> Result<(), Error> {
+    let group = access.groups.iter().find(|g| g.id == access.group);
+    match group {
+        Some(group) if !group.domains.is_empty() && !group.index_identities.is_empty() => Ok(()),
+        _ => Err(Error::WrongKey(format!("its keyring lacks the keys of group {}", access.group))),
+    }
+}
+
+async fn read_keyring(
+    store: &dyn ObjectStore,
+    chain: &Chain,
+    member: MemberId,
+    identity: &Identity,
+) -> Result<Keyring, Error> {
+    let reference =
+        chain.keyring(&member).ok_or_else(|| Error::WrongKey(format!("member {member} has no keyring")))?;
+    let key: Key = reference.name.parse().map_err(|e| Error::damaged("trust", e))?;
+    let sealed = store.get(&key).await?;
+    if Digest::of(&sealed) != reference.digest {
+        return Err(Error::damaged(&key, "it is not the keyring that the trust chain names"));
+    }
+    let bytes = open_record(std::slice::from_ref(identity), &sealed, KEYRING_MAX)
+        .map_err(|e| Error::damaged(&key, e))?;
+    let keyring = Keyring::from_bytes(&bytes).map_err(|e| Error::damaged(&key, e))?;
+    if keyring.member != member || keyring.repository != chain.repository_id() {
+        return Err(Error::damaged(&key, "it belongs to somebody else"));
+    }
+    Ok(keyring)
+}
+
+/// The member's keys of every erasable domain that was not erased.
+async fn read_erasable(
+    store: &dyn ObjectStore,
+    chain: &Chain,
+    member: MemberId,
+    identity: &Identity,
+) -> Result<Vec<(DomainId, DomainKeys)>, Error> {
+    let mut found: Vec<(DomainId, DomainKeys)> = Vec::new();
+    for info in list_all(store, "keys/erasable/").await? {
+        let Ok(ObjectName::ErasableKey { domain, member: whose, .. }) = info.key.as_str().parse() else {
+            continue;
+        };
+        if whose != member || chain.is_erased(&domain) || chain.domain(&domain).is_none() {
+            continue;
+        }
+        let sealed = store.get(&info.key).await?;
+        let opened = open_record(std::slice::from_ref(identity), &sealed, KEYRING_MAX);
+        let bytes = opened.map_err(|e| Error::damaged(&info.key, e))?;
+        let keys = DomainKeys::from_bytes(&bytes).map_err(|e| Error::damaged(&info.key, e))?;
+        found.retain(|(d, _)| *d != domain);
+        found.push((domain, keys));
+    }
+    Ok(found)
+}

@@ -1,0 +1,93 @@
+//! Which chunks need not be stored again.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use keepwell_catalog::{CatalogError, IndexSet, PackSet};
+use keepwell_crypto::ChunkId;
+
+/// Names of packs that some prune plan condemns: for a writer they do not exist.
+pub(crate) type CondemnedPacks = PackSet;
+
+const SHARDS: usize = 64;
+
+/// The chunks of the repository that may be reused, plus those that this session stored or is storing.
+#[derive(Debug)]
+pub(crate) struct Known {
+    basis: RwLock<Basis>,
+    session: Vec<Mutex<HashSet<ChunkId, BuildHasherDefault<IdHasher>>>>,
+}
+
+#[derive(Debug)]
+struct Basis {
+    index: Arc<IndexSet>,
+    condemned: CondemnedPacks,
+}
+
+impl Known {
+    /// `condemned` must have been read after the session was claimed and before `index` was read (docs/pruning.md).
+    pub fn new(index: Arc<IndexSet>, condemned: CondemnedPacks) -> Self {
+        let session = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { basis: RwLock::new(Basis { index, condemned }), session }
+    }
+
+    /// Whether the chunk is in the repository, or on its way there in this session.
+    pub fn contains(&self, id: &ChunkId) -> Result<bool, CatalogError> {
+        Ok(self.shard(id).contains(id) || self.stored(id)?)
+    }
+
+    /// `true` exactly once for a chunk that must be stored; the caller then stores it.
+    pub fn claim(&self, id: &ChunkId) -> Result<bool, CatalogError> {
+        if self.stored(id)? {
+            return Ok(false);
+        }
+        Ok(self.shard(id).insert(*id))
+    }
+
+    /// Forgets ids of this session that an index segment in [`Known::index`] now holds.
+    pub fn settle<'a>(&self, ids: impl Iterator<Item = &'a ChunkId>) {
+        for id in ids {
+            self.shard(id).remove(id);
+        }
+    }
+
+    /// Replaces what is known from before, for a new session of the same process.
+    pub fn renew(&self, index: Arc<IndexSet>, condemned: CondemnedPacks) {
+        *self.basis.write().unwrap_or_else(PoisonError::into_inner) = Basis { index, condemned };
+    }
+
+    /// The index that is looked up, to which new segments are added.
+    pub fn index(&self) -> Arc<IndexSet> {
+        Arc::clone(&self.basis.read().unwrap_or_else(PoisonError::into_inner).index)
+    }
+
+    fn stored(&self, id: &ChunkId) -> Result<bool, CatalogError> {
+        let basis = self.basis.read().unwrap_or_else(PoisonError::into_inner);
+        basis.index.contains_live(id, &basis.condemned)
+    }
+
+    fn shard(
+        &self,
+        id: &ChunkId,
+    ) -> std::sync::MutexGuard<'_, HashSet<ChunkId, BuildHasherDefault<IdHasher>>> {
+        let shard = usize::from(id.as_bytes()[31]) % SHARDS;
+        self.session[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ids are keyed hashes already: their first eight bytes will do.
+#[derive(Debug, Default)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk::<8>() {
+            self.0 ^= u64::from_le_bytes(*first);
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Writing into a repository: dedup, packs, index segments, sessions. Shared by backup, prune and copy.
+
+mod known;
+mod packer;
+mod session;
+mod uploads;
+
+pub(crate) use known::{CondemnedPacks, Known};
+pub(crate) use packer::{OWN_FRAME_MIN, PackSettings, Packer};
+pub(crate) use session::{BEAT_EVERY, Ending, Session, fence};
+pub(crate) use uploads::{Stored, Uploads, name_of};

@@ -1,0 +1,100 @@
+//! From chunks to packs: one packer per worker, so that workers share nothing but the queue of finished packs.
+
+use keepwell_catalog::PackClass;
+use keepwell_crypto::{ChunkId, DomainId, Recipient};
+
+use super::Uploads;
+use crate::Error;
+use crate::pack::{FrameBuilder, PackError, PackWriter};
+
+/// A chunk of at least this many bytes has a frame of its own.
+pub(crate) const OWN_FRAME_MIN: usize = 512 << 10;
+
+/// How chunks are compressed and packed.
+#[derive(Debug, Clone)]
+pub(crate) struct PackSettings {
+    pub class: PackClass,
+    pub domain: DomainId,
+    pub recipient: Recipient,
+    /// zstd level.
+    pub level: i32,
+    /// Small chunks share a frame of about this many plain bytes.
+    pub frame_bytes: usize,
+    /// A pack is finished when it has grown to this many bytes.
+    pub pack_bytes: usize,
+}
+
+/// Gathers chunks into frames and frames into a pack, and hands finished packs to [`Uploads`].
+pub(crate) struct Packer<'a> {
+    uploads: &'a Uploads,
+    settings: PackSettings,
+    frame: FrameBuilder,
+    pack: Option<PackWriter>,
+    compressor: zstd::bulk::Compressor<'static>,
+    compressed: Vec<u8>,
+}
+
+impl<'a> Packer<'a> {
+    pub fn new(uploads: &'a Uploads, settings: PackSettings) -> Result<Self, Error> {
+        let compressor = zstd::bulk::Compressor::new(settings.level).map_err(PackError::Seal)?;
+        Ok(Self {
+            uploads,
+            settings,
+            frame: FrameBuilder::default(),
+            pack: None,
+            compressor,
+            compressed: Vec::new(),
+        })
+    }
+
+    /// Stores a small chunk together with its neighbours.
+    pub fn add(&mut self, id: ChunkId, chunk: &[u8]) -> Result<(), Error> {
+        self.frame.push(id, chunk);
+        if self.frame.len() >= self.settings.frame_bytes { self.flush_frame() } else { Ok(()) }
+    }
+
+    /// Stores a frame that was put together elsewhere.
+    pub fn add_frame(&mut self, frame: &FrameBuilder) -> Result<(), Error> {
+        let bound = zstd::zstd_safe::compress_bound(frame.len());
+        if self.compressed.len() < bound {
+            self.compressed.resize(bound, 0);
+        }
+        let stored = self
+            .compressor
+            .compress_to_buffer(frame.plain(), &mut self.compressed[..])
+            .map_err(PackError::Seal)?;
+        let pack = match &mut self.pack {
+            Some(pack) => pack,
+            none => {
+                let settings = &self.settings;
+                let capacity = settings.pack_bytes + (settings.pack_bytes >> 2);
+                none.insert(PackWriter::new(settings.class, settings.domain, &settings.recipient, capacity)?)
+            }
+        };
+        pack.append(&self.compressed[..stored], frame.len(), frame.chunks())?;
+        if pack.len() >= self.settings.pack_bytes as u64 { self.finish_pack() } else { Ok(()) }
+    }
+
+    /// Writes out whatever is still open.
+    pub fn finish(&mut self) -> Result<(), Error> {
+        self.flush_frame()?;
+        self.finish_pack()
+    }
+
+    fn flush_frame(&mut self) -> Result<(), Error> {
+        if self.frame.is_empty() {
+            return Ok(());
+        }
+        let mut frame = std::mem::take(&mut self.frame);
+        let added = self.add_frame(&frame);
+        frame.clear();
+        self.frame = frame;
+        added
+    }
+
+    fn finish_pack(&mut self) -> Result<(), Error> {
+        let Some(pack) = self.pack.take() else { return Ok(()) };
+        let suffix = self.uploads.fresh_suffix();
+        self.uploads.submit(pack.finish(suffix)?)
+    }
+}

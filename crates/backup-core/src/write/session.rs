@@ -1,0 +1,196 @@
+//! Sessions: a claim, beats while it works, and exactly one end.
+//!
+//! The rules, and the model that shows why each is needed, are in docs/pruning.md.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use keepwell_catalog::{
+    Commit, CommitKind, ContentName, List, ListedObject, Session as Record, SessionKind, names,
+};
+use keepwell_crypto::{Digest, MemberId, SnapshotId};
+
+use crate::Error;
+use crate::alive::{self, AliveFile};
+use crate::repository::{Repository, newest_ends};
+
+/// A session says that it is alive this often; a keeper fences one that has been silent for several times as long.
+pub(crate) const BEAT_EVERY: Duration = Duration::from_secs(60);
+
+/// An open session of this process. Dropped without [`Session::end`], it stays open until a keeper fences it.
+#[derive(Debug)]
+pub(crate) struct Session {
+    repository: Repository,
+    writer: MemberId,
+    n: u64,
+    previous: Vec<(u64, Digest)>,
+    seen: Vec<(MemberId, u64)>,
+    beats: tokio::task::JoinHandle<()>,
+    /// Held while the process lives, so that a keeper on this host knows at once that it died.
+    _alive: Option<AliveFile>,
+}
+
+/// How a session ends well.
+#[derive(Debug, Clone)]
+pub(crate) struct Ending {
+    pub kind: CommitKind,
+    pub manifest: Option<(ContentName, SnapshotId)>,
+    pub complete: bool,
+    pub logical_bytes: u64,
+    pub capture: Option<i64>,
+    pub state: Vec<ContentName>,
+    pub dataset_tag: Option<[u8; 16]>,
+    pub origin: Option<Vec<u8>>,
+    pub supersedes: Vec<u64>,
+    pub created: Vec<(String, u64)>,
+}
+
+impl Session {
+    /// Claims the next free number. Everything that the session relies on must be read after this returns.
+    pub async fn claim(repository: &Repository) -> Result<Self, Error> {
+        let signer = repository.signer("write")?;
+        let writer = signer.verifying_key().member_id();
+        let ends = newest_ends(repository).await?;
+        let own = ends.iter().find(|e| e.writer == writer);
+        let mut n = repository.next_session(writer, own.map_or(0, |e| e.n + 1)).await?;
+        let alive = loop {
+            let record = Record {
+                store: repository.store_id(),
+                writer,
+                n,
+                k: 0,
+                time: repository.now(),
+                kind: SessionKind::Writer,
+            };
+            let alive = AliveFile::create(repository.cache(), writer, n);
+            let signed = repository.sign(Record::KIND, record.encode())?;
+            match repository.put_own(&names::session_key(writer, n, 0), signed).await {
+                Ok(true) => break alive,
+                Ok(false) => n += 1,
+                Err(error) => return Err(error),
+            }
+        };
+        let previous = own.map(|e| (e.n, e.digest)).into_iter().collect();
+        let seen = ends.iter().filter(|e| e.writer != writer).map(|e| (e.writer, e.n)).collect();
+        let beats = tokio::spawn(beat(repository.clone(), writer, n));
+        Ok(Self { repository: repository.clone(), writer, n, previous, seen, beats, _alive: alive })
+    }
+
+    pub fn writer(&self) -> MemberId {
+        self.writer
+    }
+
+    pub fn n(&self) -> u64 {
+        self.n
+    }
+
+    /// Publishes the list and then the commit. [`Error::Fenced`] when a keeper ended the session first.
+    pub async fn end(self, ending: Ending) -> Result<Commit, Error> {
+        let repository = &self.repository;
+        let list = self.put_list(ending.created).await?;
+        let commit = Commit {
+            store: repository.store_id(),
+            writer: self.writer,
+            n: self.n,
+            kind: ending.kind,
+            time: repository.now(),
+            previous: self.previous.clone(),
+            seen: self.seen.clone(),
+            manifest: ending.manifest.as_ref().map(|(name, _)| *name),
+            snapshot: ending.manifest.as_ref().map(|(_, id)| *id),
+            list: Some(list),
+            group: Some(repository.group()),
+            complete: ending.complete,
+            logical_bytes: ending.logical_bytes,
+            capture: ending.capture,
+            origin: ending.origin,
+            state: ending.state,
+            dataset_tag: ending.dataset_tag,
+            supersedes: ending.supersedes,
+        };
+        let signed = repository.sign(Commit::KIND, commit.encode())?;
+        let committed = repository.put_own(&names::commit_key(self.writer, self.n), signed).await?;
+        alive::forget(repository.cache(), self.writer, self.n);
+        if committed {
+            Ok(commit)
+        } else {
+            Err(Error::Fenced { writer: self.writer.to_string(), seq: self.n })
+        }
+    }
+
+    /// Ends the session without publishing anything, after a failure. If that fails too, a keeper will do it.
+    pub async fn abandon(self) {
+        let _ = fence(&self.repository, self.writer, self.n, self.previous.clone()).await;
+    }
+
+    async fn put_list(&self, created: Vec<(String, u64)>) -> Result<Digest, Error> {
+        let mut objects: Vec<_> =
+            created.into_iter().map(|(name, size)| ListedObject { name, size }).collect();
+        objects.sort();
+        let list = List { store: self.repository.store_id(), writer: self.writer, n: self.n, objects };
+        let signed = self.repository.sign(List::KIND, list.encode())?;
+        let digest = Digest::of(&signed);
+        let key = names::list_key(self.writer, self.n);
+        if self.repository.put_own(&key, signed).await? {
+            Ok(digest)
+        } else {
+            Err(Error::damaged(key, "another list has the name of this session's list"))
+        }
+    }
+}
+
+/// Ends a session with a fence, our own or (as a keeper) another's. `false` when it had an end already.
+pub(crate) async fn fence(
+    repository: &Repository,
+    writer: MemberId,
+    n: u64,
+    previous: Vec<(u64, Digest)>,
+) -> Result<bool, Error> {
+    let fence = Commit {
+        store: repository.store_id(),
+        writer,
+        n,
+        kind: CommitKind::Fence,
+        time: repository.now(),
+        previous,
+        seen: Vec::new(),
+        manifest: None,
+        snapshot: None,
+        list: None,
+        group: None,
+        complete: false,
+        logical_bytes: 0,
+        capture: None,
+        origin: None,
+        state: Vec::new(),
+        dataset_tag: None,
+        supersedes: Vec::new(),
+    };
+    let signed = repository.sign(Commit::KIND, fence.encode())?;
+    let fenced = repository.put_own(&names::commit_key(writer, n), signed).await?;
+    alive::forget(repository.cache(), writer, n);
+    Ok(fenced)
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.beats.abort();
+    }
+}
+
+async fn beat(repository: Repository, writer: MemberId, n: u64) {
+    for k in 1.. {
+        tokio::time::sleep(BEAT_EVERY).await;
+        let record = Record {
+            store: repository.store_id(),
+            writer,
+            n,
+            k,
+            time: repository.now(),
+            kind: SessionKind::Writer,
+        };
+        let Ok(signed) = repository.sign(Record::KIND, record.encode()) else { return };
+        // A beat that does not arrive costs nothing: the next one may, and a fence is noticed at the commit.
+        let _ = repository.store().put_new(&names::session_key(writer, n, k), Bytes::from(signed)).await;
+    }
+}

@@ -1,0 +1,227 @@
+//! Finished packs on their way to the store, and the index of what arrived.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use keepwell_catalog::{ContentName, IndexEntry, PackClass, SegmentBuilder, names};
+use keepwell_crypto::{ChunkId, Digest};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::Known;
+use crate::Error;
+use crate::pack::FinishedPack;
+use crate::repository::Repository;
+
+/// Packs being stored at once; each holds its bytes in memory.
+const IN_FLIGHT_MAX: usize = 3;
+/// An index segment is written when this many entries wait, so that memory stays flat and interrupted work is found again.
+const SEGMENT_ENTRIES_MAX: usize = 200_000;
+/// Likewise after this many packs.
+const SEGMENT_PACKS_MAX: usize = 256;
+
+/// Stores packs in the background and writes index segments once their packs are durable.
+///
+/// A failed upload is remembered and fails the next call; nothing after it is indexed.
+#[derive(Debug, Clone)]
+pub(crate) struct Uploads(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    repository: Repository,
+    known: Arc<Known>,
+    handle: Handle,
+    slots: Arc<Semaphore>,
+    state: Mutex<State>,
+    running: Mutex<JoinSet<()>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    failed: Option<Error>,
+    created: Vec<(String, u64)>,
+    data: Waiting,
+    meta: Waiting,
+    chunks: u64,
+    stored_bytes: u64,
+}
+
+/// Packs that are durable but not yet in an index segment.
+#[derive(Debug, Default)]
+struct Waiting {
+    packs: Vec<FinishedPack>,
+    entries: usize,
+}
+
+/// What was stored.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Stored {
+    /// Names and sizes of every object created, in no particular order.
+    pub created: Vec<(String, u64)>,
+    /// Chunks of both classes.
+    pub chunks: u64,
+    /// Bytes of packs as stored.
+    pub pack_bytes: u64,
+}
+
+impl Uploads {
+    /// Must be called within a tokio runtime.
+    pub fn new(repository: Repository, known: Arc<Known>) -> Self {
+        Self(Arc::new(Inner {
+            repository,
+            known,
+            handle: Handle::current(),
+            slots: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+            state: Mutex::default(),
+            running: Mutex::default(),
+        }))
+    }
+
+    /// A random suffix for an object's name.
+    pub fn fresh_suffix(&self) -> [u8; 4] {
+        self.0.repository.random_suffix()
+    }
+
+    /// What need not be stored again.
+    pub fn known(&self) -> &Known {
+        &self.0.known
+    }
+
+    /// Hands over a finished pack. Blocks while too many are on their way; fails if an earlier one failed.
+    /// Must be called from an ordinary thread.
+    pub fn submit(&self, pack: FinishedPack) -> Result<(), Error> {
+        let slots = Arc::clone(&self.0.slots);
+        let slot = self.0.handle.block_on(slots.acquire_owned()).expect("the semaphore is never closed");
+        if let Some(error) = &self.state().failed {
+            return Err(error.clone());
+        }
+        let inner = Arc::clone(&self.0);
+        let task = async move {
+            if let Err(error) = inner.store_pack(pack).await {
+                lock(&inner.state).failed.get_or_insert(error);
+            }
+            drop(slot);
+        };
+        let mut running = lock(&self.0.running);
+        while running.try_join_next().is_some() {}
+        running.spawn_on(task, &self.0.handle);
+        Ok(())
+    }
+
+    /// Waits for every pack and writes the rest of the index. Afterwards more packs may be submitted.
+    pub async fn flush(&self) -> Result<(), Error> {
+        let mut running = std::mem::take(&mut *lock(&self.0.running));
+        while let Some(ended) = running.join_next().await {
+            ended.map_err(|e| Error::Task(e.to_string()))?;
+        }
+        let waiting = {
+            let mut state = self.state();
+            if let Some(error) = &state.failed {
+                return Err(error.clone());
+            }
+            [
+                (PackClass::Meta, std::mem::take(&mut state.meta.packs)),
+                (PackClass::Data, std::mem::take(&mut state.data.packs)),
+            ]
+        };
+        for (class, packs) in waiting {
+            self.0.write_segment(class, packs).await?;
+        }
+        Ok(())
+    }
+
+    /// Adds an object that was stored by other means to what the session created.
+    pub fn created(&self, key: String, size: u64) {
+        self.state().created.push((key, size));
+    }
+
+    /// Everything so far.
+    pub fn stored(&self) -> Stored {
+        let state = self.state();
+        Stored { created: state.created.clone(), chunks: state.chunks, pack_bytes: state.stored_bytes }
+    }
+
+    /// Reads plans and index anew after a checkpoint's new session was claimed.
+    pub async fn renew(&self) -> Result<(), Error> {
+        let plans = crate::repository::read_plans(&self.0.repository).await?;
+        self.0.repository.refresh_index().await?;
+        self.0.known.renew(self.0.repository.index(), plans.doomed_packs());
+        Ok(())
+    }
+
+    /// Forgets what was created, for the next session of the same capture.
+    pub fn take_created(&self) -> Vec<(String, u64)> {
+        std::mem::take(&mut self.state().created)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.0.state)
+    }
+}
+
+impl Inner {
+    async fn store_pack(&self, mut pack: FinishedPack) -> Result<(), Error> {
+        let key = names::pack_key(pack.class, &pack.reference.name);
+        let bytes = std::mem::take(&mut pack.bytes);
+        let size = bytes.len() as u64;
+        self.repository.put_new(&key, bytes).await?;
+        let class = pack.class;
+        let ready = {
+            let mut state = lock(&self.state);
+            state.created.push((key.to_string(), size));
+            state.chunks += pack.entries.len() as u64;
+            state.stored_bytes += size;
+            let waiting = match class {
+                PackClass::Data => &mut state.data,
+                PackClass::Meta => &mut state.meta,
+            };
+            waiting.entries += pack.entries.len();
+            waiting.packs.push(pack);
+            let full = waiting.entries >= SEGMENT_ENTRIES_MAX || waiting.packs.len() >= SEGMENT_PACKS_MAX;
+            if full { std::mem::take(waiting).packs } else { Vec::new() }
+        };
+        self.write_segment(class, ready).await
+    }
+
+    async fn write_segment(&self, class: PackClass, packs: Vec<FinishedPack>) -> Result<(), Error> {
+        if packs.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<ChunkId> = packs.iter().flat_map(|p| p.entries.iter().map(|e| e.id)).collect();
+        let repository = self.repository.clone();
+        let built = tokio::task::spawn_blocking(move || build_segment(&repository, class, packs)).await;
+        let (plain, sealed) = built.map_err(|e| Error::Task(e.to_string()))??;
+        let (name, key) = self.repository.index_name(&sealed, self.repository.random_suffix());
+        let size = sealed.len() as u64;
+        self.repository.put_new(&key, sealed).await?;
+        lock(&self.state).created.push((key.to_string(), size));
+        self.repository.adopt_segment(&name, plain, &self.known.index())?;
+        self.known.settle(ids.iter());
+        Ok(())
+    }
+}
+
+fn build_segment(
+    repository: &Repository,
+    class: PackClass,
+    packs: Vec<FinishedPack>,
+) -> Result<(Bytes, Bytes), Error> {
+    let mut builder = SegmentBuilder::new(repository.group(), class);
+    for pack in packs {
+        let number = builder.add_pack(pack.reference);
+        for entry in pack.entries {
+            builder.add(IndexEntry { pack: number, ..entry });
+        }
+    }
+    repository.seal_segment(builder)
+}
+
+/// Content name of stored bytes under a suffix.
+pub(crate) fn name_of(stored: &[u8], suffix: [u8; 4]) -> ContentName {
+    names::content_name(&Digest::of(stored), suffix)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

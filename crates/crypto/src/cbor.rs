@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 /// Nesting deeper than this is refused; no structure of the format comes near it.
-pub const MAX_DEPTH: usize = 16;
+const MAX_DEPTH: usize = 16;
 
 const MAJOR_UNSIGNED: u8 = 0;
 const MAJOR_NEGATIVE: u8 = 1;
@@ -155,4 +155,81 @@ pub(crate) fn need<T>(value: Option<T>, key: i64) -> Decoded<T> {
 
 fn definite(length: Option<u64>) -> Decoded<u64> {
     length.ok_or_else(|| minicbor::decode::Error::message("indefinite length"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn reason(hex_text: &str) -> &'static str {
+        check(&hex::decode(hex_text).unwrap()).map_or_else(|error| error.reason, |()| "fine")
+    }
+
+    /// Mostly from RFC 8949, appendices A and F.
+    #[test]
+    fn only_core_deterministic_items_pass() {
+        let fine =
+            ["00", "17", "1818", "1903e8", "1bffffffffffffffff", "20", "3863", "40", "4401020304", "f6"];
+        let nested = [
+            "f4",
+            "f5",
+            "6161",
+            "62c3bc",
+            "80",
+            "83010203",
+            "8301820203820405",
+            "a0",
+            "a201020304",
+            "a26161016162820203",
+        ];
+        for item in fine.into_iter().chain(nested) {
+            assert_eq!(reason(item), "fine", "{item}");
+        }
+        for early in
+            ["", "18", "19ff", "41", "62c3", "81", "a1", "a101", "5bffffffffffffffff", "9bffffffffffffffff"]
+        {
+            assert_eq!(reason(early), "it ends too early", "{early}");
+        }
+        for long in
+            ["1800", "1817", "190017", "1900ff", "1a0000ffff", "1b00000000ffffffff", "580101", "b80101"]
+        {
+            assert_eq!(reason(long), "an integer is not in its shortest form", "{long}");
+        }
+        for open in ["5f42010243030405ff", "9fff", "bfff", "7f657374ff", "1c", "5e"] {
+            assert_eq!(reason(open), "an indefinite or reserved length", "{open}");
+        }
+        for foreign in ["c11a514b67b0", "f90000", "fb3ff199999999999a", "f7", "f0", "f8ff", "ff"] {
+            assert_eq!(
+                reason(foreign),
+                "a tag, a float or a simple value that the format does not have",
+                "{foreign}"
+            );
+        }
+        for order in ["a201000100", "a202000100", "a2616200616100", "a2200000ff"] {
+            assert_eq!(reason(order), "map keys are not strictly ascending", "{order}");
+        }
+        assert_eq!(reason("62c328"), "a text is not UTF-8");
+        assert_eq!(reason("0000"), "bytes follow the item");
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let nested = |depth: usize| [vec![0x81; depth], vec![0]].concat();
+        assert!(check(&nested(MAX_DEPTH)).is_ok());
+        assert_eq!(check(&nested(MAX_DEPTH + 1)).unwrap_err().reason, "nested too deeply");
+        assert!(check(&nested(1_000_000)).is_err());
+    }
+
+    proptest! {
+        /// What passes can be skipped by the decoder, exactly to its end.
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if check(&bytes).is_ok() {
+                let mut d = minicbor::Decoder::new(&bytes);
+                prop_assert!(d.skip().is_ok());
+                prop_assert_eq!(d.position(), bytes.len());
+            }
+        }
+    }
 }

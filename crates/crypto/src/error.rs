@@ -51,7 +51,7 @@ pub enum CryptoError {
         /// What does not hold.
         reason: &'static str,
     },
-    /// The passphrase does not open this text.
+    /// The passphrase does not open this text. A damaged header looks the same.
     #[error("the passphrase is wrong")]
     WrongPassphrase,
     /// The text asks for more work than we are ready to spend on it.

@@ -11,9 +11,9 @@ use crate::seal::SealWriter;
 use crate::secret::Secret;
 
 /// scrypt works with N = 2^18: about a second and 256 MiB. Pinned, since the age library would measure the machine.
-pub(crate) const WORK_FACTOR: u8 = 18;
+const WORK_FACTOR: u8 = 18;
 /// 1 GiB and a few seconds; a text that asks for more is refused.
-pub(crate) const WORK_FACTOR_MAX: u8 = 20;
+const WORK_FACTOR_MAX: u8 = 20;
 /// Far more than a key file has.
 const TEXT_MAX_BYTES: usize = 1 << 20;
 const BEGIN: &str = "-----BEGIN AGE ENCRYPTED FILE-----";
@@ -28,7 +28,7 @@ pub(crate) fn protect(plain: &Secret, passphrase: &Secret) -> Result<String, Cry
     protect_with(plain, passphrase, WORK_FACTOR)
 }
 
-pub(crate) fn protect_with(plain: &Secret, passphrase: &Secret, log_n: u8) -> Result<String, CryptoError> {
+fn protect_with(plain: &Secret, passphrase: &Secret, log_n: u8) -> Result<String, CryptoError> {
     let io = |source| CryptoError::Io { source };
     let mut recipient = scrypt::Recipient::new(SecretString::from(passphrase.expose()));
     recipient.set_work_factor(log_n);
@@ -53,7 +53,10 @@ pub(crate) fn unprotect(armored: &str, passphrase: &Secret) -> Result<Secret, Cr
     if !decryptor.is_scrypt() {
         return Err(CryptoError::damaged("it is not under a passphrase"));
     }
-    let mut stream = decryptor.decrypt(std::iter::once(&identity as _)).map_err(damage)?;
+    let mut stream = decryptor.decrypt(std::iter::once(&identity as _)).map_err(|error| match error {
+        age::DecryptError::DecryptionFailed => CryptoError::WrongPassphrase,
+        other => damage(other),
+    })?;
     let mut plain = Zeroizing::new(Vec::with_capacity(binary.len()));
     stream.read_to_end(&mut plain).map_err(CryptoError::from_read)?;
     let text = std::str::from_utf8(&plain).map_err(|_| CryptoError::damaged("it is not a text"))?;
@@ -65,4 +68,57 @@ fn dearmor(armored: &str) -> Result<Vec<u8>, CryptoError> {
     let mut reader = armor::ArmoredReader::new(armored.trim().as_bytes());
     reader.read_to_end(&mut binary).map_err(|_| CryptoError::damaged("the armor is malformed"))?;
     Ok(binary)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As little work as scrypt can do: the tests of the pinned factor are elsewhere, and slow.
+    fn cheap(text: &str) -> String {
+        protect_with(&Secret::from(text), &Secret::from("right"), 1).unwrap()
+    }
+
+    #[test]
+    fn only_the_passphrase_opens() {
+        let armored = cheap("key file");
+        assert_eq!(unprotect(&armored, &Secret::from("right")).unwrap().expose(), "key file");
+        assert_eq!(
+            unprotect(&format!("\n{armored}\n\n"), &Secret::from("right")).unwrap().expose(),
+            "key file"
+        );
+        for wrong in ["", "Right", "right "] {
+            let error = unprotect(&armored, &Secret::from(wrong)).unwrap_err();
+            assert!(matches!(error, CryptoError::WrongPassphrase), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_truncation_is_refused() {
+        let armored = cheap("x");
+        let passphrase = Secret::from("right");
+        let text = armored.trim_end();
+        for at in 0..text.len() {
+            assert!(unprotect(&text[..at], &passphrase).is_err(), "truncated to {at}");
+            for bit in 0..7 {
+                let mut damaged = text.as_bytes().to_vec();
+                damaged[at] ^= 1 << bit;
+                let damaged = String::from_utf8(damaged).unwrap();
+                assert!(unprotect(&damaged, &passphrase).is_err(), "bit {bit} of byte {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_under_a_passphrase_is_damage() {
+        let sealed = crate::seal(&[crate::Identity::generate().recipient()], b"x").unwrap();
+        let armor = armor::ArmoredWriter::wrap_output(Vec::new(), armor::Format::AsciiArmor);
+        let mut armor = armor.unwrap();
+        armor.write_all(&sealed).unwrap();
+        let to_a_recipient = String::from_utf8(armor.finish().unwrap()).unwrap();
+        for text in ["", "format = 1", BEGIN, &to_a_recipient, &"x".repeat(3 << 20)] {
+            let error = unprotect(text, &Secret::from("right")).unwrap_err();
+            assert!(matches!(error, CryptoError::Damaged { .. }), "{error:?}");
+        }
+    }
 }

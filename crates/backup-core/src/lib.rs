@@ -11,6 +11,7 @@ pub mod monitor;
 pub mod pack;
 mod read;
 mod repository;
+mod restore;
 pub mod source;
 pub mod target;
 mod write;
@@ -21,3 +22,4 @@ pub use error::Error;
 pub use repository::{
     Access, Builder, CreateOptions, Created, Limits, Repository, RepositoryHint, Snapshot, SnapshotState,
 };
+pub use restore::{RestoreOptions, RestorePlan, RestoreReport, Select};

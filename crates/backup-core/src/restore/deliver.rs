@@ -1,0 +1,323 @@
+//! Delivering the content of one window of files.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use keepwell_catalog::{ContentName, EntryKind, Extent, PackClass, PackRef};
+use keepwell_crypto::{ChunkId, ChunkKind, IdKey};
+
+use super::Work;
+use super::job::Job;
+use crate::Error;
+use crate::pack::{FRAME_PLAIN_MAX, chunk_from_frame, decode_frame};
+use crate::read::{fetch_frames, fetch_pack, read_chunk};
+use crate::target::TargetFile;
+
+/// Frames fetched in one go when only parts of a pack are needed.
+const FETCH_BYTES_MAX: usize = 16 << 20;
+
+/// A piece of a file, and where its chunk lies.
+#[derive(Debug, Clone, Copy)]
+struct Need {
+    pack: u32,
+    frame_offset: u32,
+    frame_length: u32,
+    /// Of the chunk in its frame.
+    offset: u32,
+    length: u32,
+    id: ChunkId,
+    job: u32,
+    /// Where in the file the piece goes.
+    at: u64,
+    /// Which part of the chunk it is.
+    skip: u32,
+    take: u32,
+}
+
+/// Packs of a window, numbered.
+#[derive(Default)]
+struct Packs {
+    numbers: HashMap<ContentName, u32>,
+    list: Vec<PackRef>,
+}
+
+impl Packs {
+    fn number(&mut self, pack: PackRef) -> u32 {
+        *self.numbers.entry(pack.name).or_insert_with(|| {
+            self.list.push(pack);
+            u32::try_from(self.list.len() - 1).expect("a window has fewer packs than extents")
+        })
+    }
+}
+
+/// Restores the content of these files, with as many threads as the limits allow.
+pub(super) fn deliver(work: &Work, jobs: Vec<Job>) -> Result<(), Error> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let packs = Mutex::new(Packs::default());
+    let needs = Mutex::new(Vec::new());
+    in_parallel(work, jobs.len(), 64, |range| {
+        let mut local = Vec::new();
+        let mut buffer = Vec::new();
+        for number in range {
+            let job = &jobs[number];
+            let number = u32::try_from(number).expect("a window has at most 2^15 files");
+            let before = local.len();
+            if let Err(error) = prepare(work, job, number, &packs, &mut local, &mut buffer) {
+                local.truncate(before);
+                work.problem(&job.key, error)?;
+            }
+        }
+        needs.lock().unwrap_or_else(PoisonError::into_inner).append(&mut local);
+        Ok(())
+    })?;
+    let mut needs = needs.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let packs = packs.into_inner().unwrap_or_else(PoisonError::into_inner).list;
+    needs.sort_unstable_by_key(|n| (n.pack, n.frame_offset, n.offset, n.job, n.at));
+    let groups: Vec<&[Need]> = needs.chunk_by(|a, b| a.pack == b.pack).collect();
+    in_parallel(work, groups.len(), 1, |range| {
+        for group in &groups[range] {
+            from_pack(work, &packs[group[0].pack as usize], group, &jobs)?;
+        }
+        Ok(())
+    })
+}
+
+/// Runs `body` over ranges of `0..count` on several threads; the first error ends all.
+fn in_parallel(
+    work: &Work,
+    count: usize,
+    step: usize,
+    body: impl Fn(std::ops::Range<usize>) -> Result<(), Error> + Sync,
+) -> Result<(), Error> {
+    let next = AtomicUsize::new(0);
+    let run = || {
+        loop {
+            let from = next.fetch_add(step, Ordering::Relaxed);
+            if from >= count {
+                return Ok(());
+            }
+            if let Err(error) = body(from..(from + step).min(count)) {
+                next.store(count, Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..work.repository.limits().threads.max(1)).map(|_| scope.spawn(run)).collect();
+        let mut ended = Ok(());
+        for thread in threads {
+            let result = thread.join().unwrap_or_else(|_| Err(Error::Task("it panicked".to_owned())));
+            ended = ended.and(result);
+        }
+        ended
+    })
+}
+
+/// Finds out which pieces of a file are needed; finishes files that need none.
+fn prepare(
+    work: &Work,
+    job: &Job,
+    number: u32,
+    packs: &Mutex<Packs>,
+    needs: &mut Vec<Need>,
+    buffer: &mut Vec<u8>,
+) -> Result<(), Error> {
+    let existing = if work.fresh { None } else { open_existing(work, job)? };
+    let before = needs.len();
+    let mut at = 0;
+    let mut same_bytes = 0;
+    for extent in &job.entry.content {
+        match extent {
+            Extent::Hole { length } => {
+                if let Some(file) = &existing {
+                    file.punch_hole(at, *length)?;
+                }
+            }
+            Extent::Chunk { id, offset, length } => {
+                let found = locate(work, id)?;
+                if existing
+                    .as_deref()
+                    .is_some_and(|f| is_there(work, f, at, id, *offset, *length, &found, buffer))
+                {
+                    same_bytes += u64::from(*length);
+                } else {
+                    let pack = packs.lock().unwrap_or_else(PoisonError::into_inner).number(found.pack);
+                    let e = found.entry;
+                    needs.push(Need {
+                        pack,
+                        frame_offset: e.frame_offset,
+                        frame_length: e.frame_length,
+                        offset: e.offset,
+                        length: e.length,
+                        id: *id,
+                        job: number,
+                        at,
+                        skip: *offset,
+                        take: *length,
+                    });
+                }
+            }
+        }
+        at += extent.length();
+    }
+    let pieces = needs.len() - before;
+    job.missing.store(u32::try_from(pieces).unwrap_or(u32::MAX), Ordering::Release);
+    work.tally.bytes_unchanged.fetch_add(same_bytes, Ordering::Relaxed);
+    work.repository.monitor().advance(0, same_bytes);
+    match existing {
+        Some(file) if pieces > 0 => job.use_file(file),
+        Some(file) => {
+            file.finish(&job.entry)?;
+            work.tally.files_unchanged.fetch_add(1, Ordering::Relaxed);
+            work.repository.monitor().advance(1, 0);
+        }
+        None if pieces == 0 => {
+            if job.entry.size == 0 {
+                work.target.write_file(&job.key, &job.entry, &[])?;
+            } else {
+                work.target.create_file(&job.key, &job.entry)?.finish(&job.entry)?;
+            }
+            work.tally.files_written.fetch_add(1, Ordering::Relaxed);
+            work.repository.monitor().advance(1, 0);
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+/// A regular file that can be corrected in place. What else stands there is removed if the options allow it.
+fn open_existing(work: &Work, job: &Job) -> Result<Option<Box<dyn TargetFile>>, Error> {
+    match work.target.existing(&job.key)? {
+        None => Ok(None),
+        Some(entry) if entry.kind == EntryKind::File => Ok(Some(work.target.open_existing(&job.key)?)),
+        Some(entry) if entry.kind == EntryKind::Directory && !work.delete => {
+            Err(Error::Invalid("a directory stands in the place of a file".into()))
+        }
+        Some(_) => {
+            work.target.remove(&job.key)?;
+            Ok(None)
+        }
+    }
+}
+
+/// Whether the file holds these bytes already. Only whole chunks can be told by their id.
+#[expect(clippy::too_many_arguments, reason = "the parts of one extent and where to look for it")]
+fn is_there(
+    work: &Work,
+    file: &dyn TargetFile,
+    at: u64,
+    id: &ChunkId,
+    offset: u32,
+    length: u32,
+    found: &keepwell_catalog::Location,
+    buffer: &mut Vec<u8>,
+) -> bool {
+    if offset != 0 || length != found.entry.length || length as usize > FRAME_PLAIN_MAX {
+        return false;
+    }
+    buffer.resize(length as usize, 0);
+    let read = file.read_at(at, buffer).unwrap_or(false);
+    read && work
+        .repository
+        .id_key(found.pack.domain)
+        .is_ok_and(|key| key.chunk_id(ChunkKind::Content, buffer) == *id)
+}
+
+fn locate(work: &Work, id: &ChunkId) -> Result<keepwell_catalog::Location, Error> {
+    let found = work.repository.index().find(id)?;
+    found
+        .into_iter()
+        .next()
+        .ok_or_else(|| Error::ChunkLost { id: *id, reason: "no index segment lists it".into() })
+}
+
+/// Delivers everything that is needed of one pack.
+fn from_pack(work: &Work, pack: &PackRef, needs: &[Need], jobs: &[Job]) -> Result<(), Error> {
+    let key = work.repository.id_key(pack.domain)?;
+    let frames: Vec<&[Need]> = needs.chunk_by(|a, b| a.frame_offset == b.frame_offset).collect();
+    let wanted: u64 = frames.iter().map(|f| u64::from(f[0].frame_length)).sum();
+    if wanted * 2 >= pack.size
+        && let Ok(whole) = work.handle.block_on(fetch_pack(&work.repository, PackClass::Data, pack))
+    {
+        for frame in frames {
+            let from = frame[0].frame_offset as usize;
+            let stored = whole.plain.get(from..from.saturating_add(frame[0].frame_length as usize));
+            from_frame(work, key, stored.unwrap_or_default(), frame, jobs)?;
+        }
+        return Ok(());
+    }
+    for run in runs(&frames) {
+        let ranges: Vec<_> = run
+            .iter()
+            .map(|f| f[0].frame_offset..f[0].frame_offset.saturating_add(f[0].frame_length))
+            .collect();
+        let stored = work.handle.block_on(fetch_frames(&work.repository, PackClass::Data, pack, &ranges));
+        let stored = stored.unwrap_or_else(|_| vec![Bytes::new(); run.len()]);
+        for (frame, stored) in run.iter().zip(stored) {
+            from_frame(work, key, &stored, frame, jobs)?;
+        }
+    }
+    Ok(())
+}
+
+/// Cuts frames into runs of bounded size.
+fn runs<'f, 'n>(frames: &'f [&'n [Need]]) -> Vec<&'f [&'n [Need]]> {
+    let mut out = Vec::new();
+    let (mut from, mut bytes) = (0, 0);
+    for (i, frame) in frames.iter().enumerate() {
+        bytes += frame[0].frame_length as usize;
+        if bytes >= FETCH_BYTES_MAX {
+            out.push(&frames[from..=i]);
+            (from, bytes) = (i + 1, 0);
+        }
+    }
+    if from < frames.len() {
+        out.push(&frames[from..]);
+    }
+    out
+}
+
+/// Decodes one frame and delivers its chunks. Whatever is wrong with it, each chunk is then tried at its other places.
+fn from_frame(work: &Work, key: &IdKey, stored: &[u8], needs: &[Need], jobs: &[Job]) -> Result<(), Error> {
+    let plain = decode_frame(stored, None).unwrap_or_default();
+    for chunk in needs.chunk_by(|a, b| a.id == b.id) {
+        let need = &chunk[0];
+        let slow;
+        let bytes =
+            match chunk_from_frame(&plain, need.offset, need.length, &need.id, ChunkKind::Content, key) {
+                Ok(bytes) => Ok(bytes),
+                Err(_) => {
+                    slow = work.handle.block_on(read_chunk(&work.repository, ChunkKind::Content, &need.id));
+                    slow.as_deref().map_err(Clone::clone)
+                }
+            };
+        for need in chunk {
+            let job = &jobs[need.job as usize];
+            let piece = match &bytes {
+                Ok(bytes) => write_piece(work, job, need, bytes),
+                Err(error) => Err(error.clone()),
+            };
+            job.piece_done(work, piece)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_piece(work: &Work, job: &Job, need: &Need, chunk: &[u8]) -> Result<(), Error> {
+    let from = need.skip as usize;
+    let piece = chunk.get(from..from.saturating_add(need.take as usize));
+    let piece = piece.ok_or_else(|| Error::damaged(need.id, "an extent reaches past its end"))?;
+    if job.is_one_piece(piece.len() as u64) {
+        work.target.write_file(&job.key, &job.entry, piece)?;
+    } else {
+        job.write(work, need.at, piece)?;
+    }
+    work.tally.bytes_written.fetch_add(piece.len() as u64, Ordering::Relaxed);
+    work.repository.monitor().advance(0, piece.len() as u64);
+    Ok(())
+}

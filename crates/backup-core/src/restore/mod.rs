@@ -1,0 +1,186 @@
+//! Restoring: from a snapshot back to files.
+//!
+//! The tree is read in windows of bounded size. Of each window, files that exist already are compared chunk by chunk;
+//! what is missing is grouped by pack, each pack is fetched once, decoded and verified by several threads, and written
+//! where it belongs. Directories get their metadata last.
+
+mod deliver;
+mod job;
+mod plan;
+mod tree;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use keepwell_catalog::{Entry, MapKey};
+
+use crate::Error;
+use crate::repository::{Repository, Snapshot};
+use crate::target::{RestoreTarget, TargetError};
+
+pub use plan::RestorePlan;
+
+/// Decides by path and entry whether something is restored.
+pub type Select = Arc<dyn Fn(&MapKey, &Entry) -> bool + Send + Sync>;
+
+/// What to restore, and how.
+#[derive(Clone, Default)]
+pub struct RestoreOptions {
+    /// Restore only what is below this key (or the one thing at it), with the target in its place. `None`: everything.
+    pub below: Option<MapKey>,
+    /// Restore only what this accepts; directories on the way are made as needed. `None`: everything.
+    pub select: Option<Select>,
+    /// Remove what stands in restored directories and is not in the snapshot.
+    pub delete: bool,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RestoreReport {
+    /// Files created or changed.
+    pub files_written: u64,
+    /// Files whose content was right already.
+    pub files_unchanged: u64,
+    /// Directories made or found.
+    pub directories: u64,
+    /// Links, devices and the like.
+    pub others: u64,
+    /// Bytes of content written.
+    pub bytes_written: u64,
+    /// Bytes of content that were right already.
+    pub bytes_unchanged: u64,
+    /// Things removed because the snapshot does not have them.
+    pub removed: u64,
+    /// What could not be restored, with the reason; at most 1000.
+    pub problems: Vec<(String, String)>,
+    /// All such things.
+    pub problem_count: u64,
+    /// What was left out on purpose, because the snapshot is not trusted.
+    pub left_out: Vec<String>,
+}
+
+const LISTED_MAX: usize = 1000;
+
+/// Collects the report from several threads.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub files_written: AtomicU64,
+    pub files_unchanged: AtomicU64,
+    pub directories: AtomicU64,
+    pub others: AtomicU64,
+    pub bytes_written: AtomicU64,
+    pub bytes_unchanged: AtomicU64,
+    pub removed: AtomicU64,
+    problem_count: AtomicU64,
+    problems: Mutex<Vec<(String, String)>>,
+    left_out: Mutex<Vec<String>>,
+}
+
+impl Tally {
+    fn report(&self) -> RestoreReport {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        RestoreReport {
+            files_written: of(&self.files_written),
+            files_unchanged: of(&self.files_unchanged),
+            directories: of(&self.directories),
+            others: of(&self.others),
+            bytes_written: of(&self.bytes_written),
+            bytes_unchanged: of(&self.bytes_unchanged),
+            removed: of(&self.removed),
+            problems: self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            problem_count: of(&self.problem_count),
+            left_out: self.left_out.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    pub fn leave_out(&self, what: String) {
+        let mut list = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);
+        if list.len() < LISTED_MAX {
+            list.push(what);
+        }
+    }
+}
+
+/// What every part of a restore needs.
+pub(crate) struct Work {
+    pub repository: Repository,
+    pub target: Arc<dyn RestoreTarget>,
+    pub tally: Tally,
+    pub delete: bool,
+    /// Whether the target was empty: then nothing needs to be compared.
+    pub fresh: bool,
+    pub handle: tokio::runtime::Handle,
+}
+
+impl Work {
+    /// Notes a failure with one thing and goes on, unless it is one that every further thing would meet.
+    pub fn problem(&self, key: &MapKey, error: Error) -> Result<(), Error> {
+        if is_fatal(&error) {
+            return Err(error);
+        }
+        let (path, message) = (key.display_path(), crate::error::one_line(&error));
+        self.repository.monitor().problem(&path, &message);
+        self.tally.problem_count.fetch_add(1, Ordering::Relaxed);
+        let mut problems = self.tally.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        if problems.len() < LISTED_MAX {
+            problems.push((path, message));
+        }
+        Ok(())
+    }
+}
+
+fn is_fatal(error: &Error) -> bool {
+    use std::io::ErrorKind;
+    match error {
+        Error::Target(target) => match &**target {
+            TargetError::Io { source, .. } => {
+                matches!(
+                    source.kind(),
+                    ErrorKind::StorageFull | ErrorKind::ReadOnlyFilesystem | ErrorKind::QuotaExceeded
+                )
+            }
+            TargetError::Refused { .. } => false,
+        },
+        Error::Storage(storage) => !storage.is_not_found(),
+        Error::Catalog(_)
+        | Error::Damaged { .. }
+        | Error::ChunkLost { .. }
+        | Error::Pack(_)
+        | Error::Crypto(_) => false,
+        _ => true,
+    }
+}
+
+impl Repository {
+    /// Restores a snapshot into a target.
+    ///
+    /// Only what differs is written. Damage in the repository costs the files that it touches and is reported; no wrong
+    /// byte is written for them. A crash leaves files that are either as they were, or whole, or (when an existing file
+    /// was being corrected) in between; restoring again completes it.
+    pub async fn restore(
+        &self,
+        snapshot: &Snapshot,
+        target: Arc<dyn RestoreTarget>,
+        options: RestoreOptions,
+    ) -> Result<RestoreReport, Error> {
+        let plan = self.plan_restore(snapshot, &*target, options.clone()).await?;
+        plan.check_space()?;
+        self.monitor().phase("restore");
+        self.monitor().total(plan.entries, plan.bytes);
+        let root = snapshot.manifest()?.root;
+        let work = Work {
+            repository: self.clone(),
+            fresh: target.list_dir(None)?.is_empty(),
+            target,
+            tally: Tally::default(),
+            delete: options.delete,
+            handle: tokio::runtime::Handle::current(),
+        };
+        let name = snapshot.short();
+        let task = tokio::task::spawn_blocking(move || {
+            tree::restore(&work, root, &options, &name).map(|()| work.tally.report())
+        });
+        task.await.map_err(|e| Error::Task(e.to_string()))?
+    }
+}

@@ -1,0 +1,275 @@
+//! Going through the tree of a snapshot: what goes where, and in which order.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use keepwell_catalog::{Entry, EntryKind, MapKey, MapReader};
+use keepwell_crypto::ChunkId;
+
+use super::job::Job;
+use super::{RestoreOptions, Work, deliver};
+use crate::Error;
+use crate::read::Nodes;
+
+/// Files per window …
+const WINDOW_FILES: usize = 32_768;
+/// … or extents …
+const WINDOW_EXTENTS: usize = 262_144;
+/// … or files of more than one chunk, which keep a descriptor open each.
+const WINDOW_LARGE: usize = 256;
+
+/// A step through the selected part of a tree.
+pub(super) enum Visit<'v> {
+    /// Something to restore at `target`; `source` is its key in the snapshot. Directories come before their content.
+    Entry { source: &'v MapKey, target: &'v MapKey, entry: &'v Entry },
+    /// All of a directory was visited, with the names it has in the snapshot. `None`: the target's root.
+    Leave { target: Option<&'v MapKey>, names: &'v [Vec<u8>] },
+}
+
+/// A directory on the way to the current entry.
+struct Level {
+    source: MapKey,
+    target: Option<MapKey>,
+    entry: Option<Entry>,
+    made: bool,
+    names: Vec<Vec<u8>>,
+}
+
+/// Visits what the options select.
+pub(super) fn visit(
+    reader: &MapReader<'_>,
+    options: &RestoreOptions,
+    snapshot: &str,
+    step: &mut dyn FnMut(Visit<'_>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let below = options.below.clone().unwrap_or_else(MapKey::root);
+    let top = Level { source: below.clone(), target: None, entry: None, made: true, names: Vec::new() };
+    let mut levels = vec![top];
+    let mut seen = false;
+    for item in reader.entries_below(&below)? {
+        let (key, entry) = item?;
+        seen = true;
+        if key == below {
+            if entry.kind != EntryKind::Directory {
+                let name = key.name().map(|n| n.into_owned()).unwrap_or_default();
+                let target = MapKey::from_components([name])?;
+                return step(Visit::Entry { source: &key, target: &target, entry: &entry });
+            }
+            continue;
+        }
+        while levels.len() > 1 && !levels.last().is_some_and(|l| key.starts_with(&l.source)) {
+            leave(&mut levels, step)?;
+        }
+        let level = levels.last_mut().expect("the top level is never left");
+        let name = key.name().map(|n| n.into_owned()).unwrap_or_default();
+        let target = match &level.target {
+            Some(parent) => parent.child(&name)?,
+            None => MapKey::from_components([&name])?,
+        };
+        level.names.push(name);
+        let selected = options.select.as_ref().is_none_or(|select| select(&key, &entry));
+        if selected {
+            make_parents(&mut levels, step)?;
+            step(Visit::Entry { source: &key, target: &target, entry: &entry })?;
+        }
+        if entry.kind == EntryKind::Directory {
+            let (source, target, entry) = (key, Some(target), Some(entry));
+            levels.push(Level { source, target, entry, made: selected, names: Vec::new() });
+        }
+    }
+    while levels.len() > 1 {
+        leave(&mut levels, step)?;
+    }
+    if !seen && options.below.is_some() {
+        return Err(Error::NoSuchPath { path: below.display_path(), snapshot: snapshot.to_owned() });
+    }
+    step(Visit::Leave { target: None, names: &levels[0].names })
+}
+
+/// Directories that were not selected themselves but hold something that is.
+fn make_parents(
+    levels: &mut [Level],
+    step: &mut dyn FnMut(Visit<'_>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    for level in levels.iter_mut().filter(|l| !l.made) {
+        level.made = true;
+        if let (Some(target), Some(entry)) = (&level.target, &level.entry) {
+            step(Visit::Entry { source: &level.source, target, entry })?;
+        }
+    }
+    Ok(())
+}
+
+fn leave(levels: &mut Vec<Level>, step: &mut dyn FnMut(Visit<'_>) -> Result<(), Error>) -> Result<(), Error> {
+    match levels.pop() {
+        Some(level) if level.made => {
+            step(Visit::Leave { target: level.target.as_ref(), names: &level.names })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Everything of a restore that happens in tree order; content is delivered window by window.
+struct Restorer<'w> {
+    work: &'w Work,
+    reader: MapReader<'w>,
+    window: Vec<Job>,
+    extents: usize,
+    large: usize,
+    links: Vec<(MapKey, MapKey)>,
+    /// Where files with several names were restored, by their key in the snapshot.
+    first_names: HashMap<MapKey, MapKey>,
+    directories: Vec<(MapKey, Entry)>,
+}
+
+/// Runs a restore on an ordinary thread.
+pub(super) fn restore(
+    work: &Work,
+    root: ChunkId,
+    options: &RestoreOptions,
+    snapshot: &str,
+) -> Result<(), Error> {
+    let nodes = {
+        let _runtime = work.handle.enter();
+        Nodes::new(&work.repository)
+    };
+    let reader = MapReader::new(&nodes, root);
+    let mut restorer = Restorer {
+        work,
+        reader: MapReader::new(&nodes, root),
+        window: Vec::new(),
+        extents: 0,
+        large: 0,
+        links: Vec::new(),
+        first_names: HashMap::new(),
+        directories: Vec::new(),
+    };
+    visit(&reader, options, snapshot, &mut |step| restorer.step(step))?;
+    restorer.finish()
+}
+
+impl Restorer<'_> {
+    fn step(&mut self, step: Visit<'_>) -> Result<(), Error> {
+        match step {
+            Visit::Entry { source, target, entry } => {
+                let done = self.place(source, target, entry);
+                done.or_else(|error| self.work.problem(target, error))
+            }
+            Visit::Leave { target, names } if self.work.delete && !self.work.fresh => {
+                self.remove_others(target, names)
+            }
+            Visit::Leave { .. } => Ok(()),
+        }
+    }
+
+    fn place(&mut self, source: &MapKey, target: &MapKey, entry: &Entry) -> Result<(), Error> {
+        let work = self.work;
+        match entry.kind {
+            EntryKind::Directory => {
+                work.target.make_dir(target, entry)?;
+                work.tally.directories.fetch_add(1, Ordering::Relaxed);
+                self.directories.push((target.clone(), entry.clone()));
+            }
+            EntryKind::File | EntryKind::Object => self.queue(Job::new(target.clone(), entry.clone()))?,
+            EntryKind::HardLink => return self.place_link(source, target, entry),
+            _ => {
+                if let Some(left_out) = work.target.make_other(target, entry)? {
+                    work.tally.leave_out(left_out);
+                }
+                work.tally.others.fetch_add(1, Ordering::Relaxed);
+                work.repository.monitor().advance(1, 0);
+            }
+        }
+        Ok(())
+    }
+
+    /// A further name of a file. If its first name is not restored, the first of these names becomes the file.
+    fn place_link(&mut self, source: &MapKey, target: &MapKey, entry: &Entry) -> Result<(), Error> {
+        let first = entry
+            .hard_link
+            .as_ref()
+            .ok_or_else(|| Error::Invalid("a hard link without a first name".into()))?;
+        if let Some(restored) = self.first_names.get(first) {
+            self.links.push((target.clone(), restored.clone()));
+            return Ok(());
+        }
+        let base = common_prefix_len(source, target);
+        let restored = relative(first, base);
+        if let Some(restored) = restored.filter(|key| self.is_restored(key)) {
+            self.first_names.insert(first.clone(), restored.clone());
+            self.links.push((target.clone(), restored));
+            return Ok(());
+        }
+        let whole = self.reader.entry(first)?;
+        let whole = whole.ok_or_else(|| {
+            Error::Invalid(format!("`{}`, the first name, is missing", first.display_path()))
+        })?;
+        self.first_names.insert(first.clone(), target.clone());
+        self.place(source, target, &whole)
+    }
+
+    /// Whether a target key was queued or restored in this run.
+    fn is_restored(&self, key: &MapKey) -> bool {
+        self.window.iter().any(|job| job.key == *key) || matches!(self.work.target.existing(key), Ok(Some(_)))
+    }
+
+    fn queue(&mut self, job: Job) -> Result<(), Error> {
+        self.extents += job.entry.content.len();
+        self.large += usize::from(job.entry.content.len() > 1);
+        self.window.push(job);
+        let full =
+            self.window.len() >= WINDOW_FILES || self.extents >= WINDOW_EXTENTS || self.large >= WINDOW_LARGE;
+        if full { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        deliver::deliver(self.work, std::mem::take(&mut self.window))?;
+        (self.extents, self.large) = (0, 0);
+        for (key, first) in std::mem::take(&mut self.links) {
+            match self.work.target.hard_link(&key, &first) {
+                Ok(()) => {
+                    self.work.tally.others.fetch_add(1, Ordering::Relaxed);
+                    self.work.repository.monitor().advance(1, 0);
+                }
+                Err(error) => self.work.problem(&key, error.into())?,
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_others(&mut self, target: Option<&MapKey>, names: &[Vec<u8>]) -> Result<(), Error> {
+        for name in self.work.target.list_dir(target)? {
+            if names.binary_search(&name).is_err() {
+                let key = match target {
+                    Some(directory) => directory.child(&name)?,
+                    None => MapKey::from_components([&name])?,
+                };
+                self.work.target.remove(&key)?;
+                self.work.tally.removed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<(), Error> {
+        self.flush()?;
+        for (key, entry) in self.directories.iter().rev() {
+            if let Err(error) = self.work.target.apply_metadata(key, entry) {
+                self.work.problem(key, error.into())?;
+            }
+            self.work.repository.monitor().advance(1, 0);
+        }
+        Ok(())
+    }
+}
+
+/// How many leading components of the snapshot's key the target's key lacks.
+fn common_prefix_len(source: &MapKey, target: &MapKey) -> usize {
+    source.depth().saturating_sub(target.depth())
+}
+
+/// The key without its first `skip` components.
+fn relative(key: &MapKey, skip: usize) -> Option<MapKey> {
+    let rest: Vec<Vec<u8>> = key.components().skip(skip).map(|c| c.into_owned()).collect();
+    if rest.is_empty() { None } else { MapKey::from_components(rest).ok() }
+}

@@ -6,7 +6,12 @@
 //!
 //! | Type | What it is |
 //! |---|---|
+//! | [`LocalFs`] | a directory, with the durability protocol described there |
 //! | [`Memory`] | a map in memory, for tests and examples |
+//! | [`Retrying`] | tries again after failures that may pass |
+//! | [`Throttled`] | holds transfers below a rate |
+//! | [`Recording`] | counts calls and bytes, so that tests can assert what an operation costs |
+//! | [`Faulty`] | fails on purpose, at a call of your choice |
 //!
 //! ```
 //! use keepwell_storage::{Key, Memory, ObjectStore, StorageErrorKind};
@@ -21,16 +26,27 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
 //! ```
 
+pub mod conformance;
 mod error;
+mod faulty;
 mod key;
 mod local;
 mod memory;
+mod operation;
 mod probe;
+mod recording;
+mod retrying;
 mod store;
+mod throttled;
 
 pub use error::{StorageError, StorageErrorKind};
+pub use faulty::{Fault, Faulty};
 pub use key::{InvalidKey, Key};
 pub use local::{LocalFs, LocalOptions};
 pub use memory::Memory;
+pub use operation::Operation;
 pub use probe::{ExclusiveBy, FileSystemReport, ProbeReport, probe};
+pub use recording::{Count, Recorded, Recording};
+pub use retrying::{RetryPolicy, Retrying};
 pub use store::{Capabilities, LIST_PAGE_MAX, ObjectInfo, ObjectStore, list_all};
+pub use throttled::{RateLimits, Throttled};

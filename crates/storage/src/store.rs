@@ -43,8 +43,10 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     /// Stores a new object whole, or not at all.
     ///
     /// Name and content appear to readers in one step, and are durable when this returns. Fails with
-    /// `AlreadyExists` if the key is taken; the object there is then whole, durable and untouched. On a failure
-    /// that is not retryable nothing is left in the store, except that after `Suspect` the object may exist.
+    /// `AlreadyExists` if the key is taken; the object there is then whole, durable and untouched. A store
+    /// that tries again by itself cannot tell its own object from an equal one, and may then report success: writers
+    /// that compete for a key must make their bytes differ. On a failure that is not retryable nothing is left in the
+    /// store, except that after `Suspect` the object may exist.
     async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError>;
 
     /// Returns the whole object, in memory: ask [`head`](Self::head) first if its size is not known to be fair.

@@ -259,3 +259,103 @@ fn push_readable(text: &mut String, component: &[u8]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Components made mostly of the bytes that matter.
+    fn components() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        let byte = prop_oneof![Just(0u8), Just(1), Just(2), Just(0xff), Just(b'a'), any::<u8>()];
+        vec(vec(byte, 1..4), 0..5)
+    }
+
+    fn key(components: &[Vec<u8>]) -> MapKey {
+        MapKey::from_components(components).unwrap()
+    }
+
+    #[test]
+    fn only_encodings_of_tuples_are_taken() {
+        for (bytes, valid) in [
+            (&b""[..], true),
+            (b"a\0", true),
+            (b"a\0b\0", true),
+            (b"\x01\x01\x01\x02\0", true),
+            (b"a", false),
+            (b"\0", false),
+            (b"a\0\0", false),
+            (b"\x01\x03\0", false),
+            (b"\x01\0", false),
+            (b"a\0\x01", false),
+        ] {
+            assert_eq!(MapKey::from_bytes(bytes).is_ok(), valid, "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn keys_are_shown_without_tricks() {
+        let key = MapKey::from_components([&b"a\nb"[..], b"\xff", "\u{202e}gpj".as_bytes()]).unwrap();
+        assert_eq!(key.display_path(), "a\\nb/\u{fffd}/\\u{202e}gpj");
+        assert_eq!(
+            display_raw(&key.child(b"x").unwrap().sub_key(1, 7)),
+            key.display_path() + "/x (record 1 at 7)"
+        );
+        assert_eq!(MapKey::root().display_path(), "");
+    }
+
+    #[test]
+    fn only_file_names_become_paths() {
+        let path = |components: &[&str]| MapKey::from_components(components).unwrap().to_os_path_bytes().ok();
+        assert_eq!(path(&["a", "b c"]), Some(b"a/b c".to_vec()));
+        assert_eq!(path(&[]), Some(Vec::new()));
+        for refused in [&["a", ".."][..], &["."], &["a/b"], &["a\0"]] {
+            assert_eq!(path(refused), None, "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_too_long_is_refused() {
+        let component = vec![b'x'; MapKey::MAX_BYTES - 1];
+        assert!(MapKey::from_components([&component]).is_ok());
+        assert!(MapKey::from_components([&component[..], b"y"]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn components_round_trip_and_keep_their_order(a in components(), b in components()) {
+            let (left, right) = (key(&a), key(&b));
+            prop_assert_eq!(left.cmp(&right), a.cmp(&b));
+            prop_assert_eq!(left.components().map(Cow::into_owned).collect::<Vec<_>>(), a.clone());
+            prop_assert_eq!(left.depth(), a.len());
+            prop_assert_eq!(MapKey::from_bytes(left.as_bytes()).unwrap(), left.clone());
+            prop_assert_eq!(left.starts_with(&right), a.starts_with(&b));
+            prop_assert_eq!(left.name().map(Cow::into_owned), a.last().cloned());
+            prop_assert_eq!(left.parent(), a.split_last().map(|(_, above)| key(above)));
+        }
+
+        #[test]
+        fn sub_keys_stand_between_an_entry_and_its_children(a in components(), name in vec(any::<u8>(), 1..4), tag: u8, number: u64) {
+            let entry = key(&a);
+            let sub = entry.sub_key(tag, number);
+            let child = entry.child(&name).unwrap();
+            prop_assert!(entry.as_bytes() < &sub[..] && &sub[..] < child.as_bytes());
+            prop_assert_eq!(split_sub_key(&sub), (entry.as_bytes(), Some((tag, number))));
+            prop_assert_eq!(split_sub_key(child.as_bytes()), (child.as_bytes(), None));
+            prop_assert!(MapKey::from_bytes(sub).is_err());
+            if let Some(after) = entry.after_subtree() {
+                prop_assert!(child.as_bytes() < &after[..]);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_handled(bytes in vec(any::<u8>(), 0..40)) {
+            let _ = display_raw(&bytes);
+            if let Ok(key) = MapKey::from_bytes(&bytes[..]) {
+                prop_assert_eq!(MapKey::from_components(key.components()).unwrap(), key);
+            }
+        }
+    }
+}

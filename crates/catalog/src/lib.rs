@@ -15,24 +15,26 @@ mod map;
 pub mod names;
 mod recipe;
 pub mod records;
+pub mod retention;
 mod seal;
 
 pub use entry::{Entry, EntryKind, INLINE_EXTENTS_MAX};
 pub use error::{CatalogError, MapError};
 pub use extent::Extent;
 pub use index::{
-    BlockCache, IndexEntry, IndexSet, Location, PackRef, PackSet, ReadAt, Segment, SegmentBuilder, SortedSegmentWriter,
+    BlockCache, IndexEntry, IndexSet, Location, PackRef, PackSet, ReadAt, Segment, SegmentBuilder,
+    SortedSegmentWriter,
 };
 pub use key::MapKey;
 pub use map::{
     Change, Cursor, Diff, Entries, Extents, MapBuilder, MapReader, MemoryNodes, NODE_BYTES_MAX, NodeSink,
-    NodeSource, OwnedRecords, RECORD_KEY_BYTES_MAX, RECORD_VALUE_BYTES_MAX, Root, diff, for_each_record,
-    push_entry, record_extents, walk_nodes,
+    NodeSource, OwnedRecords, RECORD_KEY_BYTES_MAX, RECORD_VALUE_BYTES_MAX, Record, Root, diff,
+    for_each_record, push_entry, record_extents, walk_nodes,
 };
 pub use names::{ContentName, ObjectName, PackClass};
 pub use recipe::{RecipeReader, RecipeRef, RecipeWriter, SubRecord};
 pub use records::{
-    Commit, CommitKind, Kept, List, ListedObject, Manifest, Marks, Plan, Problem, Retired, RetiredSnapshot, Session,
-    SessionKind, Statistics, dataset_tag, snapshot_id,
+    Commit, CommitKind, Kept, List, ListedObject, Manifest, Marks, Plan, Problem, Retired, RetiredSnapshot,
+    Session, SessionKind, Statistics, dataset_tag, snapshot_id,
 };
 pub use seal::{RECORD_BYTES_MAX, open_record, seal_record};

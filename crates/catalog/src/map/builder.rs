@@ -103,7 +103,8 @@ impl MapBuilder {
             return Ok(());
         }
         let mean = if level == 0 { LEAF_RECORDS_MEAN } else { INNER_RECORDS_MEAN };
-        let ends = records_len >= RECORDS_BYTES_MAX || self.boundary.hash(level as u8, key) % mean == 0;
+        let ends =
+            records_len >= RECORDS_BYTES_MAX || self.boundary.hash(level as u8, key).is_multiple_of(mean);
         if ends { self.close(level, sink) } else { Ok(()) }
     }
 

@@ -44,8 +44,8 @@ pub use diff::{Change, Diff, diff};
 pub use entries::{Entries, Extents};
 pub use memory::MemoryNodes;
 pub(crate) use node::shared_prefix;
+pub use reader::{Cursor, MapReader, OwnedRecords, Record};
 pub use record::record_extents;
-pub use reader::{Cursor, MapReader, OwnedRecords};
 pub use split::{for_each_record, push_entry};
 pub use walk::walk_nodes;
 

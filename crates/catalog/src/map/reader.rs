@@ -116,6 +116,9 @@ impl std::fmt::Debug for MapReader<'_> {
     }
 }
 
+/// A key and its value, lent by a [`Cursor`].
+pub type Record<'c> = (&'c [u8], &'c [u8]);
+
 /// A position in a map that lends one record after another. Holds one node per level and copies no values.
 pub struct Cursor<'a> {
     walk: Walk<'a>,
@@ -128,7 +131,7 @@ pub struct Cursor<'a> {
 
 impl Cursor<'_> {
     /// The next key and value; `None` at the end and after an error.
-    pub fn next_record(&mut self) -> Result<Option<(&[u8], &[u8])>, MapError> {
+    pub fn next_record(&mut self) -> Result<Option<Record<'_>>, MapError> {
         if self.done {
             return Ok(None);
         }

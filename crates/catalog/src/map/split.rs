@@ -70,7 +70,7 @@ fn cut(mut rest: &[Extent]) -> impl Iterator<Item = &[Extent]> {
 
 fn ends_record(extent: &Extent) -> bool {
     let start = extent.chunk().and_then(|id| id.as_bytes().first_chunk::<8>());
-    start.is_some_and(|start| u64::from_le_bytes(*start) % RECORD_EXTENTS_MEAN == 0)
+    start.is_some_and(|start| u64::from_le_bytes(*start).is_multiple_of(RECORD_EXTENTS_MEAN))
 }
 
 fn total_length(extents: &[Extent]) -> u64 {

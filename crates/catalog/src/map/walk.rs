@@ -69,10 +69,10 @@ impl<'a> Walk<'a> {
                 }
                 return Ok(());
             }
-            let done = self.stack.pop().map(|cursor| (cursor.level(), cursor.into_key()));
-            match done {
-                Some((0, key)) => self.passed = key,
-                Some(_) | None => {}
+            if let Some(done) = self.stack.pop()
+                && done.level() == 0
+            {
+                self.passed = done.into_key();
             }
             left_a_node = true;
         }

@@ -79,7 +79,7 @@ pub struct KeeperState {
 
 impl KeeperState {
     /// A keeper before its first step.
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         Self {
             at: At::Retirements,
             retired: 0,
@@ -97,21 +97,21 @@ impl KeeperState {
 
     /// A keeper that takes over plan `plan`.
     pub fn taking_over(plan: usize, retired: u8) -> Self {
-        Self { at: At::Sessions, plan: plan as u8, retired, ..Self::new() }
+        Self { at: At::Sessions, plan: plan as u8, retired, ..Self::start() }
     }
 
     /// A keeper that found nothing to keep in plan `plan` and has stalled before its verdict.
     pub fn stalled(plan: usize) -> Self {
-        Self { at: At::Verdict, plan: plan as u8, ..Self::new() }
+        Self { at: At::Verdict, plan: plan as u8, ..Self::start() }
     }
 
     /// A keeper that repacks `chunks`.
     pub fn copying(chunks: Chunks) -> Self {
-        Self { at: At::CopyClaim, copy: chunks, ..Self::new() }
+        Self { at: At::CopyClaim, copy: chunks, ..Self::start() }
     }
 
     fn done() -> Self {
-        Self { at: At::Done, ..Self::new() }
+        Self { at: At::Done, ..Self::start() }
     }
 }
 
@@ -289,7 +289,8 @@ impl Keeper<'_> {
                 let k = Keeper { k, ..*self }.after_plan();
                 self.push(out, "takes over plan", n as u8, k, |_| {});
             } else if dead != 0 {
-                let k = KeeperState { at: At::Delete, plan: n as u8, keep: plan.kept, ..KeeperState::new() };
+                let k =
+                    KeeperState { at: At::Delete, plan: n as u8, keep: plan.kept, ..KeeperState::start() };
                 self.push(out, "finishes decided plan", n as u8, k, |_| {});
             }
         }

@@ -4,6 +4,7 @@
 //! Any actor may stall for ever or wake at any time, so there are no clocks: what is safe here is safe with any.
 //! Each [`rules::Rule`] can be switched off, which shows what it prevents.
 
+pub mod evidence;
 pub mod explore;
 pub mod keeper;
 pub mod mergers;

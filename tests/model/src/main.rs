@@ -1,9 +1,11 @@
-//! `keepwell-model [--size small|large] [--scenario <name>] [--without <rule>] [--matrix]`: searches the scenarios
-//! and prints state counts and loss traces. Exit status 1 if a scenario with all rules in force is not safe.
+//! `keepwell-model [--size small|large] [--scenario <name>] [--without <rule>] [--matrix | --rules]`:
+//! searches the scenarios and prints state counts and loss traces; `--matrix` tries every scenario without each rule,
+//! `--rules` prints the table of `docs/pruning.md`. Exit status 1 if a scenario with all rules in force is not safe.
 
 use std::process::ExitCode;
 use std::time::Instant;
 
+use keepwell_model::evidence::{evidence, search_without};
 use keepwell_model::explore::{Outcome, Verdict};
 use keepwell_model::model::{Model, Step};
 use keepwell_model::rules::Rule;
@@ -16,6 +18,7 @@ struct Options {
     scenario: Option<String>,
     without: Vec<Rule>,
     matrix: bool,
+    rules: bool,
 }
 
 fn main() -> ExitCode {
@@ -28,6 +31,10 @@ fn main() -> ExitCode {
     };
     let wanted = |model: &Model| options.scenario.as_deref().is_none_or(|name| name == model.name);
     let models: Vec<Model> = all(options.size).into_iter().filter(wanted).collect();
+    if options.rules {
+        Rule::ALL.iter().for_each(|rule| print_rule(*rule));
+        return ExitCode::SUCCESS;
+    }
     if options.matrix {
         models.iter().for_each(print_matrix);
         return ExitCode::SUCCESS;
@@ -51,6 +58,15 @@ fn main() -> ExitCode {
         sound &= outcome.is_safe();
     }
     if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn print_rule(rule: Rule) {
+    let found = evidence(rule);
+    let absent: Vec<Rule> = found.covered_by.iter().copied().chain([rule]).collect();
+    let steps = search_without(rule, &absent).and_then(|outcome| outcome.loss_len());
+    let steps = steps.map_or("none".into(), |steps| steps.to_string());
+    let others: Vec<&str> = found.covered_by.iter().map(|rule| rule.name()).collect();
+    println!("| {} | {} | {steps} | {} |", rule.name(), found.scenario, others.join(", "));
 }
 
 fn print_matrix(model: &Model) {
@@ -77,12 +93,14 @@ fn summary(outcome: &Outcome<Step>) -> String {
 }
 
 fn parse(args: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options = Options { size: Size::Small, scenario: None, without: Vec::new(), matrix: false };
+    let mut options =
+        Options { size: Size::Small, scenario: None, without: Vec::new(), matrix: false, rules: false };
     let mut args = args;
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("`{arg}` needs a value"));
         match arg.as_str() {
             "--matrix" => options.matrix = true,
+            "--rules" => options.rules = true,
             "--size" => options.size = size(&value()?)?,
             "--scenario" => options.scenario = Some(value()?),
             "--without" => options.without.push(rule(&value()?)?),

@@ -40,7 +40,7 @@ pub struct MergerState {
 
 impl MergerState {
     /// A merge before its first step.
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         Self { at: At::Plans, dead: 0, inputs: 0, entries: 0 }
     }
 }
@@ -56,7 +56,7 @@ pub struct PlanMergerState {
 
 impl PlanMergerState {
     /// A merge before its first step.
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         Self { at: At::Read, inputs: 0, names: 0 }
     }
 }
@@ -104,7 +104,7 @@ pub fn merger_steps(model: &Model, s: &State, me: usize, spec: &MergerSpec, m: &
 }
 
 fn finished() -> MergerState {
-    MergerState { at: At::Done, ..MergerState::new() }
+    MergerState { at: At::Done, ..MergerState::start() }
 }
 
 fn droppable(model: &Model, s: &State) -> Mask {
@@ -178,7 +178,7 @@ pub fn plan_merger_steps(model: &Model, s: &State, me: usize, m: &PlanMergerStat
 }
 
 fn plans_finished() -> PlanMergerState {
-    PlanMergerState { at: At::Done, ..PlanMergerState::new() }
+    PlanMergerState { at: At::Done, ..PlanMergerState::start() }
 }
 
 fn mergeable(model: &Model, s: &State) -> (u8, Mask) {

@@ -96,14 +96,14 @@ impl Model {
         let mut state = self.store;
         for (memory, role) in state.actors.iter_mut().zip(&self.roles) {
             *memory = match role {
-                Role::Writer(_) => Memory::Writer(WriterState::new()),
+                Role::Writer(_) => Memory::Writer(WriterState::start()),
                 Role::Keeper(spec) => {
-                    Memory::Keeper(spec.stalled.map_or(KeeperState::new(), KeeperState::stalled))
+                    Memory::Keeper(spec.stalled.map_or(KeeperState::start(), KeeperState::stalled))
                 }
-                Role::Merger(_) => Memory::Merger(MergerState::new()),
-                Role::PlanMerger => Memory::PlanMerger(PlanMergerState::new()),
+                Role::Merger(_) => Memory::Merger(MergerState::start()),
+                Role::PlanMerger => Memory::PlanMerger(PlanMergerState::start()),
                 Role::Retirer(_) => Memory::None,
-                Role::Reader(_) => Memory::Reader(ReaderState::new()),
+                Role::Reader(_) => Memory::Reader(ReaderState::start()),
             };
         }
         state

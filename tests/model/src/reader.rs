@@ -37,7 +37,7 @@ pub struct ReaderState {
 
 impl ReaderState {
     /// A reader before its first step.
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         Self { at: At::Index, view: 0, tried: 0 }
     }
 }

@@ -54,8 +54,7 @@ pub fn named(size: Size, name: &str) -> Option<Model> {
 /// Backups that would like to reuse a pack nobody references any more, and keepers that condemn it.
 fn writers(large: bool) -> Model {
     let store = store(&[A], None);
-    let mut roles = vec![writer(A, 1, 1, 1), keeper(&[0b1])];
-    roles.push(if large { keeper(&[0b1]) } else { keeper(&[0b1]) });
+    let mut roles = vec![writer(A, 1, 1, 1), keeper(&[0b1]), keeper(&[0b1])];
     if large {
         roles.push(writer(A, 3, 3, 1));
     }
@@ -185,10 +184,12 @@ fn plan_names(large: bool) -> Model {
 
 /// A stalled keeper whose plan is decided otherwise, and merged away, before it wakes up.
 fn stalled_merge(large: bool) -> Model {
-    let stalled = stalled_keeper(large);
+    let stalled = stalled_keeper(false);
     let mut roles = stalled.roles;
-    roles.truncate(if large { 4 } else { 3 });
     roles.push(Role::PlanMerger);
+    if large {
+        roles.push(Role::Merger(MergerSpec { segment: 7, drops: true }));
+    }
     Model { name: "stalled merge", roles, plans_in_pages: true, ..stalled }
 }
 

@@ -75,7 +75,7 @@ pub struct WriterState {
 
 impl WriterState {
     /// A writer before its first step.
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         Self {
             at: At::Claim,
             attempt: 0,
@@ -93,11 +93,11 @@ impl WriterState {
 
     /// A writer at the start of session number `attempt`.
     pub fn begin(attempt: u8) -> Self {
-        Self { attempt, ..Self::new() }
+        Self { attempt, ..Self::start() }
     }
 
     fn done() -> Self {
-        Self { at: At::Done, ..Self::new() }
+        Self { at: At::Done, ..Self::start() }
     }
 }
 

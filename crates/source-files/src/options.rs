@@ -1,0 +1,31 @@
+//! What to capture, as plain data.
+
+use std::path::PathBuf;
+
+/// What a [`FileSource`](crate::FileSource) captures and what it leaves out.
+///
+/// A path that was asked for is always captured, even where a rule below would leave it out: rules decide about what
+/// is *beneath* the given paths.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FileOptions {
+    /// Absolute paths to capture, in any order; one beneath another is captured once. `.` components and repeated
+    /// slashes are dropped, `..` is refused. Symlinks on the way to a path are followed and appear in the snapshot as
+    /// the directories they lead to; a path that is itself a symlink is captured as a symlink.
+    pub paths: Vec<PathBuf>,
+    /// Patterns of what to leave out, with the rules of `.gitignore` relative to `/`: one without a slash matches a
+    /// name anywhere, one with a slash is anchored at `/`, a trailing slash means directories only, `**` spans
+    /// directories, a leading `!` keeps what an earlier pattern left out. They win over ignore files.
+    pub excludes: Vec<String>,
+    /// Files of such patterns, one per line (`#` starts a comment), added after [`excludes`](Self::excludes). Read once.
+    pub exclude_files: Vec<PathBuf>,
+    /// Names of ignore files honoured inside the tree, for example `.keepwellignore`: their patterns are relative to the
+    /// directory they are in, and a deeper one wins. Empty: none are.
+    pub ignore_file_names: Vec<String>,
+    /// Stay on the file systems of the given paths. The directory on which another one is mounted is captured, empty.
+    pub one_file_system: bool,
+    /// Leave out what is in directories marked by a `CACHEDIR.TAG` (<https://bford.info/cachedir/>); the directory
+    /// itself and its tag are captured.
+    pub exclude_caches: bool,
+    /// Leave out regular files of more than this many bytes.
+    pub exclude_larger_than: Option<u64>,
+}

@@ -1,0 +1,169 @@
+//! Where things go: keys become names in open directories, none of them outside the target.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use backup_core::target::TargetError;
+use keepwell_catalog::MapKey;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
+use rustix::io::Errno;
+
+use crate::beneath::{PASSAGE, open_beneath};
+use crate::handle::Handle;
+use crate::look::Look;
+
+/// Directories kept open for the next thing in them. When that many are, all are closed and it starts anew.
+const OPEN_DIRECTORIES_MAX: usize = 256;
+
+/// The directory everything stays beneath.
+#[derive(Debug)]
+pub(crate) struct Base {
+    pub fd: OwnedFd,
+    shown: Arc<str>,
+    directories: Mutex<HashMap<Vec<u8>, Arc<OwnedFd>>>,
+}
+
+/// A name in an open directory of the target.
+#[derive(Debug, Clone)]
+pub(crate) struct At {
+    pub parent: Arc<OwnedFd>,
+    /// Names from the base, joined by `/`.
+    path: Vec<u8>,
+    base: Arc<str>,
+}
+
+impl Base {
+    /// Opens the target itself, following symlinks: whoever names it means what it leads to.
+    pub fn open(path: &Path) -> Result<Self, Errno> {
+        let fd = openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { fd, shown: path.display().to_string().into(), directories: Mutex::default() })
+    }
+
+    /// The path of `key` below the base; empty for the base itself.
+    pub fn path(&self, key: &MapKey) -> Result<Vec<u8>, TargetError> {
+        key.to_os_path_bytes().map_err(|_| TargetError::Refused {
+            path: format!("{}/{}", self.shown, key.display_path()),
+            reason: "it is no path of plain names".to_owned(),
+        })
+    }
+
+    /// The place of `key`, whose parent directory must exist. The base itself is refused.
+    pub fn at(&self, key: &MapKey) -> Result<At, TargetError> {
+        let path = self.path_of_child(key)?;
+        match self.directory(&path[..parent_bytes(&path)]) {
+            Ok(parent) => Ok(self.place(path, parent)),
+            Err(error) => Err(self.failed("open the directory of", &path, error)),
+        }
+    }
+
+    /// Like [`at`](Self::at), but `None` where the parent is no directory reached without a symlink: nothing of the
+    /// target can be there.
+    pub fn at_if_any(&self, key: &MapKey) -> Result<Option<At>, TargetError> {
+        let path = self.path_of_child(key)?;
+        match self.directory(&path[..parent_bytes(&path)]) {
+            Ok(parent) => Ok(Some(self.place(path, parent))),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(error) => Err(self.failed("open the directory of", &path, error)),
+        }
+    }
+
+    fn path_of_child(&self, key: &MapKey) -> Result<Vec<u8>, TargetError> {
+        let path = self.path(key)?;
+        if path.is_empty() { Err(self.refused(&path, "it is the target itself")) } else { Ok(path) }
+    }
+
+    fn place(&self, path: Vec<u8>, parent: Arc<OwnedFd>) -> At {
+        At { parent, path, base: Arc::clone(&self.shown) }
+    }
+
+    fn directory(&self, path: &[u8]) -> Result<Arc<OwnedFd>, Errno> {
+        let directories = || self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fd) = directories().get(path) {
+            return Ok(Arc::clone(fd));
+        }
+        let fd = Arc::new(self.open_beneath(path, PASSAGE)?);
+        let mut directories = directories();
+        if directories.len() >= OPEN_DIRECTORIES_MAX {
+            directories.clear();
+        }
+        directories.insert(path.to_vec(), Arc::clone(&fd));
+        Ok(fd)
+    }
+
+    pub fn open_beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        open_beneath(&self.fd, path, flags, Mode::empty())
+    }
+
+    /// Forgets open directories at and below `path`, which may be about to go.
+    pub fn forget(&self, path: &[u8]) {
+        let below = |known: &[u8]| {
+            known.strip_prefix(path).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+        };
+        let mut directories = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        directories.retain(|known, _| !below(known));
+    }
+
+    pub fn failed(&self, operation: &'static str, path: &[u8], error: Errno) -> TargetError {
+        failed(operation, shown(&self.shown, path), error)
+    }
+
+    pub fn refused(&self, path: &[u8], reason: &str) -> TargetError {
+        TargetError::Refused { path: shown(&self.shown, path), reason: reason.to_owned() }
+    }
+}
+
+impl At {
+    pub fn name(&self) -> &[u8] {
+        let parent = parent_bytes(&self.path);
+        if parent == 0 { &self.path } else { &self.path[parent + 1..] }
+    }
+
+    pub fn path(&self) -> &[u8] {
+        &self.path
+    }
+
+    /// What stands here; a symlink is looked at itself.
+    pub fn look(&self) -> Result<Look, Errno> {
+        statat(&self.parent, self.name(), AtFlags::SYMLINK_NOFOLLOW).map(Look::from)
+    }
+
+    /// Opens what stands here, whatever it is, as a place.
+    pub fn open_place(&self) -> Result<Handle, Errno> {
+        self.open(OFlags::PATH).map(Handle::of_place)
+    }
+
+    /// Opens what stands here; a symlink only with [`OFlags::PATH`].
+    pub fn open(&self, flags: OFlags) -> Result<OwnedFd, Errno> {
+        openat(&self.parent, self.name(), flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    }
+
+    pub fn shown(&self) -> String {
+        shown(&self.base, &self.path)
+    }
+
+    pub fn failed(&self, operation: &'static str, error: Errno) -> TargetError {
+        failed(operation, self.shown(), error)
+    }
+
+    pub fn refused(&self, reason: &str) -> TargetError {
+        TargetError::Refused { path: self.shown(), reason: reason.to_owned() }
+    }
+}
+
+fn parent_bytes(path: &[u8]) -> usize {
+    path.iter().rposition(|&byte| byte == b'/').unwrap_or(0)
+}
+
+fn shown(base: &str, path: &[u8]) -> String {
+    format!("{}/{}", base.trim_end_matches('/'), String::from_utf8_lossy(path))
+}
+
+fn failed(operation: &'static str, path: String, error: Errno) -> TargetError {
+    match error {
+        Errno::LOOP => TargetError::Refused { path, reason: "a symlink is in the way".to_owned() },
+        Errno::XDEV => TargetError::Refused { path, reason: "it leads out of the target".to_owned() },
+        _ => TargetError::Io { operation, path, source: error.into() },
+    }
+}

@@ -22,7 +22,7 @@ pub use entry::{Entry, EntryKind, INLINE_EXTENTS_MAX};
 pub use error::{CatalogError, MapError};
 pub use extent::Extent;
 pub use index::{
-    BlockCache, IndexEntry, IndexSet, Location, PackRef, PackSet, ReadAt, Segment, SegmentBuilder,
+    IndexEntry, IndexSet, Location, PackRef, PackSet, ReadAt, Segment, SegmentBuilder,
     SortedSegmentWriter,
 };
 pub use key::MapKey;

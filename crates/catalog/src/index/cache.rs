@@ -10,7 +10,7 @@ type BlockKey = (usize, usize);
 
 /// Keeps the most recently used blocks, up to a number of bytes. Safe to use from several threads.
 #[derive(Debug)]
-pub struct BlockCache {
+pub(crate) struct BlockCache {
     max_bytes: usize,
     state: Mutex<State>,
 }
@@ -25,7 +25,7 @@ struct State {
 
 impl BlockCache {
     /// A cache that holds at most `max_bytes` of decoded blocks.
-    pub fn new(max_bytes: usize) -> Self {
+    pub(crate) fn new(max_bytes: usize) -> Self {
         BlockCache { max_bytes, state: Mutex::default() }
     }
 

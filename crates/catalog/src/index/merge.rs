@@ -21,6 +21,9 @@ pub struct LocatedEntry {
     pub entry: IndexEntry,
 }
 
+/// Says whether an entry is to be left out.
+type IsDead<'a> = dyn FnMut(&PackRef, &IndexEntry) -> bool + 'a;
+
 /// Merges `inputs` in order of ids, leaves out every entry for which `is_dead` says so, and yields what several
 /// inputs have in common (id, pack, frame, offset) once.
 ///
@@ -53,7 +56,7 @@ pub struct MergedEntries<'a> {
     heap: BinaryHeap<Reverse<(ChunkId, usize)>>,
     /// Entries of the current id, last one first.
     ready: Vec<LocatedEntry>,
-    is_dead: Box<dyn FnMut(&PackRef, &IndexEntry) -> bool + 'a>,
+    is_dead: Box<IsDead<'a>>,
     failed: bool,
 }
 

@@ -19,7 +19,6 @@ mod set;
 mod table;
 mod writer;
 
-pub use cache::BlockCache;
 pub use entry::{IndexEntry, PackRef, PackSet};
 pub use merge::{LocatedEntry, MergedEntries, merge};
 pub use read_at::ReadAt;

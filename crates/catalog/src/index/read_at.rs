@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::error::CatalogError;
 
 /// Random access to bytes that do not change. Called from several threads at once.
+#[expect(clippy::len_without_is_empty, reason = "nothing readable is empty: a segment has a trailer")]
 pub trait ReadAt: Send + Sync {
     /// Total length in bytes.
     fn len(&self) -> Result<u64, CatalogError>;

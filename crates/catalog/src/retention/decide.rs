@@ -1,0 +1,263 @@
+//! The decision itself.
+
+use std::collections::BTreeMap;
+
+use jiff::tz::TimeZone;
+use jiff::{Span, Timestamp, Zoned};
+
+use super::slot::{Slot, Tier};
+use super::{Candidate, Decision, RetentionPolicy, Slots};
+
+/// Clocks may differ by this much before a snapshot is flagged.
+const TOLERANCE_NS: i64 = 3600 * 1_000_000_000;
+
+/// Decides about every candidate, in their order. `now` is in nanoseconds since 1970; `zone` is the dataset's, or that
+/// of the store. Pure: the same input gives the same decisions.
+pub fn decide(
+    policy: &RetentionPolicy,
+    zone: &TimeZone,
+    now: i64,
+    candidates: &[Candidate],
+) -> Vec<Decision> {
+    let mut groups: BTreeMap<(&str, &str), Vec<usize>> = BTreeMap::new();
+    for (number, candidate) in candidates.iter().enumerate() {
+        groups.entry((&candidate.dataset, &candidate.host)).or_default().push(number);
+    }
+    let mut decisions: Vec<Option<Decision>> = vec![None; candidates.len()];
+    for mut numbers in groups.into_values() {
+        numbers.sort_by_key(|number| (candidates[*number].commit_order, candidates[*number].id));
+        let members = numbers.iter().map(|number| Member::new(&candidates[*number], zone)).collect();
+        let decided = Group { policy, now, members }.decide();
+        for (number, decision) in numbers.into_iter().zip(decided) {
+            decisions[number] = Some(decision);
+        }
+    }
+    decisions.into_iter().map(|decision| decision.expect("every candidate is in one group")).collect()
+}
+
+/// Snapshots that are counted together, in commit order.
+struct Group<'a> {
+    policy: &'a RetentionPolicy,
+    now: i64,
+    members: Vec<Member<'a>>,
+}
+
+struct Member<'a> {
+    candidate: &'a Candidate,
+    captured: Zoned,
+    flag: Option<String>,
+    /// Why it stays.
+    reasons: Vec<String>,
+}
+
+impl<'a> Member<'a> {
+    fn new(candidate: &'a Candidate, zone: &TimeZone) -> Self {
+        let captured = Timestamp::from_nanosecond(i128::from(candidate.capture))
+            .expect("every i64 of nanoseconds lies within the years that jiff knows")
+            .to_zoned(zone.clone());
+        Member { candidate, captured, flag: None, reasons: Vec::new() }
+    }
+
+    fn is_credible(&self) -> bool {
+        self.candidate.complete && self.flag.is_none()
+    }
+
+    fn decision(self) -> Decision {
+        let flagged = self.flag.is_some();
+        let mut reasons: Vec<String> = self.flag.into_iter().collect();
+        reasons.extend(self.reasons);
+        let keep = !reasons.is_empty();
+        if !keep {
+            let why = if self.candidate.complete {
+                "no rule keeps it"
+            } else {
+                "incomplete, and a later one is complete"
+            };
+            reasons.push(why.to_owned());
+        }
+        Decision { id: self.candidate.id, keep, flagged, reasons }
+    }
+}
+
+impl Group<'_> {
+    fn decide(mut self) -> Vec<Decision> {
+        self.flag();
+        self.protect();
+        self.keep_by_wish();
+        self.keep_last();
+        for tier in Tier::ALL {
+            self.keep_slots(tier);
+        }
+        self.keep_within();
+        self.members.into_iter().map(Member::decision).collect()
+    }
+
+    /// Flags what is not credible, and keeps what shows that: the newest credible snapshot before it, and the one
+    /// whose clock contradicts it.
+    fn flag(&mut self) {
+        let mut newest_credible: Option<usize> = None;
+        let mut latest_capture: Option<usize> = None;
+        for at in 0..self.members.len() {
+            let witness = latest_capture.filter(|&earlier| {
+                let limit = self.members[earlier].candidate.capture.saturating_sub(TOLERANCE_NS);
+                self.members[at].candidate.capture < limit
+            });
+            self.members[at].flag = self.why_flagged(at, witness);
+            if self.members[at].flag.is_some() {
+                let reason =
+                    format!("newest before {}, which is flagged", short_id(self.members[at].candidate));
+                let mut kept = [newest_credible, latest_capture];
+                if kept[0] == kept[1] {
+                    kept[1] = None;
+                }
+                for index in kept.into_iter().flatten() {
+                    self.members[index].reasons.push(reason.clone());
+                }
+            } else if self.members[at].candidate.complete {
+                newest_credible = Some(at);
+                let capture = |index: usize| self.members[index].candidate.capture;
+                latest_capture =
+                    Some(latest_capture.filter(|&best| capture(best) > capture(at)).unwrap_or(at));
+            }
+        }
+    }
+
+    fn why_flagged(&self, at: usize, witness: Option<usize>) -> Option<String> {
+        let candidate = self.members[at].candidate;
+        let is_after = |limit: i64| candidate.capture > limit.saturating_add(TOLERANCE_NS);
+        if candidate.flagged {
+            Some("flagged: an anomaly was reported".to_owned())
+        } else if is_after(candidate.commit_time) {
+            Some("flagged: captured after it was committed".to_owned())
+        } else if is_after(self.now) {
+            Some("flagged: captured in the future".to_owned())
+        } else {
+            let earlier = self.members[witness?].candidate;
+            Some(format!("flagged: captured before {}, which was committed earlier", short_id(earlier)))
+        }
+    }
+
+    /// What stays whatever the policy says.
+    fn protect(&mut self) {
+        let last_complete = self.members.iter().rposition(Member::is_credible);
+        let last_proven =
+            self.members.iter().rposition(|member| member.is_credible() && member.candidate.proven);
+        self.keep_at(last_complete, "last complete");
+        self.keep_at(last_proven, "last proven");
+        let since = last_complete.map_or(0, |at| at + 1);
+        for member in &mut self.members[since..] {
+            if !member.candidate.complete {
+                member.reasons.push("incomplete, but newer than the last complete one".to_owned());
+            }
+        }
+        if self.policy.is_empty() {
+            self.members
+                .iter_mut()
+                .for_each(|member| member.reasons.push("the policy has no rule".to_owned()));
+        }
+    }
+
+    fn keep_at(&mut self, at: Option<usize>, reason: &str) {
+        if let Some(at) = at {
+            self.members[at].reasons.push(reason.to_owned());
+        }
+    }
+
+    /// What a person or the writer asked to keep.
+    fn keep_by_wish(&mut self) {
+        for member in &mut self.members {
+            let candidate = member.candidate;
+            if candidate.keep_forever {
+                member.reasons.push("kept for ever".to_owned());
+            }
+            if let Some(until) = candidate.keep_until.filter(|until| *until > self.now) {
+                let until = Timestamp::from_nanosecond(i128::from(until)).map_or_else(
+                    |_| "later".into(),
+                    |time| {
+                        time.to_zoned(member.captured.time_zone().clone()).strftime("%F %H:%M").to_string()
+                    },
+                );
+                member.reasons.push(format!("kept until {until}"));
+            }
+            if let Some(tag) = self.policy.tags.iter().find(|tag| candidate.tags.contains(tag)) {
+                member.reasons.push(format!("tag `{tag}`"));
+            }
+        }
+    }
+
+    fn keep_last(&mut self) {
+        let Some(slots) = self.policy.last else { return };
+        let credible = self.members.iter_mut().rev().filter(|member| member.is_credible());
+        for (number, member) in credible.take(slots.count()).enumerate() {
+            member.reasons.push(format!("last{}", of(number, slots)));
+        }
+    }
+
+    fn keep_slots(&mut self, tier: Tier) {
+        let (slots, within) = (tier.slots(self.policy), tier.within(self.policy));
+        if slots.is_none() && within.is_none() {
+            return;
+        }
+        let occupants = self.occupants(tier);
+        if let Some(slots) = slots {
+            for (number, (slot, at)) in occupants.iter().rev().take(slots.count()).enumerate() {
+                let reason = format!("{} {}{}", tier.name(), tier.label(*slot), of(number, slots));
+                self.members[*at].reasons.push(reason);
+            }
+        }
+        if let Some(span) = within {
+            let oldest = self.oldest_within(&span);
+            for (slot, at) in occupants {
+                if self.members[at].captured.timestamp() >= oldest {
+                    let reason = format!("{} {} within {span:#}", tier.name(), tier.label(slot));
+                    self.members[at].reasons.push(reason);
+                }
+            }
+        }
+    }
+
+    fn keep_within(&mut self) {
+        let Some(span) = self.policy.within else { return };
+        let oldest = self.oldest_within(&span);
+        for member in &mut self.members {
+            if member.is_credible() && member.captured.timestamp() >= oldest {
+                member.reasons.push(format!("within {span:#}"));
+            }
+        }
+    }
+
+    /// Who occupies each slot: the first, until a later one is proven.
+    fn occupants(&self, tier: Tier) -> BTreeMap<Slot, usize> {
+        let mut occupants = BTreeMap::new();
+        for (at, member) in self.members.iter().enumerate().filter(|(_, member)| member.is_credible()) {
+            let occupant = occupants.entry(tier.slot(&member.captured)).or_insert(at);
+            if member.candidate.proven {
+                *occupant = at;
+            }
+        }
+        occupants
+    }
+
+    /// The age of `span`, counted back from the latest credible capture. A span that leads out of all calendars
+    /// keeps everything.
+    fn oldest_within(&self, span: &Span) -> Timestamp {
+        let credible = self.members.iter().filter(|member| member.is_credible());
+        let newest = credible.map(|member| &member.captured).max();
+        newest
+            .and_then(|newest| newest.checked_sub(*span).ok())
+            .map_or(Timestamp::MIN, |time| time.timestamp())
+    }
+}
+
+/// ` (3 of 30)`, or nothing when all are kept.
+fn of(number: usize, slots: Slots) -> String {
+    match slots {
+        Slots::Newest(count) => format!(" ({} of {count})", number + 1),
+        Slots::Forever => String::new(),
+    }
+}
+
+/// What people type to name a snapshot.
+fn short_id(candidate: &Candidate) -> String {
+    candidate.id.to_string()[..8].to_owned()
+}

@@ -278,20 +278,13 @@ class Repository:
 
 def split_key(key):
     """Components of a key, and whether a sub-key follows them."""
-    components, part, at = [], bytearray(), 0
+    components, at = [], 0
     while at < len(key):
-        if key[at] == 1:  # 01 01 stands for 00, 01 02 for 01
-            part.append(key[at + 1] - 1)
-            at += 2
-        elif key[at] != 0:
-            part.append(key[at])
-            at += 1
-        elif not part:
+        end = key.index(0, at)
+        if end == at:
             return tuple(components), True
-        else:
-            components.append(bytes(part))
-            part = bytearray()
-            at += 1
+        components.append(key[at:end].replace(b"\1\1", b"\0").replace(b"\1\2", b"\1"))
+        at = end + 1
     return tuple(components), False
 
 
@@ -365,7 +358,7 @@ class Restore:
                 if len(data) != length:
                     raise Damage(f"chunk {chunk_id.hex()} is shorter than its extent")
                 out.write(data)
-            out.truncate(entry[5])
+            out.truncate(entry.get(5, 0))
 
     def attributes(self, path, entry):
         """Owner, then mode (a change of owner clears setuid), then extended attributes, then times."""
@@ -373,7 +366,7 @@ class Restore:
         if os.geteuid() == 0:
             os.chown(path, entry.get(2, 0), entry.get(3, 0), follow_symlinks=False)
         if not link:
-            os.chmod(path, entry.get(1, 0o600))
+            os.chmod(path, entry.get(1, 0))
         for name, value in entry.get(8, []):
             try:
                 os.setxattr(path, name, value, follow_symlinks=False)

@@ -66,6 +66,11 @@ impl Key {
     }
 }
 
+/// Whether a file of this name can be part of a key; costs no allocation.
+pub(crate) fn is_component(name: &str) -> bool {
+    broken_component_rule(name).is_none()
+}
+
 fn broken_rule(text: &str) -> Option<&'static str> {
     if text.is_empty() {
         return Some("it is empty");

@@ -10,7 +10,7 @@ use super::Disk;
 use super::beneath::open_directory;
 use super::errno::storage_error;
 use super::put::TEMP_DIRECTORY;
-use crate::key::KEY_MAX_BYTES;
+use crate::key::{KEY_MAX_BYTES, is_component};
 use crate::{Key, LIST_PAGE_MAX, ObjectInfo, StorageError};
 
 impl Disk {
@@ -91,7 +91,7 @@ fn smallest_names(
         let entry = entry?;
         let Ok(text) = entry.file_name().to_str() else { continue };
         let is_temp = prefix.is_empty() && text == TEMP_DIRECTORY;
-        if is_temp || Key::new(text).is_err() && text != TEMP_DIRECTORY {
+        if is_temp || !is_component(text) {
             continue;
         }
         name.clear();
@@ -102,9 +102,9 @@ fn smallest_names(
             _ => continue,
         }
         let is_after = name.as_str() > after || name.ends_with('/') && after.starts_with(&name);
-        let is_larger_than_all =
-            smallest.len() == wanted && smallest.peek().is_some_and(|largest| *largest < name);
-        if !is_after || resume.is_some_and(|resume| name.as_str() <= resume) || is_larger_than_all {
+        let is_before_resume = resume.is_some_and(|resume| name.as_str() <= resume);
+        let is_beyond = smallest.len() == wanted && smallest.peek().is_some_and(|largest| *largest < name);
+        if !is_after || is_before_resume || is_beyond {
             continue;
         }
         smallest.push(name.clone());

@@ -192,8 +192,8 @@ fn lost_or_strange_extent_records_are_noticed() {
         whole.unwrap_err().to_string()
     };
     let missing = "entry `a` is not valid: a record of its extents is missing";
-    for n in 0..subs.len() {
-        assert_eq!(edit(&|records| drop(records.remove(&subs[n]))), missing);
+    for sub in &subs {
+        assert_eq!(edit(&|records| drop(records.remove(sub))), missing);
     }
     let swap = |records: &mut Records| drop(records.insert(subs[0].clone(), sound[&subs[1]].clone()));
     let answer = edit(&swap);

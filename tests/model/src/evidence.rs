@@ -49,11 +49,10 @@ pub fn evidence(rule: Rule) -> Evidence {
         Rule::VerdictBinding => ("stalled keeper", &[]),
         Rule::PlanNamesUnique => ("plan names", &[]),
         Rule::RelistMissingPlan
-        | Rule::VerdictChecksPlan
+        | Rule::VerdictsStay
         | Rule::MergedPlanFirst
         | Rule::MergedPlanHigher
-        | Rule::MergeOnlyDecidedPlans
-        | Rule::PlanGoesBeforeVerdict => ("stalled merge", &[]),
+        | Rule::MergeOnlyDecidedPlans => ("stalled merge", &[]),
         Rule::RepackBeforePlan => ("repack", &[Rule::RepackInSession]),
         Rule::RepackInSession => ("repack", &[Rule::RepackBeforePlan]),
         Rule::RepackDurable => ("repack", &[]),

@@ -52,8 +52,6 @@ pub enum At {
     Plans,
     /// About to create the verdict.
     Verdict,
-    /// About to look whether the plan is still there.
-    Check,
     /// Deleting.
     Delete,
     /// Finished, or crashed for good.
@@ -132,7 +130,6 @@ pub fn steps(model: &Model, s: &State, me: usize, spec: &KeeperSpec, k: &KeeperS
         At::Index => keeper.read_index(out),
         At::Plans => keeper.read_plans(out),
         At::Verdict => keeper.verdict(out),
-        At::Check => keeper.check(out),
         At::Delete => keeper.delete(out),
         At::Done => {}
     }
@@ -311,10 +308,18 @@ impl Keeper<'_> {
             return self.push(out, "finds the number taken", n as u8, k, |_| {});
         }
         for condemned in self.spec.choices.iter().copied().filter(|set| set & !self.s.packs == 0) {
-            self.push(out, "creates its plan, condemning packs", condemned, self.after_plan(), |next| {
+            let create = |next: &mut State| {
                 let old = next.plans[n];
                 next.plans[n] = Plan { used: true, present: true, condemned, ..old };
-            });
+            };
+            self.push(out, "creates its plan, condemning packs", condemned, self.after_plan(), create);
+            if self.model.late {
+                let what = "creates its plan, with a second request under way, condemning packs";
+                self.push(out, what, condemned, self.after_plan(), |next| {
+                    create(next);
+                    next.late_plans |= 1 << n;
+                });
+            }
         }
     }
 
@@ -432,11 +437,7 @@ impl Keeper<'_> {
     fn verdict(&self, out: &mut Next) {
         let plan = self.own_plan();
         let n = usize::from(self.k.plan);
-        let at = match (self.has(Rule::VerdictBeforeDelete), self.model.plans_in_pages) {
-            (false, _) => At::Done,
-            (true, true) => At::Check,
-            (true, false) => At::Delete,
-        };
+        let at = if self.has(Rule::VerdictBeforeDelete) { At::Delete } else { At::Done };
         let k = KeeperState { at, copy: 0, rescanned: false, ..self.k };
         let k = if at == At::Done { KeeperState::done() } else { k };
         if !plan.decided {
@@ -450,14 +451,6 @@ impl Keeper<'_> {
             self.push(out, "finds a verdict and obeys it: releasing", plan.kept, k, |_| {});
         } else {
             self.push(out, "finds a verdict and goes by its own", plan.kept, k, |_| {});
-        }
-    }
-
-    fn check(&self, out: &mut Next) {
-        if self.own_plan().present || !self.has(Rule::VerdictChecksPlan) {
-            self.push(out, "goes on to delete", 0, KeeperState { at: At::Delete, ..self.k }, |_| {});
-        } else {
-            self.push(out, "sees its plan was merged and stops", 0, KeeperState::done(), |_| {});
         }
     }
 

@@ -157,15 +157,13 @@ pub fn plan_merger_steps(model: &Model, s: &State, me: usize, m: &PlanMergerStat
             if let Some(first) = bits(m.inputs).next() {
                 let left = PlanMergerState { inputs: m.inputs & !(1 << first), ..*m };
                 let plan = &mut plans[first];
-                let plan_first = model.rules.has(Rule::PlanGoesBeforeVerdict);
-                let takes_plan = if plan_first { plan.present } else { !plan.decided };
-                let merger = if takes_plan == plan_first { *m } else { left };
-                if takes_plan {
+                if plan.present {
                     plan.present = false;
+                    let merger = if model.rules.has(Rule::VerdictsStay) { left } else { *m };
                     push("deletes plan", first as u8, merger, Some(plans));
                 } else {
                     *plan = Plan { decided: false, kept: 0, ..*plan };
-                    push("deletes the verdict of plan", first as u8, merger, Some(plans));
+                    push("deletes the verdict of plan", first as u8, left, Some(plans));
                 }
             } else {
                 let merger =

@@ -160,6 +160,11 @@ impl Model {
             next.segments[segment] = 1 << segment;
             land("applies a late put of segment", segment, next);
         }
+        for n in bits(s.late_plans) {
+            let mut next = State { late_plans: s.late_plans & !(1 << n), ..*s };
+            next.plans[n].present = true;
+            land("applies a late put of plan", n, next);
+        }
         for slot in bits(s.late_commits) {
             let mut next = State { late_commits: s.late_commits & !(1 << slot), ..*s };
             if next.sessions[slot].end == End::Open || !self.rules.has(Rule::ConditionalCommit) {

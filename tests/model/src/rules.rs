@@ -68,8 +68,8 @@ rules! {
     VerdictBeforeDelete => "verdict-before-delete",
     /// A keeper whose verdict is refused acts on the one that exists. Off: on its own.
     VerdictBinding => "verdict-binding",
-    /// After creating a verdict the keeper looks whether the plan is still there. Off: it deletes at once.
-    VerdictChecksPlan => "verdict-checks-plan",
+    /// A verdict stays when its plan is merged. Off: it is deleted after the plan.
+    VerdictsStay => "verdicts-stay",
     /// Only a verdict releases packs. Off: another keeper releases what it finds needed, unasked.
     OwnPlanOnlyRelease => "own-plan-only-release",
     /// A plan stays when its packs are gone. Off: the keeper removes it at the end.
@@ -92,8 +92,6 @@ rules! {
     MergedPlanHigher => "merged-plan-higher",
     /// Only plans with a verdict are merged. Off: any.
     MergeOnlyDecidedPlans => "merge-only-decided-plans",
-    /// A merge removes a plan before the plan's verdict. Off: the verdict first.
-    PlanGoesBeforeVerdict => "plan-goes-before-its-verdict",
     /// No name ever leaves the plans. Off: a merge drops packs that no listing and no segment shows.
     NamesNeverLeave => "names-never-leave-plans",
     /// A retirement is undone by a session and a commit. Off: by a record, after the same check.

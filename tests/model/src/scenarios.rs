@@ -159,7 +159,7 @@ fn index_merge(large: bool) -> Model {
     if large {
         roles.push(merger(7));
     }
-    model("index merge", store(&[A, B], Some(B)), roles)
+    Model { late: large, ..model("index merge", store(&[A, B], Some(B)), roles) }
 }
 
 /// Plans merged while others read and prune.
@@ -182,7 +182,8 @@ fn plan_names(large: bool) -> Model {
     Model { plans_in_pages: true, first_plan: 1, ..model("plan names", store(&[A, B], Some(B)), roles) }
 }
 
-/// A stalled keeper whose plan is decided otherwise, and merged away, before it wakes up.
+/// A stalled keeper whose plan is decided otherwise and merged away before it wakes up, and comes back by a late
+/// request.
 fn stalled_merge(large: bool) -> Model {
     let stalled = stalled_keeper(false);
     let mut roles = stalled.roles;
@@ -190,7 +191,8 @@ fn stalled_merge(large: bool) -> Model {
     if large {
         roles.push(Role::Merger(MergerSpec { segment: 7, drops: true }));
     }
-    Model { name: "stalled merge", roles, plans_in_pages: true, ..stalled }
+    let store = State { late_plans: 0b1, ..stalled.store };
+    Model { name: "stalled merge", roles, store, plans_in_pages: true, ..stalled }
 }
 
 /// Plans that may lose names again (with the rule against it switched off): packs gone from listing and index.
@@ -283,6 +285,7 @@ fn store(packs: &[Chunks], snapshot: Option<Chunks>) -> State {
         late_puts: 0,
         late_entries: 0,
         late_commits: 0,
+        late_plans: 0,
         late_deletes: 0,
         actors: [Memory::None; ACTORS],
     }

@@ -102,6 +102,8 @@ pub struct State {
     pub late_entries: Mask,
     /// Commits likewise, by session.
     pub late_commits: u8,
+    /// Plans likewise.
+    pub late_plans: u8,
     /// Deletes of packs likewise.
     pub late_deletes: Mask,
     /// The actors.

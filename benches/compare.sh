@@ -6,7 +6,7 @@
 # environment: KEEPWELL   our binary, default target/release/keepwell (built if it is missing)
 #              PEERS      where benches/peers.sh put the others; those that are missing are left out
 #
-# Writes WORK/results.csv and WORK/results.md: minimum / median of the rounds. The tree is not changed; for the prune,
+# Writes WORK/results.tsv and WORK/results.md: minimum / median of the rounds. The tree is not changed; for the prune,
 # every second of its top directories (or theirs) is out of sight for a moment.
 set -euo pipefail
 
@@ -18,23 +18,23 @@ keepwell=${KEEPWELL:-$root/target/release/keepwell}
 peers=${PEERS:-$work/peers}/bin
 mkdir -p "$work"
 [ -x "$keepwell" ] || (cd "$root" && cargo build --release --locked -p keepwell-cli)
-csv=$work/results.csv
-echo "round,program,operation,seconds,peak_kib" >"$csv"
+table=$work/results.tsv
+printf 'round\tprogram\toperation\tseconds\tpeak_kib\n' >"$table"
 
 # Runs a command and appends wall time and peak memory; the command's own output goes to the log.
 measure() { # ROUND PROGRAM OPERATION COMMAND…
     local round=$1 program=$2 operation=$3
     shift 3
     sync
-    if ! /usr/bin/time -o "$work/time" -f '%e,%M' "$@" >>"$work/log" 2>&1; then
+    if ! /usr/bin/time -o "$work/time" -f '%e\t%M' "$@" >>"$work/log" 2>&1; then
         echo "failed: $program $operation: $* (see $work/log)" >&2
         return 1
     fi
-    echo "$round,$program,$operation,$(tail -n 1 "$work/time")" >>"$csv"
+    printf '%s\t%s\t%s\t%s\n' "$round" "$program" "$operation" "$(tail -n 1 "$work/time")" >>"$table"
 }
 
-size() { # ROUND PROGRAM OPERATION DIRECTORY: its bytes, in the column of the seconds
-    echo "$1,$2,$3,$(du -sb --apparent-size "$4" | cut -f1),0" >>"$csv"
+size() { # ROUND PROGRAM OPERATION PATH: its bytes, in the column of the seconds
+    printf '%s\t%s\t%s\t%s\t0\n' "$1" "$2" "$3" "$(du -sb "$4" | cut -f1)" >>"$table"
 }
 
 warm() { find "$tree" -type f -print0 | xargs -0 cat >/dev/null; }
@@ -113,7 +113,7 @@ baselines() { # ROUND
     warm
     # shellcheck disable=SC2016
     measure "$1" "bare" "first backup" bash -c 'tar -C "$0" -cf - . | zstd -q -1 -T2 -o "$1" -f' "$tree" "$work/bare.tar.zst"
-    echo "$1,bare,size,$(stat -c %s "$work/bare.tar.zst"),0" >>"$csv"
+    size "$1" bare size "$work/bare.tar.zst"
     mkdir -p "$work/out"
     # shellcheck disable=SC2016
     measure "$1" "bare" "restore" bash -c 'zstd -dcq "$1" | tar -C "$0" -xf -' "$work/out" "$work/bare.tar.zst"
@@ -141,9 +141,9 @@ for round in $(seq "$rounds"); do
     done
 done
 
-python3 - "$csv" "$tree" "$rounds" >"$work/results.md" <<'PY'
+python3 - "$table" "$tree" "$rounds" >"$work/results.md" <<'PY'
 import collections, csv, os, platform, statistics, subprocess, sys
-rows = list(csv.DictReader(open(sys.argv[1])))
+rows = list(csv.DictReader(open(sys.argv[1]), delimiter="\t"))
 values = collections.defaultdict(list)
 for row in rows:
     values[row["program"], row["operation"]].append((float(row["seconds"]), int(row["peak_kib"])))

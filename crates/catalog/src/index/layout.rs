@@ -2,7 +2,7 @@
 
 use keepwell_crypto::{ChunkId, GroupId, MemberId};
 
-use super::block::BLOCK_BYTES_MAX;
+use super::block::{BLOCK_BYTES_MAX, BLOCK_ENTRIES_MAX};
 use super::entry::PackRef;
 use crate::cbor::{put_array, put_bytes, put_text, put_uint};
 use crate::error::CatalogError;
@@ -125,7 +125,8 @@ impl Tables {
             if block.offset != offset {
                 return malformed("a block does not follow the one before it");
             }
-            if block.entries == 0 || block.stored_len > STORED_BLOCK_BYTES_MAX {
+            let entries_fit = (1..=BLOCK_ENTRIES_MAX).contains(&block.entries);
+            if !entries_fit || block.stored_len > STORED_BLOCK_BYTES_MAX {
                 return malformed("a block has an impossible size");
             }
             if last.is_some_and(|last| last > block.first) {

@@ -5,13 +5,15 @@ use std::io::Write;
 
 use bytes::Bytes;
 use keepwell_crypto::{
-    ChunkId, Digest, DomainId, GroupId, MemberId, RepositoryId, SigningKey, VerifyingKey, verify_detached,
+    ChunkId, Digest, DomainId, GroupId, MemberId, RepositoryId, SigningKey, VerifyingKey, sign_detached,
+    verify_detached,
 };
 use proptest::prelude::*;
 
+use super::layout::{SIGNED_KIND, TABLES_MAGIC, TRAILER_LEN, Tables, Trailer};
 use super::*;
-use crate::CatalogError;
 use crate::names::{ContentName, PackClass, pack_key};
+use crate::{CatalogError, frame};
 
 const REPOSITORY: RepositoryId = RepositoryId::from_bytes([9; 16]);
 const GROUP: GroupId = GroupId::from_bytes([1, 2, 3, 4]);
@@ -102,7 +104,8 @@ fn a_segment_finds_what_was_added_and_nothing_else() {
 fn the_plaintext_is_only_zstd_and_skippable_frames() {
     let plain = build(0..5000);
     let blocks = zstd::decode_all(&plain[..]).unwrap();
-    assert_eq!(u32::from_le_bytes(blocks[..4].try_into().unwrap()), 1599);
+    let smallest = (0..5000).map(id).min().unwrap();
+    assert_eq!(blocks[4..36], smallest.as_bytes()[..]);
     assert_eq!(plain[plain.len() - 8..], *b"KWINDX\0\x01");
 }
 
@@ -158,6 +161,54 @@ fn a_changed_byte_is_an_error_never_another_answer() {
             Ok(read) => assert_eq!(read, sound, "byte {at}"),
             Err(error) => assert!(!error.to_string().is_empty()),
         }
+    }
+}
+
+/// The segment with other tables, signed by its author.
+fn with_tables(plain: &[u8], change: impl Fn(&mut Tables)) -> Vec<u8> {
+    let (rest, trailer) = plain.split_at(plain.len() - TRAILER_LEN);
+    let trailer = Trailer::decode(trailer).unwrap();
+    let (rest, tables) = rest.split_at(trailer.tables_offset as usize);
+    let mut tables = Tables::decode(&frame::decompress("tables", &tables[8..], 1 << 20).unwrap()).unwrap();
+    change(&mut tables);
+    let tables = tables.encode();
+    let stored = frame::compress(&tables, 3).unwrap();
+    let signature = sign_detached(&signer(), REPOSITORY, SIGNED_KIND, &tables);
+    let trailer = Trailer { tables_len: stored.len() as u32 + 8, signature, ..trailer };
+    let header = frame::skippable_header(TABLES_MAGIC, stored.len() as u32);
+    [rest, &header, &stored, &trailer.encode()].concat()
+}
+
+#[test]
+fn an_author_s_lies_are_errors_too() {
+    let plain = build(0..5000);
+    assert_eq!(open(with_tables(&plain, |_| {})).unwrap().iter().count(), 5000);
+    type Lie = fn(&mut Tables);
+    let lies: [Lie; 10] = [
+        |tables| tables.entries += 1,
+        |tables| tables.blocks[0].entries += 1,
+        |tables| {
+            tables.entries += 1 << 30;
+            tables.blocks[1].entries += 1 << 30;
+        },
+        |tables| {
+            tables.blocks[0].entries -= 1;
+            tables.blocks[1].entries += 1;
+        },
+        |tables| tables.blocks[1].offset -= 1,
+        |tables| tables.blocks[0].stored_len = u32::MAX,
+        |tables| tables.blocks.swap(0, 1),
+        |tables| tables.blocks[1].first = tables.blocks[0].first,
+        |tables| tables.packs.truncate(1),
+        |tables| tables.filter_hash[0] ^= 1,
+    ];
+    for (number, lie) in lies.into_iter().enumerate() {
+        let segment = open(with_tables(&plain, lie));
+        let read = segment.and_then(|segment| {
+            let _ = (0..5000).map(|n| segment.find(&id(n))).collect::<Result<Vec<_>, _>>();
+            segment.iter().collect::<Result<Vec<_>, _>>()
+        });
+        assert!(matches!(read, Err(CatalogError::Malformed { .. })), "lie {number}");
     }
 }
 

@@ -1,7 +1,8 @@
 //! Measures an index of a given size: `index_scale <entries> [<entries per segment> [<directory>]]`.
 //!
 //! Streams segments to disk, opens them as one `IndexSet` with default memory, does a million lookups, half of them
-//! hits, and prints rates and the peak memory of the whole process. 100 million entries take 5 GB of disk.
+//! hits, and prints rates and the peak memory of the whole process. 100 million entries take 4.6 GB of disk and 264 MB
+//! of memory (writing them included), of which 125 MB are filters and 88 MB the names of 1.6 million packs.
 
 use std::error::Error;
 use std::fs::File;

@@ -110,7 +110,10 @@ impl FileSource {
 
     fn open_link(&self, first: &MapKey, look: &Look) -> std::result::Result<Opened, Failure> {
         let first_path = first.to_os_path_bytes().map_err(|_| Errno::INVAL)?;
-        let (carrier, _) = self.open_place(&first_path)?;
+        let carrier = match self.open_place(&first_path) {
+            Err(Errno::NOENT) => return Err(Failure::Changed("lost its first name while it was captured")),
+            opened => opened?.0,
+        };
         if carrier.identity() != look.identity() {
             return Err(Failure::Changed("is no longer the same file as its first name"));
         }

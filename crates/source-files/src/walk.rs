@@ -20,8 +20,8 @@ use crate::tree::{Tree, without_atime};
 
 type Visit<'a> = &'a mut dyn FnMut(Found) -> ControlFlow<()>;
 
-/// A walk in progress. It holds the names of the directories from the top to the current one, and one key for each inode
-/// that has names still to come.
+/// A walk in progress. It holds the names in the directories from the top to the current one (some 30 bytes each), one key
+/// for each inode that has names still to come, and a bounded number of descriptors: no more, however large or deep the tree.
 pub(crate) struct Walk<'a> {
     tree: &'a Tree,
     visit: Visit<'a>,
@@ -70,10 +70,10 @@ impl<'a> Walk<'a> {
     pub fn run(mut self) -> ControlFlow<()> {
         let whole = self.tree.roots.is_given(Roots::TOP);
         let opened = without_atime(directory_flags(whole), |flags| self.tree.open(b"", flags));
-        let looked = opened.and_then(|fd| Ok((Look::from(fstat(&fd)?).dev, fd)));
+        let looked = opened.and_then(|fd| Ok((Look::from(fstat(&fd)?), fd)));
         let scope = |dev| Scope { node: Some(Roots::TOP), whole, dev };
         match looked {
-            Ok((dev, fd)) => self.enter(MapKey::root(), scope(dev), fd)?,
+            Ok((look, fd)) => self.enter(MapKey::root(), scope(look.dev), fd, look.identity())?,
             Err(error) => self.problem(MapKey::root(), &format!("cannot be opened: {error}"))?,
         }
         while let Some(step) = self.steps.last_mut() {
@@ -202,7 +202,7 @@ impl<'a> Walk<'a> {
             Ok((Look::from(fstat(&fd)?).identity(), fd))
         });
         match opened {
-            Ok((identity, fd)) if identity == seen.identity() => self.enter(key, scope, fd),
+            Ok((identity, fd)) if identity == seen.identity() => self.enter(key, scope, fd, identity),
             Ok(_) | Err(Errno::LOOP | Errno::NOTDIR) => self.problem(key, "was replaced while it was walked"),
             Err(Errno::NOENT) => ControlFlow::Continue(()),
             Err(error) => self.problem(key, &format!("cannot be opened: {error}")),
@@ -210,7 +210,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Lists the directory open at `fd` and makes it the current one.
-    fn enter(&mut self, key: MapKey, scope: Scope, fd: OwnedFd) -> ControlFlow<()> {
+    fn enter(&mut self, key: MapKey, scope: Scope, fd: OwnedFd, identity: (u64, u64)) -> ControlFlow<()> {
         let mut listing = Listing::default();
         let mut layer = self.steps.last().and_then(|step| step.layer.clone());
         if scope.whole {
@@ -227,10 +227,6 @@ impl<'a> Walk<'a> {
         if let Some(node) = scope.node {
             listing.include(self.tree.roots.names(node));
         }
-        let identity = match fstat(&fd) {
-            Ok(stat) => Look::from(stat).identity(),
-            Err(error) => return self.problem(key, &format!("cannot be looked at: {error}")),
-        };
         self.steps.push(Step { key, listing, path_bytes: self.path.len(), scope, layer });
         self.ladder.push(fd, identity);
         ControlFlow::Continue(())

@@ -23,6 +23,9 @@ use crate::target::metadata::Metadata;
 use crate::target::place::{At, Base};
 use crate::target::temporary::{Temporary, create_new};
 
+/// So often is a directory tried again where another process puts something else.
+const RACES_MAX: usize = 64;
+
 /// What a [`FileTarget`] accepts from a snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TargetOptions {
@@ -150,7 +153,7 @@ impl RestoreTarget for FileTarget {
 
     fn make_dir(&self, key: &MapKey, _entry: &Entry) -> Result<(), TargetError> {
         let at = self.base.at(key)?;
-        loop {
+        for _ in 0..RACES_MAX {
             match mkdirat(&at.parent, at.name(), Mode::RWXU) {
                 Err(Errno::EXIST) => {}
                 made => return made.map_err(|error| at.failed("make directory", error)),
@@ -165,6 +168,7 @@ impl RestoreTarget for FileTarget {
                 Err(error) => return Err(at.failed("look at", error)),
             }
         }
+        Err(at.refused("another process keeps replacing it"))
     }
 
     fn write_file(&self, key: &MapKey, entry: &Entry, content: &[u8]) -> Result<(), TargetError> {
@@ -275,7 +279,11 @@ fn read_entry(at: &At) -> OsResult<Entry> {
     let look = handle.look()?;
     let Some(kind) = look.kind() else { return Err(Errno::OPNOTSUPP) };
     let mut entry = look.entry(kind);
-    entry.xattrs = handle.xattrs()?;
+    entry.xattrs = match handle.xattrs() {
+        // Attributes of a file that this user may not read: setting them will show what is possible.
+        Err(Errno::ACCESS) => Vec::new(),
+        xattrs => xattrs?,
+    };
     match kind {
         EntryKind::File => entry.size = look.size,
         EntryKind::Symlink => entry.link_target = Some(handle.read_link()?),

@@ -308,18 +308,10 @@ impl Keeper<'_> {
             return self.push(out, "finds the number taken", n as u8, k, |_| {});
         }
         for condemned in self.spec.choices.iter().copied().filter(|set| set & !self.s.packs == 0) {
-            let create = |next: &mut State| {
+            self.push(out, "creates its plan, condemning packs", condemned, self.after_plan(), |next| {
                 let old = next.plans[n];
                 next.plans[n] = Plan { used: true, present: true, condemned, ..old };
-            };
-            self.push(out, "creates its plan, condemning packs", condemned, self.after_plan(), create);
-            if self.model.late {
-                let what = "creates its plan, with a second request under way, condemning packs";
-                self.push(out, what, condemned, self.after_plan(), |next| {
-                    create(next);
-                    next.late_plans |= 1 << n;
-                });
-            }
+            });
         }
     }
 

@@ -112,6 +112,9 @@ pub enum Error {
         /// The target.
         place: String,
     },
+    /// What was read could not be passed on to where the caller wants it.
+    #[error("write the output")]
+    Output(#[source] Arc<std::io::Error>),
     /// Asked for something that cannot be done, as a fact.
     #[error("{0}")]
     Invalid(String),

@@ -15,7 +15,7 @@ use keepwell_catalog::{Entry, EntryKind, MapKey};
 /// while `open` is called from several.
 pub trait Source: Send + Sync {
     /// Short name of the kind of source, as recorded in the manifest: `files`, `command`, …
-    fn kind(&self) -> &'static str;
+    fn kind(&self) -> &str;
 
     /// What was asked for, as shown by `snapshots`; for files the absolute paths.
     fn paths(&self) -> Vec<Vec<u8>>;

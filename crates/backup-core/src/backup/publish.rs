@@ -31,7 +31,7 @@ pub(super) struct Publisher {
     parent: Option<Parent>,
     tag: [u8; 16],
     started: i64,
-    source_kind: &'static str,
+    source_kind: String,
     paths: Vec<Vec<u8>>,
     checkpoints: u64,
     /// Checkpoints, of this capture or of one that was interrupted, that the next end makes unnecessary.
@@ -65,7 +65,7 @@ impl Publisher {
             parent,
             tag,
             started,
-            source_kind: source.kind(),
+            source_kind: source.kind().to_owned(),
             paths: source.paths(),
             checkpoints: 0,
             superseded,
@@ -231,7 +231,7 @@ impl Publisher {
                 .map(|(key, message)| Problem { key: key.clone(), message: message.clone() })
                 .collect(),
             problem_count: assembled.problem_count,
-            source_kind: self.source_kind.to_owned(),
+            source_kind: self.source_kind.clone(),
             parent: self.parent.as_ref().map(|p| p.snapshot),
             program: options.program.clone(),
             original: options.original,

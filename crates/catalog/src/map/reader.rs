@@ -2,11 +2,12 @@
 
 use keepwell_crypto::ChunkId;
 
-use super::NodeSource;
 use super::entries::{Entries, Extents};
+use super::split::TAG_EXTENTS;
 use super::walk::{Head, Walk};
+use super::{NodeSource, record_extents};
 use crate::error::MapError;
-use crate::{Entry, MapKey};
+use crate::{Entry, Extent, MapKey};
 
 /// A map to read from. Cheap to copy; holds no nodes.
 #[derive(Clone, Copy)]
@@ -99,6 +100,16 @@ impl<'a> MapReader<'a> {
     /// The iterator ends with an error if they do not add up to the size.
     pub fn extents(&self, key: &MapKey, entry: &Entry) -> Result<Extents<'a>, MapError> {
         Extents::new(self, key, entry)
+    }
+
+    /// The extents of the sub-key record that starts at byte `offset` of a file: what [`MapReader::extents`] gives from
+    /// there to the end of that record, for whoever cannot keep a borrowed iterator. Fetches one node per level.
+    pub fn extents_from(&self, key: &MapKey, offset: u64) -> Result<Vec<Extent>, MapError> {
+        let raw = key.sub_key(TAG_EXTENTS, offset);
+        match self.get(&raw)? {
+            Some(value) => record_extents(&raw, &value),
+            None => Err(MapError::Entry { what: "a record of its extents is missing" }.at(key)),
+        }
     }
 
     pub(super) fn source(&self) -> &'a dyn NodeSource {

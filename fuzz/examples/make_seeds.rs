@@ -5,6 +5,7 @@
 use std::error::Error;
 use std::fs;
 
+use backup_core::pack::{FrameInfo, PackDirectory};
 use keepwell_catalog::{
     Commit, CommitKind, ContentName, Entry, EntryKind, Extent, IndexEntry, Kept, List, ListedObject,
     Manifest, MapBuilder, MapKey, Marks, MemoryNodes, NodeSource, ObjectName, PackClass, PackRef, Plan,
@@ -36,7 +37,8 @@ fn main() -> Result<()> {
     recipe()?;
     keys()?;
     records()?;
-    index()
+    index()?;
+    pack()
 }
 
 fn crypto() -> Result<()> {
@@ -324,4 +326,12 @@ fn index() -> Result<()> {
     block.extend_from_slice(&[2; 32]);
     block.extend_from_slice(&[0, 0, 90, 0, 100, 0, 0, 90, 100, 0x80, 1]);
     save("index_segment", "block", &block)
+}
+
+fn pack() -> Result<()> {
+    let chunks = vec![(ChunkId::from_bytes([1; 32]), 600), (ChunkId::from_bytes([2; 32]), 400)];
+    let directory = PackDirectory { frames: vec![FrameInfo { stored: 900, plain: 1000, chunks }] };
+    save("pack_directory", "directory", &directory.encode())?;
+    let data = b"a chunk".repeat(20);
+    save("frame", "frame", &zstd::bulk::compress(&data, 3)?)
 }

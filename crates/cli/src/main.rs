@@ -1,2 +1,96 @@
-//! Being written.
-fn main() {}
+//! The `keepwell` command: thin over the libraries.
+//!
+//! `args` has the command line, `commands` one file per command: arguments, options, one call of the library, a report.
+//! `open` finds repository and key; `printer` and `progress` are the only ways to say something; `exit` maps errors to
+//! exit codes.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod args;
+mod commands;
+mod config;
+mod confirm;
+mod context;
+mod environment;
+mod exit;
+mod interrupt;
+mod known;
+mod location;
+mod open;
+mod printer;
+mod progress;
+mod retention;
+mod secret;
+mod select;
+mod table;
+mod text;
+
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Arguments, Command};
+use crate::context::Context;
+use crate::environment::Environment;
+use crate::exit::{Complaint, Exit};
+use crate::printer::Printer;
+
+fn main() -> ExitCode {
+    let environment = Environment::read();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are asked for; everything else is a mistake. Nothing can be done if printing fails.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
+        }
+    };
+    start_logging(&environment);
+    let printer = Arc::new(Printer::new(&arguments.global, &environment));
+    let outcome = run(arguments, environment, &printer);
+    let exit = outcome.unwrap_or_else(|error| {
+        let exit = exit::exit_of(&error);
+        printer.error(&exit::one_line(&error), &exit::hints_of(&error), exit.number());
+        exit
+    });
+    // Threads that still work on something that nobody waits for must not hold up the end.
+    std::process::exit(i32::from(exit.number()))
+}
+
+fn run(arguments: Arguments, environment: Environment, printer: &Arc<Printer>) -> Result<Exit> {
+    let ctx = Context::new(arguments.global, environment, Arc::clone(printer))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(until_interrupted(ctx, arguments.command));
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn until_interrupted(ctx: Context, command: Command) -> Result<Exit> {
+    let (interrupt, printer) = (ctx.interrupt.clone(), Arc::clone(&ctx.printer));
+    let stopping = interrupt.clone();
+    let work = tokio::spawn(async move { commands::run(&ctx, command).await });
+    let outcome = tokio::select! {
+        done = work => done.map_err(|error| Complaint::failed(format!("a worker died: {error}")))?,
+        ended = interrupt.at_once(|text| printer.say(text)) => {
+            ended?;
+            secret::restore_terminal();
+            Err(interrupted())
+        }
+    };
+    if stopping.is_requested() && outcome.is_err() { Err(interrupted()) } else { outcome }
+}
+
+fn interrupted() -> anyhow::Error {
+    Complaint::new(Exit::Interrupted, "interrupted")
+        .hint("Nothing that was in the repository is lost; run the command again to go on.")
+        .into()
+}
+
+fn start_logging(environment: &Environment) {
+    let Some(filter) = &environment.log else { return };
+    let filter = EnvFilter::builder().parse_lossy(filter);
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}

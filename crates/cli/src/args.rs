@@ -1,0 +1,125 @@
+//! The command line as a whole. Each command's own arguments stand in its file.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::commands;
+
+const EXAMPLES: &str = "\
+Examples:
+  keepwell backup ~/documents             back up, into the default repository if none is named
+  keepwell snapshots                      what there is
+  keepwell ls latest:/home/me/documents   what is in it
+  keepwell restore latest --target /tmp/back
+  keepwell -r /mnt/disk/backup init       make a repository elsewhere
+  keepwell forget --keep-daily 14 --keep-monthly 12 --prune
+
+The repository is that of --repository, KEEPWELL_REPOSITORY, the profile, or
+else the one in your data directory. `keepwell help COMMAND` has the details.";
+
+/// Back up files, encrypted and deduplicated, and get them back.
+#[derive(Debug, Parser)]
+#[command(name = "keepwell", version, after_help = EXAMPLES, max_term_width = 100, disable_help_subcommand = false)]
+pub struct Arguments {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct GlobalArgs {
+    /// The repository: a directory [KEEPWELL_REPOSITORY]
+    #[arg(short, long, visible_alias = "repo", global = true, value_name = "PLACE")]
+    pub repository: Option<String>,
+    /// The file with the key to the repository [KEEPWELL_KEY_FILE]
+    #[arg(long, visible_alias = "key", global = true, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// A shell command that prints the key file [KEEPWELL_KEY_COMMAND]
+    #[arg(long, global = true, value_name = "COMMAND", hide_short_help = true)]
+    pub key_command: Option<String>,
+    /// A file with the passphrase of the key file [KEEPWELL_PASSPHRASE_FILE]
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub passphrase_file: Option<PathBuf>,
+    /// A shell command that prints the passphrase [KEEPWELL_PASSPHRASE_COMMAND]
+    #[arg(long, global = true, value_name = "COMMAND", hide_short_help = true)]
+    pub passphrase_command: Option<String>,
+    /// An open file descriptor to read the passphrase from [KEEPWELL_PASSPHRASE_FD]
+    #[arg(long, global = true, value_name = "NUMBER", hide_short_help = true)]
+    pub passphrase_fd: Option<u32>,
+    /// The configuration [KEEPWELL_CONFIG; default $XDG_CONFIG_HOME/keepwell/config.toml]
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub config: Option<PathBuf>,
+    /// The profile of the configuration to use [KEEPWELL_PROFILE; default `default`]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// Where to cache indexes and the state of files [KEEPWELL_CACHE_DIR; default $XDG_CACHE_HOME/keepwell]
+    #[arg(long, global = true, value_name = "DIR", hide_short_help = true)]
+    pub cache_dir: Option<PathBuf>,
+    /// Keep the cache in memory; every file is read again
+    #[arg(long, global = true, hide_short_help = true)]
+    pub no_cache: bool,
+    /// Threads that compress and encrypt
+    #[arg(long, global = true, value_name = "N", hide_short_help = true, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
+    /// Memory to use at most, at least 64MiB
+    #[arg(long, global = true, value_name = "SIZE", hide_short_help = true, value_parser = crate::text::parse_bytes)]
+    pub memory: Option<u64>,
+    /// Upload at most so much per second, such as 5MiB
+    #[arg(long, global = true, value_name = "SIZE", hide_short_help = true, value_parser = crate::text::parse_bytes)]
+    pub limit_upload: Option<u64>,
+    /// Download at most so much per second
+    #[arg(long, global = true, value_name = "SIZE", hide_short_help = true, value_parser = crate::text::parse_bytes)]
+    pub limit_download: Option<u64>,
+    /// Print lines of JSON for scripts (docs/scripting.md)
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say only what went wrong
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Say more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Answer yes to every question
+    #[arg(short, long, global = true)]
+    pub yes: bool,
+    /// Draw no progress bar
+    #[arg(long, global = true, hide_short_help = true)]
+    pub no_progress: bool,
+    /// When to use colors [NO_COLOR]
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_short_help = true)]
+    pub color: Color,
+}
+
+/// When to use colors.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Init(commands::init::Args),
+    Backup(commands::backup::Args),
+    Snapshots(commands::snapshots::Args),
+    Show(commands::show::Args),
+    Restore(commands::restore::Args),
+    Key(commands::key::Args),
+    Cache(commands::cache::Args),
+    Doctor(commands::doctor::Args),
+    Completions(commands::completions::Args),
+    Man(commands::man::Args),
+    Version(commands::version::Args),
+}

@@ -1,0 +1,103 @@
+//! `keepwell doctor`.
+
+use anyhow::Result;
+use keepwell_storage::{LocalFs, LocalOptions};
+use serde_json::json;
+
+use crate::context::Context;
+use crate::exit::{Exit, exit_of, one_line};
+use crate::location::Location;
+use crate::{open, text};
+
+/// Test this machine, the repository's store and the key
+///
+/// Races writers for names in the store, looks at its file system and its free space, and tries the key. Leaves nothing
+/// behind. Exit code 1 when something needs attention.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Collects findings.
+struct Findings<'a> {
+    ctx: &'a Context,
+    worst: Exit,
+}
+
+impl Findings<'_> {
+    fn good(&self, text: String) {
+        self.ctx.printer.line(format_args!("{} {text}", self.ctx.printer.colored("32", "ok      ")));
+        self.ctx.printer.json("finding", json!({ "ok": true, "message": text }));
+    }
+
+    fn bad(&mut self, exit: Exit, text: String) {
+        self.ctx.printer.line(format_args!("{} {text}", self.ctx.printer.colored("31;1", "problem ")));
+        self.ctx.printer.json("finding", json!({ "ok": false, "message": text }));
+        if self.worst == Exit::Done {
+            self.worst = exit;
+        }
+    }
+}
+
+/// Runs `doctor`.
+pub async fn run(ctx: &Context, _: Args) -> Result<Exit> {
+    let mut findings = Findings { ctx, worst: Exit::Done };
+    machine(&mut findings);
+    let location = Location::named(ctx)?.unwrap_or_else(|| Location::default_of(ctx));
+    store(&mut findings, &location).await;
+    match open::repository(ctx).await {
+        Ok(opened) => {
+            opened.progress.end();
+            let (id, access) = (opened.repository.id(), opened.repository.access().describe());
+            findings.good(format!("the key opens repository {id}, as {access}"));
+            if !opened.repository.can_read() {
+                findings.good("this credential backs up, and cannot decrypt".to_owned());
+            }
+        }
+        Err(error) => findings.bad(exit_of(&error), one_line(&error)),
+    }
+    Ok(findings.worst)
+}
+
+fn machine(findings: &mut Findings<'_>) {
+    let ctx = findings.ctx;
+    findings.good(format!("keepwell {} on {}", env!("CARGO_PKG_VERSION"), ctx.host()));
+    let now = ctx.now();
+    // Older than this program: the clock was never set.
+    if now < 1_790_000_000_000_000_000 {
+        findings.bad(
+            Exit::Failed,
+            format!("the clock says {}: set it, or retention cannot be right", text::time(now)),
+        );
+    } else {
+        let zone = jiff::tz::TimeZone::system();
+        findings.good(format!(
+            "the clock says {} ({})",
+            text::time(now),
+            zone.iana_name().unwrap_or("no time zone")
+        ));
+    }
+    findings.good(format!("the cache is in {}", ctx.cache_dir().display()));
+}
+
+async fn store(findings: &mut Findings<'_>, location: &Location) {
+    let options =
+        LocalOptions { require_mount: findings.ctx.profile.require_mount.clone(), ..LocalOptions::default() };
+    let report = match LocalFs::open(location.path(), &options).await {
+        Ok(store) => store.probe().await,
+        Err(error) => Err(error),
+    };
+    match report {
+        Ok(report) => {
+            if let Some(fs) = &report.file_system {
+                let (free, total) = (text::bytes(fs.free_bytes), text::bytes(fs.total_bytes));
+                findings.good(format!("{location} is on {}, {free} of {total} free", fs.kind));
+            }
+            for finding in &report.findings {
+                findings.good(finding.clone());
+            }
+            if !report.conditional_create() {
+                findings.bad(Exit::Failed, "the store lets writers overwrite each other".to_owned());
+            }
+        }
+        Err(error) => findings.bad(Exit::Failed, error.to_string()),
+    }
+}

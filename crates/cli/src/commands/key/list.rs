@@ -1,0 +1,59 @@
+//! `key list`.
+
+use anyhow::Result;
+use keepwell_crypto::MemberId;
+use keepwell_crypto::trust::Chain;
+use serde_json::json;
+
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::open;
+use crate::table::{Align, Table};
+
+/// Shows who holds keys, as the trust chain says.
+pub async fn run(ctx: &Context) -> Result<Exit> {
+    let opened = open::repository(ctx).await?;
+    opened.progress.end();
+    let (chain, own) = (opened.repository.chain(), opened.repository.access().member());
+    let mut table =
+        Table::new(&[("Id", Align::Left), ("Name", Align::Left), ("Role", Align::Left), ("", Align::Left)]);
+    for owner in chain.owners() {
+        let id = owner.id().to_string();
+        ctx.printer.json("owner", json!({ "id": id, "name": owner.name }));
+        table.row(vec![id, owner.name.clone(), "owner".to_owned(), String::new()]);
+    }
+    for member in chain.members() {
+        let (id, revoked) = (member.id(), chain.revoked_from(&member.id()));
+        let roles: Vec<_> = member.roles.names().collect();
+        let fields =
+            json!({ "id": id.to_string(), "name": member.name, "roles": roles, "revoked_from": revoked });
+        ctx.printer.json("member", fields);
+        table.row(vec![id.to_string(), member.name.clone(), roles.join(", "), mark(&chain, id, own)]);
+    }
+    for line in table.lines() {
+        ctx.printer.line(line);
+    }
+    domains(ctx, &chain);
+    ctx.printer.line(format_args!("genesis fingerprint: {}", chain.fingerprint()));
+    ctx.printer.json("fingerprint", json!({ "genesis": chain.fingerprint().to_string() }));
+    Ok(Exit::Done)
+}
+
+fn mark(chain: &Chain, id: MemberId, own: Option<MemberId>) -> String {
+    match chain.revoked_from(&id) {
+        Some(0) => "revoked".to_owned(),
+        Some(from) => format!("revoked from its session {from} on"),
+        None if own == Some(id) => "this credential".to_owned(),
+        None => String::new(),
+    }
+}
+
+fn domains(ctx: &Context, chain: &Chain) {
+    for domain in chain.domains().filter(|d| d.erasable) {
+        let erased = chain.is_erased(&domain.id);
+        let state = if erased { "erased" } else { "erasable" };
+        ctx.printer.line(format_args!("domain {} {} ({state})", domain.id, domain.name));
+        ctx.printer
+            .json("domain", json!({ "id": domain.id.to_string(), "name": domain.name, "erased": erased }));
+    }
+}

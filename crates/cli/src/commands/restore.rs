@@ -1,0 +1,236 @@
+//! `keepwell restore`.
+
+mod globs;
+mod place;
+mod safety;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use backup_core::target::RestoreTarget;
+use backup_core::{RestoreOptions, RestorePlan, RestoreReport, Snapshot};
+use keepwell_source_files::{FileTarget, TargetOptions};
+use serde_json::json;
+
+use self::place::{Made, Scope, scopes};
+use crate::confirm::{Unattended, confirm};
+use crate::context::Context;
+use crate::exit::{Complaint, Exit};
+use crate::open::{self, Opened};
+use crate::select::{self, Filter, Part};
+use crate::text;
+
+const EXAMPLES: &str = "\
+Examples:
+  keepwell restore latest --target /tmp/back            everything, below /tmp/back
+  keepwell restore latest:/home/me --target /tmp/me     a directory, as /tmp/me
+  keepwell restore latest~1:/etc/fstab --target /tmp    a file, as /tmp/fstab
+  keepwell restore latest --target /                    where it was
+  keepwell restore latest --target /tmp/back --include '*.conf'
+  keepwell restore 2026-11-20:/srv --target /srv --delete --dry-run
+
+Only what differs is written, so an interrupted restore can be run again.
+What stands in the target is backed up first; the last lines say how to undo.
+Exit code 3 means: some things could not be restored, or not completely.";
+
+/// Restore a snapshot, or a part of it
+///
+/// Shows what it will do and how much room there is before it does anything. Restoring into a directory that is not empty
+/// replaces what differs, after a snapshot of what stands there.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// What to restore: SNAPSHOT or SNAPSHOT:/PATH. SNAPSHOT is `latest`, `latest~1`, an id, `tag:NAME`, `host:NAME`,
+    /// `dataset:NAME` or a time
+    #[arg(value_name = "SNAPSHOT[:/PATH]")]
+    source: String,
+    /// The directory to restore into; made if it is missing
+    #[arg(short, long, value_name = "DIR")]
+    target: PathBuf,
+    /// Only what fits this pattern, with what is below it; may be repeated
+    #[arg(short, long, value_name = "PATTERN")]
+    include: Vec<String>,
+    /// Not what fits this pattern; may be repeated
+    #[arg(short, long, value_name = "PATTERN")]
+    exclude: Vec<String>,
+    /// Remove what stands in restored directories and is not in the snapshot
+    #[arg(long)]
+    delete: bool,
+    /// The snapshot is from somebody who must not gain rights here: leave out devices, setuid bits and security attributes
+    #[arg(long)]
+    untrusted: bool,
+    /// Do not back up what stands in the target
+    #[arg(long)]
+    no_safety_snapshot: bool,
+    /// Only show what would be done
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    #[command(flatten)]
+    filter: Filter,
+}
+
+/// One directory to restore into, with what goes there.
+struct Job {
+    target: Arc<FileTarget>,
+    options: RestoreOptions,
+    plan: RestorePlan,
+}
+
+/// Runs `restore`.
+pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
+    let part = Part::parse(&args.source)?;
+    let target = std::path::absolute(&args.target).map_err(|e| Complaint::usage(e.to_string()))?;
+    let select = globs::select(&args.include, &args.exclude)?;
+    let opened = open::repository(ctx).await?;
+    let snapshots = opened.repository.snapshots().await?;
+    let snapshot = select::select(&snapshots, &args.filter, &part.name)?;
+    let scopes = scopes(snapshot, part.path, &target, args.delete)?;
+    let occupied = place::is_occupied(&target);
+    let made = Made::directories(&target)?;
+    let jobs = plan(&opened, snapshot, &scopes, &args, select).await?;
+    describe(ctx, snapshot, &target, &jobs, &args, occupied);
+    if args.dry_run {
+        opened.progress.end();
+        made.undo();
+        return Ok(Exit::Done);
+    }
+    for job in &jobs {
+        job.plan.check_space().inspect_err(|_| made.undo())?;
+    }
+    if occupied {
+        opened.progress.end();
+        confirm(ctx, "Restore over what is there?", Unattended::Refuse).inspect_err(|_| made.undo())?;
+    }
+    let opened = if occupied { open::repository(ctx).await? } else { opened };
+    let saved = match occupied && !args.no_safety_snapshot {
+        true => safety::back_up(ctx, &opened, &scopes, &args.source).await?,
+        false => None,
+    };
+    let began = std::time::Instant::now();
+    let report = execute(&opened, snapshot, jobs).await;
+    opened.progress.end();
+    if let Some(saved) = &saved {
+        safety::say_how_to_undo(ctx, saved);
+    }
+    Ok(print(ctx, &report?, began.elapsed()))
+}
+
+async fn plan(
+    opened: &Opened,
+    snapshot: &Snapshot,
+    scopes: &[Scope],
+    args: &Args,
+    select: Option<backup_core::Select>,
+) -> Result<Vec<Job>> {
+    let mut jobs = Vec::new();
+    for scope in scopes {
+        let target = FileTarget::create(&scope.target, &TargetOptions { untrusted: args.untrusted });
+        let target = Arc::new(target.map_err(backup_core::Error::from)?);
+        let options =
+            RestoreOptions { below: scope.below.clone(), select: select.clone(), delete: args.delete };
+        let plan = opened.repository.plan_restore(snapshot, &*target, options.clone()).await?;
+        jobs.push(Job { target, options, plan });
+    }
+    Ok(jobs)
+}
+
+fn describe(
+    ctx: &Context,
+    snapshot: &Snapshot,
+    target: &std::path::Path,
+    jobs: &[Job],
+    args: &Args,
+    occupied: bool,
+) {
+    let sum = |of: fn(&RestorePlan) -> u64| jobs.iter().map(|job| of(&job.plan)).sum::<u64>();
+    let (entries, files, bytes) = (sum(|p| p.entries), sum(|p| p.files), sum(|p| p.bytes));
+    let needed = sum(|p| p.needed);
+    let free = jobs.iter().filter_map(|job| job.plan.free).min();
+    let printer = &ctx.printer;
+    let (id, when) = (snapshot.short(), text::time(select::taken(snapshot)));
+    let what = snapshot.manifest().map(|m| format!("{} of {}", m.dataset, m.host)).unwrap_or_default();
+    printer.say(format_args!("restore snapshot {id} ({when}, {what}) to {}", target.display()));
+    let room = free.map_or_else(String::new, |free| format!("; {} free", text::bytes(free)));
+    printer.say(format_args!("  {}, {}{room}", text::count(files, "file", "files"), text::bytes(bytes)));
+    if occupied {
+        let others = if args.delete { "what the snapshot lacks is removed" } else { "everything else stays" };
+        printer.say(format_args!("  the target is not empty: what differs is replaced, {others}"));
+        if !args.no_safety_snapshot {
+            printer.say("  what stands there is backed up first");
+        }
+    }
+    let fields = json!({
+        "snapshot": snapshot.id.to_string(),
+        "target": target,
+        "entries": entries,
+        "files": files,
+        "bytes": bytes,
+        "bytes_needed": needed,
+        "bytes_free": free,
+        "target_is_empty": !occupied,
+        "dry_run": args.dry_run,
+    });
+    printer.json("restore_plan", fields);
+}
+
+async fn execute(opened: &Opened, snapshot: &Snapshot, jobs: Vec<Job>) -> Result<RestoreReport> {
+    let mut sum = RestoreReport::default();
+    for job in jobs {
+        let target: Arc<dyn RestoreTarget> = Arc::<FileTarget>::clone(&job.target);
+        let report = opened.repository.restore(snapshot, target, job.options).await?;
+        sum.files_written += report.files_written;
+        sum.files_unchanged += report.files_unchanged;
+        sum.directories += report.directories;
+        sum.others += report.others;
+        sum.bytes_written += report.bytes_written;
+        sum.bytes_unchanged += report.bytes_unchanged;
+        sum.removed += report.removed;
+        sum.problem_count += report.problem_count;
+        sum.problems.extend(report.problems);
+        sum.left_out.extend(report.left_out);
+        sum.left_out.extend(job.target.left_out());
+        let target = Arc::clone(&job.target);
+        tokio::task::spawn_blocking(move || target.sync()).await?.map_err(backup_core::Error::from)?;
+    }
+    Ok(sum)
+}
+
+fn print(ctx: &Context, report: &RestoreReport, took: std::time::Duration) -> Exit {
+    let printer = &ctx.printer;
+    let written = text::count(report.files_written, "file", "files");
+    printer.line(format_args!(
+        "restored {written}, {}, in {}; {} were right already{}",
+        text::bytes(report.bytes_written),
+        text::duration(took),
+        text::number(report.files_unchanged),
+        match report.removed {
+            0 => String::new(),
+            n => format!("; {} removed", text::number(n)),
+        }
+    ));
+    for left_out in report.left_out.iter().take(20) {
+        printer.warn(left_out);
+    }
+    if report.left_out.len() > 20 {
+        printer.warn(format_args!("… and {} more of this kind", report.left_out.len() - 20));
+    }
+    if report.problem_count > 0 {
+        let problems = text::count(report.problem_count, "thing", "things");
+        printer.warn(format_args!("{problems} could not be restored"));
+    }
+    let fields = json!({
+        "seconds": took.as_secs_f64(),
+        "files_written": report.files_written,
+        "files_unchanged": report.files_unchanged,
+        "directories": report.directories,
+        "others": report.others,
+        "bytes_written": report.bytes_written,
+        "bytes_unchanged": report.bytes_unchanged,
+        "removed": report.removed,
+        "left_out": report.left_out,
+        "problems": report.problem_count,
+    });
+    printer.json("restore", fields);
+    if report.problem_count > 0 || !report.left_out.is_empty() { Exit::Skipped } else { Exit::Done }
+}

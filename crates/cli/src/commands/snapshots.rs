@@ -1,0 +1,148 @@
+//! `keepwell snapshots`.
+
+use anyhow::Result;
+use backup_core::{Snapshot, SnapshotState};
+use keepwell_catalog::Manifest;
+use serde_json::{Value, json};
+
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::open;
+use crate::select::{self, Filter};
+use crate::table::{Align, Table};
+use crate::text;
+
+const EXAMPLES: &str = "\
+Examples:
+  keepwell snapshots
+  keepwell snapshots --host web1 --tag weekly
+  keepwell snapshots --last 1 --json";
+
+/// List the snapshots, oldest first
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    filter: Filter,
+    /// Only the newest N
+    #[arg(long, visible_alias = "latest", value_name = "N")]
+    last: Option<usize>,
+}
+
+/// Runs `snapshots`.
+pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
+    let opened = open::repository(ctx).await?;
+    let snapshots = opened.repository.snapshots().await;
+    opened.progress.end();
+    let snapshots = snapshots?;
+    let mut shown: Vec<&Snapshot> = snapshots.iter().filter(|s| args.filter.accepts(s)).collect();
+    if let Some(last) = args.last {
+        shown.drain(..shown.len().saturating_sub(last));
+    }
+    let mut table = Table::new(&[
+        ("ID", Align::Left),
+        ("Time", Align::Left),
+        ("Host", Align::Left),
+        ("Dataset", Align::Left),
+        ("Tags", Align::Left),
+        ("Files", Align::Right),
+        ("Size", Align::Right),
+        ("", Align::Left),
+    ]);
+    for snapshot in &shown {
+        table.row(row(snapshot));
+        ctx.printer.json("snapshot", fields(snapshot));
+    }
+    if table.is_empty() {
+        ctx.printer.say("There are no snapshots.");
+    } else {
+        for (n, line) in table.lines().into_iter().enumerate() {
+            ctx.printer.line(if n == 0 { ctx.printer.strong(&line) } else { line });
+        }
+    }
+    let damaged = shown.iter().any(|s| matches!(s.state, SnapshotState::Damaged(_)));
+    Ok(if damaged { Exit::Damage } else { Exit::Done })
+}
+
+fn row(snapshot: &Snapshot) -> Vec<String> {
+    let time = text::time(select::taken(snapshot));
+    match &snapshot.state {
+        SnapshotState::Readable(m) => vec![
+            snapshot.short(),
+            time,
+            m.host.clone(),
+            m.dataset.clone(),
+            m.tags.join(","),
+            text::number(m.statistics.files),
+            text::bytes(m.statistics.logical_bytes),
+            marks(m).join(", "),
+        ],
+        state => {
+            let size = text::bytes(snapshot.commit.logical_bytes);
+            let mark = match state {
+                SnapshotState::Damaged(reason) => format!("damaged: {reason}"),
+                _ => "this credential cannot decrypt it".to_owned(),
+            };
+            let unknown = || "-".to_owned();
+            vec![snapshot.short(), time, unknown(), unknown(), String::new(), unknown(), size, mark]
+        }
+    }
+}
+
+fn marks(manifest: &Manifest) -> Vec<String> {
+    let mut marks = Vec::new();
+    if manifest.problem_count > 0 {
+        marks.push(format!("{} skipped", text::count(manifest.problem_count, "item", "items")));
+    }
+    if manifest.keep_forever {
+        marks.push("kept for ever".to_owned());
+    } else if let Some(until) = manifest.keep_until {
+        marks.push(format!("kept until {}", &text::time(until)[..10]));
+    }
+    marks
+}
+
+/// A snapshot as scripts see it.
+pub fn fields(snapshot: &Snapshot) -> Value {
+    let mut fields = json!({
+        "id": snapshot.id.to_string(),
+        "short_id": snapshot.short(),
+        "time": text::rfc3339(select::taken(snapshot)),
+        "committed": text::rfc3339(snapshot.commit.time),
+        "writer": snapshot.commit.writer.to_string(),
+        "seq": snapshot.commit.n,
+        "bytes": snapshot.commit.logical_bytes,
+    });
+    let more = match &snapshot.state {
+        SnapshotState::Readable(m) => json!({ "state": "readable",
+            "host": m.host,
+            "dataset": m.dataset,
+            "paths": m.paths.iter().map(|p| String::from_utf8_lossy(p)).collect::<Vec<_>>(),
+            "tags": m.tags,
+            "description": m.description,
+            "source": m.source_kind,
+            "capture_start": text::rfc3339(m.capture_start),
+            "capture_end": text::rfc3339(m.capture_end),
+            "time_zone": m.time_zone,
+            "files": m.statistics.files,
+            "directories": m.statistics.directories,
+            "others": m.statistics.others,
+            "new_files": m.statistics.new_files,
+            "changed_files": m.statistics.changed_files,
+            "unchanged_files": m.statistics.unchanged_files,
+            "stored_bytes": m.statistics.new_stored_bytes,
+            "problems": m.problem_count,
+            "parent": m.parent.map(|p| p.to_string()),
+            "original": m.original.map(|p| p.to_string()),
+            "keep_until": m.keep_until.map(text::rfc3339),
+            "keep_forever": m.keep_forever,
+            "program": m.program,
+        }),
+        SnapshotState::Sealed => json!({ "state": "sealed" }),
+        SnapshotState::Damaged(reason) => json!({ "state": "damaged", "reason": reason }),
+    };
+    if let (Value::Object(fields), Value::Object(more)) = (&mut fields, more) {
+        fields.extend(more);
+    }
+    fields
+}

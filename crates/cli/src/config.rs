@@ -1,0 +1,296 @@
+//! The configuration file: profiles of settings, with positions in the error messages and unknown keys refused.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde::Deserialize;
+
+use crate::exit::Complaint;
+use crate::retention::RetentionArgs;
+use crate::text;
+
+/// The profile that is used when none is named, if the file has it.
+pub const DEFAULT_PROFILE: &str = "default";
+
+/// A configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    profile: BTreeMap<String, Profile>,
+}
+
+/// The settings under one name. What is not set falls back to the defaults; options and environment win over it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Profile {
+    /// The name of the profile; it is the default name of its dataset.
+    #[serde(skip)]
+    pub name: Option<String>,
+    /// The repository.
+    pub repository: Option<String>,
+    /// The file with its key.
+    pub key_file: Option<PathBuf>,
+    /// A shell command that prints the key file.
+    pub key_command: Option<String>,
+    /// A file with the passphrase of the key file.
+    pub passphrase_file: Option<PathBuf>,
+    /// A shell command that prints the passphrase.
+    pub passphrase_command: Option<String>,
+    /// What `backup` backs up when no path is given.
+    pub paths: Vec<PathBuf>,
+    /// Patterns of what to leave out.
+    pub excludes: Vec<String>,
+    /// Files of such patterns.
+    pub exclude_files: Vec<PathBuf>,
+    /// Names of ignore files to honour inside the tree.
+    pub ignore_files: Vec<String>,
+    /// Stay on the file systems of the paths.
+    pub one_file_system: bool,
+    /// Leave out directories marked by a `CACHEDIR.TAG`.
+    pub exclude_caches: bool,
+    /// The dataset; by default the name of the profile.
+    pub dataset: Option<String>,
+    /// The host; by default that of the machine.
+    pub host: Option<String>,
+    /// Labels of new snapshots.
+    pub tags: Vec<String>,
+    /// zstd level, 1 to 22.
+    pub compression_level: Option<i32>,
+    /// Where to cache.
+    pub cache: Option<PathBuf>,
+    /// A mount point that must be mounted before a local repository is touched.
+    pub require_mount: Option<PathBuf>,
+    /// What `forget` keeps when it is told nothing else.
+    pub retention: Option<RetentionArgs>,
+    /// How much may be used.
+    pub limits: Limits,
+}
+
+/// How much may be used.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Limits {
+    /// Bytes per second, as `5MiB`.
+    pub upload: Option<Size>,
+    /// Bytes per second.
+    pub download: Option<Size>,
+    /// Threads that compress and encrypt.
+    pub threads: Option<u16>,
+    /// Memory to use at most.
+    pub memory: Option<Size>,
+}
+
+/// A size written as a number or as a text with a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "SizeText")]
+pub struct Size(pub u64);
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a size such as `64MiB`")]
+enum SizeText {
+    Number(u64),
+    Text(String),
+}
+
+impl TryFrom<SizeText> for Size {
+    type Error = String;
+
+    fn try_from(size: SizeText) -> Result<Self, String> {
+        match size {
+            SizeText::Number(bytes) => Ok(Self(bytes)),
+            SizeText::Text(text) => text::parse_bytes(&text).map(Self),
+        }
+    }
+}
+
+/// Where a profile is looked for.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// The file, and whether somebody named it: then it must exist.
+    pub file: &'a Path,
+    /// See above.
+    pub file_is_named: bool,
+    /// The profile, if somebody named one: then it must exist.
+    pub profile: Option<&'a str>,
+    /// What `~/` at the start of a path means.
+    pub home: &'a Path,
+}
+
+/// Reads the wanted profile; an empty one where there is none and nobody asked for one.
+pub fn load(wanted: &Wanted<'_>) -> Result<Profile> {
+    let shown = wanted.file.display();
+    let text = match fs::read_to_string(wanted.file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound && !wanted.file_is_named => {
+            return match wanted.profile {
+                None => Ok(Profile::default()),
+                Some(name) => {
+                    Err(Complaint::usage(format!("there is no profile `{name}`: `{shown}` does not exist"))
+                        .into())
+                }
+            };
+        }
+        Err(error) => return Err(Complaint::usage(format!("read `{shown}`: {error}")).into()),
+    };
+    let mut file = parse(&text, &shown.to_string())?;
+    let name = wanted.profile.unwrap_or(DEFAULT_PROFILE);
+    let Some(mut profile) = file.profile.remove(name) else {
+        return match wanted.profile {
+            None => Ok(Profile::default()),
+            Some(_) => Err(no_profile(name, &shown.to_string(), &file)),
+        };
+    };
+    profile.name = Some(name.to_owned());
+    profile.expand_home(wanted.home);
+    Ok(profile)
+}
+
+fn no_profile(name: &str, shown: &str, file: &File) -> anyhow::Error {
+    let names: Vec<&str> = file.profile.keys().map(String::as_str).collect();
+    let mut complaint = Complaint::usage(format!("there is no profile `{name}` in `{shown}`"));
+    if let Some(close) = text::closest(name, names.iter().copied()) {
+        complaint = complaint.hint(format!("Did you mean `{close}`?"));
+    } else if !names.is_empty() {
+        complaint = complaint.hint(format!("There are: {}.", names.join(", ")));
+    }
+    complaint.into()
+}
+
+fn parse(text: &str, shown: &str) -> Result<File> {
+    toml::from_str(text).map_err(|error| {
+        let span = error.span().unwrap_or(0..0);
+        let (message, hint) = explain(error.message());
+        let complaint = Complaint::usage(located(text, shown, &span, &message));
+        hint.into_iter().fold(complaint, Complaint::hint).into()
+    })
+}
+
+/// The message of the TOML library in our words, and what was probably meant.
+fn explain(message: &str) -> (String, Option<String>) {
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    match (message.strip_prefix("unknown field `"), quoted.split_first()) {
+        (Some(_), Some((given, known))) => {
+            let hint = match text::closest(given, known.iter().copied()) {
+                Some(close) => format!("Did you mean `{close}`?"),
+                None => format!("Known here: {}.", known.join(", ")),
+            };
+            (format!("the key `{given}` is unknown"), Some(hint))
+        }
+        _ => (message.trim_end().replace('\n', ", "), None),
+    }
+}
+
+/// `FILE:LINE:COLUMN: MESSAGE` with the line and a mark under the place.
+fn located(text: &str, shown: &str, span: &Range<usize>, message: &str) -> String {
+    let before = text.get(..span.start).unwrap_or(text);
+    let start = before.rfind('\n').map_or(0, |at| at + 1);
+    let line = text[start..].lines().next().unwrap_or("");
+    let number = before.matches('\n').count() + 1;
+    let column = before[start..].chars().count();
+    let length = text.get(span.clone()).map_or(1, |t| t.lines().next().unwrap_or("").chars().count()).max(1);
+    let margin = " ".repeat(number.to_string().len());
+    format!(
+        "{shown}:{number}:{}: {message}\n{margin} |\n{number} | {line}\n{margin} | {}{}",
+        column + 1,
+        " ".repeat(column),
+        "^".repeat(length)
+    )
+}
+
+impl Profile {
+    fn expand_home(&mut self, home: &Path) {
+        let lists = [&mut self.paths, &mut self.exclude_files].into_iter().flatten();
+        let single =
+            [&mut self.key_file, &mut self.passphrase_file, &mut self.cache, &mut self.require_mount];
+        for path in lists.chain(single.into_iter().flatten()) {
+            if let Ok(rest) = path.strip_prefix("~") {
+                *path = home.join(rest);
+            }
+        }
+        if let Some(rest) = self.repository.as_deref().and_then(|r| r.strip_prefix("~/")) {
+            self.repository = Some(home.join(rest).display().to_string());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::{Exit, exit_of, hints_of};
+
+    const GOOD: &str = r#"
+[profile.default]
+repository = "~/backup"
+key-file = "~/keys/x.key"
+paths = ["/etc", "~"]
+tags = ["daily"]
+compression-level = 3
+[profile.default.retention]
+last = 3
+daily = 14
+yearly = "all"
+within = "2d"
+[profile.default.limits]
+upload = "5MiB"
+memory = 134217728
+[profile.other]
+"#;
+
+    fn read(text: &str, profile: Option<&str>) -> Result<Profile> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        fs::write(&file, text).unwrap();
+        load(&Wanted { file: &file, file_is_named: true, profile, home: Path::new("/home/me") })
+    }
+
+    #[test]
+    fn a_profile_has_its_name_and_paths_below_home() {
+        let profile = read(GOOD, None).unwrap();
+        assert_eq!(profile.name.as_deref(), Some("default"));
+        assert_eq!(profile.repository.as_deref(), Some("/home/me/backup"));
+        assert_eq!(profile.key_file, Some("/home/me/keys/x.key".into()));
+        assert_eq!(profile.paths, [PathBuf::from("/etc"), "/home/me/".into()]);
+        assert_eq!(profile.limits.upload, Some(Size(5 << 20)));
+        assert_eq!(profile.limits.memory, Some(Size(128 << 20)));
+        let policy = profile.retention.unwrap().policy();
+        assert!(policy.daily.is_some() && policy.within.is_some() && policy.hourly.is_none());
+        assert_eq!(read(GOOD, Some("other")).unwrap().name.as_deref(), Some("other"));
+    }
+
+    #[test]
+    fn mistakes_are_shown_where_they_are() {
+        for (text, place, message, hint) in [
+            ("[profile.a]\nrepositry = \"/x\"\n", ":2:1:", "the key `repositry` is unknown", "`repository`"),
+            ("[profile.a]\ncompression-level = \"high\"\n", ":2:21:", "invalid type", ""),
+            ("[profile.a\n", ":1:11:", "", ""),
+            ("[profile.a.retention]\ndaily = \"many\"\n", ":2:9:", "`many` is no number", ""),
+            ("[profile.a.limits]\nupload = \"5 miles\"\n", ":2:10:", "is no unit", ""),
+            ("[profiles.a]\n", ":1:2:", "the key `profiles` is unknown", "`profile`"),
+        ] {
+            let error = read(text, Some("a")).unwrap_err();
+            let shown = error.to_string();
+            assert!(shown.contains(place) && shown.contains(message), "{shown}");
+            assert!(hints_of(&error).concat().contains(hint), "{error:?}");
+            assert_eq!(exit_of(&error), Exit::Usage);
+        }
+    }
+
+    #[test]
+    fn a_named_profile_must_exist_and_the_default_need_not() {
+        let error = read(GOOD, Some("othr")).unwrap_err();
+        assert_eq!(hints_of(&error), ["Did you mean `other`?"]);
+        assert!(read("", None).unwrap().name.is_none());
+        let nowhere = Path::new("/nonexistent/config.toml");
+        let load = |file_is_named, profile| {
+            load(&Wanted { file: nowhere, file_is_named, profile, home: Path::new("/") })
+        };
+        assert!(load(false, None).is_ok());
+        assert!(load(true, None).is_err());
+        assert!(load(false, Some("x")).is_err());
+    }
+}

@@ -1,0 +1,193 @@
+//! Exit codes, and the one function that maps errors to them.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use backup_core::Error as CoreError;
+use keepwell_crypto::CryptoError;
+use keepwell_crypto::keyfile::{KeyFileError, UnprotectError};
+use keepwell_crypto::trust::TrustError;
+use keepwell_storage::{StorageError, StorageErrorKind};
+
+/// How a command ends. The numbers are documented in `docs/scripting.md` and never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Everything was done.
+    Done = 0,
+    /// The command failed.
+    Failed = 1,
+    /// The command line or the configuration makes no sense.
+    Usage = 2,
+    /// Finished, but some data was skipped.
+    Skipped = 3,
+    /// There is no repository.
+    NoRepository = 10,
+    /// Another process is in the way; try again.
+    Locked = 11,
+    /// The key is missing, wrong, or may not do this.
+    WrongKey = 12,
+    /// Verification found damage.
+    Damage = 13,
+    /// Stopped by a signal.
+    Interrupted = 130,
+}
+
+impl Exit {
+    /// The number.
+    pub fn number(self) -> u8 {
+        self as u8
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.number())
+    }
+}
+
+/// A failure of the command itself: what happened, what may help, and the exit code.
+#[derive(Debug)]
+pub struct Complaint {
+    exit: Exit,
+    message: String,
+    hints: Vec<String>,
+}
+
+impl Complaint {
+    /// A failure with an exit code. The message is a lower-case fact without a full stop.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), hints: Vec::new() }
+    }
+
+    /// The command line or configuration is wrong.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(Exit::Usage, message)
+    }
+
+    /// Something failed.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::new(Exit::Failed, message)
+    }
+
+    /// Adds a sentence about what may help.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Complaint {}
+
+/// The exit code of an error: that of the outermost cause which has one.
+pub fn exit_of(error: &anyhow::Error) -> Exit {
+    error.chain().find_map(exit_of_cause).unwrap_or(Exit::Failed)
+}
+
+fn exit_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
+    if let Some(complaint) = cause.downcast_ref::<Complaint>() {
+        return Some(complaint.exit);
+    }
+    if let Some(error) = cause.downcast_ref::<CoreError>() {
+        return exit_of_core(error);
+    }
+    if let Some(error) = cause.downcast_ref::<StorageError>() {
+        return exit_of_storage(error);
+    }
+    if cause.downcast_ref::<KeyFileError>().is_some() || cause.downcast_ref::<UnprotectError>().is_some() {
+        return Some(Exit::WrongKey);
+    }
+    None
+}
+
+fn exit_of_core(error: &CoreError) -> Option<Exit> {
+    match error {
+        CoreError::NoRepository { .. } => Some(Exit::NoRepository),
+        CoreError::WrongKey(_) | CoreError::NotAllowed { .. } => Some(Exit::WrongKey),
+        CoreError::Fenced { .. } => Some(Exit::Locked),
+        CoreError::Damaged { .. } | CoreError::ChunkLost { .. } | CoreError::Catalog(_) => Some(Exit::Damage),
+        CoreError::Trust(error) => Some(match **error {
+            TrustError::WrongGenesis { .. } => Exit::WrongKey,
+            _ => Exit::Damage,
+        }),
+        CoreError::Crypto(error) => match **error {
+            CryptoError::NoMatchingKey { .. } | CryptoError::WrongPassphrase => Some(Exit::WrongKey),
+            CryptoError::Damaged { .. } => Some(Exit::Damage),
+            _ => None,
+        },
+        CoreError::Storage(error) => exit_of_storage(error),
+        _ => None,
+    }
+}
+
+fn exit_of_storage(error: &StorageError) -> Option<Exit> {
+    match error.kind {
+        StorageErrorKind::NotMounted => Some(Exit::NoRepository),
+        _ => None,
+    }
+}
+
+/// Sentences on what may help, from every cause that has some.
+pub fn hints_of(error: &anyhow::Error) -> Vec<String> {
+    let mut hints = Vec::new();
+    for cause in error.chain() {
+        if let Some(complaint) = cause.downcast_ref::<Complaint>() {
+            hints.extend(complaint.hints.iter().cloned());
+        } else if let Some(core) = cause.downcast_ref::<CoreError>() {
+            hints.extend(core.hint());
+        } else if let Some(storage) = cause.downcast_ref::<StorageError>() {
+            hints.extend(storage.hint.clone());
+        }
+    }
+    hints.dedup();
+    hints
+}
+
+/// An error with its causes on one line; a cause that only repeats what stands there already is left out.
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_error_has_its_exit_code() {
+        let not_mounted = StorageError::new(StorageErrorKind::NotMounted, "open", "/mnt/nas", "not mounted");
+        let wrong_key = CoreError::WrongKey("unknown".into());
+        for (error, exit) in [
+            (anyhow::anyhow!("whatever"), Exit::Failed),
+            (Complaint::usage("x").into(), Exit::Usage),
+            (CoreError::NoRepository { place: "x".into() }.into(), Exit::NoRepository),
+            (CoreError::from(not_mounted).into(), Exit::NoRepository),
+            (anyhow::Error::from(wrong_key).context("open the repository"), Exit::WrongKey),
+            (CoreError::Fenced { writer: "w".into(), seq: 1 }.into(), Exit::Locked),
+            (CoreError::Damaged { object: "o".into(), reason: "r".into() }.into(), Exit::Damage),
+        ] {
+            assert_eq!(exit_of(&error), exit, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn causes_are_joined_once() {
+        let error = anyhow::anyhow!("no space left").context("put `x`: no space left").context("backup");
+        assert_eq!(one_line(&error), "backup: put `x`: no space left");
+    }
+}

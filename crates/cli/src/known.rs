@@ -1,0 +1,67 @@
+//! Which key file belongs to which repository, so that later commands need not be told:
+//! `$XDG_CONFIG_HOME/keepwell/repositories.toml`.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use keepwell_crypto::RepositoryId;
+use serde::{Deserialize, Serialize};
+
+use crate::context::Context;
+use crate::location::Location;
+use crate::secret;
+
+const FILE: &str = "repositories.toml";
+const HEADER: &str =
+    "# Which key file belongs to which repository. Written by `keepwell`; safe to edit or delete.\n\n";
+
+/// What is remembered.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Known {
+    #[serde(default)]
+    repository: Vec<Entry>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Entry {
+    location: String,
+    id: String,
+    key_file: PathBuf,
+}
+
+impl Known {
+    /// Reads what is remembered; nothing where there is no such file.
+    pub fn load(ctx: &Context) -> Result<Self> {
+        let path = path(ctx);
+        match fs::read_to_string(&path) {
+            Ok(text) => toml::from_str(&text).with_context(|| format!("read `{}`", path.display())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error).with_context(|| format!("read `{}`", path.display())),
+        }
+    }
+
+    /// The key file of a repository: by its location, else by its id, wherever that repository now is.
+    pub fn key_file(&self, location: &Location, id: &str) -> Option<&Path> {
+        let here = location.to_string();
+        let by_place = self.repository.iter().find(|e| e.location == here && e.id == id);
+        let found = by_place.or_else(|| self.repository.iter().find(|e| e.id == id));
+        found.map(|e| e.key_file.as_path())
+    }
+}
+
+/// Remembers the key file of a repository.
+pub fn remember(ctx: &Context, location: &Location, id: RepositoryId, key_file: &Path) -> Result<()> {
+    let mut known = Known::load(ctx)?;
+    let here = location.to_string();
+    known.repository.retain(|e| e.location != here);
+    known.repository.push(Entry { location: here, id: id.to_string(), key_file: key_file.to_path_buf() });
+    let text = toml::to_string(&known).context("encode the list of repositories")?;
+    secret::replace_private(&path(ctx), &format!("{HEADER}{text}"))
+}
+
+fn path(ctx: &Context) -> PathBuf {
+    ctx.environment.config_dir().join(FILE)
+}

@@ -1,0 +1,79 @@
+//! Opening the repository that a command works on.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use backup_core::{Cache, Limits, Repository, RepositoryHint};
+use keepwell_storage::ObjectStore;
+
+use crate::context::Context;
+use crate::exit::Complaint;
+use crate::location::Location;
+use crate::progress::Progress;
+use crate::secret;
+
+/// Least memory the engine works with.
+const MEMORY_BYTES_MIN: u64 = 64 << 20;
+
+/// An open repository and what shows its progress.
+#[derive(Debug)]
+pub struct Opened {
+    /// The repository.
+    pub repository: Repository,
+    /// Where it reports to; end it before the final report is printed.
+    pub progress: Arc<Progress>,
+    /// Where it is.
+    pub location: Location,
+}
+
+/// Opens the repository that options, environment, profile or key file name, or else the default one.
+pub async fn repository(ctx: &Context) -> Result<Opened> {
+    let location = match Location::named(ctx)? {
+        Some(location) => location,
+        None => hinted(ctx)?.unwrap_or_else(|| Location::default_of(ctx)),
+    };
+    repository_at(ctx, location).await
+}
+
+/// Opens the repository at a place.
+pub async fn repository_at(ctx: &Context, location: Location) -> Result<Opened> {
+    let store = location.open(ctx).await?;
+    open_store(ctx, location, store).await
+}
+
+async fn open_store(ctx: &Context, location: Location, store: Arc<dyn ObjectStore>) -> Result<Opened> {
+    let hint = RepositoryHint::read(&*store).await?;
+    let origin = secret::find_key(ctx, &location, &hint.repository)?;
+    let key = secret::load_key(ctx, &origin)?;
+    let progress = Progress::start(Arc::clone(&ctx.printer));
+    let builder = Repository::builder(store).cache(cache(ctx)).limits(limits(ctx)?);
+    let monitor: Arc<dyn backup_core::monitor::Monitor> = Arc::<Progress>::clone(&progress);
+    let repository = builder.monitor(monitor).open(key).await?;
+    tracing::debug!(id = %repository.id(), store = %repository.store_id(), "opened");
+    Ok(Opened { repository, progress, location })
+}
+
+/// The place that the named key file remembers: a key alone then suffices, as with a recovery kit.
+fn hinted(ctx: &Context) -> Result<Option<Location>> {
+    let Some(origin @ secret::Origin::File(_)) = secret::named_key(ctx) else { return Ok(None) };
+    let key = secret::load_key(ctx, &origin)?;
+    key.store_hint.map(|hint| Location::parse(&hint)).transpose()
+}
+
+fn cache(ctx: &Context) -> Cache {
+    if ctx.global.no_cache { Cache::memory() } else { Cache::directory(ctx.cache_dir()) }
+}
+
+fn limits(ctx: &Context) -> Result<Limits> {
+    let mut limits = Limits::default();
+    if let Some(threads) = ctx.global.threads.or(ctx.profile.limits.threads) {
+        limits.threads = usize::from(threads.max(1));
+    }
+    if let Some(bytes) = ctx.global.memory.or(ctx.profile.limits.memory.map(|size| size.0)) {
+        if bytes < MEMORY_BYTES_MIN {
+            return Err(Complaint::usage("the memory must be at least 64MiB").into());
+        }
+        limits.memory_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+    }
+    Ok(limits)
+}

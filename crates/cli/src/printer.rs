@@ -1,0 +1,187 @@
+//! Output: data to stdout, talk to stderr, `--json` lines instead of both.
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
+
+use indicatif::ProgressBar;
+use serde_json::{Map, Value};
+
+use crate::args::{Color, GlobalArgs};
+use crate::environment::Environment;
+
+/// How much is said beside the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Volume {
+    /// Errors and warnings only.
+    Quiet,
+    /// What a person wants to know.
+    Normal,
+    /// Also what was done item by item.
+    Verbose,
+}
+
+/// Where everything that the command says goes.
+#[derive(Debug)]
+pub struct Printer {
+    json: bool,
+    volume: Volume,
+    out_color: bool,
+    err_color: bool,
+    draws: bool,
+    bar: Mutex<Option<ProgressBar>>,
+}
+
+impl Printer {
+    /// Looks at the options, the environment and the terminal.
+    pub fn new(global: &GlobalArgs, environment: &Environment) -> Self {
+        let colors = |terminal: bool| match global.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => terminal && !environment.no_color && !environment.dumb_terminal,
+        };
+        let err_terminal = io::stderr().is_terminal();
+        let volume = match (global.quiet, global.verbose) {
+            (true, _) => Volume::Quiet,
+            (false, 0) => Volume::Normal,
+            (false, _) => Volume::Verbose,
+        };
+        Self {
+            json: global.json,
+            volume,
+            out_color: colors(io::stdout().is_terminal()),
+            err_color: colors(err_terminal),
+            draws: err_terminal
+                && !environment.dumb_terminal
+                && !global.json
+                && !global.no_progress
+                && volume > Volume::Quiet,
+            bar: Mutex::new(None),
+        }
+    }
+
+    /// Whether the output is lines of JSON.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// How much is said.
+    pub fn volume(&self) -> Volume {
+        self.volume
+    }
+
+    /// Whether a progress bar may be drawn.
+    pub fn draws(&self) -> bool {
+        self.draws
+    }
+
+    /// A line of data, for people; nothing under `--json`.
+    pub fn line(&self, text: impl Display) {
+        if !self.json {
+            self.write_out(format_args!("{text}\n"));
+        }
+    }
+
+    /// An object with `"type": kind` on a line of its own; nothing without `--json`.
+    pub fn json(&self, kind: &str, value: Value) {
+        if self.json {
+            let mut object = Map::new();
+            object.insert("type".to_owned(), kind.into());
+            if let Value::Object(fields) = value {
+                object.extend(fields);
+            }
+            self.write_out(format_args!("{}\n", Value::Object(object)));
+        }
+    }
+
+    /// Bytes of data as they are, as for a dumped file.
+    pub fn raw(&self, bytes: &[u8]) -> io::Result<()> {
+        io::stdout().lock().write_all(bytes)
+    }
+
+    /// A line of talk.
+    pub fn say(&self, text: impl Display) {
+        if self.volume > Volume::Quiet {
+            self.write_err(format_args!("{text}\n"));
+        }
+    }
+
+    /// A line that only `--verbose` shows.
+    pub fn verbose(&self, text: impl Display) {
+        if self.volume > Volume::Normal {
+            self.write_err(format_args!("{text}\n"));
+        }
+    }
+
+    /// Something odd; the work goes on.
+    pub fn warn(&self, text: impl Display) {
+        self.write_err(format_args!("{} {text}\n", self.paint_err("33;1", "warning:")));
+    }
+
+    /// The end of the command, with what may help.
+    pub fn error(&self, text: &str, hints: &[String], code: u8) {
+        self.write_err(format_args!("{} {text}\n", self.paint_err("31;1", "error:")));
+        for hint in hints {
+            self.write_err(format_args!("{} {hint}\n", self.paint_err("36;1", "hint:")));
+        }
+        self.json("error", serde_json::json!({ "code": code, "message": text, "hints": hints }));
+    }
+
+    /// Bold on stdout, if stdout has colors.
+    pub fn strong(&self, text: &str) -> String {
+        paint(self.out_color, "1", text)
+    }
+
+    /// Dim on stdout, if stdout has colors.
+    pub fn dim(&self, text: &str) -> String {
+        paint(self.out_color, "2", text)
+    }
+
+    /// In a color (an SGR code) on stdout, if stdout has colors.
+    pub fn colored(&self, sgr: &str, text: &str) -> String {
+        paint(self.out_color, sgr, text)
+    }
+
+    fn paint_err(&self, sgr: &str, text: &str) -> String {
+        paint(self.err_color, sgr, text)
+    }
+
+    /// Puts a progress bar below everything that is printed from now on, or takes it away.
+    pub fn attach(&self, bar: Option<ProgressBar>) {
+        *self.bar.lock().unwrap_or_else(PoisonError::into_inner) = bar;
+    }
+
+    /// Runs something that uses the terminal, with the progress bar out of the way.
+    pub fn suspend<T>(&self, run: impl FnOnce() -> T) -> T {
+        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*bar {
+            Some(bar) => bar.suspend(run),
+            None => run(),
+        }
+    }
+
+    fn write_out(&self, text: std::fmt::Arguments<'_>) {
+        let written = self.suspend(|| io::stdout().lock().write_fmt(text));
+        if let Err(error) = written {
+            broken_stdout(&error);
+        }
+    }
+
+    fn write_err(&self, text: std::fmt::Arguments<'_>) {
+        // There is nobody left to tell if this fails.
+        let _ = self.suspend(|| io::stderr().lock().write_fmt(text));
+    }
+}
+
+/// Nobody reads on: the shell's way to end is that of SIGPIPE. Any other failure is one of the command.
+fn broken_stdout(error: &io::Error) -> ! {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        std::process::exit(141);
+    }
+    let _ = writeln!(io::stderr(), "error: write to standard output: {error}");
+    std::process::exit(1);
+}
+
+fn paint(colors: bool, sgr: &str, text: &str) -> String {
+    if colors { format!("\x1b[{sgr}m{text}\x1b[0m") } else { text.to_owned() }
+}

@@ -1,0 +1,305 @@
+//! Secrets: read from files, commands, descriptors, systemd credentials or the terminal, never from the command line.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context as _, Result};
+use keepwell_crypto::keyfile::KeyFile;
+use keepwell_crypto::{RepositoryId, Secret};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+
+use crate::context::Context;
+use crate::exit::{Complaint, Exit};
+use crate::known::Known;
+use crate::location::Location;
+
+/// A key file or a passphrase is far smaller.
+const SECRET_BYTES_MAX: u64 = 1 << 20;
+const KEY_CREDENTIAL: &str = "keepwell-key";
+const PASSPHRASE_CREDENTIAL: &str = "keepwell-passphrase";
+
+/// Where a secret comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A file.
+    File(PathBuf),
+    /// The standard output of a shell command.
+    Command(String),
+    /// An inherited file descriptor.
+    Descriptor(u32),
+}
+
+impl Origin {
+    /// Reads it; a newline at the end does not belong to it.
+    pub fn read(&self) -> Result<Secret> {
+        let text = match self {
+            Self::File(path) => {
+                let file = File::open(path).with_context(|| format!("open `{}`", path.display()))?;
+                read_all(file).with_context(|| format!("read `{}`", path.display()))?
+            }
+            Self::Command(command) => run(command)?,
+            Self::Descriptor(number) => {
+                let file = File::open(format!("/proc/self/fd/{number}"));
+                read_all(file.with_context(|| format!("open file descriptor {number}"))?)
+                    .with_context(|| format!("read file descriptor {number}"))?
+            }
+        };
+        Ok(text)
+    }
+
+    /// For messages.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::File(path) => format!("`{}`", path.display()),
+            Self::Command(command) => format!("the output of `{command}`"),
+            Self::Descriptor(number) => format!("file descriptor {number}"),
+        }
+    }
+}
+
+fn read_all(from: impl Read) -> Result<Secret> {
+    let mut text = String::new();
+    from.take(SECRET_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(Secret::new(text))
+}
+
+fn run(command: &str) -> Result<Secret> {
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", command])
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("run `{command}`"))?;
+    let output = child.stdout.take().map(read_all).transpose()?.unwrap_or_else(|| Secret::from(""));
+    let status = child.wait().with_context(|| format!("wait for `{command}`"))?;
+    if !status.success() {
+        return Err(Complaint::new(Exit::WrongKey, format!("`{command}` failed ({status})")).into());
+    }
+    Ok(output)
+}
+
+/// The key that options, environment, systemd or the profile name, in this order.
+pub fn named_key(ctx: &Context) -> Option<Origin> {
+    let (options, environment, profile) = (&ctx.global, &ctx.environment, &ctx.profile);
+    let file = |path: &Option<PathBuf>| path.clone().map(Origin::File);
+    let command = |text: &Option<String>| text.clone().map(Origin::Command);
+    file(&options.key_file)
+        .or_else(|| command(&options.key_command))
+        .or_else(|| file(&environment.key_file))
+        .or_else(|| command(&environment.key_command))
+        .or_else(|| credential(ctx, KEY_CREDENTIAL))
+        .or_else(|| file(&profile.key_file))
+        .or_else(|| command(&profile.key_command))
+}
+
+/// The file that a new key is to be written to, if somebody named one.
+pub fn named_key_file(ctx: &Context) -> Option<PathBuf> {
+    let option = ctx.global.key_file.clone().or_else(|| ctx.environment.key_file.clone());
+    option.or_else(|| ctx.profile.key_file.clone())
+}
+
+/// The place of the key file of a repository when nobody names one.
+pub fn default_key_file(ctx: &Context, id: &str) -> PathBuf {
+    ctx.environment.config_dir().join("keys").join(format!("{id}.key"))
+}
+
+/// The key to a repository, from wherever it can be had.
+pub fn find_key(ctx: &Context, location: &Location, id: &str) -> Result<Origin> {
+    if let Some(origin) = named_key(ctx) {
+        return Ok(origin);
+    }
+    let remembered = Known::load(ctx)?.key_file(location, id).map(Path::to_path_buf);
+    let candidates = remembered.into_iter().chain([default_key_file(ctx, id)]);
+    let found = candidates.into_iter().find(|path| path.exists());
+    found.map(Origin::File).ok_or_else(|| {
+        Complaint::new(Exit::WrongKey, format!("there is no key at hand for the repository at `{location}`"))
+            .hint("Name it: `--key-file FILE`, or KEEPWELL_KEY_FILE.")
+            .hint("A recovery kit is a key file too: type it into a file.")
+            .into()
+    })
+}
+
+/// Reads and, if need be, unlocks a key file.
+pub fn load_key(ctx: &Context, origin: &Origin) -> Result<KeyFile> {
+    if let Origin::File(path) = origin {
+        warn_if_public(ctx, path);
+    }
+    let shown = origin.describe();
+    let unusable = || format!("the key in {shown} cannot be used");
+    let text = origin.read().map_err(|error| {
+        let message = format!("the key cannot be read: {}", crate::exit::one_line(&error));
+        Complaint::new(Exit::WrongKey, message)
+    })?;
+    if KeyFile::is_protected(text.expose()) {
+        let passphrase = passphrase(ctx, &format!("Passphrase of {shown}: "))?;
+        return KeyFile::unprotect(text.expose(), &passphrase).with_context(unusable);
+    }
+    KeyFile::parse(text.expose()).with_context(unusable)
+}
+
+fn warn_if_public(ctx: &Context, path: &Path) {
+    if let Ok(metadata) = fs::metadata(path)
+        && metadata.mode() & 0o077 != 0
+        && metadata.is_file()
+    {
+        let (mode, shown) = (metadata.mode() & 0o777, path.display());
+        ctx.printer
+            .warn(format_args!("`{shown}` can be read by others (mode {mode:04o}); `chmod 600 {shown}`"));
+    }
+}
+
+/// The passphrase that options, environment, systemd or the profile give, in this order.
+pub fn named_passphrase(ctx: &Context) -> Result<Option<Origin>> {
+    let (options, environment, profile) = (&ctx.global, &ctx.environment, &ctx.profile);
+    let file = |path: &Option<PathBuf>| path.clone().map(Origin::File);
+    let command = |text: &Option<String>| text.clone().map(Origin::Command);
+    let descriptor = match &environment.passphrase_fd {
+        Some(text) => {
+            let number = text.parse().map_err(|_| {
+                Complaint::usage(format!("`{text}` in KEEPWELL_PASSPHRASE_FD is no file descriptor"))
+            })?;
+            Some(Origin::Descriptor(number))
+        }
+        None => None,
+    };
+    Ok(file(&options.passphrase_file)
+        .or_else(|| command(&options.passphrase_command))
+        .or_else(|| options.passphrase_fd.map(Origin::Descriptor))
+        .or_else(|| file(&environment.passphrase_file))
+        .or_else(|| command(&environment.passphrase_command))
+        .or(descriptor)
+        .or_else(|| credential(ctx, PASSPHRASE_CREDENTIAL))
+        .or_else(|| file(&profile.passphrase_file))
+        .or_else(|| command(&profile.passphrase_command)))
+}
+
+fn credential(ctx: &Context, name: &str) -> Option<Origin> {
+    let path = ctx.environment.credentials.as_ref()?.join(name);
+    path.exists().then_some(Origin::File(path))
+}
+
+/// A passphrase, asked for if nothing names it.
+pub fn passphrase(ctx: &Context, prompt: &str) -> Result<Secret> {
+    if let Some(origin) = named_passphrase(ctx)? {
+        let text =
+            origin.read().with_context(|| format!("read the passphrase from {}", origin.describe()))?;
+        return Ok(Secret::from(text.expose().trim_end_matches(['\n', '\r'])));
+    }
+    ctx.printer.suspend(|| ask(prompt))
+}
+
+/// A new passphrase; on a terminal it is asked for twice.
+pub fn new_passphrase(ctx: &Context) -> Result<Secret> {
+    let asked = named_passphrase(ctx)?.is_none();
+    let first = passphrase(ctx, "New passphrase: ")?;
+    if first.expose().is_empty() {
+        return Err(Complaint::usage("the passphrase is empty").into());
+    }
+    if asked && ask("Again: ")?.expose() != first.expose() {
+        return Err(Complaint::usage("the two passphrases differ").into());
+    }
+    Ok(first)
+}
+
+/// How the terminal was before it stopped to show what is typed.
+static ECHOING: Mutex<Option<Termios>> = Mutex::new(None);
+
+fn ask(prompt: &str) -> Result<Secret> {
+    let terminal = File::options().read(true).write(true).open("/dev/tty").map_err(|_| {
+        Complaint::new(Exit::WrongKey, "a passphrase is needed, and there is no terminal to ask on")
+            .hint("Give it with `--passphrase-file`, `--passphrase-command` or KEEPWELL_PASSPHRASE_FD.")
+    })?;
+    let before = tcgetattr(&terminal).context("read the settings of the terminal")?;
+    *ECHOING.lock().unwrap_or_else(PoisonError::into_inner) = Some(before.clone());
+    let mut silent = before;
+    silent.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(&terminal, OptionalActions::Flush, &silent).context("silence the terminal")?;
+    let answer = read_answer(&terminal, prompt);
+    restore_terminal_of(&terminal);
+    answer
+}
+
+fn read_answer(mut terminal: &File, prompt: &str) -> Result<Secret> {
+    terminal.write_all(prompt.as_bytes()).context("write to the terminal")?;
+    let mut line = String::new();
+    BufReader::new(terminal.take(SECRET_BYTES_MAX)).read_line(&mut line).context("read from the terminal")?;
+    let _ = terminal.write_all(b"\n");
+    line.truncate(line.trim_end_matches(['\n', '\r']).len());
+    Ok(Secret::new(line))
+}
+
+fn restore_terminal_of(terminal: impl AsFd) {
+    if let Some(before) = ECHOING.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let _ = tcsetattr(terminal, OptionalActions::Flush, &before);
+    }
+}
+
+/// Lets the terminal show again what is typed, for the moment before the process ends.
+pub fn restore_terminal() {
+    if let Ok(terminal) = File::options().read(true).write(true).open("/dev/tty") {
+        restore_terminal_of(terminal);
+    }
+}
+
+/// Writes a new file that only its owner can read, durably. Refuses to replace one.
+pub fn write_private(path: &Path, text: &Secret) -> Result<()> {
+    make_parent(path)?;
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path);
+    let mut file = file.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => {
+            let complaint = Complaint::failed(format!("`{}` exists already", path.display()));
+            anyhow::Error::from(complaint.hint("Move it away, or name another file with `--key-file`."))
+        }
+        _ => anyhow::Error::from(error).context(format!("create `{}`", path.display())),
+    })?;
+    let written = file.write_all(text.expose().as_bytes()).and_then(|()| file.sync_all());
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    written
+        .and_then(|()| File::open(parent)?.sync_all())
+        .with_context(|| format!("write `{}`", path.display()))
+}
+
+/// Replaces a private file, durably and at once.
+pub fn replace_private(path: &Path, text: &str) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let partial = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    write_private(&partial, &Secret::from(text))?;
+    fs::rename(&partial, path).with_context(|| format!("rename to `{}`", path.display()))
+}
+
+fn make_parent(path: &Path) -> Result<()> {
+    let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) else { return Ok(()) };
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
+    made.with_context(|| format!("create `{}`", parent.display()))
+}
+
+/// Saves a key file where it belongs, protected if that is asked for.
+pub fn save_key(ctx: &Context, path: &Path, key: &KeyFile, protection: Protection) -> Result<()> {
+    let text = match protection {
+        Protection::Plain => key.to_toml(),
+        Protection::Passphrase => {
+            Secret::new(key.protect(&new_passphrase(ctx)?).context("protect the key file")?)
+        }
+    };
+    write_private(path, &text)
+}
+
+/// Whether a key file is written under a passphrase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protection {
+    /// As it is, mode 0600.
+    Plain,
+    /// Under a passphrase.
+    Passphrase,
+}
+
+/// The file name of a new member's key.
+pub fn member_key_file(ctx: &Context, id: RepositoryId, name: &str) -> PathBuf {
+    let safe: String =
+        name.chars().map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect();
+    default_key_file(ctx, &format!("{id}-{safe}"))
+}

@@ -1,0 +1,191 @@
+//! Names of snapshots as people write them.
+//!
+//! `latest`, an id or the start of one, `tag:NAME`, `host:NAME`, `dataset:NAME`, or a time (`2026-11-20`,
+//! `2026-11-20T12:00`: the newest of then). `~N` at the end goes N snapshots further back. `NAME:/PATH` names a part.
+
+use anyhow::Result;
+use backup_core::{Snapshot, SnapshotState};
+use clap::Args;
+use keepwell_catalog::MapKey;
+
+use crate::exit::Complaint;
+use crate::text;
+
+/// Fewer digits of an id are likely to be a mistake.
+const ID_DIGITS_MIN: usize = 4;
+
+/// Which snapshots count.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Which snapshots")]
+pub struct Filter {
+    /// Only of this host
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<String>,
+    /// Only of this dataset
+    #[arg(long, value_name = "NAME")]
+    pub dataset: Option<String>,
+    /// Only with this tag; repeated: with all of them
+    #[arg(long, value_name = "TAG")]
+    pub tag: Vec<String>,
+}
+
+impl Filter {
+    /// Whether a snapshot counts. One whose manifest cannot be read does only when nothing is asked for.
+    pub fn accepts(&self, snapshot: &Snapshot) -> bool {
+        if self.host.is_none() && self.dataset.is_none() && self.tag.is_empty() {
+            return true;
+        }
+        let SnapshotState::Readable(manifest) = &snapshot.state else { return false };
+        self.host.as_ref().is_none_or(|host| *host == manifest.host)
+            && self.dataset.as_ref().is_none_or(|dataset| *dataset == manifest.dataset)
+            && self.tag.iter().all(|tag| manifest.tags.contains(tag))
+    }
+}
+
+/// `NAME[:/PATH]` taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The name of the snapshot.
+    pub name: String,
+    /// The path within, if one is given and it is not `/`.
+    pub path: Option<MapKey>,
+}
+
+impl Part {
+    /// Takes `NAME[:/PATH]` apart.
+    pub fn parse(text: &str) -> Result<Self> {
+        let value_from =
+            ["tag:", "host:", "dataset:"].iter().find(|p| text.starts_with(**p)).map_or(0, |p| p.len());
+        // A dataset may itself begin with a slash.
+        let from = text.len().min(value_from + 1);
+        let from = (from..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+        match text[from..].find(":/") {
+            Some(at) => {
+                let path = path_key(&text[from + at + 1..])?;
+                let path = (path != MapKey::root()).then_some(path);
+                Ok(Self { name: text[..from + at].to_owned(), path })
+            }
+            None => Ok(Self { name: text.to_owned(), path: None }),
+        }
+    }
+}
+
+/// The key of an absolute path. `.` and doubled slashes vanish; `..` is refused.
+pub fn path_key(path: &str) -> Result<MapKey> {
+    let names: Vec<&[u8]> =
+        path.as_bytes().split(|b| *b == b'/').filter(|n| !matches!(*n, b"" | b".")).collect();
+    if names.contains(&&b".."[..]) {
+        return Err(Complaint::usage(format!("`{path}` has a `..`")).into());
+    }
+    MapKey::from_components(names).map_err(|e| Complaint::usage(format!("`{path}` is no path: {e}")).into())
+}
+
+/// The snapshot that a name means, of those that the filter lets through. `snapshots` are oldest first.
+pub fn select<'s>(snapshots: &'s [Snapshot], filter: &Filter, name: &str) -> Result<&'s Snapshot> {
+    let counted: Vec<&Snapshot> = snapshots.iter().filter(|s| filter.accepts(s)).collect();
+    let (base, back) = steps_back(name)?;
+    let missing = |why: String| backup_core::Error::NoSuchSnapshot(why).into();
+    if counted.is_empty() {
+        let why = if snapshots.is_empty() { "the repository has no snapshots" } else { "no snapshot fits" };
+        return Err(missing(why.to_owned()));
+    }
+    let at = position(&counted, base)?;
+    at.checked_sub(back).map(|at| counted[at]).ok_or_else(|| {
+        missing(format!("`{name}` goes back further than the {} that there are", counted.len()))
+    })
+}
+
+/// `latest~2` is two before `latest`.
+fn steps_back(name: &str) -> Result<(&str, usize)> {
+    match name.rsplit_once('~') {
+        Some((base, "")) => Ok((base, 1)),
+        Some((base, steps)) => match steps.parse() {
+            Ok(steps) => Ok((base, steps)),
+            Err(_) => Err(Complaint::usage(format!("`{steps}` after `~` is no number")).into()),
+        },
+        None => Ok((name, 0)),
+    }
+}
+
+fn position(counted: &[&Snapshot], base: &str) -> Result<usize> {
+    let none = |what: String| anyhow::Error::from(backup_core::Error::NoSuchSnapshot(what));
+    let newest = |fits: &dyn Fn(&Snapshot) -> bool| counted.iter().rposition(|s| fits(s));
+    if base == "latest" || base.is_empty() {
+        return Ok(counted.len() - 1);
+    }
+    for (prefix, what) in [("tag:", "tag"), ("host:", "host"), ("dataset:", "dataset")] {
+        if let Some(value) = base.strip_prefix(prefix) {
+            let mut filter = Filter::default();
+            match what {
+                "tag" => filter.tag.push(value.to_owned()),
+                "host" => filter.host = Some(value.to_owned()),
+                _ => filter.dataset = Some(value.to_owned()),
+            }
+            return newest(&|s| filter.accepts(s))
+                .ok_or_else(|| none(format!("no snapshot has the {what} `{value}`")));
+        }
+    }
+    if let Some(moment) = text::parse_time(base) {
+        return newest(&|s| taken(s) <= moment)
+            .ok_or_else(|| none(format!("no snapshot is as old as `{base}`")));
+    }
+    by_id(counted, base)
+}
+
+fn by_id(counted: &[&Snapshot], base: &str) -> Result<usize> {
+    let is_id = base.len() >= ID_DIGITS_MIN && base.bytes().all(|b| b.is_ascii_hexdigit());
+    let digits = base.to_ascii_lowercase();
+    let matches = |s: &Snapshot| is_id && s.id.to_string().starts_with(&digits);
+    let mut fitting = (0..counted.len()).filter(|at| matches(counted[*at]));
+    match (fitting.next(), fitting.count()) {
+        (Some(at), 0) => Ok(at),
+        (Some(_), more) => Err(Complaint::usage(format!("`{base}` fits {} snapshots", more + 1))
+            .hint("Give more digits of the id; `keepwell snapshots --json` shows all of them.")
+            .into()),
+        (None, _) => Err(backup_core::Error::NoSuchSnapshot(format!("there is no snapshot `{base}`")).into()),
+    }
+}
+
+/// When a snapshot was taken, as far as the credential can tell; nanoseconds since 1970.
+pub fn taken(snapshot: &Snapshot) -> i64 {
+    match &snapshot.state {
+        SnapshotState::Readable(manifest) => manifest.capture_end,
+        _ => snapshot.commit.capture.unwrap_or(snapshot.commit.time),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_split_off_at_the_first_colon_slash() {
+        for (given, name, path) in [
+            ("latest", "latest", None),
+            ("latest:/", "latest", None),
+            ("latest:/etc/x", "latest", Some("etc/x")),
+            ("latest~1:/a:/b", "latest~1", Some("a:/b")),
+            ("2026-11-20T12:00", "2026-11-20T12:00", None),
+            ("2026-11-20T12:00:/etc", "2026-11-20T12:00", Some("etc")),
+            ("tag:weekly:/etc", "tag:weekly", Some("etc")),
+            ("dataset:/home", "dataset:/home", None),
+            ("dataset:/home:/home/me", "dataset:/home", Some("home/me")),
+        ] {
+            let part = Part::parse(given).unwrap();
+            assert_eq!(
+                (part.name.as_str(), part.path.map(|p| p.display_path())),
+                (name, path.map(str::to_owned)),
+                "{given}"
+            );
+        }
+        assert!(Part::parse("latest:/a/../b").is_err());
+    }
+
+    #[test]
+    fn steps_back_are_counted() {
+        assert_eq!(steps_back("latest~2").unwrap(), ("latest", 2));
+        assert_eq!(steps_back("latest~").unwrap(), ("latest", 1));
+        assert_eq!(steps_back("1a2b").unwrap(), ("1a2b", 0));
+        assert!(steps_back("latest~x").is_err());
+    }
+}

@@ -1,0 +1,213 @@
+//! Numbers, sizes and times as people read and write them.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use jiff::civil::{Date, DateTime};
+use jiff::tz::TimeZone;
+use jiff::{Span, Timestamp, Zoned};
+
+use crate::exit::Complaint;
+
+const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+
+/// A size in binary units with about three digits: `1.25 GiB`.
+pub fn bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{bytes} B"),
+        _ if value < 10.0 => format!("{value:.2} {}", UNITS[unit]),
+        _ if value < 100.0 => format!("{value:.1} {}", UNITS[unit]),
+        _ => format!("{value:.0} {}", UNITS[unit]),
+    }
+}
+
+/// A number with separated thousands: `1,234,567`.
+pub fn number(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `1 file`, `2 files`.
+pub fn count(n: u64, one: &str, many: &str) -> String {
+    format!("{} {}", number(n), if n == 1 { one } else { many })
+}
+
+/// `3.2 s`, `4:05`, `1:02:03`.
+pub fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..60 => format!("{:.1} s", duration.as_secs_f64()),
+        60..3600 => format!("{}:{:02}", seconds / 60, seconds % 60),
+        _ => format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60),
+    }
+}
+
+/// A moment in the local time zone: `2026-11-21 08:33:26`.
+pub fn time(nanoseconds: i64) -> String {
+    zoned(nanoseconds).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// A moment as RFC 3339 in UTC, for machines.
+pub fn rfc3339(nanoseconds: i64) -> String {
+    moment(nanoseconds).to_string()
+}
+
+fn zoned(nanoseconds: i64) -> Zoned {
+    moment(nanoseconds).to_zoned(TimeZone::system())
+}
+
+fn moment(nanoseconds: i64) -> Timestamp {
+    Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or_default()
+}
+
+/// `512`, `10KiB`, `1.5 GiB`, `20M`: bytes; units are powers of 1024.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let value: f64 = text[..split].parse().map_err(|_| format!("`{text}` is no size; try `10MiB`"))?;
+    let unit = text[split..].trim().to_ascii_lowercase();
+    let power = match unit.trim_end_matches('b').trim_end_matches('i') {
+        "" => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        _ => return Err(format!("`{unit}` is no unit; use KiB, MiB, GiB or TiB")),
+    };
+    Ok((value * 1024f64.powi(power)) as u64)
+}
+
+/// `14d`, `2w`, `6mo`, `1y`, `36h`: a length of calendar time.
+pub fn parse_span(text: &str) -> Result<Span, String> {
+    let bare_m = text.split(|c: char| c.is_ascii_digit() || c == ' ').any(|unit| unit == "m");
+    if bare_m {
+        return Err(format!("`m` in `{text}` could be months or minutes; write `mo` or `min`"));
+    }
+    let span: Span =
+        text.parse().map_err(|_| format!("`{text}` is no length of time; try `14d`, `6mo`, `1y`"))?;
+    if span.is_negative() || span.is_zero() {
+        return Err(format!("`{text}` must be longer than nothing"));
+    }
+    Ok(span)
+}
+
+/// A moment as people write it, in the local time zone: `2026-11-20`, `2026-11-20 12:00`, or RFC 3339.
+///
+/// A bare date means the end of that day. Nanoseconds since 1970.
+pub fn parse_time(text: &str) -> Option<i64> {
+    let local = TimeZone::system();
+    let moment = if let Ok(moment) = text.parse::<Timestamp>() {
+        moment
+    } else if text.len() == 10 {
+        let date: Date = text.parse().ok()?;
+        let end = date.tomorrow().ok()?.to_zoned(local).ok()?;
+        return i64::try_from(end.timestamp().as_nanosecond() - 1).ok();
+    } else {
+        text.parse::<DateTime>().ok()?.to_zoned(local).ok()?.timestamp()
+    };
+    i64::try_from(moment.as_nanosecond()).ok()
+}
+
+/// The same for an argument.
+pub fn time_argument(text: &str) -> Result<i64> {
+    parse_time(text).ok_or_else(|| {
+        Complaint::usage(format!("`{text}` is no time"))
+            .hint("Write `2026-11-20`, `2026-11-20T12:00` or `2026-11-20T12:00:00Z`.")
+            .into()
+    })
+}
+
+/// The word that is most like `given`, if any is much like it.
+pub fn closest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let measured = known.into_iter().map(|word| (distance(given, word), word));
+    let (distance, word) = measured.min()?;
+    (distance <= 1 + given.len() / 4).then_some(word)
+}
+
+/// Insertions, deletions and replacements between two words.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_three_digits_and_can_be_read_back() {
+        for (n, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1 << 10, "1.00 KiB"),
+            (1_234_567, "1.18 MiB"),
+            (150 << 30, "150 GiB"),
+            (1000 << 20, "0.98 GiB"),
+        ] {
+            assert_eq!(bytes(n), text);
+        }
+        for (text, n) in [("512", 512), ("10 KiB", 10 << 10), ("1.5g", 3 << 29), ("20MB", 20 << 20)] {
+            assert_eq!(parse_bytes(text), Ok(n), "{text}");
+        }
+        for text in ["", "x", "10 miles", "KiB"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn thousands_are_separated() {
+        for (n, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(number(n), text);
+        }
+    }
+
+    #[test]
+    fn an_ambiguous_m_is_refused() {
+        assert!(parse_span("5m").unwrap_err().contains("months or minutes"));
+        for good in ["14d", "6mo", "1y 2mo", "36h", "2w", "90min"] {
+            assert!(parse_span(good).is_ok(), "{good}");
+        }
+        for bad in ["", "soon", "-3d", "0d"] {
+            assert!(parse_span(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_closest_word_is_found_only_if_it_is_close() {
+        let known = ["repository", "key-file", "paths"];
+        assert_eq!(closest("repositry", known), Some("repository"));
+        assert_eq!(closest("keyfile", known), Some("key-file"));
+        assert_eq!(closest("colour", known), None);
+    }
+
+    #[test]
+    fn a_bare_date_is_the_end_of_its_day() {
+        let day = parse_time("2026-11-20").unwrap();
+        assert!(day > parse_time("2026-11-20T23:59:59").unwrap());
+        assert!(day < parse_time("2026-11-21T00:00:00").unwrap());
+        assert_eq!(parse_time("1970-01-01T00:00:01Z"), Some(1_000_000_000));
+        assert_eq!(parse_time("latest"), None);
+    }
+}

@@ -131,7 +131,7 @@ impl FileSource {
 }
 
 impl Source for FileSource {
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> &str {
         "files"
     }
 

@@ -6,13 +6,11 @@ mod common;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use backup_core::target::{RestoreTarget, TargetError};
 use common::{file_entry, key, target};
 use keepwell_catalog::{Entry, EntryKind, MapKey};
 use keepwell_source_files::{FileTarget, TargetOptions};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 /// A target beside a directory that must not be touched.
 struct World {
@@ -257,28 +255,16 @@ fn a_symlink_swapped_in_by_another_process_never_leads_outside() {
     fs::create_dir_all(world.path("target/d/sub")).unwrap();
     symlink("../outside", world.path("target/s")).unwrap();
     let before = world.outside();
-    let (d, s) = (world.path("target/d"), world.path("target/s"));
-    let stop = AtomicBool::new(false);
     let mut succeeded = 0;
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                let _ = renameat_with(CWD, &d, CWD, &s, RenameFlags::EXCHANGE);
-            }
-        });
+    common::while_swapping(&world.path("target/d"), &world.path("target/s"), || {
         for round in 0..4_000 {
             // A fresh target has no directory open yet: every name is resolved during the race.
             let target = world.target();
             let name = if round % 2 == 0 { "d/file" } else { "d/sub/file" };
-            if round % 50 == 0 {
-                // `make_dir` may have replaced the symlink.
-                let _ = fs::create_dir_all(world.path("target/d/sub"));
-            }
             let done = do_everything(&target, &key(name), &key("inside"));
             succeeded += done.iter().filter(|done| done.is_ok()).count();
             let _ = (target.existing(&key(name)), target.list_dir(Some(&key("d"))));
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert!(succeeded > 1_000, "the race left {succeeded} operations");
     assert_eq!(world.outside(), before);

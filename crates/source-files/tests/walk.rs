@@ -8,13 +8,11 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use backup_core::source::{Found, Item, Piece, Source, SourceError};
 use common::{key, key_of, names, source, source_of, walk};
 use keepwell_catalog::EntryKind;
 use keepwell_source_files::FileOptions;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 fn tree(dir: &Path, files: &[&str]) {
     for file in files {
@@ -268,14 +266,7 @@ fn no_swapped_directory_makes_a_capture_read_outside() {
     tree(dir.path(), &["in/d/file", "outside/file"]);
     fs::write(dir.path().join("outside/file"), "SECRET").unwrap();
     symlink("../outside", dir.path().join("in/s")).unwrap();
-    let stop = AtomicBool::new(false);
-    let (d, s) = (dir.path().join("in/d"), dir.path().join("in/s"));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                renameat_with(CWD, &d, CWD, &s, RenameFlags::EXCHANGE).unwrap();
-            }
-        });
+    common::while_swapping(&dir.path().join("in/d"), &dir.path().join("in/s"), || {
         let source = source_of(&dir.path().join("in"));
         let mut read = 0;
         for _ in 0..2_000 {
@@ -288,7 +279,6 @@ fn no_swapped_directory_makes_a_capture_read_outside() {
                 }
             }
         }
-        stop.store(true, Ordering::Relaxed);
         assert!(read > 0);
     });
 }

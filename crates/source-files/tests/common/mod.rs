@@ -6,13 +6,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use backup_core::env::SystemClock;
 use backup_core::source::{Content, Found, Item, Opened, Piece, Source};
 use backup_core::target::RestoreTarget;
 use keepwell_catalog::{Entry, EntryKind, MapKey};
 use keepwell_source_files::{FileOptions, FileSource, FileTarget, TargetOptions};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, mknodat, utimensat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, RenameFlags, Timespec, Timestamps, XattrFlags, mknodat, renameat_with,
+    utimensat,
+};
 
 /// A version 2 ACL: owner rwx, user 12 r-x, group r--, mask r-x, others none.
 pub const ACL: &[u8] = &[
@@ -260,4 +264,25 @@ pub fn sparse_file(path: &Path, size: u64, pieces: &[(u64, &[u8])]) {
 /// Bytes on disk.
 pub fn allocated(path: &Path) -> u64 {
     std::fs::metadata(path).unwrap().blocks() * 512
+}
+
+/// Runs `work` while another thread swaps what stands at `a` and `b`, over and over, also if `work` panics.
+pub fn while_swapping<T>(a: &Path, b: &Path, work: impl FnOnce() -> T) -> T {
+    struct Stop<'s>(&'s AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let stopped = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = Stop(&stopped);
+        scope.spawn(|| {
+            while !stopped.load(Ordering::Relaxed) {
+                // One of them may be missing for a moment.
+                let _ = renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE);
+            }
+        });
+        work()
+    })
 }

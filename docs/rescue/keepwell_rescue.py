@@ -106,7 +106,7 @@ class Repository:
     def names(self, prefix):
         """Names of the objects below a prefix, sorted."""
         top = self.root / prefix
-        return sorted(str(p.relative_to(self.root)) for p in top.rglob("*") if p.is_file()) if top.is_dir() else []
+        return sorted(str(p.relative_to(self.root)) for p in top.rglob("[!.]*") if p.is_file()) if top.is_dir() else []
 
     def sealed(self, name):
         """The plaintext of an age file; a content object must have the SHA-256 that its name says."""

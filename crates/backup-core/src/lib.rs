@@ -2,13 +2,17 @@
 
 mod alive;
 mod backup;
+mod browse;
 mod cache;
 mod check;
 pub mod chunker;
+mod copy;
 pub mod env;
 mod error;
+mod mark;
 pub mod monitor;
 pub mod pack;
+mod prune;
 mod read;
 mod repository;
 mod restore;
@@ -17,8 +21,15 @@ pub mod target;
 mod write;
 
 pub use backup::{BackupOptions, BackupReport};
+pub use browse::{ArchiveFormat, ArchiveReport, ChangeKind, Count, Depth, DiffSummary, Tree, TreeChange};
 pub use cache::Cache;
+pub use check::{CheckOptions, CheckReport, Finding, ReadData, ScrubReport, scrub};
+pub use copy::{
+    CopiedSnapshot, CopyReport, EXTRA_ORIGIN, EXTRA_ORIGIN_SNAPSHOT, Exclude, RewriteOptions, RewriteReport,
+    SnapshotSource,
+};
 pub use error::Error;
+pub use prune::{PruneOptions, PruneReport};
 pub use repository::{
     Access, Builder, CreateOptions, Created, Limits, Repository, RepositoryHint, Snapshot, SnapshotState,
 };

@@ -22,8 +22,8 @@ pub use entry::{Entry, EntryKind, INLINE_EXTENTS_MAX};
 pub use error::{CatalogError, MapError};
 pub use extent::Extent;
 pub use index::{
-    IndexEntry, IndexSet, Location, PackRef, PackSet, ReadAt, Segment, SegmentBuilder,
-    SortedSegmentWriter,
+    IndexEntry, IndexSet, LocatedEntry, Location, MergedEntries, PackRef, PackSet, ReadAt, Segment,
+    SegmentBuilder, SortedSegmentWriter, merge,
 };
 pub use key::MapKey;
 pub use map::{

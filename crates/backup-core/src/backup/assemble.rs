@@ -18,7 +18,7 @@ use crate::write::{Known, Packer};
 const PROBLEMS_MAX: usize = 1000;
 
 /// Stores tree nodes that are new.
-pub(super) struct Nodes<'a> {
+pub(crate) struct Nodes<'a> {
     pub packer: Packer<'a>,
     pub known: &'a Known,
     pub id_key: &'a IdKey,

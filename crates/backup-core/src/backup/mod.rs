@@ -27,17 +27,17 @@ use self::worker::{Shop, Worker};
 use crate::Error;
 use crate::chunker::{ChunkSizes, Chunker};
 use crate::env::Timestamp;
-use crate::repository::Repository;
+use crate::repository::{Repository, read_plans};
 use crate::source::Source;
-use crate::write::{PackSettings, Packer, Uploads};
+use crate::write::{Known, PackSettings, Packer, Uploads};
 
-pub(crate) use encoded::Encoded;
-pub(crate) use worker::show;
+pub(crate) use assemble::Nodes as StoredNodes;
+pub(crate) use worker::{Novelty, count_kind, show};
 
 /// Batches that wait for a worker.
 const QUEUE_BATCHES: usize = 16;
-const DATA_FRAME_BYTES: usize = 1 << 20;
-const NODE_FRAME_BYTES: usize = 256 << 10;
+pub(crate) const DATA_FRAME_BYTES: usize = 1 << 20;
+pub(crate) const NODE_FRAME_BYTES: usize = 256 << 10;
 
 /// How to back up.
 #[derive(Debug, Clone)]
@@ -246,20 +246,10 @@ fn first_reason(a: Result<(), Error>, b: Result<(), Error>) -> Result<(), Error>
     }
 }
 
-pub(crate) use uploads_of::begin_uploads;
-
-mod uploads_of {
-    //! What a session relies on, read in the order that docs/pruning.md demands.
-
-    use super::*;
-    use crate::repository::read_plans;
-    use crate::write::Known;
-
-    /// Reads the plans, then the index. Must follow the claim of the session.
-    pub(crate) async fn begin_uploads(repository: &Repository) -> Result<Uploads, Error> {
-        let plans = read_plans(repository).await?;
-        repository.refresh_index().await?;
-        let known = Known::new(repository.index(), plans.doomed_packs());
-        Ok(Uploads::new(repository.clone(), Arc::new(known)))
-    }
+/// Reads the plans, then the index, as docs/pruning.md demands. Must follow the claim of the session.
+pub(crate) async fn begin_uploads(repository: &Repository) -> Result<Uploads, Error> {
+    let plans = read_plans(repository).await?;
+    repository.refresh_index().await?;
+    let known = Known::new(repository.index(), plans.doomed_packs());
+    Ok(Uploads::new(repository.clone(), Arc::new(known)))
 }

@@ -96,11 +96,6 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Whether the work was aborted.
-    pub fn is_aborted(&self) -> bool {
-        self.lock().aborted
-    }
-
     /// Gives a frame to an idle worker, or gives it back when all are busy.
     pub fn offer(&self, frame: FrameBuilder) -> Result<(), FrameBuilder> {
         let mut state = self.lock();

@@ -183,14 +183,14 @@ impl<'a> Worker<'a> {
 
 /// How an item relates to the previous capture.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Novelty {
+pub(crate) enum Novelty {
     New,
     Changed,
     Unchanged,
 }
 
 /// Counts an item under its kind.
-pub(super) fn count_kind(counts: &mut Statistics, entry: &Entry, novelty: Novelty) {
+pub(crate) fn count_kind(counts: &mut Statistics, entry: &Entry, novelty: Novelty) {
     match entry.kind {
         EntryKind::File | EntryKind::Object => counts.files += 1,
         EntryKind::Directory => counts.directories += 1,

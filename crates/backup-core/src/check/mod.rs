@@ -1,10 +1,129 @@
-//! Checking what is stored.
-use keepwell_catalog::Root;
+//! Checking: that every snapshot can still be restored, as far as it can be told by structure, by reading, or without
+//! any key.
+
+mod data;
+mod history;
+mod remembered;
+mod scrub;
+mod structure;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use keepwell_catalog::{PackClass, Root};
 
 use crate::Error;
 use crate::repository::Repository;
 
-/// Proves what a session created.
-pub(crate) async fn prove_session(_: &Repository, _: &Root, _: &[(String, u64)]) -> Result<u64, Error> {
-    Ok(0)
+pub use scrub::{ScrubReport, scrub};
+
+/// How much content a check reads.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum ReadData {
+    /// None: structure only.
+    #[default]
+    Nothing,
+    /// A random share of the packs, from 0 to 1.
+    Share(f64),
+    /// Packs that this host has not read and proved within this time: run daily, everything is read within it.
+    OlderThan(Duration),
+    /// Every pack.
+    Everything,
+}
+
+/// How to check.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct CheckOptions {
+    /// How much content is read, decrypted and proved.
+    pub read: ReadData,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    /// The object, or the snapshot and path.
+    pub object: String,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Snapshots looked at.
+    pub snapshots: u64,
+    /// Tree nodes read and proved.
+    pub nodes: u64,
+    /// Chunks that snapshots reach and the index knows.
+    pub chunks: u64,
+    /// Packs that the index lists.
+    pub packs: u64,
+    /// Their stored bytes.
+    pub pack_bytes: u64,
+    /// Packs read whole and proved, chunk by chunk.
+    pub packs_read: u64,
+    /// Their stored bytes.
+    pub bytes_read: u64,
+    /// Packs that no index lists and no session is open for: the next prune removes them.
+    pub orphans: u64,
+    /// Sessions without an end: at work, or dead.
+    pub open_sessions: u64,
+    /// What is wrong. Empty means that every snapshot can be restored, as far as was read.
+    pub findings: BTreeSet<Finding>,
+    /// Ids of snapshots that are affected.
+    pub damaged_snapshots: BTreeSet<String>,
+    /// Paths that are affected, at most 1000, as `snapshot:path`.
+    pub damaged_paths: Vec<String>,
+}
+
+impl CheckReport {
+    /// Whether nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.findings.is_empty()
+    }
+
+    pub(crate) fn found(&mut self, object: impl std::fmt::Display, what: impl std::fmt::Display) {
+        self.findings.insert(Finding { object: object.to_string(), what: what.to_string() });
+    }
+}
+
+impl Repository {
+    /// Checks every snapshot: records and signatures, trees, that each chunk lies in a pack that exists with its size;
+    /// and reads as much content as asked for. Damage is reported, not returned as an error. Changes nothing.
+    pub async fn check(&self, options: CheckOptions) -> Result<CheckReport, Error> {
+        if !self.can_read() {
+            return Err(self.access().cannot("decrypt what it backs up"));
+        }
+        self.monitor().phase("check");
+        let mut report = CheckReport::default();
+        let history = history::check(self, &mut report).await?;
+        let packs = structure::check(self, &history, &mut report).await?;
+        data::check(self, &packs, options.read, &mut report).await?;
+        Ok(report)
+    }
+}
+
+/// Reads back what a session created and proves it: hashes of everything, and every chunk where the keys allow.
+/// Gives the number of chunks proved.
+pub(crate) async fn prove_session(
+    repository: &Repository,
+    root: &Root,
+    created: &[(String, u64)],
+) -> Result<u64, Error> {
+    if !repository.can_read() {
+        scrub::prove_hashes(repository.store(), created).await?;
+        return Ok(0);
+    }
+    let mut report = CheckReport::default();
+    let chunks = data::prove_created(repository, created, &mut report).await?;
+    structure::prove_root(repository, root, &mut report).await?;
+    match report.findings.into_iter().next() {
+        None => Ok(chunks),
+        Some(finding) => Err(Error::damaged(finding.object, finding.what)),
+    }
+}
+
+/// The class of a pack by its key's prefix.
+pub(crate) fn class_of_key(key: &str) -> PackClass {
+    if key.starts_with(PackClass::Meta.prefix()) { PackClass::Meta } else { PackClass::Data }
 }

@@ -1,9 +1,11 @@
 //! Reading: from a chunk's id to its bytes, wherever they are.
 
+mod contents;
 mod frames;
 mod nodes;
 
-pub(crate) use frames::{FetchedPack, fetch_frames, fetch_pack};
+pub(crate) use contents::Contents;
+pub(crate) use frames::{fetch_frames, fetch_pack};
 pub(crate) use nodes::Nodes;
 
 use keepwell_catalog::Location;

@@ -62,6 +62,11 @@ impl Access {
         newest.map(Identity::recipient).ok_or_else(|| self.cannot("write an index"))
     }
 
+    /// Whether the credential may retire and prune.
+    pub fn is_keeper(&self) -> bool {
+        self.signing.is_some() && self.roles.is_some_and(|roles| roles.contains(Roles::KEEPER))
+    }
+
     pub(crate) fn cannot(&self, action: &'static str) -> Error {
         Error::NotAllowed { action, role: self.describe() }
     }

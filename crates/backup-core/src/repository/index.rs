@@ -45,6 +45,24 @@ impl Repository {
     ///
     /// Costs a listing, and one request per segment that is not in the local cache.
     pub(crate) async fn refresh_index(&self) -> Result<bool, Error> {
+        let monitor = self.monitor();
+        self.read_index(&mut |name, reason| monitor.problem(name, reason)).await
+    }
+
+    /// Reads every segment anew from the store, whatever the cache holds; damaged ones are handed to `damaged`.
+    pub(crate) async fn reload_index(
+        &self,
+        damaged: &mut (dyn FnMut(&str, &str) + Send),
+    ) -> Result<(), Error> {
+        for name in self.cache().list(DIRECTORY) {
+            self.cache().remove(&format!("{DIRECTORY}/{name}"));
+        }
+        *self.0.index.write().unwrap_or_else(PoisonError::into_inner) =
+            Self::empty_index(self.limits().memory_bytes);
+        self.read_index(damaged).await.map(|_| ())
+    }
+
+    async fn read_index(&self, damaged: &mut (dyn FnMut(&str, &str) + Send)) -> Result<bool, Error> {
         let mut listed = BTreeSet::new();
         for info in self.list(&format!("index/{}/", self.group())).await? {
             if let Ok(ObjectName::Index(_, name)) = info.key.as_str().parse() {
@@ -69,9 +87,9 @@ impl Repository {
                     fresh.add(&name.to_string(), segment)?;
                 }
                 Err(Error::Storage(error)) if error.is_not_found() => {
-                    return Box::pin(self.refresh_index()).await;
+                    return Box::pin(self.read_index(damaged)).await;
                 }
-                Err(error) => self.report_segment(name, &error)?,
+                Err(error) => self.report_segment(name, &error, damaged)?,
             }
         }
         *self.0.index.write().unwrap_or_else(PoisonError::into_inner) = fresh;
@@ -80,11 +98,16 @@ impl Repository {
     }
 
     /// A damaged segment hides chunks; that must not stop what does not need them, but it must be seen.
-    fn report_segment(&self, name: &ContentName, error: &Error) -> Result<(), Error> {
+    fn report_segment(
+        &self,
+        name: &ContentName,
+        error: &Error,
+        damaged: &mut (dyn FnMut(&str, &str) + Send),
+    ) -> Result<(), Error> {
         match error {
             Error::Damaged { .. } | Error::Catalog(_) | Error::Crypto(_) => {
                 let key = names::index_key(self.group(), name);
-                self.monitor().problem(key.as_str(), &crate::error::one_line(error));
+                damaged(key.as_str(), &crate::error::one_line(error));
                 Ok(())
             }
             _ => Err(error.clone()),

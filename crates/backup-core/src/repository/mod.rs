@@ -12,8 +12,8 @@ use std::fmt;
 use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
-use keepwell_catalog::{CatalogError, ContentName, IndexSet, SegmentBuilder, names};
-use keepwell_crypto::keyring::{DomainKeys, GroupKeys};
+use keepwell_catalog::{ContentName, IndexSet, SegmentBuilder, names};
+use keepwell_crypto::keyring::DomainKeys;
 use keepwell_crypto::trust::Chain;
 use keepwell_crypto::{
     DomainId, GroupId, IdKey, Identity, MemberId, RepositoryId, Signed, SigningKey, StoreId,
@@ -26,6 +26,7 @@ pub use open::{Builder, RepositoryHint};
 pub use snapshots::{Snapshot, SnapshotState};
 
 pub(crate) use ends::{End, newest_ends, read_ends, read_own_ends_back};
+pub(crate) use open::read_chain;
 pub(crate) use plans::{Plans, read_plans};
 
 use crate::Error;
@@ -218,8 +219,13 @@ impl Repository {
         }
     }
 
-    pub(crate) fn seal_segment(&self, builder: SegmentBuilder) -> Result<(Bytes, Bytes), Error> {
-        let plain = builder.finish(self.id(), self.signer("write an index")?, Vec::new())?;
+    /// Signs and seals a segment; gives its plain and its stored bytes. `inputs` are the segments merged into it.
+    pub(crate) fn seal_segment(
+        &self,
+        builder: SegmentBuilder,
+        inputs: Vec<String>,
+    ) -> Result<(Bytes, Bytes), Error> {
+        let plain = builder.finish(self.id(), self.signer("write an index")?, inputs)?;
         let sealed = keepwell_crypto::seal(&[self.0.access.index_recipient()?], &plain)?;
         Ok((Bytes::from(plain), Bytes::from(sealed)))
     }
@@ -229,15 +235,7 @@ impl Repository {
         (name, names::index_key(self.group(), &name))
     }
 
-    pub(crate) fn group_keys(&self) -> &GroupKeys {
-        self.0.access.group()
-    }
-
     pub(crate) async fn list(&self, prefix: &str) -> Result<Vec<keepwell_storage::ObjectInfo>, Error> {
         Ok(list_all(self.store(), prefix).await?)
-    }
-
-    pub(crate) fn catalog_error(error: CatalogError) -> Error {
-        error.into()
     }
 }

@@ -37,6 +37,15 @@ impl Plans {
         })
     }
 
+    /// Names dead by verdict: doomed by a plan that is decided.
+    pub fn dead(&self) -> impl Iterator<Item = &str> {
+        self.verdicts.iter().filter_map(|(n, released)| Some((self.plans.get(n)?, released))).flat_map(
+            |(plan, released)| {
+                plan.condemned.iter().map(String::as_str).filter(move |name| !released.contains(*name))
+            },
+        )
+    }
+
     /// The packs that do not exist for a writer.
     pub fn doomed_packs(&self) -> PackSet {
         PackSet::from_keys(self.doomed())
@@ -44,7 +53,7 @@ impl Plans {
 
     /// The number for a new plan.
     pub fn next(&self) -> u64 {
-        self.plans.keys().next_back().map_or(0, |n| n + 1)
+        self.plans.keys().chain(self.verdicts.keys()).max().map_or(0, |n| n + 1)
     }
 }
 

@@ -7,9 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use keepwell_catalog::{CatalogError, IndexSet, PackSet};
 use keepwell_crypto::ChunkId;
 
-/// Names of packs that some prune plan condemns: for a writer they do not exist.
-pub(crate) type CondemnedPacks = PackSet;
-
 const SHARDS: usize = 64;
 
 /// The chunks of the repository that may be reused, plus those that this session stored or is storing.
@@ -22,12 +19,12 @@ pub(crate) struct Known {
 #[derive(Debug)]
 struct Basis {
     index: Arc<IndexSet>,
-    condemned: CondemnedPacks,
+    condemned: PackSet,
 }
 
 impl Known {
     /// `condemned` must have been read after the session was claimed and before `index` was read (docs/pruning.md).
-    pub fn new(index: Arc<IndexSet>, condemned: CondemnedPacks) -> Self {
+    pub fn new(index: Arc<IndexSet>, condemned: PackSet) -> Self {
         let session = (0..SHARDS).map(|_| Mutex::default()).collect();
         Self { basis: RwLock::new(Basis { index, condemned }), session }
     }
@@ -53,7 +50,7 @@ impl Known {
     }
 
     /// Replaces what is known from before, for a new session of the same process.
-    pub fn renew(&self, index: Arc<IndexSet>, condemned: CondemnedPacks) {
+    pub fn renew(&self, index: Arc<IndexSet>, condemned: PackSet) {
         *self.basis.write().unwrap_or_else(PoisonError::into_inner) = Basis { index, condemned };
     }
 

@@ -59,20 +59,29 @@ impl<'a> Packer<'a> {
         if self.compressed.len() < bound {
             self.compressed.resize(bound, 0);
         }
+        let mut compressed = std::mem::take(&mut self.compressed);
         let stored = self
             .compressor
-            .compress_to_buffer(frame.plain(), &mut self.compressed[..])
+            .compress_to_buffer(frame.plain(), &mut compressed[..])
             .map_err(PackError::Seal)?;
-        let pack = match &mut self.pack {
-            Some(pack) => pack,
-            none => {
-                let settings = &self.settings;
-                let capacity = settings.pack_bytes + (settings.pack_bytes >> 2);
-                none.insert(PackWriter::new(settings.class, settings.domain, &settings.recipient, capacity)?)
-            }
+        let added = self.add_stored(&compressed[..stored], frame.len(), frame.chunks());
+        self.compressed = compressed;
+        added
+    }
+
+    /// Takes over a frame that is compressed already.
+    pub fn add_stored(
+        &mut self,
+        stored: &[u8],
+        plain: usize,
+        chunks: &[(ChunkId, u32)],
+    ) -> Result<(), Error> {
+        let full = {
+            let pack = open_pack(&mut self.pack, &self.settings)?;
+            pack.append(stored, plain, chunks)?;
+            pack.len() >= self.settings.pack_bytes as u64
         };
-        pack.append(&self.compressed[..stored], frame.len(), frame.chunks())?;
-        if pack.len() >= self.settings.pack_bytes as u64 { self.finish_pack() } else { Ok(()) }
+        if full { self.finish_pack() } else { Ok(()) }
     }
 
     /// Writes out whatever is still open.
@@ -96,5 +105,18 @@ impl<'a> Packer<'a> {
         let Some(pack) = self.pack.take() else { return Ok(()) };
         let suffix = self.uploads.fresh_suffix();
         self.uploads.submit(pack.finish(suffix)?)
+    }
+}
+
+fn open_pack<'p>(
+    pack: &'p mut Option<PackWriter>,
+    settings: &PackSettings,
+) -> Result<&'p mut PackWriter, Error> {
+    match pack {
+        Some(pack) => Ok(pack),
+        none => {
+            let capacity = settings.pack_bytes + (settings.pack_bytes >> 2);
+            Ok(none.insert(PackWriter::new(settings.class, settings.domain, &settings.recipient, capacity)?))
+        }
     }
 }

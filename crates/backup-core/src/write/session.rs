@@ -45,6 +45,24 @@ pub(crate) struct Ending {
     pub created: Vec<(String, u64)>,
 }
 
+impl Ending {
+    /// The end of a session that only moved chunks or merged index segments.
+    pub fn index_only(created: Vec<(String, u64)>) -> Self {
+        Self {
+            kind: CommitKind::IndexOnly,
+            manifest: None,
+            complete: true,
+            logical_bytes: 0,
+            capture: None,
+            state: Vec::new(),
+            dataset_tag: None,
+            origin: None,
+            supersedes: Vec::new(),
+            created,
+        }
+    }
+}
+
 impl Session {
     /// Claims the next free number. Everything that the session relies on must be read after this returns.
     pub async fn claim(repository: &Repository) -> Result<Self, Error> {

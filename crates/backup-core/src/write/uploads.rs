@@ -214,7 +214,7 @@ fn build_segment(
             builder.add(IndexEntry { pack: number, ..entry });
         }
     }
-    repository.seal_segment(builder)
+    repository.seal_segment(builder, Vec::new())
 }
 
 /// Content name of stored bytes under a suffix.

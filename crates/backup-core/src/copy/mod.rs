@@ -1,0 +1,12 @@
+//! Copies: a snapshot as a source for another repository, and snapshots made anew in their own.
+
+mod reencrypt;
+mod rewrite;
+mod source;
+
+pub use reencrypt::{CopiedSnapshot, CopyReport, EXTRA_ORIGIN, EXTRA_ORIGIN_SNAPSHOT};
+pub use rewrite::{Exclude, RewriteOptions, RewriteReport};
+pub use source::SnapshotSource;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+//! Copying snapshots into a repository with other keys.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use keepwell_catalog::{Manifest, dataset_tag, names};
+use keepwell_crypto::SnapshotId;
+
+use crate::Error;
+use crate::backup::{BackupOptions, BackupReport};
+use crate::repository::{Repository, Snapshot, SnapshotState};
+
+/// Name in a manifest's extra map under which a copy holds the signed commit of the snapshot that it was made from, as
+/// stored in the first repository it was taken into.
+pub const EXTRA_ORIGIN: &str = "origin";
+/// Likewise the id (32 bytes) of that snapshot.
+pub const EXTRA_ORIGIN_SNAPSHOT: &str = "origin-snapshot";
+
+/// What a copy did.
+#[derive(Debug, Clone, Default)]
+pub struct CopyReport {
+    /// In the order of their capture.
+    pub copied: Vec<CopiedSnapshot>,
+    /// Snapshots that were there already.
+    pub skipped: Vec<SnapshotId>,
+    /// Snapshots of which nothing could be copied because they are damaged, with the reason.
+    pub failed: Vec<(SnapshotId, String)>,
+}
+
+/// One snapshot that was copied.
+#[derive(Debug, Clone)]
+pub struct CopiedSnapshot {
+    /// Its id where it came from.
+    pub from: SnapshotId,
+    /// Items that the copy lacks because their content could not be read. A later copy tries again, and makes another
+    /// snapshot.
+    pub unread: u64,
+    /// What the backup into the other repository did; its problems include those of the capture.
+    pub report: BackupReport,
+}
+
+/// What a target has.
+#[derive(Default)]
+struct Present {
+    ids: BTreeSet<SnapshotId>,
+    /// Dataset and time of capture, for a credential that cannot read manifests.
+    captures: BTreeSet<([u8; 16], i64)>,
+}
+
+impl Repository {
+    /// Copies snapshots of this repository into one with other keys: everything is read here, decrypted, proved, and
+    /// backed up there. For a store with the same keys this is the wrong way: packs can be copied as they are.
+    ///
+    /// Dataset, host, tags, paths, time of capture, time zone, description and what keeps it from being forgotten are
+    /// carried over; of `options` only the other fields count. Files that the previous copy of the same dataset by the
+    /// same writer has are not read again, so copying in order of capture (as this does) costs what changed. A snapshot
+    /// that is in the target under its own id or as a copy is skipped; one that the target has retired is not there.
+    /// Content of an erasable domain goes where `options` say, like any other.
+    ///
+    /// Damage costs the files that it touches ([`CopiedSnapshot::unread`]). A failed or interrupted copy leaves whole
+    /// snapshots and no parts of one.
+    pub async fn copy_snapshots(
+        &self,
+        target: &Repository,
+        snapshots: &[Snapshot],
+        options: &BackupOptions,
+    ) -> Result<CopyReport, Error> {
+        let mut report = CopyReport::default();
+        let mut wanted = Vec::new();
+        for snapshot in snapshots {
+            match snapshot.manifest() {
+                Ok(manifest) => wanted.push((snapshot, manifest)),
+                Err(error @ Error::Damaged { .. }) => {
+                    report.failed.push((snapshot.id, crate::error::one_line(&error)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        wanted.sort_by_key(|(snapshot, manifest)| (manifest.capture_start, snapshot.place()));
+        let mut present = Present::of(target, &wanted).await?;
+        for (snapshot, manifest) in wanted {
+            if !present.insert(target, snapshot, manifest) {
+                report.skipped.push(snapshot.id);
+                continue;
+            }
+            match self.copy_one(target, snapshot, manifest, options).await {
+                Ok(copied) => report.copied.push(copied),
+                Err(error @ (Error::Damaged { .. } | Error::ChunkLost { .. } | Error::Source(_))) => {
+                    report.failed.push((snapshot.id, crate::error::one_line(&error)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(report)
+    }
+
+    async fn copy_one(
+        &self,
+        target: &Repository,
+        snapshot: &Snapshot,
+        manifest: &Manifest,
+        options: &BackupOptions,
+    ) -> Result<CopiedSnapshot, Error> {
+        let source = self.snapshot_source(snapshot).await?;
+        let mut extra = manifest.extra.clone();
+        if !extra.contains_key(EXTRA_ORIGIN_SNAPSHOT) {
+            let (writer, n) = snapshot.place();
+            let commit = self.store().get(&names::commit_key(writer, n)).await?;
+            extra.insert(EXTRA_ORIGIN.to_owned(), commit.to_vec());
+            extra.insert(EXTRA_ORIGIN_SNAPSHOT.to_owned(), snapshot.id.as_bytes().to_vec());
+        }
+        let options = BackupOptions {
+            dataset: manifest.dataset.clone(),
+            host: manifest.host.clone(),
+            tags: manifest.tags.clone(),
+            description: manifest.description.clone(),
+            time_zone: manifest.time_zone.clone(),
+            keep_until: manifest.keep_until,
+            keep_forever: manifest.keep_forever,
+            capture_time: Some(manifest.capture_start),
+            original: None,
+            extra,
+            ..options.clone()
+        };
+        let report = target.backup(Arc::new(source), options).await?;
+        let unread = report.problem_count.saturating_sub(manifest.problems.len() as u64);
+        Ok(CopiedSnapshot { from: snapshot.id, unread, report })
+    }
+}
+
+impl Present {
+    async fn of(target: &Repository, wanted: &[(&Snapshot, &Manifest)]) -> Result<Self, Error> {
+        let mut present = Self::default();
+        for snapshot in target.snapshots().await? {
+            match &snapshot.state {
+                SnapshotState::Readable(manifest) if is_short_of(manifest, wanted) => {}
+                SnapshotState::Readable(manifest) => present.ids.extend(identities(snapshot.id, manifest)),
+                SnapshotState::Sealed => {
+                    present.captures.extend(snapshot.commit.dataset_tag.zip(snapshot.commit.capture));
+                }
+                SnapshotState::Damaged(_) => {}
+            }
+        }
+        Ok(present)
+    }
+
+    /// `true` if the snapshot was not there; from now on it is.
+    fn insert(&mut self, target: &Repository, snapshot: &Snapshot, manifest: &Manifest) -> bool {
+        let tag = dataset_tag(&target.domain().id_key, &manifest.dataset);
+        let capture = (tag, manifest.capture_start);
+        let known = identities(snapshot.id, manifest).any(|id| self.ids.contains(&id));
+        if known || (!target.can_read() && self.captures.contains(&capture)) {
+            return false;
+        }
+        self.ids.extend(identities(snapshot.id, manifest));
+        self.captures.insert(capture);
+        true
+    }
+}
+
+/// Whether a copy lacks items that one of the originals has: the origin was damaged when it was made.
+fn is_short_of(copy: &Manifest, wanted: &[(&Snapshot, &Manifest)]) -> bool {
+    let of = origin_snapshot(copy);
+    wanted.iter().any(|(snapshot, original)| {
+        of.is_some_and(|of| identities(snapshot.id, original).any(|id| id == of))
+            && copy.problem_count > original.problem_count
+    })
+}
+
+/// The ids under which a snapshot is known in the repositories it was copied through.
+fn identities(id: SnapshotId, manifest: &Manifest) -> impl Iterator<Item = SnapshotId> {
+    [Some(id), origin_snapshot(manifest)].into_iter().flatten()
+}
+
+fn origin_snapshot(manifest: &Manifest) -> Option<SnapshotId> {
+    let id = manifest.extra.get(EXTRA_ORIGIN_SNAPSHOT)?;
+    Some(SnapshotId::from_bytes(id.as_slice().try_into().ok()?))
+}

@@ -1,0 +1,404 @@
+//! Snapshots made anew in their own repository: without some of their paths, or under other labels.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use keepwell_catalog::{
+    CommitKind, Entry, EntryKind, Extent, Manifest, MapBuilder, MapKey, PackClass, Problem, Root, Statistics,
+    dataset_tag, names, push_entry, record_extents, seal_record, snapshot_id,
+};
+use keepwell_crypto::{ChunkId, DomainId};
+
+use crate::Error;
+use crate::backup::{
+    BackupOptions, DATA_FRAME_BYTES, NODE_FRAME_BYTES, Novelty, StoredNodes, begin_uploads, count_kind,
+};
+use crate::browse::{FirstNames, Raw, Step, Tree, for_each_raw};
+use crate::env::Timestamp;
+use crate::repository::{Repository, Snapshot, SnapshotState, read_own_ends_back};
+use crate::write::{Ending, PackSettings, Packer, Session, Uploads};
+
+/// Says what a rewriting leaves out. Asked for every key whose directory stays; what is below a directory that goes is
+/// gone with it. May be asked about the same key again and must answer the same.
+pub type Exclude = Arc<dyn Fn(&MapKey, EntryKind) -> bool + Send + Sync>;
+
+/// What a rewritten snapshot is like. Begin with [`RewriteOptions::of`] and change what should differ.
+#[derive(Clone)]
+pub struct RewriteOptions {
+    /// What to leave out; `None` keeps the whole tree.
+    pub exclude: Option<Exclude>,
+    /// Labels.
+    pub tags: Vec<String>,
+    /// Free text.
+    pub description: String,
+    /// Not to be forgotten before this time.
+    pub keep_until: Option<Timestamp>,
+    /// Never to be forgotten by a retention rule.
+    pub keep_forever: bool,
+    /// Name and version of the program, for the manifest.
+    pub program: String,
+}
+
+impl RewriteOptions {
+    /// Everything as the snapshot has it. Fails for a snapshot whose manifest cannot be read.
+    pub fn of(snapshot: &Snapshot) -> Result<Self, Error> {
+        let manifest = snapshot.manifest()?;
+        Ok(Self {
+            exclude: None,
+            tags: manifest.tags.clone(),
+            description: manifest.description.clone(),
+            keep_until: manifest.keep_until,
+            keep_forever: manifest.keep_forever,
+            program: manifest.program.clone(),
+        })
+    }
+}
+
+impl fmt::Debug for RewriteOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RewriteOptions")
+            .field("exclude", &self.exclude.is_some())
+            .field("tags", &self.tags)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a rewriting did.
+#[derive(Debug, Clone)]
+pub struct RewriteReport {
+    /// The new snapshot; the old one stands until it is retired.
+    pub snapshot: Snapshot,
+    /// Records of the tree that are gone.
+    pub records_removed: u64,
+    /// Chunks that were stored: new tree nodes, and what lay only in packs that a prune is about to delete.
+    pub stored_chunks: u64,
+}
+
+impl Repository {
+    /// Makes a snapshot anew without some of its paths or under other labels, and commits it beside the old one, with
+    /// `original` set to it. Whoever wants the old one gone retires it afterwards.
+    ///
+    /// Reads no content: chunks keep their ids, and tree nodes that do not change are not stored again. Still every node
+    /// of the tree is read and every chunk under it looked up, even if only a label changes, because a prune may run at
+    /// the same time and nothing but an entry in a pack that no plan condemns may be relied on (docs/pruning.md). What
+    /// lies only in condemned packs is read and stored anew. Needs the right to write and to read. A crash or failure
+    /// leaves everything as it was; a chunk that is lost refuses the rewriting.
+    pub async fn rewrite(
+        &self,
+        snapshot: &Snapshot,
+        options: RewriteOptions,
+    ) -> Result<RewriteReport, Error> {
+        let manifest = snapshot.manifest()?;
+        let tree = self.tree(snapshot).await?;
+        self.monitor().phase("rewrite");
+        self.monitor().total(manifest.entries, 0);
+        let session = Session::claim(self).await?;
+        let ended = match self.rewrite_in(&session, snapshot, manifest, tree, options).await {
+            Ok((ending, manifest, stored_chunks)) => {
+                session.end(ending).await.map(|commit| (commit, manifest, stored_chunks))
+            }
+            Err(error) => {
+                session.abandon().await;
+                Err(error)
+            }
+        };
+        let (commit, rewritten, stored_chunks) = ended?;
+        let id = snapshot_id(&rewritten.encode());
+        let records_removed = manifest.entries.saturating_sub(rewritten.entries);
+        let state = SnapshotState::Readable(Box::new(rewritten));
+        Ok(RewriteReport { snapshot: Snapshot { id, commit, state }, records_removed, stored_chunks })
+    }
+
+    /// Everything between the claim of a session and its end.
+    async fn rewrite_in(
+        &self,
+        session: &Session,
+        snapshot: &Snapshot,
+        manifest: &Manifest,
+        tree: Tree,
+        options: RewriteOptions,
+    ) -> Result<(Ending, Manifest, u64), Error> {
+        let uploads = begin_uploads(self).await?;
+        let rebuilt = self.rebuild(&uploads, tree, manifest, options.exclude.clone()).await?;
+        uploads.flush().await?;
+        let stored_chunks = uploads.stored().chunks;
+        let (mut ending, is_newest) =
+            (Ending::of(snapshot), self.is_newest(session, snapshot, manifest).await?);
+        let rewritten = rebuilt.manifest(self, session, snapshot, manifest, options);
+        let sealed = seal_record(std::slice::from_ref(&self.domain().recipient), &rewritten.encode())?;
+        let size = sealed.len() as u64;
+        let (name, key) = self.put_content(names::manifest_key, sealed).await?;
+        uploads.created(key.to_string(), size);
+        ending.manifest = Some((name, snapshot_id(&rewritten.encode())));
+        ending.logical_bytes = rewritten.statistics.logical_bytes;
+        ending.created = uploads.take_created();
+        if is_newest {
+            ending.dataset_tag = snapshot.commit.dataset_tag;
+            ending.state.clone_from(&snapshot.commit.state);
+        }
+        Ok((ending, rewritten, stored_chunks))
+    }
+
+    /// Whether this writer's next backup of the dataset would build on the snapshot. Only then may a rewriting take its
+    /// place; otherwise the next backup would start from older state.
+    async fn is_newest(
+        &self,
+        session: &Session,
+        snapshot: &Snapshot,
+        manifest: &Manifest,
+    ) -> Result<bool, Error> {
+        let (writer, n) = snapshot.place();
+        let tag = dataset_tag(&self.domain().id_key, &manifest.dataset);
+        if writer != session.writer() || snapshot.commit.dataset_tag != Some(tag) {
+            return Ok(false);
+        }
+        let mut newer = read_own_ends_back(self, writer).await?;
+        newer.retain(|other| *other > n);
+        for other in newer {
+            let end = self.read_end(writer, other).await?;
+            if end.commit.dataset_tag == Some(tag) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn rebuild(
+        &self,
+        uploads: &Uploads,
+        tree: Tree,
+        manifest: &Manifest,
+        exclude: Option<Exclude>,
+    ) -> Result<Rebuilt, Error> {
+        let (repository, uploads, domain) = (self.clone(), uploads.clone(), manifest.domain);
+        let problems = manifest.problems.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            let filter = Filter { tree: &tree, exclude };
+            let mut rebuild = Rebuild::new(&repository, &uploads, &filter, domain)?;
+            for_each_raw(&tree.reader(), |raw| rebuild.take(raw))?;
+            rebuild.finish(problems)
+        });
+        task.await.map_err(|e| Error::Task(e.to_string()))?
+    }
+}
+
+impl Ending {
+    /// That of a snapshot which takes the place of another.
+    fn of(snapshot: &Snapshot) -> Self {
+        Self {
+            kind: CommitKind::Snapshot,
+            manifest: None,
+            complete: snapshot.commit.complete,
+            logical_bytes: 0,
+            capture: snapshot.commit.capture,
+            state: Vec::new(),
+            dataset_tag: None,
+            origin: None,
+            supersedes: Vec::new(),
+            created: Vec::new(),
+        }
+    }
+}
+
+/// Answers what goes.
+struct Filter<'t> {
+    tree: &'t Tree,
+    exclude: Option<Exclude>,
+}
+
+impl Filter<'_> {
+    fn drops(&self, key: &MapKey, kind: EntryKind) -> bool {
+        self.exclude.as_ref().is_some_and(|exclude| exclude(key, kind))
+    }
+
+    /// Whether a key goes, by itself or with a directory above it.
+    fn drops_path(&self, key: &MapKey, kind: EntryKind) -> bool {
+        let mut above = key.parent();
+        while let Some(directory) = above {
+            if self.drops(&directory, EntryKind::Directory) {
+                return true;
+            }
+            above = directory.parent();
+        }
+        self.drops(key, kind)
+    }
+}
+
+/// A tree being built from another one.
+struct Rebuild<'r> {
+    repository: &'r Repository,
+    uploads: &'r Uploads,
+    filter: &'r Filter<'r>,
+    builder: MapBuilder,
+    nodes: StoredNodes<'r>,
+    /// For content that lies only in condemned packs.
+    content: BTreeMap<DomainId, Packer<'r>>,
+    first_names: FirstNames,
+    counts: Statistics,
+    /// Whether the records that follow belong to an entry whose head was written by other means.
+    skip_records: bool,
+}
+
+/// What came out.
+struct Rebuilt {
+    root: Root,
+    counts: Statistics,
+    problems: Vec<Problem>,
+}
+
+impl<'r> Rebuild<'r> {
+    fn new(
+        repository: &'r Repository,
+        uploads: &'r Uploads,
+        filter: &'r Filter<'r>,
+        domain: DomainId,
+    ) -> Result<Self, Error> {
+        let id_key = repository.id_key(domain)?;
+        let packer = Packer::new(uploads, settings(repository, PackClass::Meta, domain)?)?;
+        Ok(Self {
+            repository,
+            uploads,
+            filter,
+            builder: MapBuilder::new(id_key.boundary()),
+            nodes: StoredNodes::new(packer, uploads.known(), id_key),
+            content: BTreeMap::new(),
+            first_names: FirstNames::default(),
+            counts: Statistics::default(),
+            skip_records: false,
+        })
+    }
+
+    fn take(&mut self, raw: Raw<'_>) -> Result<Step, Error> {
+        let (raw_key, value) = match raw {
+            Raw::More { .. } if self.skip_records => return Ok(Step::Next),
+            Raw::More { key, value } => (key, value),
+            Raw::Entry { key, value } => {
+                let entry = Entry::decode(value)?;
+                self.skip_records = false;
+                self.repository.monitor().advance(1, 0);
+                if self.filter.drops(key, entry.kind) {
+                    return Ok(Step::SkipBelow);
+                }
+                if let Some(first) = &entry.hard_link
+                    && self.filter.drops_path(first, EntryKind::File)
+                {
+                    self.take_orphan(key, first.clone(), entry)?;
+                    return Ok(Step::Next);
+                }
+                count_kind(&mut self.counts, &entry, Novelty::Unchanged);
+                (key.as_bytes(), value)
+            }
+        };
+        for extent in record_extents(raw_key, value)? {
+            self.resolve(&extent)?;
+        }
+        Ok(self.builder.push(raw_key, value, &mut self.nodes).map(|()| Step::Next)?)
+    }
+
+    /// A further name whose first name goes: the first of these carries the file, the others link to it.
+    fn take_orphan(&mut self, key: &MapKey, first: MapKey, mut entry: Entry) -> Result<(), Error> {
+        match self.first_names.stand_in(&first, key) {
+            Some(carrier) => entry.hard_link = Some(carrier),
+            None => {
+                let carrier = self.filter.tree.reader().entry(&first)?;
+                entry = carrier
+                    .ok_or_else(|| Error::damaged(key.display_path(), "its first name is not in the tree"))?;
+            }
+        }
+        count_kind(&mut self.counts, &entry, Novelty::Unchanged);
+        for extent in &entry.content {
+            self.resolve(extent)?;
+        }
+        self.skip_records = true;
+        Ok(push_entry(&mut self.builder, key, &entry, &mut self.nodes)?)
+    }
+
+    /// Sees to it that a chunk has a location that may be relied on.
+    fn resolve(&mut self, extent: &Extent) -> Result<(), Error> {
+        let Some(id) = extent.chunk() else { return Ok(()) };
+        if !self.uploads.known().claim(id)? {
+            return Ok(());
+        }
+        let chunk = self.filter.tree.contents().chunk(id)?;
+        let domain = self.domain_of(id)?;
+        if !self.content.contains_key(&domain) {
+            let settings = settings(self.repository, PackClass::Data, domain)?;
+            self.content.insert(domain, Packer::new(self.uploads, settings)?);
+        }
+        match self.content.get_mut(&domain) {
+            Some(packer) => packer.add(*id, &chunk),
+            None => Ok(()),
+        }
+    }
+
+    /// A snapshot may use chunks of several domains if its dataset moved from one to another.
+    fn domain_of(&self, id: &ChunkId) -> Result<DomainId, Error> {
+        let found = self.repository.index().find(id)?.into_iter().next();
+        found
+            .map(|location| location.pack.domain)
+            .ok_or_else(|| Error::ChunkLost { id: *id, reason: "no index segment lists it".into() })
+    }
+
+    fn finish(mut self, mut problems: Vec<Problem>) -> Result<Rebuilt, Error> {
+        let root = self.builder.finish(&mut self.nodes)?;
+        self.nodes.packer.finish()?;
+        self.content.values_mut().try_for_each(Packer::finish)?;
+        problems.retain(|problem| match MapKey::from_bytes(problem.key.as_slice()) {
+            Ok(key) => !self.filter.drops_path(&key, EntryKind::File),
+            Err(_) => true,
+        });
+        Ok(Rebuilt { root, counts: self.counts, problems })
+    }
+}
+
+impl Rebuilt {
+    fn manifest(
+        self,
+        repository: &Repository,
+        session: &Session,
+        snapshot: &Snapshot,
+        manifest: &Manifest,
+        options: RewriteOptions,
+    ) -> Manifest {
+        let dropped = (manifest.problems.len() - self.problems.len()) as u64;
+        Manifest {
+            repository: repository.id(),
+            writer: session.writer(),
+            seq: session.n(),
+            tags: options.tags,
+            description: options.description,
+            keep_until: options.keep_until,
+            keep_forever: options.keep_forever,
+            program: options.program,
+            root: self.root.id,
+            entries: self.root.entries,
+            statistics: Statistics {
+                files: self.counts.files,
+                directories: self.counts.directories,
+                others: self.counts.others,
+                logical_bytes: self.counts.logical_bytes,
+                ..manifest.statistics
+            },
+            problem_count: manifest.problem_count.saturating_sub(dropped),
+            problems: self.problems,
+            original: Some(snapshot.id),
+            ..manifest.clone()
+        }
+    }
+}
+
+fn settings(repository: &Repository, class: PackClass, domain: DomainId) -> Result<PackSettings, Error> {
+    let keys = repository.domain_for(Some(domain))?;
+    Ok(PackSettings {
+        class,
+        domain,
+        recipient: keys.recipient.clone(),
+        level: BackupOptions::default().compression_level,
+        frame_bytes: match class {
+            PackClass::Data => DATA_FRAME_BYTES,
+            PackClass::Meta => NODE_FRAME_BYTES,
+        },
+        pack_bytes: repository.pack_bytes(),
+    })
+}

@@ -1,0 +1,102 @@
+//! Marking: which chunks the roots reach. One bit per index entry, so that memory follows the index, not the data.
+
+use keepwell_catalog::{IndexSet, Location, PackSet, record_extents, walk_nodes};
+use keepwell_crypto::ChunkId;
+
+use crate::Error;
+use crate::read::Nodes;
+
+/// Marks over the segments of one index; segments added later have none.
+#[derive(Debug, Clone)]
+pub(crate) struct Marks {
+    segments: Vec<Vec<u64>>,
+}
+
+impl Marks {
+    /// Nothing is marked.
+    pub fn new(index: &IndexSet) -> Self {
+        let words = |entries: u64| usize::try_from(entries.div_ceil(64)).unwrap_or(usize::MAX);
+        Self { segments: index.segments().iter().map(|(_, s)| vec![0; words(s.len())]).collect() }
+    }
+
+    /// Marks an entry; `true` if it was not marked before.
+    pub fn set(&mut self, location: &Location) -> bool {
+        let Some((word, bit)) = self.word(location.segment, location.ordinal) else { return false };
+        let word = &mut self.segments[location.segment][word];
+        let fresh = *word & bit == 0;
+        *word |= bit;
+        fresh
+    }
+
+    /// Whether an entry is marked.
+    pub fn get(&self, segment: usize, ordinal: u64) -> bool {
+        self.word(segment, ordinal).is_some_and(|(word, bit)| self.segments[segment][word] & bit != 0)
+    }
+
+    fn word(&self, segment: usize, ordinal: u64) -> Option<(usize, u64)> {
+        let word = usize::try_from(ordinal / 64).ok()?;
+        (word < self.segments.get(segment)?.len()).then_some((word, 1 << (ordinal % 64)))
+    }
+}
+
+/// What a mark phase meets.
+pub(crate) trait Visitor {
+    /// A chunk or node that a root reaches, with every place that the index knows; called again for each reference.
+    /// For a node, the answer says whether to go on below it.
+    fn reached(&mut self, id: &ChunkId, locations: &[Location]) -> bool;
+
+    /// Something that a root needs cannot be read: a node, with the reason.
+    fn broken(&mut self, error: Error) -> Result<(), Error>;
+}
+
+/// Visits everything that the root reaches. A node that cannot be read is handed to [`Visitor::broken`], and the rest
+/// of the tree is left alone.
+pub(crate) fn visit(
+    nodes: &Nodes,
+    index: &IndexSet,
+    root: &ChunkId,
+    visitor: &mut dyn Visitor,
+) -> Result<(), Error> {
+    let shared = std::cell::RefCell::new((visitor, None));
+    let walked = walk_nodes(
+        nodes,
+        root,
+        &mut |id| {
+            let (visitor, failed) = &mut *shared.borrow_mut();
+            match index.find(id) {
+                Ok(locations) => visitor.reached(id, &locations),
+                Err(error) => {
+                    failed.get_or_insert(Error::from(error));
+                    false
+                }
+            }
+        },
+        &mut |key, value| {
+            let (visitor, failed) = &mut *shared.borrow_mut();
+            let noted = chunks(index, key, value, &mut **visitor);
+            if let Err(error) = noted {
+                failed.get_or_insert(error);
+            }
+        },
+    );
+    let (visitor, failed) = shared.into_inner();
+    match (failed, walked) {
+        (Some(error), _) => visitor.broken(error),
+        (None, Err(error)) => visitor.broken(error.into()),
+        (None, Ok(())) => Ok(()),
+    }
+}
+
+fn chunks(index: &IndexSet, key: &[u8], value: &[u8], visitor: &mut dyn Visitor) -> Result<(), Error> {
+    for extent in record_extents(key, value)? {
+        if let Some(id) = extent.chunk() {
+            visitor.reached(id, &index.find(id)?);
+        }
+    }
+    Ok(())
+}
+
+/// The location to live by: the first whose pack does not count as gone.
+pub(crate) fn preferred<'l>(locations: &'l [Location], gone: &PackSet) -> Option<&'l Location> {
+    locations.iter().find(|l| !gone.contains(&l.pack.name))
+}

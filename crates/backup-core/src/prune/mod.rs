@@ -1,0 +1,143 @@
+//! Pruning: removing what no snapshot needs, while others write. The steps and the reason for each are in
+//! docs/pruning.md; the comments here give its numbers.
+
+mod forget;
+mod merge;
+mod repack;
+mod scan;
+mod sessions;
+mod verdict;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use keepwell_catalog::{Plan, names};
+
+use crate::Error;
+use crate::repository::{Repository, read_plans};
+
+pub(crate) use scan::live_ends;
+pub(crate) use sessions::open_sessions;
+
+use scan::Scan;
+
+/// How to prune.
+#[derive(Debug, Clone)]
+pub struct PruneOptions {
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// How much of the stored bytes may stay unused, as a share (0.05 = 5 %): what is below is not worth repacking.
+    pub max_unused: f64,
+    /// At most this many bytes of packs are repacked in one run.
+    pub max_repack_bytes: u64,
+    /// A session without a sign of life for this long, on our own clock, is fenced.
+    pub fence_after: Duration,
+}
+
+impl Default for PruneOptions {
+    fn default() -> Self {
+        Self {
+            dry_run: false,
+            max_unused: 0.05,
+            max_repack_bytes: u64::MAX,
+            fence_after: 5 * crate::write::BEAT_EVERY,
+        }
+    }
+}
+
+/// What a prune did, or would do.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PruneReport {
+    /// Packs before.
+    pub packs: u64,
+    /// Their stored bytes.
+    pub pack_bytes: u64,
+    /// Stored bytes of frames that no root reaches, before.
+    pub unused_bytes: u64,
+    /// Packs that hold nothing that is needed.
+    pub packs_unused: u64,
+    /// Packs of which the rest was moved to new packs.
+    pub packs_repacked: u64,
+    /// Stored bytes of the new packs.
+    pub repacked_bytes: u64,
+    /// Objects deleted, packs and small ones.
+    pub objects_deleted: u64,
+    /// Stored bytes of deleted packs.
+    pub bytes_freed: u64,
+    /// Objects that were to be deleted and are needed after all.
+    pub kept: u64,
+    /// Sessions ended because they showed no sign of life.
+    pub fenced: u64,
+    /// Index segments merged into fewer.
+    pub segments_merged: u64,
+}
+
+impl Repository {
+    /// Removes packs and small objects that no snapshot needs, and rewrites packs that are mostly unused.
+    ///
+    /// Safe beside any number of writers, readers and other prunes; needs the keeper role and the data keys. A crash at
+    /// any moment loses nothing and the next prune goes on. Fails on damage that hides what is needed, before anything
+    /// is deleted.
+    pub async fn prune(&self, options: PruneOptions) -> Result<PruneReport, Error> {
+        if !self.access().is_keeper() || !self.can_read() {
+            return Err(self.access().cannot("prune"));
+        }
+        self.monitor().phase("prune");
+        let retired = self.retired().await?; // step 1
+        let scan = Scan::run(self, retired, &options).await?; // step 2
+        let mut report = scan.report.clone();
+        if options.dry_run || scan.is_idle() {
+            return Ok(report);
+        }
+        let moved = repack::repack(self, &scan).await?; // step 3
+        report.repacked_bytes = moved.bytes;
+        report.packs_repacked = moved.packs;
+        let condemned = scan.condemned(moved.done);
+        if !condemned.is_empty() {
+            let n = self.write_plan(&condemned).await?; // step 4
+            self.decide_and_delete(n, condemned.into_iter().collect(), &scan, &options, &mut report).await?;
+        }
+        for (n, plan) in scan.unfinished.clone() {
+            self.decide_and_delete(n, plan, &scan, &options, &mut report).await?;
+        }
+        report.segments_merged = merge::merge_segments(self).await?;
+        Ok(report)
+    }
+
+    /// Creates the next plan.
+    pub(crate) async fn write_plan(&self, condemned: &[String]) -> Result<u64, Error> {
+        let mut n = read_plans(self).await?.next();
+        loop {
+            let plan = Plan {
+                store: self.store_id(),
+                n,
+                time: self.now(),
+                condemned: condemned.to_vec(),
+                merged: Vec::new(),
+            };
+            let signed = self.sign(Plan::KIND, plan.encode())?;
+            if self.put_own(&names::plan_key(n), signed).await? {
+                return Ok(n);
+            }
+            n += 1;
+        }
+    }
+
+    /// Steps 5 to 8 for one plan, our own or one that a keeper left without a verdict.
+    async fn decide_and_delete(
+        &self,
+        n: u64,
+        condemned: BTreeSet<String>,
+        scan: &Scan,
+        options: &PruneOptions,
+        report: &mut PruneReport,
+    ) -> Result<(), Error> {
+        report.fenced += sessions::settle_sessions(self, options.fence_after).await?; // step 5
+        let kept = verdict::decide(self, n, &condemned, &scan.retired).await?; // steps 6 and 7
+        report.kept += kept.len() as u64;
+        let doomed: Vec<String> = condemned.difference(&kept).cloned().collect();
+        report.bytes_freed += doomed.iter().filter_map(|name| scan.size_of(name)).sum::<u64>();
+        report.objects_deleted += verdict::delete_all(self, &doomed).await?; // step 8
+        Ok(())
+    }
+}

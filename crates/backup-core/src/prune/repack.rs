@@ -1,0 +1,154 @@
+//! Repacking: what is live in packs that are mostly unused moves into new ones, in an ordinary session.
+
+use std::collections::{BTreeMap, HashMap};
+
+use keepwell_catalog::{ContentName, IndexEntry, PackClass};
+use keepwell_crypto::ChunkId;
+
+use super::scan::{PackUse, Scan};
+use crate::Error;
+use crate::backup::begin_uploads;
+use crate::pack::decode_frame;
+use crate::read::fetch_pack;
+use crate::repository::Repository;
+use crate::write::{Ending, PackSettings, Packer, Session, Uploads};
+
+/// What was moved.
+#[derive(Debug, Default)]
+pub(super) struct Moved {
+    /// Whether the new packs are committed, so that the old ones may be condemned.
+    pub done: bool,
+    pub packs: u64,
+    /// Stored bytes of new packs.
+    pub bytes: u64,
+}
+
+/// Live entries by pack, in order of place.
+type Live = BTreeMap<ContentName, Vec<IndexEntry>>;
+
+/// Copies what is live and durable-commits it. A session that is fenced meanwhile leaves the old packs alone.
+pub(super) async fn repack(repository: &Repository, scan: &Scan) -> Result<Moved, Error> {
+    if scan.repack.is_empty() {
+        return Ok(Moved::default());
+    }
+    let session = Session::claim(repository).await?;
+    match copy(repository, scan).await {
+        Err(error) => {
+            session.abandon().await;
+            Err(error)
+        }
+        Ok(uploads) => {
+            let bytes = uploads.stored().pack_bytes;
+            let ending = Ending::index_only(uploads.take_created());
+            match session.end(ending).await {
+                Ok(_) => Ok(Moved { done: true, packs: scan.repack.len() as u64, bytes }),
+                Err(Error::Fenced { .. }) => Ok(Moved::default()),
+                Err(error) => Err(error),
+            }
+        }
+    }
+}
+
+async fn copy(repository: &Repository, scan: &Scan) -> Result<Uploads, Error> {
+    let uploads = begin_uploads(repository).await?;
+    let live = live_entries(scan)?;
+    let (repository, uploads_there) = (repository.clone(), uploads.clone());
+    let packs: Vec<(PackUse, Vec<IndexEntry>)> = scan
+        .repack
+        .iter()
+        .map(|(name, used)| (used.clone(), live.get(name).cloned().unwrap_or_default()))
+        .collect();
+    let handle = tokio::runtime::Handle::current();
+    let task = tokio::task::spawn_blocking(move || {
+        let mut packers: HashMap<(PackClass, keepwell_crypto::DomainId), Packer<'_>> = HashMap::new();
+        for (used, entries) in packs {
+            let fetched = handle.block_on(fetch_pack(&repository, used.class, &used.pack))?;
+            let packer = match packers.entry((used.class, used.pack.domain)) {
+                std::collections::hash_map::Entry::Occupied(slot) => slot.into_mut(),
+                std::collections::hash_map::Entry::Vacant(slot) => {
+                    slot.insert(Packer::new(&uploads_there, settings(&repository, &used)?)?)
+                }
+            };
+            move_frames(&fetched.plain, &used, &entries, packer, &repository)?;
+        }
+        packers.into_values().try_for_each(|mut packer| packer.finish())
+    });
+    task.await.map_err(|e| Error::Task(e.to_string()))??;
+    uploads.flush().await?;
+    Ok(uploads)
+}
+
+fn settings(repository: &Repository, used: &PackUse) -> Result<PackSettings, Error> {
+    let domain = repository.domain_for(Some(used.pack.domain))?;
+    Ok(PackSettings {
+        class: used.class,
+        domain: domain.id,
+        recipient: domain.recipient.clone(),
+        level: 2,
+        frame_bytes: 1 << 20,
+        pack_bytes: repository.pack_bytes(),
+    })
+}
+
+/// Frames that are live as a whole move as they are; of others, the live chunks are compressed anew. Every chunk is
+/// proved on the way.
+fn move_frames(
+    plain: &[u8],
+    used: &PackUse,
+    entries: &[IndexEntry],
+    packer: &mut Packer<'_>,
+    repository: &Repository,
+) -> Result<(), Error> {
+    let key = repository.id_key(used.pack.domain)?;
+    let kind = match used.class {
+        PackClass::Data => keepwell_crypto::ChunkKind::Content,
+        PackClass::Meta => keepwell_crypto::ChunkKind::Node,
+    };
+    for frame in entries.chunk_by(|a, b| a.frame_offset == b.frame_offset) {
+        let from = frame[0].frame_offset as usize;
+        let stored = plain.get(from..from.saturating_add(frame[0].frame_length as usize));
+        let stored = stored.ok_or_else(|| Error::damaged(used.pack.name, "a frame lies outside"))?;
+        let decoded = decode_frame(stored, None).map_err(|e| Error::damaged(used.pack.name, e))?;
+        let mut chunks: Vec<(ChunkId, u32)> = Vec::new();
+        let mut end = 0;
+        let mut whole = true;
+        for entry in frame {
+            crate::pack::chunk_from_frame(&decoded, entry.offset, entry.length, &entry.id, kind, key)
+                .map_err(|e| Error::damaged(used.pack.name, e))?;
+            whole &= entry.offset == end;
+            end = entry.offset.saturating_add(entry.length);
+            chunks.push((entry.id, entry.length));
+        }
+        if whole && end as usize == decoded.len() {
+            packer.add_stored(stored, decoded.len(), &chunks)?;
+            continue;
+        }
+        for entry in frame {
+            packer.add(entry.id, &decoded[entry.offset as usize..][..entry.length as usize])?;
+        }
+    }
+    Ok(())
+}
+
+/// The marked entries of the packs to be repacked.
+fn live_entries(scan: &Scan) -> Result<Live, Error> {
+    let mut live = Live::new();
+    for (number, (_, segment)) in scan.index.segments().iter().enumerate() {
+        let wanted: Vec<bool> = segment.packs().iter().map(|p| scan.repack.contains_key(&p.name)).collect();
+        if !wanted.contains(&true) {
+            continue;
+        }
+        for item in segment.iter() {
+            let (ordinal, entry) = item?;
+            if wanted.get(entry.pack as usize) == Some(&true) && scan.marks.get(number, ordinal) {
+                let name = segment.packs()[entry.pack as usize].name;
+                live.entry(name).or_default().push(entry);
+            }
+        }
+    }
+    for entries in live.values_mut() {
+        entries.sort_unstable_by_key(|e| (e.frame_offset, e.offset));
+        entries.dedup_by_key(|e| (e.frame_offset, e.offset));
+    }
+    Ok(live)
+}

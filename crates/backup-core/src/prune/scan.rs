@@ -1,0 +1,302 @@
+//! The scan: what is unused, what is worth repacking, what a crashed prune left. Only a heuristic: the verdict decides.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use keepwell_catalog::names::ObjectName;
+use keepwell_catalog::{CommitKind, ContentName, IndexSet, Location, PackClass, PackRef, PackSet, names};
+use keepwell_crypto::{ChunkId, MemberId};
+
+use super::{PruneOptions, PruneReport};
+use crate::Error;
+use crate::mark::{Marks, Visitor, preferred, visit};
+use crate::read::Nodes;
+use crate::repository::{End, Plans, Repository, read_ends, read_plans};
+
+/// Packs smaller than this are merged with others.
+const SMALL_PACK_BYTES: u64 = 4 << 20;
+/// Small packs are left alone until there are this many of a class.
+const SMALL_PACKS_MIN: usize = 8;
+
+/// One pack of the index.
+#[derive(Debug, Clone)]
+pub(super) struct PackUse {
+    pub class: PackClass,
+    pub pack: PackRef,
+    /// Stored bytes of frames that hold something live.
+    pub live: u64,
+    /// Stored bytes of all frames.
+    pub total: u64,
+}
+
+/// What the scan found.
+pub(super) struct Scan {
+    pub retired: BTreeSet<(MemberId, u64)>,
+    /// Marked entries; only the preferred location of each chunk is marked.
+    pub marks: Marks,
+    pub index: std::sync::Arc<IndexSet>,
+    pub repack: BTreeMap<ContentName, PackUse>,
+    unused: BTreeMap<ContentName, PackUse>,
+    /// Packs in no index, stale state, manifests of retired snapshots: whole keys.
+    others: Vec<String>,
+    /// Plans without a verdict, and plans with one of which something still exists.
+    pub unfinished: BTreeMap<u64, BTreeSet<String>>,
+    sizes: HashMap<String, u64>,
+    pub report: PruneReport,
+}
+
+/// Ends that count as roots, given the retirements.
+pub(crate) fn live_ends<'e>(ends: &'e [End], retired: &BTreeSet<(MemberId, u64)>) -> Vec<&'e End> {
+    let superseded: BTreeSet<(MemberId, u64)> =
+        ends.iter().flat_map(|e| e.commit.supersedes.iter().map(|n| (e.writer, *n))).collect();
+    let is_live = |end: &&End| match end.commit.kind {
+        CommitKind::Snapshot => !retired.contains(&(end.writer, end.n)),
+        CommitKind::Checkpoint => !superseded.contains(&(end.writer, end.n)),
+        CommitKind::Fence | CommitKind::IndexOnly => false,
+    };
+    ends.iter().filter(is_live).collect()
+}
+
+/// The root nodes of these ends. Fails on a manifest that cannot be read: its snapshot's chunks are unknown.
+pub(crate) async fn roots_of(repository: &Repository, ends: &[&End]) -> Result<Vec<ChunkId>, Error> {
+    let mut roots = Vec::new();
+    for end in ends {
+        let snapshot = repository.load_snapshot((*end).clone()).await?;
+        let snapshot = snapshot
+            .ok_or_else(|| Error::damaged(names::commit_key(end.writer, end.n), "it names no manifest"))?;
+        roots.push(snapshot.manifest()?.root);
+    }
+    roots.sort_unstable();
+    roots.dedup();
+    Ok(roots)
+}
+
+/// Reads every end; one that does not verify stops the prune.
+pub(crate) async fn decided_ends(repository: &Repository) -> Result<Vec<End>, Error> {
+    let (ends, undecided) = read_ends(repository).await?;
+    match undecided.into_iter().next() {
+        None => Ok(ends),
+        Some((name, reason)) => {
+            Err(Error::damaged(name, format_args!("{reason}; nothing is pruned until this is clear")))
+        }
+    }
+}
+
+struct Marking<'m> {
+    marks: &'m mut Marks,
+    gone: &'m PackSet,
+}
+
+impl Visitor for Marking<'_> {
+    fn reached(&mut self, _: &ChunkId, locations: &[Location]) -> bool {
+        let chosen = preferred(locations, self.gone).or(locations.first());
+        // A node without any location is fetched, fails, and stops the prune.
+        chosen.is_none_or(|location| self.marks.set(location))
+    }
+
+    fn broken(&mut self, error: Error) -> Result<(), Error> {
+        Err(error)
+    }
+}
+
+impl Scan {
+    pub async fn run(
+        repository: &Repository,
+        retired: BTreeSet<(MemberId, u64)>,
+        options: &PruneOptions,
+    ) -> Result<Self, Error> {
+        let plans = read_plans(repository).await?;
+        let ends = decided_ends(repository).await?;
+        repository.refresh_index().await?;
+        let index = repository.index();
+        let live = live_ends(&ends, &retired);
+        let roots = roots_of(repository, &live).await?;
+        let gone = plans.doomed_packs();
+        let marks = mark(repository, &index, roots, gone.clone()).await?;
+        let (uses, marks, index) = {
+            let task = tokio::task::spawn_blocking(move || {
+                Ok::<_, Error>((pack_uses(&index, &marks)?, marks, index))
+            });
+            task.await.map_err(|e| Error::Task(e.to_string()))??
+        };
+        let mut scan = Self {
+            retired,
+            marks,
+            index,
+            repack: BTreeMap::new(),
+            unused: BTreeMap::new(),
+            others: Vec::new(),
+            unfinished: BTreeMap::new(),
+            sizes: HashMap::new(),
+            report: PruneReport::default(),
+        };
+        scan.sort_packs(uses, &gone, options);
+        scan.find_others(repository, &plans, &ends, &live).await?;
+        Ok(scan)
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.unused.is_empty()
+            && self.repack.is_empty()
+            && self.others.is_empty()
+            && self.unfinished.is_empty()
+    }
+
+    /// What a plan should condemn, given the packs that were repacked.
+    pub fn condemned(&self, repacked: bool) -> Vec<String> {
+        let key = |u: &PackUse| names::pack_key(u.class, &u.pack.name).to_string();
+        let mut list: Vec<String> = self.unused.values().map(key).collect();
+        if repacked {
+            list.extend(self.repack.values().map(key));
+        }
+        list.extend(self.others.iter().cloned());
+        list
+    }
+
+    pub fn size_of(&self, name: &str) -> Option<u64> {
+        self.sizes.get(name).copied()
+    }
+
+    fn sort_packs(&mut self, uses: HashMap<ContentName, PackUse>, gone: &PackSet, options: &PruneOptions) {
+        let report = &mut self.report;
+        let mut partly = Vec::new();
+        let mut small: BTreeMap<&'static str, Vec<PackUse>> = BTreeMap::new();
+        for (name, used) in uses {
+            if gone.contains(&name) && used.live == 0 {
+                continue;
+            }
+            report.packs += 1;
+            report.pack_bytes += used.pack.size;
+            report.unused_bytes += used.total - used.live;
+            if used.live == 0 {
+                report.packs_unused += 1;
+                self.unused.insert(name, used);
+            } else if gone.contains(&name) {
+                self.repack.insert(name, used); // live, and every location doomed: move it while it lasts
+            } else if used.live < used.total {
+                partly.push(used);
+            } else if used.pack.size < SMALL_PACK_BYTES {
+                small.entry(used.class.prefix()).or_default().push(used);
+            }
+        }
+        for packs in small.into_values().filter(|packs| packs.len() >= SMALL_PACKS_MIN) {
+            self.repack.extend(packs.into_iter().map(|used| (used.pack.name, used)));
+        }
+        self.choose_repacks(partly, options);
+    }
+
+    /// The packs with the largest unused share first, until what stays unused is within the limit.
+    fn choose_repacks(&mut self, mut partly: Vec<PackUse>, options: &PruneOptions) {
+        let tolerated = (self.report.pack_bytes as f64 * options.max_unused.clamp(0.0, 1.0)) as u64;
+        let mut unused: u64 = partly.iter().map(|u| u.total - u.live).sum();
+        let mut budget = options.max_repack_bytes;
+        partly.sort_by(|a, b| {
+            let share = |u: &PackUse| (u.total - u.live) as f64 / u.total.max(1) as f64;
+            share(b).total_cmp(&share(a)).then(a.pack.name.cmp(&b.pack.name))
+        });
+        for used in partly {
+            if unused <= tolerated || used.live > budget {
+                break;
+            }
+            unused -= used.total - used.live;
+            budget -= used.live;
+            self.repack.insert(used.pack.name, used);
+        }
+    }
+
+    /// Objects that nothing refers to, other than packs in the index.
+    async fn find_others(
+        &mut self,
+        repository: &Repository,
+        plans: &Plans,
+        ends: &[End],
+        live: &[&End],
+    ) -> Result<(), Error> {
+        let doomed: BTreeSet<&str> = plans.doomed().collect();
+        let named = live.iter().filter_map(|e| e.commit.manifest).collect::<BTreeSet<ContentName>>();
+        let state = needed_state(ends);
+        let indexed: BTreeSet<ContentName> =
+            self.index.segments().iter().flat_map(|(_, s)| s.packs().iter().map(|p| p.name)).collect();
+        let mut existing: BTreeSet<String> = BTreeSet::new();
+        for prefix in ["data/", "meta/", "manifests/", "state/"] {
+            for info in repository.list(prefix).await? {
+                let text = info.key.to_string();
+                let orphan = match text.parse() {
+                    Ok(ObjectName::Pack(_, name)) => !indexed.contains(&name),
+                    Ok(ObjectName::Manifest(name)) => !named.contains(&name),
+                    Ok(ObjectName::State(_, name)) => !state.contains(&name),
+                    _ => false,
+                };
+                if orphan && !doomed.contains(text.as_str()) {
+                    self.others.push(text.clone());
+                }
+                self.sizes.insert(text.clone(), info.size);
+                existing.insert(text);
+            }
+        }
+        for (n, plan) in &plans.plans {
+            let left: BTreeSet<String> =
+                plan.condemned.iter().filter(|c| existing.contains(*c)).cloned().collect();
+            let released = plans.verdicts.get(n);
+            let undecided = released.is_none();
+            let undone = released.is_some_and(|released| left.iter().any(|name| !released.contains(name)));
+            if undecided || undone {
+                self.unfinished.insert(*n, plan.condemned.iter().cloned().collect());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The state of the newest snapshot of every writer's datasets, retired or not: the writer goes on from there.
+fn needed_state(ends: &[End]) -> BTreeSet<ContentName> {
+    let mut newest: BTreeMap<(MemberId, Option<[u8; 16]>), &End> = BTreeMap::new();
+    for end in ends.iter().filter(|e| e.commit.kind == CommitKind::Snapshot) {
+        newest.insert((end.writer, end.commit.dataset_tag), end);
+    }
+    newest.values().flat_map(|end| end.commit.state.iter().copied()).collect()
+}
+
+/// Marks everything that the roots reach, at its preferred location.
+pub(super) async fn mark(
+    repository: &Repository,
+    index: &std::sync::Arc<IndexSet>,
+    roots: Vec<ChunkId>,
+    gone: PackSet,
+) -> Result<Marks, Error> {
+    let nodes = Nodes::new(repository);
+    let index = std::sync::Arc::clone(index);
+    let task = tokio::task::spawn_blocking(move || {
+        let mut marks = Marks::new(&index);
+        for root in roots {
+            visit(&nodes, &index, &root, &mut Marking { marks: &mut marks, gone: &gone })?;
+        }
+        Ok(marks)
+    });
+    task.await.map_err(|e| Error::Task(e.to_string()))?
+}
+
+/// Live and total bytes of every pack. Reads the whole index, a segment at a time.
+fn pack_uses(index: &IndexSet, marks: &Marks) -> Result<HashMap<ContentName, PackUse>, Error> {
+    let mut uses: HashMap<ContentName, PackUse> = HashMap::new();
+    for (number, (_, segment)) in index.segments().iter().enumerate() {
+        let mut frames: HashMap<(u32, u32), (u32, bool)> = HashMap::new();
+        for item in segment.iter() {
+            let (ordinal, entry) = item?;
+            let frame = frames.entry((entry.pack, entry.frame_offset)).or_insert((entry.frame_length, false));
+            frame.1 |= marks.get(number, ordinal);
+        }
+        for ((pack, _), (length, live)) in frames {
+            let Some(pack) = segment.packs().get(pack as usize) else { continue };
+            let used = uses.entry(pack.name).or_insert(PackUse {
+                class: segment.class(),
+                pack: *pack,
+                live: 0,
+                total: 0,
+            });
+            used.total += u64::from(length);
+            used.live += if live { u64::from(length) } else { 0 };
+        }
+    }
+    Ok(uses)
+}

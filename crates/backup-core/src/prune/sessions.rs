@@ -1,0 +1,75 @@
+//! Waiting for the sessions that were open when the plan was made, or ending them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use keepwell_catalog::names::ObjectName;
+use keepwell_crypto::MemberId;
+
+use crate::Error;
+use crate::alive;
+use crate::repository::Repository;
+use crate::write::fence;
+
+/// How often an open session is looked at.
+const POLL: Duration = Duration::from_secs(5);
+
+type Open = BTreeMap<(MemberId, u64), u64>;
+
+/// Returns when every session that is open now has an end. A session whose process is known to be dead is fenced at
+/// once, another after it has shown no new beat for `fence_after` on our own monotonic clock. Gives how many were fenced.
+pub(super) async fn settle_sessions(repository: &Repository, fence_after: Duration) -> Result<u64, Error> {
+    let mut fenced = 0;
+    let first = open_sessions(repository).await?;
+    let mut waiting: BTreeMap<(MemberId, u64), (u64, Duration)> = BTreeMap::new();
+    let begun = repository.clock().monotonic();
+    for (session, beat) in first {
+        waiting.insert(session, (beat, begun));
+    }
+    while !waiting.is_empty() {
+        let now = repository.clock().monotonic();
+        let mut silent = Vec::new();
+        for (&(writer, n), (_, since)) in &waiting {
+            if alive::is_known_dead(repository.cache(), writer, n)
+                || now.saturating_sub(*since) >= fence_after
+            {
+                silent.push((writer, n));
+            }
+        }
+        for (writer, n) in silent {
+            fenced += u64::from(fence(repository, writer, n, Vec::new()).await?);
+            waiting.remove(&(writer, n));
+        }
+        if waiting.is_empty() {
+            break;
+        }
+        repository.monitor().note(&format!("waiting for {} running backup(s)", waiting.len()));
+        tokio::time::sleep(POLL.min(fence_after)).await;
+        let open = open_sessions(repository).await?;
+        let now = repository.clock().monotonic();
+        waiting.retain(|session, _| open.contains_key(session));
+        for (session, (beat, since)) in &mut waiting {
+            if let Some(newest) = open.get(session).filter(|newest| **newest > *beat) {
+                (*beat, *since) = (*newest, now);
+            }
+        }
+    }
+    Ok(fenced)
+}
+
+/// Sessions without an end, with their newest beat.
+pub(crate) async fn open_sessions(repository: &Repository) -> Result<Open, Error> {
+    let mut open = Open::new();
+    for info in repository.list("sessions/").await? {
+        if let Ok(ObjectName::Session { writer, n, k }) = info.key.as_str().parse() {
+            let beat = open.entry((writer, n)).or_default();
+            *beat = (*beat).max(k);
+        }
+    }
+    for info in repository.list("commits/").await? {
+        if let Ok(ObjectName::Commit(writer, n)) = info.key.as_str().parse() {
+            open.remove(&(writer, n));
+        }
+    }
+    Ok(open)
+}

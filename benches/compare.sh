@@ -41,11 +41,11 @@ warm() { find "$tree" -type f -print0 | xargs -0 cat >/dev/null; }
 
 # -- the programs: init, backup, restore, check, forget_prune; $1 is the variant, the repository is $repo ------------------
 
-keepwell_init() { KEEPWELL_KEY_FILE=$repo.key "$keepwell" -r "$repo" init >>"$work/log" 2>&1; export KEEPWELL_KEY_FILE=$repo.key XDG_CACHE_HOME=$repo.cache; }
+keepwell_init() { export KEEPWELL_KEY_FILE=$repo.key KEEPWELL_CACHE_DIR=$repo.cache KEEPWELL_CONFIG=/dev/null; "$keepwell" -r "$repo" init >>"$work/log" 2>&1; }
 keepwell_backup() { "$keepwell" -r "$repo" backup "$tree" --compression-level "$1"; }
 keepwell_restore() { "$keepwell" -r "$repo" restore latest --target "$out"; }
 keepwell_check() { "$keepwell" -r "$repo" check --read-data; }
-keepwell_prune() { "$keepwell" -r "$repo" forget --keep-last 1 --prune; }
+keepwell_prune() { "$keepwell" -r "$repo" forget --yes --keep-last 1 --prune; }
 
 restic_init() { export RESTIC_PASSWORD=x RESTIC_REPOSITORY=$repo RESTIC_CACHE_DIR=$repo.cache; "$peers/restic" init >>"$work/log" 2>&1; }
 restic_backup() { "$peers/restic" backup --compression "$1" "$tree"; }

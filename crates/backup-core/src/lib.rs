@@ -9,6 +9,7 @@ pub mod chunker;
 mod copy;
 pub mod env;
 mod error;
+mod keys;
 mod mark;
 pub mod monitor;
 pub mod pack;
@@ -32,5 +33,6 @@ pub use error::Error;
 pub use prune::{PruneOptions, PruneReport};
 pub use repository::{
     Access, Builder, CreateOptions, Created, Limits, Repository, RepositoryHint, Snapshot, SnapshotState,
+pub use keys::Erased;
 };
 pub use restore::{RestoreOptions, RestorePlan, RestoreReport, Select};

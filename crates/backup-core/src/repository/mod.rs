@@ -25,8 +25,9 @@ pub use create::{CreateOptions, Created};
 pub use open::{Builder, RepositoryHint};
 pub use snapshots::{Snapshot, SnapshotState};
 
+pub(crate) use create::seal_keyring;
 pub(crate) use ends::{End, newest_ends, read_ends, read_own_ends_back};
-pub(crate) use open::read_chain;
+pub(crate) use open::{read_chain, read_keyring};
 pub(crate) use plans::{Plans, read_plans};
 
 use crate::Error;

@@ -239,7 +239,10 @@ async fn open_access(store: &dyn ObjectStore, chain: &Chain, key: KeyFile) -> Re
             (id, access.state.as_ref())
         }
         (None, Some(owner)) => {
-            let reader = chain.members().find(|m| m.roles.contains(Roles::READER));
+            // Nobody renews the keyring of a revoked member.
+            let current = |m: &&keepwell_crypto::trust::Member| chain.revoked_from(&m.id()).is_none();
+            let readers = || chain.members().filter(|m| m.roles.contains(Roles::READER));
+            let reader = readers().find(current).or_else(|| readers().next());
             let reader =
                 reader.ok_or_else(|| Error::WrongKey("no member has a keyring that can read".into()))?;
             access.group = reader.group;
@@ -270,7 +273,7 @@ fn check_groups(access: &Access) -> Result<(), Error> {
     }
 }
 
-async fn read_keyring(
+pub(crate) async fn read_keyring(
     store: &dyn ObjectStore,
     chain: &Chain,
     member: MemberId,
@@ -316,3 +319,8 @@ async fn read_erasable(
     }
     Ok(found)
 }
+        // Anybody can seal to a member; what counts is what an owner signed. Of a rotation that was not completed the
+        // keys are there, and not in force.
+        if keys.id != domain || chain.domain(&domain).is_none_or(|d| d.recipient != keys.recipient) {
+            continue;
+        }

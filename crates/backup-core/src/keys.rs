@@ -1,0 +1,126 @@
+//! Who may do what: members, owners, rotation, erasable domains.
+//!
+//! Everything here is signed by an owner and appended to the trust chain. An open [`Repository`] keeps the keys that it
+//! was opened with: what changes here counts for it when it is opened again.
+//!
+//! Objects are stored before the record that names them, so a crash leaves keyrings that nobody looks at, never a record
+//! without its keyring. Two owners who act at the same moment cannot both win: the slower one gets an error and has
+//! changed nothing that counts.
+
+mod erase;
+mod member;
+mod owner;
+mod rotate;
+
+use std::sync::PoisonError;
+
+use bytes::Bytes;
+use keepwell_catalog::names::{self, ObjectName};
+use keepwell_crypto::keyfile::OwnerKeys;
+use keepwell_crypto::trust::{Body, Chain, Member, Roles};
+use keepwell_crypto::{DomainId, MemberId};
+
+use crate::Error;
+use crate::repository::{Repository, read_keyring, seal_keyring};
+
+pub use erase::Erased;
+
+/// Members with one of these can decrypt.
+pub(crate) const READING: [Roles; 2] = [Roles::READER, Roles::KEEPER];
+
+/// Whether somebody with these roles gets the keys that decrypt.
+fn reads(roles: Roles) -> bool {
+    READING.iter().any(|role| roles.contains(*role))
+}
+
+impl Repository {
+    fn owner_keys(&self, action: &'static str) -> Result<&OwnerKeys, Error> {
+        self.access().owner.as_ref().ok_or_else(|| self.access().cannot(action))
+    }
+
+    /// Takes in what other owners appended meanwhile; gives the chain as it is now.
+    async fn refreshed_chain(&self) -> Result<Chain, Error> {
+        let mut chain = self.chain();
+        for info in self.list("trust/").await? {
+            let Ok(ObjectName::Trust(n)) = info.key.as_str().parse() else { continue };
+            if n > chain.head().0 {
+                chain.advance(&self.store().get(&info.key).await?)?;
+            }
+        }
+        self.set_chain(chain.clone());
+        Ok(chain)
+    }
+
+    fn set_chain(&self, chain: Chain) {
+        *self.chain_lock().write().unwrap_or_else(PoisonError::into_inner) = chain;
+    }
+
+    /// Signs a record, stores it, and takes it into `chain` and into this repository's.
+    async fn append(&self, chain: &mut Chain, action: &'static str, body: Body) -> Result<(), Error> {
+        let mut next = chain.clone();
+        let bytes = next.append(&self.owner_keys(action)?.root, self.now(), body)?;
+        if !self.put_own(&names::trust_key(next.head().0), bytes).await? {
+            return Err(Error::Invalid(
+                "another owner changed the keys at the same moment; nothing was changed, try again"
+                    .to_owned(),
+            ));
+        }
+        self.set_chain(next.clone());
+        *chain = next;
+        Ok(())
+    }
+
+    /// The number for a new keyring of a member: one that no object has.
+    async fn next_keyring(&self, member: MemberId) -> Result<u64, Error> {
+        let mut next = 0;
+        for info in self.list(&format!("keys/{member}/")).await? {
+            if let Ok(ObjectName::Keyring { n, .. }) = info.key.as_str().parse() {
+                next = next.max(n + 1);
+            }
+        }
+        Ok(next)
+    }
+
+    /// The number for a new key object of a member in an erasable domain.
+    async fn next_erasable(&self, domain: DomainId, member: MemberId) -> Result<u64, Error> {
+        let mut next = 0;
+        for info in self.list(&format!("keys/erasable/{domain}/{member}-")).await? {
+            if let Ok(ObjectName::ErasableKey { n, .. }) = info.key.as_str().parse() {
+                next = next.max(n + 1);
+            }
+        }
+        Ok(next)
+    }
+
+    /// Gives every member that is not revoked a new keyring: as it is, changed by `change`, sealed to the owners in force.
+    ///
+    /// The objects are stored at once. Gives the records that make them count, for the caller to append.
+    async fn reissue(
+        &self,
+        chain: &Chain,
+        action: &'static str,
+        change: impl Fn(&mut keepwell_crypto::keyring::Keyring),
+    ) -> Result<Vec<Body>, Error> {
+        let identity = &self.owner_keys(action)?.identity;
+        let mut bodies = Vec::new();
+        for member in in_force(chain) {
+            let mut keyring = read_keyring(self.store(), chain, member.id(), identity).await?;
+            change(&mut keyring);
+            let n = self.next_keyring(member.id()).await?;
+            let (keyring, key, sealed) = seal_keyring(chain, &keyring, member, n)?;
+            self.put_new(&key, Bytes::from(sealed)).await?;
+            bodies.push(Body::Keyring { member: member.id(), keyring });
+        }
+        Ok(bodies)
+    }
+}
+
+/// Members that are not revoked.
+fn in_force(chain: &Chain) -> impl Iterator<Item = &Member> {
+    chain.members().filter(|member| chain.revoked_from(&member.id()).is_none())
+}
+
+/// Erasable domains whose keys still exist.
+fn erasable(chain: &Chain) -> impl Iterator<Item = &keepwell_crypto::trust::Domain> {
+    chain.domains().filter(|domain| domain.erasable && !chain.is_erased(&domain.id))
+}

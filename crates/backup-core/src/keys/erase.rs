@@ -1,0 +1,159 @@
+//! Erasable domains: data whose keys stand apart, so that destroying them destroys the data in every copy.
+
+use bytes::Bytes;
+use keepwell_catalog::names;
+use keepwell_catalog::{open_record, seal_record};
+use keepwell_crypto::keyring::DomainKeys;
+use keepwell_crypto::trust::{Body, Chain, Domain, Erase, Member};
+use keepwell_crypto::{DomainId, IdKey, Identity, MemberId};
+use keepwell_storage::Key;
+
+use super::{erasable, in_force, reads};
+use crate::Error;
+use crate::repository::Repository;
+
+/// Largest key object that is decoded.
+const KEYS_MAX: usize = 1 << 20;
+
+/// What became of the keys of a domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Erased {
+    /// Key objects that are proven gone from this store.
+    pub gone: Vec<String>,
+    /// Members who held the keys; nothing proves what they kept.
+    pub holders: Vec<String>,
+}
+
+impl Repository {
+    /// Makes a domain whose data can be erased later, and gives its keys to every member.
+    pub async fn create_domain(&self, name: &str) -> Result<DomainId, Error> {
+        const ACTION: &str = "create domains";
+        self.owner_keys(ACTION)?;
+        let mut chain = self.refreshed_chain().await?;
+        if erasable(&chain).any(|domain| domain.name == name) {
+            return Err(Error::Invalid(format!("there is an erasable domain `{name}` already")));
+        }
+        let data = Identity::generate();
+        let keys = DomainKeys {
+            id: DomainId::generate(),
+            id_key: IdKey::generate(),
+            recipient: data.recipient(),
+            identities: vec![data],
+        };
+        for member in in_force(&chain).filter(|member| member.group == self.group()) {
+            self.put_erasable(&chain, member, &keys, 0).await?;
+        }
+        let domain = Domain {
+            id: keys.id,
+            group: self.group(),
+            name: name.to_owned(),
+            recipient: keys.recipient.clone(),
+            erasable: true,
+            epoch: 0,
+        };
+        self.append(&mut chain, ACTION, Body::Domain(domain)).await?;
+        Ok(keys.id)
+    }
+
+    /// Destroys the keys of a domain in this store: nobody can decrypt what was sealed to it, in any copy.
+    ///
+    /// The first record says that the domain is erased, so that nobody uses it any more; the second, which key objects are
+    /// proven gone. `unproven` are further holders that are known, such as other copies of the repository. After a crash in
+    /// between, call it again. There is no way back.
+    pub async fn erase_domain(&self, domain: DomainId, unproven: &[String]) -> Result<Erased, Error> {
+        const ACTION: &str = "erase domains";
+        self.owner_keys(ACTION)?;
+        let mut chain = self.refreshed_chain().await?;
+        let holders: Vec<String> = chain.members().map(|m| format!("{} ({})", m.name, m.id())).collect();
+        let record = |gone: Vec<String>, time| {
+            let unproven = holders.iter().chain(unproven).cloned().collect();
+            Body::Erase(Erase { domain, time, gone, unproven })
+        };
+        self.append(&mut chain, ACTION, record(Vec::new(), self.now())).await?;
+        let mut gone = Vec::new();
+        for info in self.list(&format!("keys/erasable/{domain}/")).await? {
+            self.store().delete(&info.key).await?;
+            match self.store().head(&info.key).await {
+                Err(error) if error.is_not_found() => gone.push(info.key.to_string()),
+                Err(error) => return Err(error.into()),
+                Ok(_) => {
+                    return Err(Error::Invalid(format!(
+                        "the store keeps `{}` although it was deleted",
+                        info.key
+                    )));
+                }
+            }
+        }
+        self.append(&mut chain, ACTION, record(gone.clone(), self.now())).await?;
+        Ok(Erased { gone, holders })
+    }
+
+    /// Gives a new member the keys of every erasable domain of the group.
+    pub(super) async fn give_erasable(&self, chain: &Chain, member: &Member) -> Result<(), Error> {
+        for domain in erasable(chain).filter(|domain| domain.group == member.group) {
+            let keys = self.access().domain_keys(domain.id)?.clone();
+            if reads(member.roles) && keys.identities.is_empty() {
+                return Err(self.access().cannot("enroll a member that can decrypt"));
+            }
+            self.put_erasable(chain, member, &keys, 0).await?;
+        }
+        Ok(())
+    }
+
+    /// Seals the erasable keys of every member in force anew.
+    pub(super) async fn reissue_erasable(
+        &self,
+        chain: &Chain,
+        change: impl Fn(&mut DomainKeys),
+    ) -> Result<(), Error> {
+        for domain in erasable(chain) {
+            for member in in_force(chain).filter(|member| member.group == domain.group) {
+                let next = self.next_erasable(domain.id, member.id()).await?;
+                let Some(mut keys) = self.newest_erasable(domain, member.id(), next).await? else { continue };
+                change(&mut keys);
+                self.put_erasable(chain, member, &keys, next).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest keys below number `next` that seal to what the chain names: others were forged, or never came into force.
+    async fn newest_erasable(
+        &self,
+        domain: &Domain,
+        member: MemberId,
+        next: u64,
+    ) -> Result<Option<DomainKeys>, Error> {
+        let identity = &self.owner_keys("read the keys of domains")?.identity;
+        for n in (0..next).rev() {
+            let key = names::erasable_key(domain.id, member, n);
+            let sealed = self.store().get(&key).await?;
+            let opened = open_record(std::slice::from_ref(identity), &sealed, KEYS_MAX);
+            if let Some(keys) = opened.ok().and_then(|bytes| DomainKeys::from_bytes(&bytes).ok())
+                && keys.id == domain.id
+                && keys.recipient == domain.recipient
+            {
+                return Ok(Some(keys));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn put_erasable(
+        &self,
+        chain: &Chain,
+        member: &Member,
+        keys: &DomainKeys,
+        n: u64,
+    ) -> Result<(), Error> {
+        let mut keys = keys.clone();
+        if !reads(member.roles) {
+            keys.identities.clear();
+        }
+        let mut recipients = vec![member.recipient.clone()];
+        recipients.extend(chain.owner_recipients());
+        let sealed = seal_record(&recipients, &keys.to_bytes())?;
+        let key: Key = names::erasable_key(keys.id, member.id(), n);
+        self.put_new(&key, Bytes::from(sealed)).await
+    }
+}

@@ -17,7 +17,7 @@ target_dir=$(cd .. && realpath -m "${CARGO_TARGET_DIR:-target}")/fuzz
 RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
  -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
  -Cllvm-args=-sanitizer-coverage-trace-compares" \
-    cargo build --locked --bins --target "$host" --target-dir "$target_dir"
+    cargo build --locked --quiet --bins --target "$host" --target-dir "$target_dir"
 
 [ $# = 0 ] && set -- $(cd src/bin && ls | sed 's/\.rs$//')
 work=$(mktemp -d)

@@ -15,10 +15,14 @@ pub mod monitor;
 pub mod pack;
 mod prune;
 mod read;
+mod repair;
 mod repository;
 mod restore;
 pub mod source;
 pub mod target;
+#[cfg(test)]
+mod testing;
+mod transfer;
 mod write;
 
 pub use backup::{BackupOptions, BackupReport};
@@ -27,12 +31,13 @@ pub use cache::Cache;
 pub use check::{CheckOptions, CheckReport, Finding, ReadData, ScrubReport, scrub};
 pub use copy::{
     CopiedSnapshot, CopyReport, EXTRA_ORIGIN, EXTRA_ORIGIN_SNAPSHOT, Exclude, RewriteOptions, RewriteReport,
-    SnapshotSource,
+    SnapshotSource, StoreCopyReport,
 };
 pub use error::Error;
+pub use keys::Erased;
 pub use prune::{PruneOptions, PruneReport};
+pub use repair::RepairReport;
 pub use repository::{
     Access, Builder, CreateOptions, Created, Limits, Repository, RepositoryHint, Snapshot, SnapshotState,
-pub use keys::Erased;
 };
 pub use restore::{RestoreOptions, RestorePlan, RestoreReport, Select};

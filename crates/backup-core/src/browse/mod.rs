@@ -40,7 +40,6 @@ pub struct Tree(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    repository: Repository,
     nodes: Nodes,
     contents: Contents,
     root: ChunkId,
@@ -66,7 +65,6 @@ impl Repository {
         self.data_identities(manifest.domain)?;
         self.refresh_index().await?;
         Ok(Tree(Arc::new(Inner {
-            repository: self.clone(),
             nodes: Nodes::new(self),
             contents: Contents::new(self),
             root: manifest.root,

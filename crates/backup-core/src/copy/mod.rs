@@ -2,10 +2,12 @@
 
 mod reencrypt;
 mod rewrite;
+mod same;
 mod source;
 
 pub use reencrypt::{CopiedSnapshot, CopyReport, EXTRA_ORIGIN, EXTRA_ORIGIN_SNAPSHOT};
 pub use rewrite::{Exclude, RewriteOptions, RewriteReport};
+pub use same::StoreCopyReport;
 pub use source::SnapshotSource;
 
 #[cfg(test)]

@@ -76,10 +76,15 @@ async fn merge_these(
     };
     session.end(Ending::index_only(created)).await?;
     let keys: Vec<String> = input_names.iter().map(|n| format!("index/{}/{n}", repository.group())).collect();
-    record_deletion(repository, &keys).await?;
-    delete_all(repository, &keys).await?;
+    delete_segments(repository, &keys).await?;
     repository.refresh_index().await?;
     Ok(())
+}
+
+/// Removes index segments that others replace.
+pub(crate) async fn delete_segments(repository: &Repository, keys: &[String]) -> Result<(), Error> {
+    record_deletion(repository, keys).await?;
+    delete_all(repository, keys).await.map(|_| ())
 }
 
 /// A plan of index segments only, decided from birth, so that a scrub knows why they are gone.

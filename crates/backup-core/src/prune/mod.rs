@@ -16,6 +16,8 @@ use keepwell_catalog::{Plan, names};
 use crate::Error;
 use crate::repository::{Repository, read_plans};
 
+pub(crate) use merge::delete_segments;
+pub(crate) use repack::{move_frames, packer_settings};
 pub(crate) use scan::live_ends;
 pub(crate) use sessions::open_sessions;
 
@@ -102,6 +104,18 @@ impl Repository {
         }
         report.segments_merged = merge::merge_segments(self).await?;
         Ok(report)
+    }
+
+    /// Condemns these packs by a plan of their own, and removes what of them nobody needs. For packs that are damaged.
+    pub(crate) async fn condemn(&self, names: Vec<String>) -> Result<(), Error> {
+        let retired = self.retired().await?;
+        let n = self.write_plan(&names).await?;
+        sessions::settle_sessions(self, PruneOptions::default().fence_after).await?;
+        let condemned = names.into_iter().collect();
+        let kept = verdict::decide(self, n, &condemned, &retired).await?;
+        let doomed: Vec<String> = condemned.difference(&kept).cloned().collect();
+        verdict::delete_all(self, &doomed).await?;
+        Ok(())
     }
 
     /// Creates the next plan.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use keepwell_catalog::{ContentName, IndexEntry, PackClass};
+use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef};
 use keepwell_crypto::ChunkId;
 
 use super::scan::{PackUse, Scan};
@@ -65,11 +65,12 @@ async fn copy(repository: &Repository, scan: &Scan) -> Result<Uploads, Error> {
             let fetched = handle.block_on(fetch_pack(&repository, used.class, &used.pack))?;
             let packer = match packers.entry((used.class, used.pack.domain)) {
                 std::collections::hash_map::Entry::Occupied(slot) => slot.into_mut(),
-                std::collections::hash_map::Entry::Vacant(slot) => {
-                    slot.insert(Packer::new(&uploads_there, settings(&repository, &used)?)?)
-                }
+                std::collections::hash_map::Entry::Vacant(slot) => slot.insert(Packer::new(
+                    &uploads_there,
+                    packer_settings(&repository, used.class, used.pack.domain)?,
+                )?),
             };
-            move_frames(&fetched.plain, &used, &entries, packer, &repository)?;
+            move_frames(&fetched.plain, used.class, &used.pack, &entries, packer, &repository)?;
         }
         packers.into_values().try_for_each(|mut packer| packer.finish())
     });
@@ -78,10 +79,15 @@ async fn copy(repository: &Repository, scan: &Scan) -> Result<Uploads, Error> {
     Ok(uploads)
 }
 
-fn settings(repository: &Repository, used: &PackUse) -> Result<PackSettings, Error> {
-    let domain = repository.domain_for(Some(used.pack.domain))?;
+/// How moved chunks are packed.
+pub(crate) fn packer_settings(
+    repository: &Repository,
+    class: PackClass,
+    domain: keepwell_crypto::DomainId,
+) -> Result<PackSettings, Error> {
+    let domain = repository.domain_for(Some(domain))?;
     Ok(PackSettings {
-        class: used.class,
+        class,
         domain: domain.id,
         recipient: domain.recipient.clone(),
         level: 2,
@@ -92,29 +98,30 @@ fn settings(repository: &Repository, used: &PackUse) -> Result<PackSettings, Err
 
 /// Frames that are live as a whole move as they are; of others, the live chunks are compressed anew. Every chunk is
 /// proved on the way.
-fn move_frames(
+pub(crate) fn move_frames(
     plain: &[u8],
-    used: &PackUse,
+    class: PackClass,
+    pack: &PackRef,
     entries: &[IndexEntry],
     packer: &mut Packer<'_>,
     repository: &Repository,
 ) -> Result<(), Error> {
-    let key = repository.id_key(used.pack.domain)?;
-    let kind = match used.class {
+    let key = repository.id_key(pack.domain)?;
+    let kind = match class {
         PackClass::Data => keepwell_crypto::ChunkKind::Content,
         PackClass::Meta => keepwell_crypto::ChunkKind::Node,
     };
     for frame in entries.chunk_by(|a, b| a.frame_offset == b.frame_offset) {
         let from = frame[0].frame_offset as usize;
         let stored = plain.get(from..from.saturating_add(frame[0].frame_length as usize));
-        let stored = stored.ok_or_else(|| Error::damaged(used.pack.name, "a frame lies outside"))?;
-        let decoded = decode_frame(stored, None).map_err(|e| Error::damaged(used.pack.name, e))?;
+        let stored = stored.ok_or_else(|| Error::damaged(pack.name, "a frame lies outside"))?;
+        let decoded = decode_frame(stored, None).map_err(|e| Error::damaged(pack.name, e))?;
         let mut chunks: Vec<(ChunkId, u32)> = Vec::new();
         let mut end = 0;
         let mut whole = true;
         for entry in frame {
             crate::pack::chunk_from_frame(&decoded, entry.offset, entry.length, &entry.id, kind, key)
-                .map_err(|e| Error::damaged(used.pack.name, e))?;
+                .map_err(|e| Error::damaged(pack.name, e))?;
             whole &= entry.offset == end;
             end = entry.offset.saturating_add(entry.length);
             chunks.push((entry.id, entry.length));

@@ -48,6 +48,11 @@ impl Access {
         &self.group().domains[0]
     }
 
+    /// Every domain whose keys are at hand.
+    pub(crate) fn domains(&self) -> impl Iterator<Item = &DomainKeys> {
+        self.groups.iter().flat_map(|g| &g.domains)
+    }
+
     pub(crate) fn domain_keys(&self, domain: DomainId) -> Result<&DomainKeys, Error> {
         let found = self.groups.iter().flat_map(|g| &g.domains).find(|d| d.id == domain);
         found.ok_or_else(|| Error::Invalid(format!("the keys of domain {domain} are not at hand: it was erased, or this credential never had them")))

@@ -55,6 +55,11 @@ impl RepositoryHint {
         Self { format: 1, repository: repository.to_string(), store: store.to_string(), created, probe }
     }
 
+    /// Where the hint is stored.
+    pub(crate) fn key() -> Key {
+        HINT_KEY.parse().expect("a constant key")
+    }
+
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut text = serde_json::to_vec_pretty(self).expect("plain strings serialize");
         text.push(b'\n');
@@ -314,13 +319,13 @@ async fn read_erasable(
         let opened = open_record(std::slice::from_ref(identity), &sealed, KEYRING_MAX);
         let bytes = opened.map_err(|e| Error::damaged(&info.key, e))?;
         let keys = DomainKeys::from_bytes(&bytes).map_err(|e| Error::damaged(&info.key, e))?;
-        found.retain(|(d, _)| *d != domain);
-        found.push((domain, keys));
-    }
-    Ok(found)
-}
         // Anybody can seal to a member; what counts is what an owner signed. Of a rotation that was not completed the
         // keys are there, and not in force.
         if keys.id != domain || chain.domain(&domain).is_none_or(|d| d.recipient != keys.recipient) {
             continue;
         }
+        found.retain(|(d, _)| *d != domain);
+        found.push((domain, keys));
+    }
+    Ok(found)
+}

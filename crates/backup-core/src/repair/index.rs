@@ -1,0 +1,121 @@
+//! Listing packs that no sound index segment lists, from their own directories.
+
+use std::collections::BTreeSet;
+
+use keepwell_catalog::names::{self, ObjectName};
+use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef, SegmentBuilder};
+use keepwell_crypto::Digest;
+
+use crate::Error;
+use crate::check::{CheckReport, class_of_key};
+use crate::pack::PackDirectory;
+use crate::repository::{Repository, read_plans};
+use crate::write::{Ending, Session, name_of};
+
+/// Writes new segments for unlisted packs and removes damaged segments. Gives how many packs are listed again.
+pub(super) async fn list_again(repository: &Repository, before: &CheckReport) -> Result<u64, Error> {
+    let damaged: Vec<String> =
+        before.findings.iter().map(|f| f.object.clone()).filter(|o| o.starts_with("index/")).collect();
+    let lost_chunks = before.findings.iter().any(|f| f.object.starts_with("chunk ") || f.object == "tree");
+    if damaged.is_empty() && !lost_chunks {
+        return Ok(0);
+    }
+    let session = Session::claim(repository).await?;
+    let listed = match list_unlisted(repository).await {
+        Ok(listed) => listed,
+        Err(error) => {
+            session.abandon().await;
+            return Err(error);
+        }
+    };
+    let (created, packs) = listed;
+    session.end(Ending::index_only(created)).await?;
+    let existing: BTreeSet<String> =
+        repository.list("index/").await?.iter().map(|i| i.key.to_string()).collect();
+    let gone: Vec<String> = damaged.into_iter().filter(|name| existing.contains(name)).collect();
+    if !gone.is_empty() {
+        crate::prune::delete_segments(repository, &gone).await?;
+    }
+    repository.refresh_index().await?;
+    Ok(packs)
+}
+
+/// The listing is made after the plans are read, as a resumed writer would do (docs/pruning.md).
+async fn list_unlisted(repository: &Repository) -> Result<(Vec<(String, u64)>, u64), Error> {
+    let doomed = read_plans(repository).await?.doomed_packs();
+    repository.refresh_index().await?;
+    let indexed: BTreeSet<ContentName> =
+        repository.index().segments().iter().flat_map(|(_, s)| s.packs().iter().map(|p| p.name)).collect();
+    let mut created = Vec::new();
+    let mut count = 0;
+    for class in [PackClass::Meta, PackClass::Data] {
+        let mut builder = SegmentBuilder::new(repository.group(), class);
+        for info in repository.list(&format!("{}/", class.prefix())).await? {
+            let Ok(ObjectName::Pack(_, name)) = info.key.as_str().parse() else { continue };
+            if indexed.contains(&name) || doomed.contains(&name) || class_of_key(info.key.as_str()) != class {
+                continue;
+            }
+            match read_directory(repository, class, &name).await {
+                Ok((pack, directory)) => {
+                    add_pack(&mut builder, pack, &directory);
+                    count += 1;
+                }
+                Err(error @ Error::Storage(_)) => return Err(error),
+                // Not a pack of ours, or damaged: it stays unlisted, and a prune removes it.
+                Err(error) => {
+                    repository.monitor().problem(info.key.as_str(), &crate::error::one_line(&error))
+                }
+            }
+        }
+        if builder.is_empty() {
+            continue;
+        }
+        let (_, sealed) = repository.seal_segment(builder, Vec::new())?;
+        let name = name_of(&sealed, repository.random_suffix());
+        let key = names::index_key(repository.group(), &name);
+        let size = sealed.len() as u64;
+        repository.put_new(&key, sealed).await?;
+        created.push((key.to_string(), size));
+    }
+    Ok((created, count))
+}
+
+async fn read_directory(
+    repository: &Repository,
+    class: PackClass,
+    name: &ContentName,
+) -> Result<(PackRef, PackDirectory), Error> {
+    let key = names::pack_key(class, name);
+    let stored = repository.store().get(&key).await?;
+    if Digest::of(&stored) != name.digest() {
+        return Err(Error::damaged(&key, "its bytes do not have the hash in its name"));
+    }
+    let header_len = keepwell_crypto::header_len(&stored)?;
+    for domain in repository.access().domains() {
+        let Ok(plain) = keepwell_crypto::open(&domain.identities, &stored, stored.len() as u64) else {
+            continue;
+        };
+        let pack = PackRef {
+            name: *name,
+            size: stored.len() as u64,
+            header_len: u32::try_from(header_len).unwrap_or(u32::MAX),
+            domain: domain.id,
+        };
+        return Ok((pack, PackDirectory::of_plaintext(&plain)?));
+    }
+    Err(Error::damaged(&key, "no key at hand opens it"))
+}
+
+fn add_pack(builder: &mut SegmentBuilder, pack: PackRef, directory: &PackDirectory) {
+    let number = builder.add_pack(pack);
+    let mut frame_offset = 0;
+    for frame in &directory.frames {
+        let mut offset = 0;
+        for &(id, length) in &frame.chunks {
+            let (pack, frame_length) = (number, frame.stored);
+            builder.add(IndexEntry { id, pack, frame_offset, frame_length, offset, length });
+            offset += length;
+        }
+        frame_offset += frame.stored;
+    }
+}

@@ -1,0 +1,161 @@
+//! Replacing damaged and missing packs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use keepwell_catalog::names::{self, ObjectName};
+use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackSet};
+use tokio::runtime::Handle;
+
+use crate::Error;
+use crate::backup::begin_uploads;
+use crate::check::CheckReport;
+use crate::prune::{move_frames, packer_settings};
+use crate::read::fetch_pack;
+use crate::repository::Repository;
+use crate::transfer::{Wanted, transfer};
+use crate::write::{Ending, Packer, Session};
+
+type Bad = BTreeMap<ContentName, PackClass>;
+
+/// Stores again what damaged or missing packs held, from sound places in `copy` (or, for damaged packs, their sound
+/// frames here), then condemns them. Gives the number of packs replaced and of chunks stored.
+pub(super) async fn replace(
+    repository: &Repository,
+    copy: Option<&Repository>,
+    before: &CheckReport,
+) -> Result<(u64, u64), Error> {
+    let mut bad = Bad::new();
+    for finding in &before.findings {
+        if let Ok(ObjectName::Pack(class, name)) = finding.object.parse() {
+            bad.insert(name, class);
+        }
+    }
+    if bad.is_empty() {
+        return Ok((0, 0));
+    }
+    repository.refresh_index().await?;
+    let entries = sound_nowhere_else(repository, &bad)?;
+    let session = Session::claim(repository).await?;
+    let stored = match store_again(repository, copy, &bad, entries).await {
+        Ok(stored) => stored,
+        Err(error) => {
+            session.abandon().await;
+            return Err(error);
+        }
+    };
+    session.end(Ending::index_only(stored.created)).await?;
+    let condemned: Vec<String> = bad
+        .iter()
+        .filter(|(name, _)| !stored.still_needed.contains(*name))
+        .map(|(name, class)| names::pack_key(*class, name).to_string())
+        .collect();
+    let replaced = condemned.len() as u64;
+    if !condemned.is_empty() {
+        repository.condemn(condemned).await?;
+    }
+    Ok((replaced, stored.chunks))
+}
+
+struct StoredAgain {
+    created: Vec<(String, u64)>,
+    chunks: u64,
+    /// Bad packs of which something could not be stored again: they are left as they are.
+    still_needed: BTreeSet<ContentName>,
+}
+
+/// Entries of bad packs whose chunk has no location in a good one.
+fn sound_nowhere_else(
+    repository: &Repository,
+    bad: &Bad,
+) -> Result<BTreeMap<ContentName, Vec<IndexEntry>>, Error> {
+    let index = repository.index();
+    let gone: PackSet = bad.keys().copied().collect();
+    let mut needed: BTreeMap<ContentName, Vec<IndexEntry>> = BTreeMap::new();
+    for (_, segment) in index.segments() {
+        for item in segment.iter() {
+            let (_, entry) = item?;
+            let Some(pack) = segment.packs().get(entry.pack as usize) else { continue };
+            if bad.contains_key(&pack.name) && !index.contains_live(&entry.id, &gone)? {
+                needed.entry(pack.name).or_default().push(entry);
+            }
+        }
+    }
+    Ok(needed)
+}
+
+async fn store_again(
+    repository: &Repository,
+    copy: Option<&Repository>,
+    bad: &Bad,
+    needed: BTreeMap<ContentName, Vec<IndexEntry>>,
+) -> Result<StoredAgain, Error> {
+    let uploads = begin_uploads(repository).await?;
+    let (here, there, uploads_there, bad) = (repository.clone(), copy.cloned(), uploads.clone(), bad.clone());
+    let handle = Handle::current();
+    let task = tokio::task::spawn_blocking(move || {
+        let mut still_needed = BTreeSet::new();
+        let mut wanted = Wanted::new();
+        for (name, entries) in needed {
+            let left = match &there {
+                Some(copy) => take_from_copy(copy, &entries, &mut wanted)?,
+                None => entries,
+            };
+            if !left.is_empty() && !salvage(&here, &uploads_there, bad[&name], &name, left, &handle)? {
+                still_needed.insert(name);
+            }
+        }
+        if let Some(copy) = &there {
+            transfer(copy, &uploads_there, wanted, &handle, &mut |_, error| Err(error))?;
+        }
+        Ok::<_, Error>(still_needed)
+    });
+    let still_needed = task.await.map_err(|e| Error::Task(e.to_string()))??;
+    uploads.flush().await?;
+    let stored = uploads.stored();
+    Ok(StoredAgain { created: uploads.take_created(), chunks: stored.chunks, still_needed })
+}
+
+/// Adds what the copy has to `wanted`; gives what it lacks.
+fn take_from_copy(
+    copy: &Repository,
+    entries: &[IndexEntry],
+    wanted: &mut Wanted,
+) -> Result<Vec<IndexEntry>, Error> {
+    let index = copy.index();
+    let mut left = Vec::new();
+    for entry in entries {
+        match index.find(&entry.id)?.into_iter().next() {
+            Some(found) => {
+                let slot = wanted.entry((found.class, found.pack.name));
+                slot.or_insert_with(|| (found.pack, Vec::new())).1.push(found.entry);
+            }
+            None => left.push(*entry),
+        }
+    }
+    Ok(left)
+}
+
+/// Moves what can still be proved out of a damaged pack. `true` if that was everything.
+fn salvage(
+    repository: &Repository,
+    uploads: &crate::write::Uploads,
+    class: PackClass,
+    name: &ContentName,
+    mut entries: Vec<IndexEntry>,
+    handle: &Handle,
+) -> Result<bool, Error> {
+    entries.sort_unstable_by_key(|e| (e.frame_offset, e.offset));
+    let index = repository.index();
+    let pack = index.segments().iter().find_map(|(_, s)| s.packs().iter().find(|p| p.name == *name).copied());
+    let Some(pack) = pack else { return Ok(false) };
+    let Ok(fetched) = handle.block_on(fetch_pack(repository, class, &pack)) else { return Ok(false) };
+    let mut packer = Packer::new(uploads, packer_settings(repository, class, pack.domain)?)?;
+    let mut all = true;
+    for frame in entries.chunk_by(|a, b| a.frame_offset == b.frame_offset) {
+        if move_frames(&fetched.plain, class, &pack, frame, &mut packer, repository).is_err() {
+            all = false;
+        }
+    }
+    packer.finish()?;
+    Ok(all)
+}

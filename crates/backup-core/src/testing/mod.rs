@@ -1,0 +1,125 @@
+//! What the tests of this crate share: trees in memory that can be backed up, restored into and compared, and
+//! repositories in memory to do it with.
+
+mod target;
+mod tree;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use keepwell_catalog::{names, seal_record};
+use keepwell_crypto::keyfile::{KeyFile, MemberKeys};
+use keepwell_crypto::keyring::Keyring;
+use keepwell_crypto::trust::{Body, KeyringRef, Member, Roles};
+use keepwell_crypto::{Digest, Identity, SigningKey};
+use keepwell_storage::{Memory, ObjectStore, Recording};
+
+pub(crate) use target::MemoryTarget;
+pub(crate) use tree::{MemorySource, Part, Thing, TreeModel, key, noise, tree_model};
+
+use crate::chunker::ChunkSizes;
+use crate::repository::{CreateOptions, Created, Limits, Repository, Snapshot};
+use crate::{BackupOptions, BackupReport, RestoreOptions};
+
+/// A new repository in memory, open with the keys of its owner, who is also its first member.
+pub(crate) struct World {
+    pub store: Arc<Recording<Memory>>,
+    pub key: KeyFile,
+    pub repository: Repository,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        let store = Arc::new(Recording::new(Memory::new()));
+        let options =
+            CreateOptions { owner: "ann".into(), member: "host".into(), store_hint: None, probe: None };
+        let key = Created::generate(&options, 1).unwrap().store(&*store).await.unwrap();
+        let repository = Self::open_store(&store, &key).await;
+        Self { store, key, repository }
+    }
+
+    async fn open_store(store: &Arc<Recording<Memory>>, key: &KeyFile) -> Repository {
+        let store: Arc<dyn ObjectStore> = Arc::clone(store) as _;
+        let limits = Limits { threads: 2, memory_bytes: 64 << 20 };
+        Repository::builder(store).limits(limits).open(key.clone()).await.unwrap()
+    }
+
+    /// Opens the repository anew, with an empty cache.
+    pub async fn open(&self, key: &KeyFile) -> Repository {
+        Self::open_store(&self.store, key).await
+    }
+
+    /// Enrols a host that can write and not read, and opens the repository as it.
+    pub async fn enrol_writer(&self) -> Repository {
+        let root = &self.key.owner.as_ref().unwrap().root;
+        let mut chain = self.repository.chain();
+        let keys = MemberKeys {
+            identity: Identity::generate(),
+            signing: SigningKey::generate(),
+            roles: Roles::WRITER,
+        };
+        let member = Member {
+            name: "writer".into(),
+            key: keys.signing.verifying_key(),
+            recipient: keys.identity.recipient(),
+            roles: Roles::WRITER,
+            group: self.repository.group(),
+        };
+        let groups = vec![self.repository.access().group().clone()];
+        let keyring = Keyring { repository: self.repository.id(), member: member.id(), groups };
+        let mut recipients = vec![member.recipient.clone()];
+        recipients.extend(chain.owner_recipients());
+        let sealed = seal_record(&recipients, &keyring.without_read_keys().to_bytes()).unwrap();
+        let name = names::keyring_key(member.id(), 0);
+        let keyring = KeyringRef { name: name.to_string(), digest: Digest::of(&sealed) };
+        self.store.put_new(&name, Bytes::from(sealed)).await.unwrap();
+        let record = chain.append(root, 2, Body::Enrol { member, keyring }).unwrap();
+        let (n, _) = chain.head();
+        self.store.put_new(&names::trust_key(n), Bytes::from(record)).await.unwrap();
+        self.open(&KeyFile { owner: None, member: Some(keys), ..self.key.clone() }).await
+    }
+
+    /// Names of stored objects below a prefix.
+    pub async fn names(&self, prefix: &str) -> Vec<String> {
+        let infos = keepwell_storage::list_all(&*self.store, prefix).await.unwrap();
+        infos.into_iter().map(|info| info.key.to_string()).collect()
+    }
+
+    pub async fn delete(&self, name: &str) {
+        self.store.delete(&name.parse().unwrap()).await.unwrap();
+    }
+}
+
+/// Small chunks, so that small files have many.
+pub(crate) fn options(dataset: &str) -> BackupOptions {
+    BackupOptions {
+        dataset: dataset.to_owned(),
+        host: "host".to_owned(),
+        chunk_sizes: ChunkSizes { min: 64, average: 256, max: 1024 },
+        ..BackupOptions::default()
+    }
+}
+
+pub(crate) async fn back_up(repository: &Repository, tree: &TreeModel) -> BackupReport {
+    repository.backup(Arc::new(MemorySource::new(tree.clone())), options("data")).await.unwrap()
+}
+
+/// The snapshot that a report speaks of.
+pub(crate) async fn snapshot_of(repository: &Repository, report: &BackupReport) -> Snapshot {
+    let snapshots = repository.snapshots().await.unwrap();
+    snapshots.into_iter().find(|s| s.id == report.snapshot).unwrap()
+}
+
+/// Restores a whole snapshot into an empty target.
+pub(crate) async fn restored(repository: &Repository, snapshot: &Snapshot) -> TreeModel {
+    let target = MemoryTarget::default();
+    let report =
+        repository.restore(snapshot, Arc::new(target.clone()), RestoreOptions::default()).await.unwrap();
+    assert_eq!(report.problems, []);
+    target.tree()
+}
+
+/// Runs a test body on a small runtime; for property tests, which are not async.
+pub(crate) fn block_on<T>(body: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(body)
+}

@@ -1,0 +1,126 @@
+//! A place in memory to restore into.
+
+use std::sync::{Arc, Mutex};
+
+use keepwell_catalog::{Entry, EntryKind, MapKey};
+
+use super::{Part, Thing, TreeModel};
+use crate::target::{RestoreTarget, TargetError, TargetFile};
+
+/// Holds what was restored. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct MemoryTarget(Arc<Mutex<TreeModel>>);
+
+impl MemoryTarget {
+    pub fn tree(&self) -> TreeModel {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn put(&self, key: &MapKey, entry: &Entry, bytes: Vec<u8>) {
+        self.0.lock().unwrap().0.insert(key.clone(), thing(entry, bytes));
+    }
+}
+
+fn thing(entry: &Entry, bytes: Vec<u8>) -> Thing {
+    let parts = if bytes.is_empty() { Vec::new() } else { vec![Part::Data(bytes)] };
+    let entry = Entry { size: 0, content: Vec::new(), more_extents: 0, ..entry.clone() };
+    Thing { entry, parts }
+}
+
+impl RestoreTarget for MemoryTarget {
+    fn existing(&self, key: &MapKey) -> Result<Option<Entry>, TargetError> {
+        let tree = self.0.lock().unwrap();
+        Ok(tree.0.get(key).map(|t| Entry { size: t.bytes().len() as u64, ..t.entry.clone() }))
+    }
+
+    fn open_existing(&self, key: &MapKey) -> Result<Box<dyn TargetFile>, TargetError> {
+        let bytes = self.0.lock().unwrap().0[key].bytes();
+        Ok(Box::new(MemoryFile { target: self.clone(), key: key.clone(), bytes: Mutex::new(bytes) }))
+    }
+
+    fn make_dir(&self, key: &MapKey, entry: &Entry) -> Result<(), TargetError> {
+        self.put(key, entry, Vec::new());
+        Ok(())
+    }
+
+    fn write_file(&self, key: &MapKey, entry: &Entry, content: &[u8]) -> Result<(), TargetError> {
+        self.put(key, entry, content.to_vec());
+        Ok(())
+    }
+
+    fn create_file(&self, key: &MapKey, entry: &Entry) -> Result<Box<dyn TargetFile>, TargetError> {
+        let bytes = Mutex::new(vec![0; entry.size as usize]);
+        Ok(Box::new(MemoryFile { target: self.clone(), key: key.clone(), bytes }))
+    }
+
+    fn make_other(&self, key: &MapKey, entry: &Entry) -> Result<Option<String>, TargetError> {
+        self.put(key, entry, Vec::new());
+        Ok(None)
+    }
+
+    fn hard_link(&self, key: &MapKey, first: &MapKey) -> Result<(), TargetError> {
+        let mut entry = self.0.lock().unwrap().0[first].entry.clone();
+        entry.kind = EntryKind::HardLink;
+        entry.hard_link = Some(first.clone());
+        self.put(key, &entry, Vec::new());
+        Ok(())
+    }
+
+    fn apply_metadata(&self, key: &MapKey, entry: &Entry) -> Result<(), TargetError> {
+        let bytes = self.0.lock().unwrap().0[key].bytes();
+        self.put(key, entry, bytes);
+        Ok(())
+    }
+
+    fn list_dir(&self, key: Option<&MapKey>) -> Result<Vec<Vec<u8>>, TargetError> {
+        let parent = key.cloned().unwrap_or_default();
+        let tree = self.0.lock().unwrap();
+        let inside = tree.0.keys().filter(|k| k.parent().as_ref() == Some(&parent));
+        Ok(inside.filter_map(|k| k.name().map(|n| n.into_owned())).collect())
+    }
+
+    fn remove(&self, key: &MapKey) -> Result<(), TargetError> {
+        self.0.lock().unwrap().0.retain(|k, _| !k.starts_with(key));
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>, TargetError> {
+        Ok(None)
+    }
+}
+
+struct MemoryFile {
+    target: MemoryTarget,
+    key: MapKey,
+    bytes: Mutex<Vec<u8>>,
+}
+
+impl TargetFile for MemoryFile {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<bool, TargetError> {
+        let bytes = self.bytes.lock().unwrap();
+        let from = offset as usize;
+        let found = bytes.get(from..from + buf.len());
+        Ok(found.map(|found| buf.copy_from_slice(found)).is_some())
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), TargetError> {
+        let (from, to) = (offset as usize, offset as usize + data.len());
+        let mut bytes = self.bytes.lock().unwrap();
+        if bytes.len() < to {
+            bytes.resize(to, 0);
+        }
+        bytes[from..to].copy_from_slice(data);
+        Ok(())
+    }
+
+    fn punch_hole(&self, offset: u64, length: u64) -> Result<(), TargetError> {
+        self.write_at(offset, &vec![0; length as usize])
+    }
+
+    fn finish(self: Box<Self>, entry: &Entry) -> Result<(), TargetError> {
+        let mut bytes = std::mem::take(&mut *self.bytes.lock().unwrap());
+        bytes.resize(entry.size as usize, 0);
+        self.target.put(&self.key, entry, bytes);
+        Ok(())
+    }
+}

@@ -62,6 +62,12 @@ impl Run {
         (from <= to && to <= self.bytes.len()).then(|| self.bytes.slice(from..to))
     }
 
+    /// What it holds from a position on.
+    fn from(&self, start: u32) -> Bytes {
+        let skip = start.saturating_sub(self.start) as usize;
+        self.bytes.slice(skip.min(self.bytes.len())..)
+    }
+
     fn is_followed_by(&self, start: u32) -> bool {
         let end = u64::from(self.start) + self.bytes.len() as u64;
         start >= self.start && u64::from(start) <= end + u64::from(SKIP_BYTES_MAX)
@@ -133,22 +139,29 @@ impl Contents {
         if let Some(bytes) = self.fetched(name, &range)? {
             return Ok(bytes);
         }
-        let ahead = match self.lock().runs.get(name) {
-            Some(run) if run.is_followed_by(range.start) => run.ahead,
-            _ => 0,
+        let (ahead, tail) = match self.lock().runs.get(name) {
+            Some(run) if run.is_followed_by(range.start) => (run.ahead, run.from(range.start)),
+            _ => (0, Bytes::new()),
         };
-        let plain_end = plain_len(pack.header_len as usize, pack.size)?;
-        let wanted = u64::from(range.start.saturating_add(ahead)).min(plain_end);
-        let end = range.end.max(u32::try_from(wanted).unwrap_or(u32::MAX));
-        let span = range.start..end;
-        let fetch = fetch_frames(&self.repository, PackClass::Data, pack, std::slice::from_ref(&span));
-        let bytes = self.handle.block_on(fetch)?.pop().ok_or(Error::Cancelled)?;
-        let ahead = ahead.saturating_mul(4).max(AHEAD_BYTES_MIN).min(self.ahead_bytes_max);
-        let run = Run { start: range.start, bytes, ahead };
+        let run = self.fetch_run(pack, &range, ahead, tail)?;
         let frame = run.slice(&range);
         let cost = run.bytes.len();
         self.lock().runs.insert(*name, run, cost);
         Ok(frame.ok_or(PackError::Malformed("a frame is longer than its pack"))?)
+    }
+
+    /// Fetches a range, and up to `ahead` bytes from its start on; `tail` is what is at hand already.
+    fn fetch_run(&self, pack: &PackRef, range: &Range<u32>, ahead: u32, tail: Bytes) -> Result<Run, Error> {
+        let plain_end = plain_len(pack.header_len as usize, pack.size)?;
+        let wanted = u64::from(range.start.saturating_add(ahead)).min(plain_end);
+        let end = range.end.max(u32::try_from(wanted).unwrap_or(u32::MAX));
+        let start = range.start.saturating_add(u32::try_from(tail.len()).unwrap_or(u32::MAX));
+        let span = start..end;
+        let fetch = fetch_frames(&self.repository, PackClass::Data, pack, std::slice::from_ref(&span));
+        let fetched = self.handle.block_on(fetch)?.pop().ok_or(Error::Cancelled)?;
+        let bytes = if tail.is_empty() { fetched } else { [tail, fetched].concat().into() };
+        let ahead = ahead.saturating_mul(4).max(AHEAD_BYTES_MIN).min(self.ahead_bytes_max);
+        Ok(Run { start: range.start, bytes, ahead })
     }
 
     fn fetched(&self, name: &ContentName, range: &Range<u32>) -> Result<Option<Bytes>, Error> {

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use keepwell_crypto::RepositoryId;
+use keepwell_crypto::{RepositoryId, Secret};
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
@@ -59,7 +59,7 @@ pub fn remember(ctx: &Context, location: &Location, id: RepositoryId, key_file: 
     known.repository.retain(|e| e.location != here);
     known.repository.push(Entry { location: here, id: id.to_string(), key_file: key_file.to_path_buf() });
     let text = toml::to_string(&known).context("encode the list of repositories")?;
-    secret::replace_private(&path(ctx), &format!("{HEADER}{text}"))
+    secret::replace_private(&path(ctx), &Secret::new(format!("{HEADER}{text}")))
 }
 
 fn path(ctx: &Context) -> PathBuf {

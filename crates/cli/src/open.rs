@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use backup_core::{Cache, Limits, Repository, RepositoryHint};
+use keepwell_crypto::keyfile::KeyFile;
 use keepwell_storage::ObjectStore;
 
 use crate::context::Context;
 use crate::exit::Complaint;
 use crate::location::Location;
 use crate::progress::Progress;
-use crate::secret;
+use crate::secret::{self, Origin};
 
 /// Least memory the engine works with.
 const MEMORY_BYTES_MIN: u64 = 64 << 20;
@@ -26,31 +27,47 @@ pub struct Opened {
     pub location: Location,
 }
 
+/// A place, its store, and the key to it; nothing is proved yet.
+#[derive(Debug)]
+pub struct Credential {
+    /// Where the repository is.
+    pub location: Location,
+    /// Its store.
+    pub store: Arc<dyn ObjectStore>,
+    /// The key.
+    pub key: KeyFile,
+    /// Where the key came from.
+    pub origin: Origin,
+}
+
 /// Opens the repository that options, environment, profile or key file name, or else the default one.
 pub async fn repository(ctx: &Context) -> Result<Opened> {
+    credential(ctx).await?.open(ctx).await
+}
+
+/// Finds that repository and its key.
+pub async fn credential(ctx: &Context) -> Result<Credential> {
     let location = match Location::named(ctx)? {
         Some(location) => location,
         None => hinted(ctx)?.unwrap_or_else(|| Location::default_of(ctx)),
     };
-    repository_at(ctx, location).await
-}
-
-/// Opens the repository at a place.
-pub async fn repository_at(ctx: &Context, location: Location) -> Result<Opened> {
     let store = location.open(ctx).await?;
-    open_store(ctx, location, store).await
-}
-
-async fn open_store(ctx: &Context, location: Location, store: Arc<dyn ObjectStore>) -> Result<Opened> {
     let hint = RepositoryHint::read(&*store).await?;
     let origin = secret::find_key(ctx, &location, &hint.repository)?;
     let key = secret::load_key(ctx, &origin)?;
-    let progress = Progress::start(Arc::clone(&ctx.printer));
-    let builder = Repository::builder(store).cache(cache(ctx)).limits(limits(ctx)?);
-    let monitor: Arc<dyn backup_core::monitor::Monitor> = Arc::<Progress>::clone(&progress);
-    let repository = builder.monitor(monitor).open(key).await?;
-    tracing::debug!(id = %repository.id(), store = %repository.store_id(), "opened");
-    Ok(Opened { repository, progress, location })
+    Ok(Credential { location, store, key, origin })
+}
+
+impl Credential {
+    /// Opens the repository with the key.
+    pub async fn open(self, ctx: &Context) -> Result<Opened> {
+        let progress = Progress::start(Arc::clone(&ctx.printer));
+        let builder = Repository::builder(self.store).cache(cache(ctx)).limits(limits(ctx)?);
+        let monitor: Arc<dyn backup_core::monitor::Monitor> = Arc::<Progress>::clone(&progress);
+        let repository = builder.monitor(monitor).open(self.key).await?;
+        tracing::debug!(id = %repository.id(), store = %repository.store_id(), "opened");
+        Ok(Opened { repository, progress, location: self.location })
+    }
 }
 
 /// The place that the named key file remembers: a key alone then suffices, as with a recovery kit.

@@ -132,11 +132,6 @@ impl Printer {
         paint(self.out_color, "1", text)
     }
 
-    /// Dim on stdout, if stdout has colors.
-    pub fn dim(&self, text: &str) -> String {
-        paint(self.out_color, "2", text)
-    }
-
     /// In a color (an SGR code) on stdout, if stdout has colors.
     pub fn colored(&self, sgr: &str, text: &str) -> String {
         paint(self.out_color, sgr, text)

@@ -120,6 +120,13 @@ impl FromStr for Count {
 #[serde(try_from = "String")]
 pub struct Age(Span);
 
+impl Age {
+    /// The length.
+    pub fn span(self) -> Span {
+        self.0
+    }
+}
+
 impl TryFrom<String> for Age {
     type Error = String;
 

@@ -35,7 +35,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// Reads it; a newline at the end does not belong to it.
+    /// Reads all of it.
     pub fn read(&self) -> Result<Secret> {
         let text = match self {
             Self::File(path) => {
@@ -153,7 +153,7 @@ fn warn_if_public(ctx: &Context, path: &Path) {
 }
 
 /// The passphrase that options, environment, systemd or the profile give, in this order.
-pub fn named_passphrase(ctx: &Context) -> Result<Option<Origin>> {
+fn named_passphrase(ctx: &Context) -> Result<Option<Origin>> {
     let (options, environment, profile) = (&ctx.global, &ctx.environment, &ctx.profile);
     let file = |path: &Option<PathBuf>| path.clone().map(Origin::File);
     let command = |text: &Option<String>| text.clone().map(Origin::Command);
@@ -183,26 +183,44 @@ fn credential(ctx: &Context, name: &str) -> Option<Origin> {
 }
 
 /// A passphrase, asked for if nothing names it.
-pub fn passphrase(ctx: &Context, prompt: &str) -> Result<Secret> {
-    if let Some(origin) = named_passphrase(ctx)? {
-        let text =
-            origin.read().with_context(|| format!("read the passphrase from {}", origin.describe()))?;
-        return Ok(Secret::from(text.expose().trim_end_matches(['\n', '\r'])));
+fn passphrase(ctx: &Context, prompt: &str) -> Result<Secret> {
+    match named_passphrase(ctx)? {
+        Some(origin) => passphrase_from(&origin),
+        None => ctx.printer.suspend(|| ask(prompt)),
     }
-    ctx.printer.suspend(|| ask(prompt))
 }
 
-/// A new passphrase; on a terminal it is asked for twice.
-pub fn new_passphrase(ctx: &Context) -> Result<Secret> {
-    let asked = named_passphrase(ctx)?.is_none();
-    let first = passphrase(ctx, "New passphrase: ")?;
-    if first.expose().is_empty() {
-        return Err(Complaint::usage("the passphrase is empty").into());
+/// A passphrase from somewhere; a newline at its end does not belong to it.
+pub fn passphrase_from(origin: &Origin) -> Result<Secret> {
+    let text = origin.read().with_context(|| format!("read the passphrase from {}", origin.describe()))?;
+    not_empty(Secret::from(text.expose().trim_end_matches(['\n', '\r'])))
+}
+
+/// A new passphrase from where options, environment or profile say, or asked for twice.
+fn new_passphrase(ctx: &Context) -> Result<Secret> {
+    match named_passphrase(ctx)? {
+        Some(origin) => passphrase_from(&origin),
+        None => ask_twice(ctx),
     }
-    if asked && ask("Again: ")?.expose() != first.expose() {
-        return Err(Complaint::usage("the two passphrases differ").into());
+}
+
+/// A new passphrase, asked for twice.
+pub fn ask_twice(ctx: &Context) -> Result<Secret> {
+    ctx.printer.suspend(|| {
+        let first = not_empty(ask("New passphrase: ")?)?;
+        if ask("Again: ")?.expose() != first.expose() {
+            return Err(Complaint::usage("the two passphrases differ").into());
+        }
+        Ok(first)
+    })
+}
+
+fn not_empty(passphrase: Secret) -> Result<Secret> {
+    if passphrase.expose().is_empty() {
+        Err(Complaint::usage("the passphrase is empty").into())
+    } else {
+        Ok(passphrase)
     }
-    Ok(first)
 }
 
 /// How the terminal was before it stopped to show what is typed.
@@ -264,10 +282,10 @@ pub fn write_private(path: &Path, text: &Secret) -> Result<()> {
 }
 
 /// Replaces a private file, durably and at once.
-pub fn replace_private(path: &Path, text: &str) -> Result<()> {
+pub fn replace_private(path: &Path, text: &Secret) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let partial = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    write_private(&partial, &Secret::from(text))?;
+    write_private(&partial, text)?;
     fs::rename(&partial, path).with_context(|| format!("rename to `{}`", path.display()))
 }
 

@@ -2,14 +2,24 @@
 
 pub mod backup;
 pub mod cache;
+pub mod check;
 pub mod completions;
+pub mod copy;
+pub mod diff;
 pub mod doctor;
+pub mod dump;
+pub mod find;
+pub mod forget;
 pub mod init;
 pub mod key;
+pub mod ls;
 pub mod man;
+pub mod prune;
 pub mod restore;
 pub mod show;
 pub mod snapshots;
+pub mod stats;
+pub mod tag;
 pub mod version;
 
 use anyhow::Result;
@@ -24,9 +34,19 @@ pub async fn run(ctx: &Context, command: Command) -> Result<Exit> {
         Command::Init(args) => init::run(ctx, args).await,
         Command::Backup(args) => backup::run(ctx, args).await,
         Command::Snapshots(args) => snapshots::run(ctx, args).await,
+        Command::Ls(args) => ls::run(ctx, args).await,
+        Command::Find(args) => find::run(ctx, args).await,
         Command::Show(args) => show::run(ctx, args).await,
+        Command::Diff(args) => diff::run(ctx, args).await,
+        Command::Dump(args) => dump::run(ctx, args).await,
         Command::Restore(args) => restore::run(ctx, args).await,
+        Command::Check(args) => check::run(ctx, args).await,
+        Command::Forget(args) => forget::run(ctx, args).await,
+        Command::Prune(args) => prune::run(ctx, args).await,
+        Command::Copy(args) => copy::run(ctx, args).await,
         Command::Key(args) => key::run(ctx, args).await,
+        Command::Tag(args) => tag::run(ctx, args).await,
+        Command::Stats(args) => stats::run(ctx, args).await,
         Command::Cache(args) => cache::run(ctx, args),
         Command::Doctor(args) => doctor::run(ctx, args).await,
         Command::Completions(args) => completions::run(args),

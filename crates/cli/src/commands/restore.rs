@@ -1,6 +1,6 @@
 //! `keepwell restore`.
 
-mod globs;
+pub mod globs;
 mod place;
 mod safety;
 

@@ -10,6 +10,10 @@ use crate::exit::Exit;
 use crate::open;
 use crate::table::{Align, Table};
 
+/// List owners, members and erasable domains
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
 /// Shows who holds keys, as the trust chain says.
 pub async fn run(ctx: &Context) -> Result<Exit> {
     let opened = open::repository(ctx).await?;

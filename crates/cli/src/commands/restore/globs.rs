@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use backup_core::Select;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
-use keepwell_catalog::EntryKind;
+use keepwell_catalog::{EntryKind, MapKey};
 
 use crate::exit::Complaint;
 
@@ -39,6 +39,13 @@ pub fn fits(patterns: &Gitignore, path: &[u8], is_dir: bool) -> bool {
     let path = Path::new(OsStr::from_bytes(path));
     let path = path.strip_prefix("/").unwrap_or(path);
     patterns.matched_path_or_any_parents(path, is_dir).is_ignore()
+}
+
+/// Whether a thing itself fits, whatever its parents.
+pub fn fits_itself(patterns: &Gitignore, key: &MapKey, is_dir: bool) -> bool {
+    let Ok(path) = key.to_os_path_bytes() else { return false };
+    let path = Path::new(OsStr::from_bytes(&path));
+    patterns.matched(path.strip_prefix("/").unwrap_or(path), is_dir).is_ignore()
 }
 
 #[cfg(test)]

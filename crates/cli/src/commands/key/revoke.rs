@@ -1,0 +1,88 @@
+//! `key revoke`.
+
+use anyhow::Result;
+use keepwell_crypto::MemberId;
+use keepwell_crypto::trust::Chain;
+use serde_json::json;
+
+use crate::confirm::{Unattended, confirm};
+use crate::context::Context;
+use crate::exit::{Complaint, Exit};
+use crate::open;
+
+const EXAMPLES: &str = "\
+Examples:
+  keepwell key revoke web1                what it backed up so far stays
+  keepwell key revoke web1 --refuse-all   nor that: its host was taken over
+  keepwell key revoke bob                 an owner
+
+Then the keys are rotated: what is written from now on, the revoked cannot read. What it
+could read before it still can, if it gets at the store: take that access away as well.";
+
+/// Take a credential back
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Name or id, as `key list` shows it
+    who: String,
+    /// Also refuse what it backed up so far
+    #[arg(long)]
+    refuse_all: bool,
+    /// Why, for the record
+    #[arg(long, default_value = "")]
+    reason: String,
+}
+
+enum Found {
+    Member(MemberId),
+    Owner(MemberId),
+}
+
+/// Runs `key revoke`.
+pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
+    let opened = open::repository(ctx).await?;
+    opened.progress.end();
+    let repository = &opened.repository;
+    let found = find(&repository.chain(), &args.who)?;
+    confirm(ctx, &format!("Revoke {} and rotate the keys?", args.who), Unattended::Refuse)?;
+    let (id, first_refused) = match found {
+        Found::Member(id) => {
+            if repository.access().member() == Some(id) && !repository.access().is_owner() {
+                return Err(Complaint::failed("a member cannot revoke itself").into());
+            }
+            let from = repository.revoke(id, args.refuse_all.then_some(0), &args.reason).await?;
+            repository.rotate_keys().await?;
+            (id, Some(from))
+        }
+        Found::Owner(id) => {
+            repository.remove_owner(id).await?;
+            (id, None)
+        }
+    };
+    ctx.printer.line(format_args!("revoked {} ({id}) and rotated the keys", args.who));
+    match first_refused {
+        Some(0) => ctx.printer.say("Nothing that it backed up counts any more."),
+        Some(_) => ctx.printer.say("What it backed up so far stays."),
+        None => {}
+    }
+    ctx.printer.json("revoke", json!({ "id": id.to_string(), "first_refused": first_refused }));
+    Ok(Exit::Done)
+}
+
+fn find(chain: &Chain, who: &str) -> Result<Found> {
+    let in_force = chain.members().filter(|m| chain.revoked_from(&m.id()).is_none());
+    let members =
+        in_force.filter(|m| m.name == who || m.id().to_string() == who).map(|m| Found::Member(m.id()));
+    let owners = chain.owners().filter(|o| o.name == who || o.id().to_string() == who);
+    let mut found = members.chain(owners.map(|o| Found::Owner(o.id())));
+    match (found.next(), found.next()) {
+        (Some(one), None) => Ok(one),
+        (Some(_), Some(_)) => {
+            Err(Complaint::usage(format!("`{who}` is not the only one; give the id")).into())
+        }
+        (None, _) => {
+            let complaint = Complaint::usage(format!("nobody in force is called `{who}`"));
+            Err(complaint.hint("`keepwell key list` shows everybody.").into())
+        }
+    }
+}

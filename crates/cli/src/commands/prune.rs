@@ -1,0 +1,141 @@
+//! `keepwell prune`.
+
+use anyhow::Result;
+use backup_core::{PruneOptions, PruneReport, Repository};
+use serde_json::json;
+
+use crate::confirm::{Unattended, confirm};
+use crate::context::Context;
+use crate::exit::{Complaint, Exit};
+use crate::open::{self, Opened};
+use crate::text;
+
+const EXAMPLES: &str = "\
+Examples:
+  keepwell prune --dry-run
+  keepwell prune --max-repack 10GiB
+
+Others may back up, restore and check meanwhile. Interrupted, it loses nothing; the
+next run goes on.";
+
+/// Remove what no snapshot needs
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    options: Options,
+    /// Only show what would be done
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+}
+
+/// How to prune; also for `forget --prune`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// How much of the stored bytes may stay unused rather than be repacked
+    #[arg(long, value_name = "PERCENT", default_value_t = 5.0)]
+    max_unused: f64,
+    /// Repack at most so much in one run
+    #[arg(long, value_name = "SIZE", value_parser = text::parse_bytes)]
+    max_repack: Option<u64>,
+}
+
+/// Runs `prune`.
+pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
+    let opened = open::repository(ctx).await?;
+    let dry_run = if args.dry_run { DryRun::Yes } else { DryRun::No };
+    execute(ctx, opened, &args.options, dry_run).await
+}
+
+/// Whether something is only to be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DryRun {
+    /// Show.
+    Yes,
+    /// Do.
+    No,
+}
+
+/// Prunes: on a terminal the plan is shown and confirmed first.
+pub async fn execute(ctx: &Context, opened: Opened, options: &Options, dry_run: DryRun) -> Result<Exit> {
+    if !(0.0..=100.0).contains(&options.max_unused) {
+        return Err(Complaint::usage("`--max-unused` is a number from 0 to 100").into());
+    }
+    let asks = ctx.printer.draws() && !ctx.global.yes;
+    if dry_run == DryRun::Yes || asks {
+        let plan = prune(&opened.repository, options, true).await;
+        opened.progress.end();
+        let plan = plan?;
+        print_plan(ctx, &plan);
+        if dry_run == DryRun::Yes || is_idle(&plan) {
+            return Ok(Exit::Done);
+        }
+        confirm(ctx, "Remove this?", Unattended::Proceed)?;
+    }
+    let opened = if asks { open::repository(ctx).await? } else { opened };
+    let report = prune(&opened.repository, options, false).await;
+    opened.progress.end();
+    print(ctx, &report?);
+    Ok(Exit::Done)
+}
+
+async fn prune(repository: &Repository, options: &Options, dry_run: bool) -> Result<PruneReport> {
+    let options = PruneOptions {
+        dry_run,
+        max_unused: options.max_unused / 100.0,
+        max_repack_bytes: options.max_repack.unwrap_or(u64::MAX),
+        ..PruneOptions::default()
+    };
+    Ok(repository.prune(options).await?)
+}
+
+fn is_idle(plan: &PruneReport) -> bool {
+    plan.packs_unused == 0 && plan.packs_repacked == 0
+}
+
+fn print_plan(ctx: &Context, plan: &PruneReport) {
+    let (packs, size) = (text::count(plan.packs, "pack", "packs"), text::bytes(plan.pack_bytes));
+    ctx.printer
+        .line(format_args!("stored: {size} in {packs}, {} of it unused", text::bytes(plan.unused_bytes)));
+    if is_idle(plan) {
+        ctx.printer.line("nothing to remove");
+    } else {
+        ctx.printer.line(format_args!(
+            "to remove: {}; to repack: {}",
+            text::count(plan.packs_unused, "pack", "packs"),
+            text::count(plan.packs_repacked, "pack", "packs")
+        ));
+    }
+    ctx.printer.json("prune_plan", fields(plan));
+}
+
+fn print(ctx: &Context, report: &PruneReport) {
+    let objects = text::count(report.objects_deleted, "object", "objects");
+    ctx.printer.line(format_args!(
+        "removed {objects}, {}; repacked {} ({})",
+        text::bytes(report.bytes_freed),
+        text::count(report.packs_repacked, "pack", "packs"),
+        text::bytes(report.repacked_bytes),
+    ));
+    if report.fenced > 0 {
+        let sessions = text::count(report.fenced, "session", "sessions");
+        ctx.printer.say(format_args!("  ended {sessions} that showed no sign of life"));
+    }
+    ctx.printer.json("prune", fields(report));
+}
+
+fn fields(report: &PruneReport) -> serde_json::Value {
+    json!({
+        "packs": report.packs,
+        "pack_bytes": report.pack_bytes,
+        "unused_bytes": report.unused_bytes,
+        "packs_unused": report.packs_unused,
+        "packs_repacked": report.packs_repacked,
+        "repacked_bytes": report.repacked_bytes,
+        "objects_deleted": report.objects_deleted,
+        "bytes_freed": report.bytes_freed,
+        "kept": report.kept,
+        "fenced": report.fenced,
+        "segments_merged": report.segments_merged,
+    })
+}

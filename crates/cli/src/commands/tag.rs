@@ -1,0 +1,122 @@
+//! `keepwell tag`.
+
+use anyhow::Result;
+use backup_core::{RewriteOptions, Snapshot};
+use serde_json::json;
+
+use crate::context::Context;
+use crate::exit::{Complaint, Exit};
+use crate::open::{self, Opened};
+use crate::select::{self, Filter};
+use crate::text;
+
+const EXAMPLES: &str = "\
+Examples:
+  keepwell tag latest --add before-upgrade --keep-forever
+  keepwell tag 1a2b3c4d --remove weekly --description 'the last good one'
+
+Nothing is ever changed in place: the snapshot is written anew, under a new id, and the
+old one is forgotten. Its content stays where it is.";
+
+/// Change the tags and the description of snapshots, and how long they are kept
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The snapshots
+    #[arg(required = true)]
+    snapshots: Vec<String>,
+    /// Add a tag
+    #[arg(long, value_name = "TAG")]
+    add: Vec<String>,
+    /// Remove a tag
+    #[arg(long, value_name = "TAG")]
+    remove: Vec<String>,
+    /// Replace all tags
+    #[arg(long, value_name = "TAG", conflicts_with_all = ["add", "remove"])]
+    set: Vec<String>,
+    /// A sentence about the snapshot
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// Never let `forget` remove it
+    #[arg(long, group = "keep")]
+    keep_forever: bool,
+    /// Do not let `forget` remove it before this time
+    #[arg(long, value_name = "TIME", group = "keep")]
+    keep_until: Option<String>,
+    /// Let `forget` remove it
+    #[arg(long, group = "keep")]
+    allow_forget: bool,
+    #[command(flatten)]
+    filter: Filter,
+}
+
+/// Runs `tag`.
+pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
+    let opened = open::repository(ctx).await?;
+    let snapshots = opened.repository.snapshots().await?;
+    let mut chosen: Vec<&Snapshot> = Vec::new();
+    for name in &args.snapshots {
+        let snapshot = select::select(&snapshots, &args.filter, name)?;
+        if !chosen.iter().any(|s| s.id == snapshot.id) {
+            chosen.push(snapshot);
+        }
+    }
+    for snapshot in chosen {
+        let options = changed(&args, snapshot)?;
+        change(ctx, &opened, snapshot, options).await?;
+    }
+    opened.progress.end();
+    Ok(Exit::Done)
+}
+
+fn changed(args: &Args, snapshot: &Snapshot) -> Result<RewriteOptions> {
+    let mut options = RewriteOptions::of(snapshot)?;
+    let before =
+        (options.tags.clone(), options.description.clone(), options.keep_until, options.keep_forever);
+    if !args.set.is_empty() {
+        options.tags.clone_from(&args.set);
+    }
+    options.tags.retain(|tag| !args.remove.contains(tag));
+    for tag in &args.add {
+        if !options.tags.contains(tag) {
+            options.tags.push(tag.clone());
+        }
+    }
+    if let Some(description) = &args.description {
+        options.description.clone_from(description);
+    }
+    if args.keep_forever {
+        options.keep_forever = true;
+    } else if let Some(time) = &args.keep_until {
+        (options.keep_until, options.keep_forever) = (Some(text::time_argument(time)?), false);
+    } else if args.allow_forget {
+        (options.keep_until, options.keep_forever) = (None, false);
+    }
+    if before == (options.tags.clone(), options.description.clone(), options.keep_until, options.keep_forever)
+    {
+        let complaint = Complaint::usage(format!("nothing would change in snapshot {}", snapshot.short()));
+        return Err(complaint.hint("Say `--add TAG`, `--remove TAG`, `--description TEXT` …").into());
+    }
+    Ok(options)
+}
+
+async fn change(ctx: &Context, opened: &Opened, snapshot: &Snapshot, options: RewriteOptions) -> Result<()> {
+    if !opened.repository.access().is_keeper() {
+        return Err(Complaint::new(Exit::WrongKey, "this credential cannot forget the snapshot as it was")
+            .hint("Use a key file with the role keeper.")
+            .into());
+    }
+    let tags = options.tags.clone();
+    let report = opened.repository.rewrite(snapshot, options).await?;
+    let new = &report.snapshot;
+    opened.repository.forget(&[(snapshot, format!("written anew as {}", new.short()))]).await?;
+    ctx.printer.line(format_args!(
+        "snapshot {} is now {} [{}]",
+        snapshot.short(),
+        new.short(),
+        tags.join(", ")
+    ));
+    let fields = json!({ "before": snapshot.id.to_string(), "after": new.id.to_string(), "tags": tags });
+    ctx.printer.json("tag", fields);
+    Ok(())
+}

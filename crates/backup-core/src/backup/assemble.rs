@@ -54,6 +54,8 @@ pub(super) struct Assembled {
     pub counts: Statistics,
     pub problems: Vec<(Vec<u8>, String)>,
     pub problem_count: u64,
+    /// Whether everything that is there was captured.
+    pub complete: bool,
 }
 
 pub(super) struct Assembler<'a> {
@@ -65,6 +67,8 @@ pub(super) struct Assembler<'a> {
     pub counts: Statistics,
     pub problems: Vec<(Vec<u8>, String)>,
     pub problem_count: u64,
+    /// Items that are there and could not be captured.
+    pub lost: u64,
     /// Whether any item was not taken over unchanged.
     pub changed: bool,
 }
@@ -103,6 +107,7 @@ impl Assembler<'_> {
     }
 
     fn take(&mut self, outcome: Outcome) -> Result<(), Error> {
+        self.lost += u64::from(outcome.lost);
         if let Some(message) = outcome.problem {
             self.monitor.problem(&show(&outcome.key), &message);
             self.problem_count += 1;
@@ -138,7 +143,13 @@ impl Assembler<'_> {
     fn assembled(&self, root: Root) -> Assembled {
         let mut counts = self.counts;
         add(&mut counts, &self.nodes.counts);
-        Assembled { root, counts, problems: self.problems.clone(), problem_count: self.problem_count }
+        Assembled {
+            root,
+            counts,
+            problems: self.problems.clone(),
+            problem_count: self.problem_count,
+            complete: self.lost == 0,
+        }
     }
 }
 

@@ -117,6 +117,8 @@ pub struct BackupReport {
     pub problems: Vec<(String, String)>,
     /// All such items.
     pub problem_count: u64,
+    /// Whether everything that is there was captured. A snapshot that is not complete pushes no other out of retention.
+    pub complete: bool,
     /// Checkpoints on the way.
     pub checkpoints: u64,
     /// Chunks read back and proved, if that was asked for.
@@ -219,6 +221,7 @@ fn run(repository: &Repository, source: &dyn Source, publisher: &mut Publisher) 
             counts: Statistics::default(),
             problems: Vec::new(),
             problem_count: 0,
+            lost: 0,
             changed: false,
         };
         let assembled = assembler.run(&results, &mut |so_far| publisher.checkpoint(so_far));

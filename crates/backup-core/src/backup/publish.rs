@@ -57,7 +57,13 @@ impl Publisher {
             }
         };
         let tag = dataset_tag(&repository.domain().id_key, &options.dataset);
-        let (parent, superseded) = find_parent(repository, &session, &tag).await?;
+        let (parent, superseded) = match find_parent(repository, &session, &tag).await {
+            Ok(found) => found,
+            Err(error) => {
+                session.abandon().await;
+                return Err(error);
+            }
+        };
         Ok(Self {
             repository: repository.clone(),
             handle: Handle::current(),
@@ -169,6 +175,7 @@ impl Publisher {
             statistics: assembled.counts,
             problems: shown(&assembled.problems),
             problem_count: assembled.problem_count,
+            complete: assembled.complete,
             checkpoints: self.checkpoints,
             verified_chunks,
         })
@@ -252,7 +259,7 @@ impl Publisher {
         Ending {
             kind,
             manifest: Some(manifest),
-            complete: kind == CommitKind::Snapshot,
+            complete: kind == CommitKind::Snapshot && assembled.complete,
             logical_bytes: assembled.counts.logical_bytes,
             capture: Some(self.started),
             state,

@@ -28,7 +28,7 @@ impl Work {
     pub fn into_outcome(self) -> Outcome {
         match self {
             Self::Reuse(outcome) => *outcome,
-            Self::Capture { item, .. } => Outcome::problem(item.key, "was never captured".into()),
+            Self::Capture { item, .. } => Outcome::lost(item.key, "was never captured".into()),
         }
     }
 }

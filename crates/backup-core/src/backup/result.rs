@@ -14,6 +14,8 @@ pub(super) struct Outcome {
     pub entry: Option<Encoded>,
     /// For the recipes; zero means "look again next time".
     pub fingerprint: [u8; 16],
+    /// Whether something that is there could not be captured: then the snapshot is not complete.
+    pub lost: bool,
     /// What went wrong, if anything did.
     pub problem: Option<String>,
     /// Whether the entry of the last capture was taken over as it was.
@@ -23,11 +25,17 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
-    /// An item of which nothing was captured.
-    pub fn problem(key: MapKey, message: String) -> Self {
+    /// An item of which nothing was captured although it is there.
+    pub fn lost(key: MapKey, message: String) -> Self {
+        Self { lost: true, ..Self::gone(key, message) }
+    }
+
+    /// An item that vanished while it was looked at.
+    pub fn gone(key: MapKey, message: String) -> Self {
         Self {
             key,
             entry: None,
+            lost: false,
             fingerprint: [0; 16],
             problem: Some(message),
             reused: false,

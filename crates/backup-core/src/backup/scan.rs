@@ -52,6 +52,16 @@ impl Window {
     }
 }
 
+/// Stops everybody else when its thread fails or panics: nobody must wait for what will never come.
+pub(super) struct Alarm<'a>(pub &'a Queue, pub &'a Window);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        self.0.abort();
+        self.1.close();
+    }
+}
+
 pub(super) struct Scan<'a, R: Read> {
     pub source: &'a dyn Source,
     pub recipes: Option<RecipeReader<R>>,
@@ -77,12 +87,11 @@ struct Filling {
 impl<R: Read> Scan<'_, R> {
     /// Walks to the end; then no further batch will come.
     pub fn run(mut self) -> Result<(), Error> {
-        let ended = self.walk();
-        if ended.is_err() {
-            self.queue.abort();
-        }
+        let alarm = Alarm(self.queue, self.window);
+        self.walk()?;
+        std::mem::forget(alarm);
         self.queue.close();
-        ended
+        Ok(())
     }
 
     fn walk(&mut self) -> Result<(), Error> {
@@ -110,7 +119,7 @@ impl<R: Read> Scan<'_, R> {
 
     fn take(&mut self, found: Found, filling: &mut Filling) -> Result<(), Error> {
         let work = match found {
-            Found::Problem { key, message } => Work::Reuse(Box::new(Outcome::problem(key, message))),
+            Found::Problem { key, message } => Work::Reuse(Box::new(Outcome::lost(key, message))),
             Found::Item(item) => {
                 self.monitor.total(1, item.size);
                 self.sort(item)?
@@ -153,8 +162,15 @@ impl<R: Read> Scan<'_, R> {
         count_kind(&mut counts, &entry, Novelty::Unchanged);
         self.monitor.advance(1, item.size);
         let fingerprint = item.fingerprint;
-        let outcome =
-            Outcome { key: item.key, entry: Some(encoded), fingerprint, problem: None, reused: true, counts };
+        let outcome = Outcome {
+            key: item.key,
+            entry: Some(encoded),
+            fingerprint,
+            lost: false,
+            problem: None,
+            reused: true,
+            counts,
+        };
         Ok(Work::Reuse(Box::new(outcome)))
     }
 

@@ -9,6 +9,7 @@ use keepwell_crypto::{ChunkKind, IdKey};
 use super::encoded::Encoded;
 use super::queue::{Queue, Task, Work};
 use super::result::{Outcome, Step};
+use super::scan::Alarm;
 use crate::Error;
 use crate::chunker::Chunker;
 use crate::error::one_line;
@@ -44,12 +45,10 @@ impl<'a> Worker<'a> {
 
     /// Works until the queue ends; a failure aborts the queue for everyone.
     pub fn run(mut self) -> Result<(), Error> {
-        let ended = self.work();
-        if ended.is_err() {
-            self.shop.queue.abort();
-            self.shop.window.close();
-        }
-        ended
+        let alarm = Alarm(self.shop.queue, self.shop.window);
+        self.work()?;
+        std::mem::forget(alarm);
+        Ok(())
     }
 
     fn work(&mut self) -> Result<(), Error> {
@@ -85,8 +84,8 @@ impl<'a> Worker<'a> {
     fn capture(&mut self, item: Item, seen: bool) -> Result<Outcome, Error> {
         let opened = match self.shop.source.open(&item) {
             Ok(Some(opened)) => opened,
-            Ok(None) => return Ok(Outcome::problem(item.key, "vanished before it could be read".into())),
-            Err(error) => return Ok(Outcome::problem(item.key, one_line(&error))),
+            Ok(None) => return Ok(Outcome::gone(item.key, "vanished before it could be read".into())),
+            Err(error) => return Ok(Outcome::lost(item.key, one_line(&error))),
         };
         let mut counts = Statistics::default();
         let mut entry = opened.entry;
@@ -99,13 +98,21 @@ impl<'a> Worker<'a> {
                     problem = Some("changed while it was read".to_owned());
                     fingerprint = [0; 16];
                 }
-                Err(error) => return Ok(Outcome::problem(item.key, format!("read failed: {error}"))),
+                Err(error) => return Ok(Outcome::lost(item.key, format!("read failed: {error}"))),
             }
         }
         count_kind(&mut counts, &entry, if seen { Novelty::Changed } else { Novelty::New });
         self.shop.monitor.advance(1, 0);
         let encoded = Encoded::new(&item.key, &entry)?;
-        Ok(Outcome { key: item.key, entry: Some(encoded), fingerprint, problem, reused: false, counts })
+        Ok(Outcome {
+            key: item.key,
+            entry: Some(encoded),
+            fingerprint,
+            lost: false,
+            problem,
+            reused: false,
+            counts,
+        })
     }
 
     /// Chunks and stores a content. The outer error ends the backup, the inner one only this item.

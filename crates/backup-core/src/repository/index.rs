@@ -14,7 +14,7 @@ use crate::cache::{Cache, CachedFile};
 
 const DIRECTORY: &str = "index";
 /// Of the memory limit, this part is for index segments held decoded.
-const MEMORY_SHARE: usize = 5;
+const MEMORY_SHARE: usize = 8;
 
 impl ReadAt for CachedFile {
     fn len(&self) -> Result<u64, CatalogError> {

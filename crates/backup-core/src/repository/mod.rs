@@ -14,7 +14,7 @@ use std::sync::{Arc, RwLock};
 use bytes::Bytes;
 use keepwell_catalog::{ContentName, IndexSet, SegmentBuilder, names};
 use keepwell_crypto::keyring::DomainKeys;
-use keepwell_crypto::trust::Chain;
+use keepwell_crypto::trust::{Chain, Roles};
 use keepwell_crypto::{
     DomainId, GroupId, IdKey, Identity, MemberId, RepositoryId, Signed, SigningKey, StoreId,
 };
@@ -165,6 +165,19 @@ impl Repository {
 
     pub(crate) fn signer(&self, action: &'static str) -> Result<&SigningKey, Error> {
         self.0.access.signing.as_ref().ok_or_else(|| self.0.access.cannot(action))
+    }
+
+    /// The member that commits, if this credential may.
+    pub(crate) fn writer(&self) -> Result<MemberId, Error> {
+        const ACTION: &str = "back up";
+        let writer = self.signer(ACTION)?.member_id();
+        if !self.access().roles().is_some_and(|roles| roles.intersects(Roles::WRITER | Roles::KEEPER)) {
+            return Err(self.access().cannot(ACTION));
+        }
+        match self.chain().revoked_from(&writer) {
+            Some(_) => Err(Error::WrongKey(format!("member {writer} was revoked"))),
+            None => Ok(writer),
+        }
     }
 
     /// Signs a record and encodes its envelope.

@@ -65,9 +65,10 @@ impl Ending {
 
 impl Session {
     /// Claims the next free number. Everything that the session relies on must be read after this returns.
+    ///
+    /// Refused for a credential whose commits nobody would believe: that may not write, or was revoked.
     pub async fn claim(repository: &Repository) -> Result<Self, Error> {
-        let signer = repository.signer("write")?;
-        let writer = signer.verifying_key().member_id();
+        let writer = repository.writer()?;
         let ends = newest_ends(repository).await?;
         let own = ends.iter().find(|e| e.writer == writer);
         let mut n = repository.next_session(writer, own.map_or(0, |e| e.n + 1)).await?;

@@ -15,9 +15,9 @@ use crate::pack::FinishedPack;
 use crate::repository::Repository;
 
 /// Packs being stored at once; each holds its bytes in memory.
-const IN_FLIGHT_MAX: usize = 3;
+const IN_FLIGHT_MAX: usize = 2;
 /// An index segment is written when this many entries wait, so that memory stays flat and interrupted work is found again.
-const SEGMENT_ENTRIES_MAX: usize = 200_000;
+const SEGMENT_ENTRIES_MAX: usize = 100_000;
 /// Likewise after this many packs.
 const SEGMENT_PACKS_MAX: usize = 256;
 

@@ -30,8 +30,8 @@ pub use browse::{ArchiveFormat, ArchiveReport, ChangeKind, Count, Depth, DiffSum
 pub use cache::Cache;
 pub use check::{CheckOptions, CheckReport, Finding, ReadData, ScrubReport, scrub};
 pub use copy::{
-    CopiedSnapshot, CopyReport, EXTRA_ORIGIN, EXTRA_ORIGIN_SNAPSHOT, Exclude, RewriteOptions, RewriteReport,
-    SnapshotSource, StoreCopyReport,
+    CopiedSnapshot, CopyReport, EXTRA_ORIGIN, EXTRA_ORIGIN_SNAPSHOT, Exclude, Held, Holdings, RewriteOptions,
+    RewriteReport, SnapshotSource, StoreCopyReport, holdings,
 };
 pub use error::Error;
 pub use keys::Erased;

@@ -45,7 +45,7 @@ fn choose(
     now: i64,
     proved: &BTreeMap<ContentName, i64>,
 ) -> Vec<(PackClass, PackRef)> {
-    let all = packs.values().copied();
+    let all = packs.values().copied().filter(|(_, pack)| !repository.is_erased(pack.domain));
     match read {
         ReadData::Nothing => Vec::new(),
         ReadData::Everything => all.collect(),

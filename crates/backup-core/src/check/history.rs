@@ -44,11 +44,14 @@ pub(super) async fn check(repository: &Repository, report: &mut CheckReport) -> 
     for end in live_ends(&ends, &retired) {
         if let Some(snapshot) = repository.load_snapshot(end.clone()).await? {
             report.snapshots += 1;
-            if let Err(error) = snapshot.manifest() {
-                report.found(format_args!("snapshot {}", snapshot.short()), crate::error::one_line(&error));
-                report.damaged_snapshots.insert(snapshot.id.to_string());
-            } else {
-                snapshots.push(snapshot);
+            match snapshot.manifest() {
+                Err(error) => {
+                    report
+                        .found(format_args!("snapshot {}", snapshot.short()), crate::error::one_line(&error));
+                    report.damaged_snapshots.insert(snapshot.id.to_string());
+                }
+                Ok(manifest) if repository.is_erased(manifest.domain) => report.erased_snapshots += 1,
+                Ok(_) => snapshots.push(snapshot),
             }
         }
     }

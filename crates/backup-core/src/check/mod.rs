@@ -15,6 +15,7 @@ use keepwell_catalog::{PackClass, Root};
 use crate::Error;
 use crate::repository::Repository;
 
+pub(crate) use remembered::load as remembered_proofs;
 pub use scrub::{ScrubReport, scrub};
 
 /// How much content a check reads.
@@ -52,6 +53,8 @@ pub struct Finding {
 pub struct CheckReport {
     /// Snapshots looked at.
     pub snapshots: u64,
+    /// Of these, those in domains that were erased: nobody can read them, and that is no damage.
+    pub erased_snapshots: u64,
     /// Tree nodes read and proved.
     pub nodes: u64,
     /// Chunks that snapshots reach and the index knows.

@@ -11,7 +11,7 @@ use crate::env::Timestamp;
 
 const NAME: &str = "proved";
 
-pub(super) fn load(cache: &Cache) -> BTreeMap<ContentName, Timestamp> {
+pub(crate) fn load(cache: &Cache) -> BTreeMap<ContentName, Timestamp> {
     let mut text = String::new();
     if let Some(file) = cache.open(NAME) {
         // A file that cannot be read means that everything counts as never proved.

@@ -1,10 +1,12 @@
 //! Copies: a snapshot as a source for another repository, and snapshots made anew in their own.
 
+mod holders;
 mod reencrypt;
 mod rewrite;
 mod same;
 mod source;
 
+pub use holders::{Held, Holdings, holdings};
 pub use reencrypt::{CopiedSnapshot, CopyReport, EXTRA_ORIGIN, EXTRA_ORIGIN_SNAPSHOT};
 pub use rewrite::{Exclude, RewriteOptions, RewriteReport};
 pub use same::StoreCopyReport;

@@ -56,14 +56,18 @@ pub(crate) fn live_ends<'e>(ends: &'e [End], retired: &BTreeSet<(MemberId, u64)>
     ends.iter().filter(is_live).collect()
 }
 
-/// The root nodes of these ends. Fails on a manifest that cannot be read: its snapshot's chunks are unknown.
+/// The root nodes of these ends. Fails on a manifest that cannot be read: its snapshot's chunks are unknown. What lies in
+/// an erased domain is no root: nobody can ever read it.
 pub(crate) async fn roots_of(repository: &Repository, ends: &[&End]) -> Result<Vec<ChunkId>, Error> {
     let mut roots = Vec::new();
     for end in ends {
         let snapshot = repository.load_snapshot((*end).clone()).await?;
         let snapshot = snapshot
             .ok_or_else(|| Error::damaged(names::commit_key(end.writer, end.n), "it names no manifest"))?;
-        roots.push(snapshot.manifest()?.root);
+        let manifest = snapshot.manifest()?;
+        if !repository.is_erased(manifest.domain) {
+            roots.push(manifest.root);
+        }
     }
     roots.sort_unstable();
     roots.dedup();

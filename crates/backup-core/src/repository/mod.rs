@@ -102,6 +102,11 @@ impl Repository {
         self.0.chain.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
+    /// Whether an owner has destroyed the keys of a domain.
+    pub fn is_erased(&self, domain: DomainId) -> bool {
+        self.0.chain.read().unwrap_or_else(std::sync::PoisonError::into_inner).is_erased(&domain)
+    }
+
     pub(crate) fn chain_lock(&self) -> &RwLock<Chain> {
         &self.0.chain
     }

@@ -46,8 +46,11 @@ async fn archived(tree: &Tree, at: &MapKey, format: ArchiveFormat) -> (Vec<u8>, 
     (out, report)
 }
 
-/// An archive, read back with another part of the library that wrote it: links, contents, metadata.
-fn unpacked(bytes: &[u8]) -> BTreeMap<Vec<u8>, (tar::EntryType, u32, Vec<u8>, Vec<u8>)> {
+/// A member of an archive: what it is, its mode, where it links to, its content.
+type Unpacked = (tar::EntryType, u32, Vec<u8>, Vec<u8>);
+
+/// The members of an archive by name.
+fn unpacked(bytes: &[u8]) -> BTreeMap<Vec<u8>, Unpacked> {
     let mut archive = tar::Archive::new(bytes);
     let mut members = BTreeMap::new();
     for member in archive.entries().unwrap() {

@@ -215,7 +215,7 @@ impl Filter<'_> {
     /// Whether a key goes, by itself or with a directory above it.
     fn drops_path(&self, key: &MapKey, kind: EntryKind) -> bool {
         let mut above = key.parent();
-        while let Some(directory) = above {
+        while let Some(directory) = above.filter(|directory| *directory != MapKey::root()) {
             if self.drops(&directory, EntryKind::Directory) {
                 return true;
             }

@@ -29,7 +29,7 @@ pub(crate) async fn fetch_frames(
     let head_len = u64::from(pack.header_len) + 16;
     let header_len = pack.header_len as usize;
     let mut parts = Parts::new(pack.size);
-    let mut merged: Vec<Range<u64>> = vec![0..head_len.min(pack.size)];
+    let mut merged: Vec<Range<u64>> = std::iter::once(0..head_len.min(pack.size)).collect();
     for range in ranges {
         let sealed = sealed_range(header_len, u64::from(range.start)..u64::from(range.end));
         let sealed = sealed.start.min(pack.size)..sealed.end.min(pack.size);

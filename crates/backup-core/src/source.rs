@@ -2,7 +2,7 @@
 //!
 //! A source lists its items in key order, cheaply, and opens those whose content the engine wants. The engine decides
 //! what is new by comparing fingerprints with those of the previous capture; an item with an equal fingerprint is not
-//! opened at all.
+//! opened at all. `examples/own_source.rs` is a whole source; `docs/adding-a-source.md` walks through it.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -126,3 +126,7 @@ pub enum SourceError {
     #[error("{0}")]
     Other(String),
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/adding-a-source.md")]
+struct AddingASource;

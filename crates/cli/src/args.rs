@@ -121,6 +121,7 @@ pub enum Command {
     Dump(commands::dump::Args),
     Restore(commands::restore::Args),
     Check(commands::check::Args),
+    Repair(commands::repair::Args),
     Forget(commands::forget::Args),
     Prune(commands::prune::Args),
     Copy(commands::copy::Args),

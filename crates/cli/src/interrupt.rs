@@ -4,10 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 /// Whether the work should stop, and whether it knows how to stop by itself.
 #[derive(Debug, Clone, Default)]
-pub struct Interrupt(Arc<AtomicU8>);
+pub struct Interrupt(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    flags: AtomicU8,
+    requested: Notify,
+}
 
 const REQUESTED: u8 = 1;
 const GRACEFUL: u8 = 2;
@@ -15,13 +22,23 @@ const GRACEFUL: u8 = 2;
 impl Interrupt {
     /// Whether somebody wants the work to stop.
     pub fn is_requested(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & REQUESTED != 0
+        self.0.flags.load(Ordering::SeqCst) & REQUESTED != 0
     }
 
-    /// From now on the work looks at [`is_requested`](Self::is_requested) and ends by itself; only a second signal ends
-    /// the process at once.
+    /// From now on the work ends by itself when it is asked to; only a second signal ends the process at once.
     pub fn ends_by_itself(&self) {
-        self.0.fetch_or(GRACEFUL, Ordering::Relaxed);
+        self.0.flags.fetch_or(GRACEFUL, Ordering::SeqCst);
+    }
+
+    /// Returns when work that ends by itself is to end.
+    pub async fn requested(&self) {
+        loop {
+            let notified = self.0.requested.notified();
+            if self.0.flags.load(Ordering::SeqCst) == REQUESTED | GRACEFUL {
+                return;
+            }
+            notified.await;
+        }
     }
 
     /// Returns when the process is to end at once.
@@ -35,7 +52,8 @@ impl Interrupt {
                 _ = terminate.recv() => {}
                 _ = hangup.recv() => {}
             }
-            let before = self.0.fetch_or(REQUESTED, Ordering::Relaxed);
+            let before = self.0.flags.fetch_or(REQUESTED, Ordering::SeqCst);
+            self.0.requested.notify_waiters();
             if before & GRACEFUL == 0 || before & REQUESTED != 0 {
                 return Ok(());
             }

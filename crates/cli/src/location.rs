@@ -13,6 +13,7 @@ use keepwell_storage::{
 
 use crate::context::Context;
 use crate::exit::Complaint;
+use crate::stop::StoppableStore;
 
 /// A directory that holds, or will hold, a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +79,8 @@ fn wrap(ctx: &Context, store: LocalFs) -> Arc<dyn ObjectStore> {
         upload_bytes_per_second: rate(ctx.global.limit_upload, ctx.profile.limits.upload),
         download_bytes_per_second: rate(ctx.global.limit_download, ctx.profile.limits.download),
     };
-    Arc::new(Retrying::new(Throttled::new(store, limits), RetryPolicy::default()))
+    let store = Retrying::new(Throttled::new(store, limits), RetryPolicy::default());
+    Arc::new(StoppableStore::new(store, ctx.interrupt.clone()))
 }
 
 impl fmt::Display for Location {

@@ -21,6 +21,7 @@ mod progress;
 mod retention;
 mod secret;
 mod select;
+mod stop;
 mod table;
 mod text;
 

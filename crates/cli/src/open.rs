@@ -1,5 +1,6 @@
 //! Opening the repository that a command works on.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -36,8 +37,8 @@ pub struct Credential {
     pub store: Arc<dyn ObjectStore>,
     /// The key.
     pub key: KeyFile,
-    /// Where the key came from.
-    pub origin: Origin,
+    /// The file that the key came from, if it was one.
+    pub key_file: Option<PathBuf>,
 }
 
 /// Opens the repository that options, environment, profile or key file name, or else the default one.
@@ -55,7 +56,11 @@ pub async fn credential(ctx: &Context) -> Result<Credential> {
     let hint = RepositoryHint::read(&*store).await?;
     let origin = secret::find_key(ctx, &location, &hint.repository)?;
     let key = secret::load_key(ctx, &origin)?;
-    Ok(Credential { location, store, key, origin })
+    let key_file = match origin {
+        Origin::File(path) => Some(path),
+        _ => None,
+    };
+    Ok(Credential { location, store, key, key_file })
 }
 
 impl Credential {

@@ -14,6 +14,9 @@ use crate::text;
 /// Fewer digits of an id are likely to be a mistake.
 const ID_DIGITS_MIN: usize = 4;
 
+/// Dataset and tag of what was backed up only because a restore was about to change it.
+pub const SAFETY: &str = "safety";
+
 /// Which snapshots count.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Which snapshots")]
@@ -81,9 +84,14 @@ pub fn path_key(path: &str) -> Result<MapKey> {
 }
 
 /// The snapshot that a name means, of those that the filter lets through. `snapshots` are oldest first.
+///
+/// Safety snapshots count only for who asks for them: what `latest` means must not change because of a restore.
 pub fn select<'s>(snapshots: &'s [Snapshot], filter: &Filter, name: &str) -> Result<&'s Snapshot> {
-    let counted: Vec<&Snapshot> = snapshots.iter().filter(|s| filter.accepts(s)).collect();
     let (base, back) = steps_back(name)?;
+    let by_place = base == "latest" || base.starts_with("host:") || text::parse_time(base).is_some();
+    let everyday = by_place && filter.dataset.is_none() && filter.tag.is_empty();
+    let counts = |s: &&Snapshot| filter.accepts(s) && !(everyday && is_safety(s));
+    let counted: Vec<&Snapshot> = snapshots.iter().filter(counts).collect();
     let missing = |why: String| backup_core::Error::NoSuchSnapshot(why).into();
     if counted.is_empty() {
         let why = if snapshots.is_empty() { "the repository has no snapshots" } else { "no snapshot fits" };
@@ -93,6 +101,10 @@ pub fn select<'s>(snapshots: &'s [Snapshot], filter: &Filter, name: &str) -> Res
     at.checked_sub(back).map(|at| counted[at]).ok_or_else(|| {
         missing(format!("`{name}` goes back further than the {} that there are", counted.len()))
     })
+}
+
+fn is_safety(snapshot: &Snapshot) -> bool {
+    matches!(&snapshot.state, SnapshotState::Readable(manifest) if manifest.dataset == SAFETY)
 }
 
 /// `latest~2` is two before `latest`.
@@ -110,7 +122,7 @@ fn steps_back(name: &str) -> Result<(&str, usize)> {
 fn position(counted: &[&Snapshot], base: &str) -> Result<usize> {
     let none = |what: String| anyhow::Error::from(backup_core::Error::NoSuchSnapshot(what));
     let newest = |fits: &dyn Fn(&Snapshot) -> bool| counted.iter().rposition(|s| fits(s));
-    if base == "latest" || base.is_empty() {
+    if base == "latest" {
         return Ok(counted.len() - 1);
     }
     for (prefix, what) in [("tag:", "tag"), ("host:", "host"), ("dataset:", "dataset")] {

@@ -1,7 +1,6 @@
 //! `keepwell backup`.
 
 mod count;
-mod stop;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,9 +18,8 @@ use crate::exit::{Complaint, Exit};
 use crate::location::Location;
 use crate::open::{self, Opened};
 use crate::secret::Protection;
+use crate::stop::StoppableSource;
 use crate::text;
-
-pub use stop::Stoppable;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -107,7 +105,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let options = options(ctx, &args, &repository, &paths)?;
     let dataset = options.dataset.clone();
     let began = std::time::Instant::now();
-    let report = repository.backup(Stoppable::new(source, ctx), options).await;
+    let report = repository.backup(StoppableSource::new(source, ctx), options).await;
     progress.end();
     let report = report?;
     print(ctx, &report, &dataset, began.elapsed());

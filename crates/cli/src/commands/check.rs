@@ -76,7 +76,8 @@ fn length(ctx: &Context, age: Age) -> Result<Duration> {
     Ok(now.timestamp().duration_since(then.timestamp()).unsigned_abs())
 }
 
-fn print(ctx: &Context, report: &CheckReport) {
+/// Shows what a check found.
+pub fn print(ctx: &Context, report: &CheckReport) {
     let printer = &ctx.printer;
     findings(ctx, report.findings.iter());
     for path in &report.damaged_paths {
@@ -90,6 +91,10 @@ fn print(ctx: &Context, report: &CheckReport) {
         text::bytes(report.pack_bytes),
         text::bytes(report.bytes_read),
     ));
+    if report.erased_snapshots > 0 {
+        let erased = text::count(report.erased_snapshots, "snapshot", "snapshots");
+        printer.say(format_args!("  {erased} lie in erased domains; nobody can read them"));
+    }
     if report.orphans > 0 {
         let orphans = text::count(report.orphans, "pack", "packs");
         printer.say(format_args!("  {orphans} belong to nothing; the next prune removes them"));
@@ -102,6 +107,7 @@ fn print(ctx: &Context, report: &CheckReport) {
     let fields = json!({
         "sound": report.is_sound(),
         "snapshots": report.snapshots,
+        "erased_snapshots": report.erased_snapshots,
         "nodes": report.nodes,
         "chunks": report.chunks,
         "packs": report.packs,

@@ -54,10 +54,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let place = Location::parse(&args.to)?;
     let credential = open::credential(ctx).await?;
     let key = credential.key.clone();
-    let key_file = match &credential.origin {
-        secret::Origin::File(path) => Some(path.clone()),
-        _ => None,
-    };
+    let key_file = credential.key_file.clone();
     let opened = credential.open(ctx).await?;
     if !is_repository(ctx, &place).await {
         let store = place.create(ctx).await?;
@@ -74,10 +71,10 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     } else {
         other_key(ctx, &args, &place, &hint.repository)?
     };
-    let origin = secret::Origin::Command(String::new());
-    let target = Credential { location: place.clone(), store, key: target, origin }.open(ctx).await?;
+    let target = Credential { location: place.clone(), store, key: target, key_file: None }.open(ctx).await?;
     let snapshots = opened.repository.snapshots().await?;
     let chosen = chosen(&snapshots, &args)?;
+    ctx.interrupt.ends_by_itself();
     let sums = copy(&opened, &target, &chosen).await;
     opened.progress.end();
     target.progress.end();

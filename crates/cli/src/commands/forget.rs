@@ -62,6 +62,7 @@ struct Verdict<'s> {
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let policy = policy(ctx, &args)?;
     let opened = open::repository(ctx).await?;
+    refuse_unable(&opened, &args)?;
     let snapshots = opened.repository.snapshots().await?;
     let verdicts = match &policy {
         Some(policy) => by_rules(ctx, policy, &snapshots, &args.filter),
@@ -82,6 +83,21 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let kept = verdicts.len() - going.len();
     ctx.printer.json("forget", json!({ "forgotten": going.len(), "kept": kept, "dry_run": args.dry_run }));
     finish(ctx, &args, opened, dry_run).await
+}
+
+/// Says at once what would come to light only after a table was shown.
+fn refuse_unable(opened: &Opened, args: &Args) -> Result<()> {
+    let access = opened.repository.access();
+    let role = access.describe();
+    if !opened.repository.can_read() {
+        return Err(
+            backup_core::Error::NotAllowed { action: "decrypt, and so not decide what stays", role }.into()
+        );
+    }
+    if !access.is_keeper() && !args.dry_run {
+        return Err(backup_core::Error::NotAllowed { action: "forget snapshots", role }.into());
+    }
+    Ok(())
 }
 
 async fn finish(ctx: &Context, args: &Args, opened: Opened, dry_run: DryRun) -> Result<Exit> {

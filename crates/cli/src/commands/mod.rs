@@ -15,6 +15,7 @@ pub mod key;
 pub mod ls;
 pub mod man;
 pub mod prune;
+pub mod repair;
 pub mod restore;
 pub mod show;
 pub mod snapshots;
@@ -41,6 +42,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result<Exit> {
         Command::Dump(args) => dump::run(ctx, args).await,
         Command::Restore(args) => restore::run(ctx, args).await,
         Command::Check(args) => check::run(ctx, args).await,
+        Command::Repair(args) => repair::run(ctx, args).await,
         Command::Forget(args) => forget::run(ctx, args).await,
         Command::Prune(args) => prune::run(ctx, args).await,
         Command::Copy(args) => copy::run(ctx, args).await,

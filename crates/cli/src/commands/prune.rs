@@ -72,6 +72,7 @@ pub async fn execute(ctx: &Context, opened: Opened, options: &Options, dry_run: 
         }
         confirm(ctx, "Remove this?", Unattended::Proceed)?;
     }
+    ctx.interrupt.ends_by_itself();
     let opened = if asks { open::repository(ctx).await? } else { opened };
     let report = prune(&opened.repository, options, false).await;
     opened.progress.end();

@@ -13,7 +13,7 @@ use backup_core::{RestoreOptions, RestorePlan, RestoreReport, Snapshot};
 use keepwell_source_files::{FileTarget, TargetOptions};
 use serde_json::json;
 
-use self::place::{Made, Scope, scopes};
+use self::place::{Made, Root, Scope, scopes};
 use crate::confirm::{Unattended, confirm};
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
@@ -75,6 +75,8 @@ struct Job {
     target: Arc<FileTarget>,
     options: RestoreOptions,
     plan: RestorePlan,
+    /// What the target directory itself becomes.
+    root: Option<Root>,
 }
 
 /// Runs `restore`.
@@ -88,7 +90,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let scopes = scopes(snapshot, part.path, &target, args.delete)?;
     let occupied = place::is_occupied(&target);
     let made = Made::directories(&target)?;
-    let jobs = plan(&opened, snapshot, &scopes, &args, select).await?;
+    let jobs = plan(&opened, snapshot, &scopes, &args, select).await.inspect_err(|_| made.undo())?;
     describe(ctx, snapshot, &target, &jobs, &args, occupied);
     if args.dry_run {
         opened.progress.end();
@@ -107,8 +109,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         true => safety::back_up(ctx, &opened, &scopes, &args.source).await?,
         false => None,
     };
+    ctx.interrupt.ends_by_itself();
     let began = std::time::Instant::now();
-    let report = execute(&opened, snapshot, jobs).await;
+    let report = execute(&opened, snapshot, jobs, &args).await;
     opened.progress.end();
     if let Some(saved) = &saved {
         safety::say_how_to_undo(ctx, saved);
@@ -123,14 +126,19 @@ async fn plan(
     args: &Args,
     select: Option<backup_core::Select>,
 ) -> Result<Vec<Job>> {
+    let tree = opened.repository.tree(snapshot).await?;
     let mut jobs = Vec::new();
     for scope in scopes {
+        let root = match select.is_none() && place::takes_root_metadata(scope, args.delete) {
+            true => Root::of(&tree, scope).await?,
+            false => None,
+        };
         let target = FileTarget::create(&scope.target, &TargetOptions { untrusted: args.untrusted });
         let target = Arc::new(target.map_err(backup_core::Error::from)?);
         let options =
             RestoreOptions { below: scope.below.clone(), select: select.clone(), delete: args.delete };
         let plan = opened.repository.plan_restore(snapshot, &*target, options.clone()).await?;
-        jobs.push(Job { target, options, plan });
+        jobs.push(Job { target, options, plan, root });
     }
     Ok(jobs)
 }
@@ -174,7 +182,7 @@ fn describe(
     printer.json("restore_plan", fields);
 }
 
-async fn execute(opened: &Opened, snapshot: &Snapshot, jobs: Vec<Job>) -> Result<RestoreReport> {
+async fn execute(opened: &Opened, snapshot: &Snapshot, jobs: Vec<Job>, args: &Args) -> Result<RestoreReport> {
     let mut sum = RestoreReport::default();
     for job in jobs {
         let target: Arc<dyn RestoreTarget> = Arc::<FileTarget>::clone(&job.target);
@@ -190,6 +198,9 @@ async fn execute(opened: &Opened, snapshot: &Snapshot, jobs: Vec<Job>) -> Result
         sum.problems.extend(report.problems);
         sum.left_out.extend(report.left_out);
         sum.left_out.extend(job.target.left_out());
+        if let Some(root) = job.root {
+            sum.left_out.extend(root.apply(&TargetOptions { untrusted: args.untrusted })?);
+        }
         let target = Arc::clone(&job.target);
         tokio::task::spawn_blocking(move || target.sync()).await?.map_err(backup_core::Error::from)?;
     }

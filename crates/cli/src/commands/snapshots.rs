@@ -49,8 +49,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         ("Size", Align::Right),
         ("", Align::Left),
     ]);
+    let erased = |manifest: &Manifest| opened.repository.is_erased(manifest.domain);
     for snapshot in &shown {
-        table.row(row(snapshot));
+        table.row(row(snapshot, &erased));
         ctx.printer.json("snapshot", fields(snapshot));
     }
     if table.is_empty() {
@@ -64,7 +65,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     Ok(if damaged { Exit::Damage } else { Exit::Done })
 }
 
-fn row(snapshot: &Snapshot) -> Vec<String> {
+fn row(snapshot: &Snapshot, erased: &dyn Fn(&Manifest) -> bool) -> Vec<String> {
     let time = text::time(select::taken(snapshot));
     match &snapshot.state {
         SnapshotState::Readable(m) => vec![
@@ -75,7 +76,7 @@ fn row(snapshot: &Snapshot) -> Vec<String> {
             m.tags.join(","),
             text::number(m.statistics.files),
             text::bytes(m.statistics.logical_bytes),
-            marks(m).join(", "),
+            marks(m, erased(m)).join(", "),
         ],
         state => {
             let size = text::bytes(snapshot.commit.logical_bytes);
@@ -89,8 +90,11 @@ fn row(snapshot: &Snapshot) -> Vec<String> {
     }
 }
 
-fn marks(manifest: &Manifest) -> Vec<String> {
+fn marks(manifest: &Manifest, erased: bool) -> Vec<String> {
     let mut marks = Vec::new();
+    if erased {
+        marks.push("erased".to_owned());
+    }
     if manifest.problem_count > 0 {
         marks.push(format!("{} skipped", text::count(manifest.problem_count, "item", "items")));
     }

@@ -61,6 +61,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
             chosen.push(snapshot);
         }
     }
+    ctx.interrupt.ends_by_itself();
     for snapshot in chosen {
         let options = changed(&args, snapshot)?;
         change(ctx, &opened, snapshot, options).await?;

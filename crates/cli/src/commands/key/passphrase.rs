@@ -31,7 +31,7 @@ pub struct Args {
 /// Runs `key passphrase`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let credential = open::credential(ctx).await?;
-    let Origin::File(path) = &credential.origin else {
+    let Some(path) = &credential.key_file else {
         return Err(Complaint::usage("the key does not come from a file").into());
     };
     let text = if args.remove {

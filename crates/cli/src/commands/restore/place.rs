@@ -6,8 +6,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use backup_core::Snapshot;
-use keepwell_catalog::MapKey;
+use backup_core::target::RestoreTarget;
+use backup_core::{Snapshot, Tree};
+use keepwell_catalog::{Entry, EntryKind, MapKey};
+use keepwell_source_files::{FileTarget, TargetOptions};
 
 use crate::exit::Complaint;
 use crate::select::path_key;
@@ -53,6 +55,46 @@ pub fn scopes(snapshot: &Snapshot, below: Option<MapKey>, target: &Path, delete:
     scopes
         .map(|(key, place)| Ok(Scope { below: Some(key), target: place.clone(), captured: vec![place] }))
         .collect()
+}
+
+/// Whether the target directory is to become what the snapshot's directory was, and not only what is in it.
+///
+/// Not if it is somebody's directory that merely gets something put into it, as `/tmp`.
+pub fn takes_root_metadata(scope: &Scope, delete: bool) -> bool {
+    let in_place = scope.below.as_ref().is_some_and(|key| {
+        let path = key.to_os_path_bytes().unwrap_or_default();
+        Path::new("/").join(OsStr::from_bytes(&path)) == scope.target
+    });
+    delete || in_place || !is_occupied(&scope.target)
+}
+
+/// The directory that a part is restored into, with what it was in the snapshot.
+#[derive(Debug)]
+pub struct Root {
+    parent: PathBuf,
+    name: MapKey,
+    entry: Entry,
+}
+
+impl Root {
+    /// Nothing for a part that is no directory, and for a target that has no parent.
+    pub async fn of(tree: &Tree, scope: &Scope) -> Result<Option<Self>> {
+        let Some(key) = &scope.below else { return Ok(None) };
+        let Some(entry) = tree.entry(key).await?.filter(|e| e.kind == EntryKind::Directory) else {
+            return Ok(None);
+        };
+        let path = scope.target.canonicalize().unwrap_or_else(|_| scope.target.clone());
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(None) };
+        let name = MapKey::from_components([name.as_bytes()]).context("name the target")?;
+        Ok(Some(Self { parent: parent.to_path_buf(), name, entry }))
+    }
+
+    /// Gives the directory its mode, owner, times and attributes; says what could not be given.
+    pub fn apply(&self, options: &TargetOptions) -> Result<Vec<String>> {
+        let target = FileTarget::create(&self.parent, options).map_err(backup_core::Error::from)?;
+        target.apply_metadata(&self.name, &self.entry).map_err(backup_core::Error::from)?;
+        Ok(target.left_out())
+    }
 }
 
 /// Whether something stands in a directory.

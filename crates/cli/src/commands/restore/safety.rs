@@ -11,12 +11,12 @@ use keepwell_source_files::{FileOptions, FileSource};
 use serde_json::json;
 
 use super::place::Scope;
-use crate::commands::backup::Stoppable;
 use crate::context::Context;
 use crate::exit::Complaint;
 use crate::open::Opened;
+use crate::select::SAFETY;
+use crate::stop::StoppableSource;
 
-const DATASET: &str = "safety";
 /// `forget` leaves a safety snapshot alone for this long.
 const KEPT_NANOSECONDS: i64 = 14 * 24 * 3600 * 1_000_000_000;
 
@@ -50,16 +50,16 @@ pub async fn back_up(
     let options = FileOptions { paths: paths.clone(), ..FileOptions::default() };
     let source = FileSource::new(&options, Arc::new(SystemClock)).map_err(backup_core::Error::from)?;
     let options = BackupOptions {
-        dataset: DATASET.to_owned(),
+        dataset: SAFETY.to_owned(),
         host: ctx.host(),
-        tags: vec![DATASET.to_owned()],
+        tags: vec![SAFETY.to_owned()],
         description: format!("before the restore of {restored}"),
         time_zone: jiff::tz::TimeZone::system().iana_name().unwrap_or("UTC").to_owned(),
         keep_until: Some(ctx.now().saturating_add(KEPT_NANOSECONDS)),
         program: concat!("keepwell ", env!("CARGO_PKG_VERSION")).to_owned(),
         ..BackupOptions::default()
     };
-    let report = opened.repository.backup(Stoppable::new(Arc::new(source), ctx), options).await;
+    let report = opened.repository.backup(StoppableSource::new(Arc::new(source), ctx), options).await;
     let report = report.context("back up what stands in the target (nothing was restored)")?;
     if report.problem_count > 0 {
         return Err(Complaint::failed("what stands in the target could not be backed up completely")

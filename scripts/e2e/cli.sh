@@ -1,0 +1,355 @@
+#!/usr/bin/env bash
+# Drives the command as a person would: every verb, every exit code that can be provoked, restores compared byte by byte.
+#
+# usage: scripts/e2e/cli.sh [WORK]     WORK: an empty directory; default: a new one, removed afterwards
+# environment: KEEPWELL  the binary; default target/debug/keepwell, built if it is missing
+set -euo pipefail
+
+root=$(realpath "$(dirname "$0")/../..")
+keepwell=${KEEPWELL:-$root/target/debug/keepwell}
+[ -x "$keepwell" ] || (cd "$root" && cargo build --locked -p keepwell-cli)
+if [ $# -gt 0 ]; then
+    work=$(realpath "$1")
+else
+    work=$(mktemp -d)
+    trap 'chmod -R u+rwX "$work" && rm -rf "$work"' EXIT
+fi
+
+# Nothing of the caller's settings may reach the command.
+while read -r name; do unset "$name"; done < <(compgen -e | grep -E '^(KEEPWELL_|XDG_|CREDENTIALS_DIRECTORY)' || true)
+export HOME=$work/home TZ=Europe/Berlin
+mkdir -p "$HOME" "$work/tree"
+log=$work/log
+steps=0
+
+step() { steps=$((steps + 1)); echo "-- $*" | tee -a "$log"; }
+
+fail() { echo "FAILED: $*" >&2; tail -n 25 "$log" | cut -c1-400 >&2; exit 1; }
+
+# Runs the command and demands an exit code; output goes to $work/out and $work/err.
+expect() { # CODE ARGUMENTS…
+    local wanted=$1 code=0
+    shift
+    echo "\$ keepwell $*" >>"$log"
+    "$keepwell" "$@" >"$work/out" 2>"$work/err" </dev/null || code=$?
+    [ "$1" = dump ] || cat "$work/out" >>"$log"
+    cat "$work/err" >>"$log"
+    [ "$code" = "$wanted" ] || fail "keepwell $*: exit code $code, not $wanted"
+}
+
+says() { grep -qF -- "$1" "$work/out" "$work/err" || fail "nothing says: $1"; }
+silent_about() { ! grep -qF -- "$1" "$work/out" "$work/err" || fail "something says: $1"; }
+
+same() { # A B: nothing may differ
+    local differences
+    differences=$(rsync -aHAXc --delete -n --itemize-changes "$1/" "$2/")
+    [ -z "$differences" ] || fail "$1 and $2 differ: $differences"
+}
+
+json() { # KEY: that field of the last line of type TYPE
+    python3 -c 'import json,sys; print([o for o in map(json.loads, open(sys.argv[1])) if o["type"] == sys.argv[2]][-1][sys.argv[3]])' "$work/out" "$1" "$2"
+}
+
+make_tree() {
+    cp -a /usr/share/doc/[a-c]* "$work/tree/"
+    mkdir -p "$work/tree/odd/empty"
+    printf 'x' >"$work/tree/odd/$(printf 'bad\xff\nname')"
+    ln "$work/tree/odd"/bad* "$work/tree/odd/second name"
+    ln -s nowhere "$work/tree/odd/link"
+    mkfifo "$work/tree/odd/fifo"
+    truncate -s 5M "$work/tree/odd/sparse"
+    printf 'end' | dd of="$work/tree/odd/sparse" bs=1 seek=4000000 conv=notrunc status=none
+    head -c 3000000 /dev/urandom >"$work/tree/odd/random"
+    chmod 4711 "$work/tree/odd/random"
+    chmod 0500 "$work/tree/odd/empty"
+    touch -d '2001-02-03 04:05:06.123456789' "$work/tree/odd/random" "$work/tree/odd"
+}
+
+make_tree
+tree=$work/tree
+
+step "without any configuration: the first backup makes the repository and says so"
+expect 0 backup "$tree"
+says "made a repository at $HOME/.local/share/keepwell/repository"
+says "keep a copy elsewhere"
+key=$(ls "$HOME"/.config/keepwell/keys/*.key)
+[ "$(stat -c %a "$key")" = 600 ] || fail "the key file has mode $(stat -c %a "$key")"
+grep -q "$key" "$HOME/.config/keepwell/repositories.toml" || fail "the key file is not remembered"
+
+step "an unchanged tree is not read again"
+expect 0 backup "$tree" --json
+[ "$(json backup bytes_read)" = 0 ] || fail "$(json backup bytes_read) bytes were read"
+expect 0 snapshots
+[ "$(wc -l <"$work/out")" = 3 ] || fail "two snapshots and a heading were expected"
+
+step "a restore gives back everything"
+expect 0 restore latest --target "$work/back"
+same "$tree" "$work/back$tree"
+expect 0 restore "latest:$tree/odd" --target "$work/part"
+same "$tree/odd" "$work/part"
+expect 0 restore "latest~1:$tree/odd/random" --target "$work/one"
+cmp "$tree/odd/random" "$work/one/random"
+expect 0 restore latest --target "$work/some" --include '*.gz' --exclude '/**/changelog*'
+[ -z "$(find "$work/some" -type f ! -name '*.gz')" ] || fail "more than was included"
+
+step "a dry run changes nothing"
+expect 0 restore latest --target "$work/nothing" --dry-run
+says "free"
+[ ! -e "$work/nothing" ] || fail "a dry run made $work/nothing"
+expect 0 backup "$tree" --dry-run
+says "would back up"
+
+step "looking into snapshots"
+expect 0 ls latest
+says "$tree/odd/sparse"
+expect 0 ls "latest:$tree/odd" -l
+says "-rws--x--x"
+expect 0 find 'random' --newest
+says "$tree/odd/random"
+expect 0 show latest
+says "$tree"
+expect 0 dump "latest:$tree/odd/random"
+cmp "$work/out" "$tree/odd/random"
+for format in tar tar.gz tar.zst; do
+    expect 0 dump "latest:$tree" --archive "$format"
+    rm -rf "$work/untar" && mkdir "$work/untar"
+    case $format in
+        tar) tar -C "$work/untar" --warning=no-unknown-keyword -xpf "$work/out" ;;
+        tar.gz) tar -C "$work/untar" --warning=no-unknown-keyword -xpzf "$work/out" ;;
+        tar.zst) zstd -dcq "$work/out" | tar -C "$work/untar" --warning=no-unknown-keyword -xpf - ;;
+    esac
+    touch -r "$tree" "$work/untar" # names in an archive are relative to the directory, which is not in it
+    same "$tree" "$work/untar"
+done
+
+step "what changed"
+echo more >>"$tree/odd/random" && chmod u+s "$tree/odd/random"
+rm "$tree/odd/link"
+expect 0 backup "$tree" --tag second --verify
+says "read back and proved"
+expect 0 diff latest~1 latest
+says "M $tree/odd/random"
+says "- $tree/odd/link"
+
+step "names of snapshots"
+expect 0 show tag:second
+expect 0 show "dataset:$tree"
+expect 0 show "$(date +%F)"
+expect 0 show "latest~2"
+expect 1 show latest~3
+says "goes back further"
+expect 1 show 2001-01-01
+expect 1 show deadbeef
+says "keepwell snapshots"
+
+step "over something: refused unless confirmed, saved first, undone as told"
+cp -a "$tree" "$work/live"
+expect 2 restore "latest~1:$tree" --target "$work/live" --delete
+says "--yes"
+same "$tree" "$work/live"
+cp -a "$work/live" "$work/live.before"
+expect 0 restore "latest~1:$tree" --target "$work/live" --delete --yes
+says "To undo:"
+undo=$(grep -o 'keepwell restore .*' "$work/err")
+[ -L "$work/live/odd/link" ] || fail "the restore did not bring the link back"
+# shellcheck disable=SC2086
+expect 0 ${undo#keepwell } --yes
+same "$work/live.before" "$work/live"
+
+step "a whole snapshot with --delete removes only within what was captured"
+mkdir -p "$work/other$tree" && touch "$work/other/stays" "$work/other$tree/goes"
+expect 0 restore latest --target "$work/other" --delete --yes --no-safety-snapshot
+[ -e "$work/other/stays" ] || fail "something outside of what was captured was removed"
+same "$tree" "$work/other$tree"
+
+step "check"
+expect 0 check
+expect 0 check --read-data
+says "no damage was found"
+expect 0 check --without-key
+
+step "forget and prune"
+expect 2 forget
+says "--keep-daily"
+expect 0 forget --keep-last 1 --dry-run
+says "would forget"
+expect 0 forget --keep-last 1 --prune
+says "no rule keeps it"
+expect 0 check --read-data
+expect 0 restore "latest:$tree" --target "$work/after" --dataset "$tree"
+same "$tree" "$work/after"
+
+step "tags, and snapshots that are to be kept"
+expect 0 tag "dataset:$tree" --add important --keep-forever
+expect 1 forget tag:important
+says "--allow-forget"
+expect 0 show tag:important
+says "for ever"
+expect 0 tag tag:important --allow-forget --remove important
+expect 1 show tag:important
+expect 0 stats
+
+step "a copy with the same keys, and healing from it"
+expect 0 copy --to "$work/copy"
+expect 0 -r "$work/copy" check --read-data
+expect 0 copy --to "$work/copy"
+says "copied 0 snapshots"
+victim=$(find "$HOME/.local/share/keepwell/repository/data" -type f | sort | head -n 1)
+rm "$victim"
+expect 13 check
+expect 2 repair
+expect 0 repair --from "$work/copy" --yes
+expect 0 check --read-data
+
+step "another repository, with a passphrase"
+export KEEPWELL_REPOSITORY=$work/second
+echo secret >"$work/passphrase" && echo wrong >"$work/wrong"
+expect 0 init --passphrase --passphrase-file "$work/passphrase"
+expect 1 init --passphrase --passphrase-file "$work/passphrase"
+says "already"
+expect 12 snapshots
+says "no terminal"
+expect 12 snapshots --passphrase-file "$work/wrong"
+expect 0 backup "$tree/odd" --passphrase-file "$work/passphrase"
+KEEPWELL_PASSPHRASE_COMMAND="cat $work/passphrase" expect 0 snapshots
+KEEPWELL_PASSPHRASE_FD=3 expect 0 snapshots 3<"$work/passphrase"
+expect 0 key passphrase --remove --passphrase-file "$work/passphrase"
+expect 0 snapshots
+
+step "exit codes: no repository, wrong key, nonsense"
+expect 10 -r "$work/nowhere" snapshots
+expect 12 --key-file "$key" snapshots
+expect 12 --key-file "$work/passphrase" snapshots
+expect 2 snapshots --no-such-option
+expect 2 backup "$work/does-not-exist"
+expect 2 -r s3://bucket snapshots
+
+step "a credential that cannot read"
+expect 0 key enroll --name web1 --role writer --output "$work/writer.key"
+says "cannot read"
+export KEEPWELL_KEY_FILE=$work/writer.key
+expect 0 backup "$tree/odd" --dataset by-writer --json
+expect 0 backup "$tree/odd" --dataset by-writer --json
+[ "$(json backup bytes_read)" = 0 ] || fail "a writer reads unchanged files again"
+expect 0 snapshots
+says "cannot decrypt"
+for command in "ls latest" "restore latest --target $work/no" "dump latest:$tree/odd/random" "check" "forget --keep-last 1" "prune"; do
+    # shellcheck disable=SC2086
+    expect 12 $command
+    says "this credential cannot"
+done
+expect 12 key enroll --name x --role writer
+unset KEEPWELL_KEY_FILE
+expect 0 restore "latest:$tree/odd" --target "$work/by-writer" --dataset by-writer
+same "$tree/odd" "$work/by-writer"
+
+step "revoked: what it wrote stays, what it writes does not count"
+expect 0 key revoke web1 --yes
+expect 0 key list
+says "revoked from"
+expect 12 --key-file "$work/writer.key" backup "$tree/odd"
+says "was revoked"
+expect 0 restore "latest:$tree/odd" --target "$work/by-writer2" --dataset by-writer
+expect 0 backup "$tree/odd"
+expect 0 check --read-data
+
+step "a reader, another owner, a recovery kit alone on a fresh machine"
+expect 0 key enroll --name desk --role reader --output "$work/reader.key"
+expect 0 --key-file "$work/reader.key" restore "latest:$tree/odd" --target "$work/by-reader"
+expect 12 --key-file "$work/reader.key" backup "$tree/odd"
+expect 0 key enroll --name bob --role owner --output "$work/owner.key"
+expect 0 --key-file "$work/owner.key" check --read-data
+expect 0 key kit --output "$work/kit.txt"
+unset KEEPWELL_REPOSITORY
+HOME=$work/fresh expect 0 --key-file "$work/kit.txt" restore "latest:$tree/odd" --target "$work/by-kit"
+same "$tree/odd" "$work/by-kit"
+export KEEPWELL_REPOSITORY=$work/second
+
+step "a domain is erased: its data is gone, and only that"
+expect 0 key domain customer
+expect 0 backup "$tree/odd" --domain customer --dataset customer
+expect 0 restore "latest:$tree/odd" --target "$work/customer" --dataset customer
+expect 0 key erase customer --yes
+says "proven gone"
+expect 1 restore "latest:$tree/odd" --target "$work/erased" --dataset customer
+says "it was erased"
+expect 0 check --read-data
+expect 0 prune
+expect 0 check --read-data
+expect 0 snapshots
+says "erased"
+expect 0 restore "latest:$tree/odd" --target "$work/others" --dataset by-writer
+unset KEEPWELL_REPOSITORY
+
+step "profiles"
+cat >"$HOME/.config/keepwell/config.toml" <<TOML
+[profile.odd]
+repository = "$work/second"
+paths = ["$tree/odd"]
+excludes = ["random"]
+tags = ["from-profile"]
+compression-level = 5
+[profile.odd.retention]
+last = 2
+daily = "all"
+TOML
+expect 0 --profile odd backup
+expect 0 --profile odd show dataset:odd
+says "from-profile"
+expect 0 --profile odd ls latest
+silent_about "odd/random"
+expect 0 --profile odd forget --dry-run
+KEEPWELL_PROFILE=odd expect 0 snapshots
+expect 2 --profile odx backup
+says "Did you mean \`odd\`?"
+sed -i 's/^paths/pahts/' "$HOME/.config/keepwell/config.toml"
+expect 2 --profile odd backup
+says "config.toml:3:1: the key \`pahts\` is unknown"
+says "Did you mean \`paths\`?"
+rm "$HOME/.config/keepwell/config.toml"
+
+step "an unreadable file is named, and the exit code says so"
+if [ "$(id -u)" != 0 ]; then
+    chmod 000 "$tree/odd/random"
+    expect 3 backup "$tree/odd"
+    chmod 4711 "$tree/odd/random"
+fi
+
+step "interrupted: 130, and nothing is lost"
+head -c 200000000 /dev/urandom >"$tree/large"
+"$keepwell" backup "$tree" --limit-upload 2MiB >>"$log" 2>&1 &
+process=$!
+sleep 2
+kill -INT "$process"
+code=0
+wait "$process" || code=$?
+[ "$code" = 130 ] || fail "interrupted: exit code $code"
+rm "$tree/large"
+expect 0 check --read-data
+expect 0 backup "$tree"
+
+step "doctor, cache, completions, man, version"
+expect 0 doctor
+expect 0 cache
+expect 0 cache clear
+expect 0 backup "$tree"
+for shell in bash zsh fish; do expect 0 completions "$shell"; done
+expect 0 man
+expect 0 man --directory "$work/man"
+[ -s "$work/man/keepwell-backup.1" ] || fail "no manual page of backup"
+expect 0 version
+for command in "" init backup snapshots ls find show diff dump restore check repair forget prune copy key tag stats cache doctor completions man version; do
+    # shellcheck disable=SC2086
+    expect 0 help $command
+done
+
+step "everything under --json is an object per line"
+for command in "snapshots" "ls latest" "show latest" "check" "stats" "key list" "forget --keep-last 100" "prune" "doctor" "cache" "version" "find random"; do
+    # shellcheck disable=SC2086
+    expect 0 --json $command
+    python3 -c 'import json,sys; [json.loads(line)["type"] for line in open(sys.argv[1])]' "$work/out" || fail "$command: not JSON"
+done
+expect 10 --json -r "$work/nowhere" snapshots
+[ "$(json error code)" = 10 ] || fail "the error is not told as JSON"
+
+echo "$steps steps passed"

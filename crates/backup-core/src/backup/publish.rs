@@ -56,7 +56,8 @@ impl Publisher {
                 return Err(error);
             }
         };
-        let tag = dataset_tag(&repository.domain().id_key, &options.dataset);
+        // Keyed by the domain: what is sealed to another one must not be reused.
+        let tag = dataset_tag(&repository.domain_for(options.domain)?.id_key, &options.dataset);
         let (parent, superseded) = match find_parent(repository, &session, &tag).await {
             Ok(found) => found,
             Err(error) => {

@@ -149,7 +149,7 @@ impl Repository {
         manifest: &Manifest,
     ) -> Result<bool, Error> {
         let (writer, n) = snapshot.place();
-        let tag = dataset_tag(&self.domain().id_key, &manifest.dataset);
+        let tag = dataset_tag(&self.domain_for(Some(manifest.domain))?.id_key, &manifest.dataset);
         if writer != session.writer() || snapshot.commit.dataset_tag != Some(tag) {
             return Ok(false);
         }

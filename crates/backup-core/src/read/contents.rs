@@ -96,7 +96,7 @@ impl Contents {
     /// Reads one chunk, proved by its id. Whatever is wrong with one location, the others are tried, and then the index
     /// is read anew.
     pub fn chunk(&self, id: &ChunkId) -> Result<Bytes, Error> {
-        for location in self.repository.index().find(id)? {
+        for location in self.repository.locate(id)? {
             match self.chunk_at(id, &location) {
                 Ok(chunk) => return Ok(chunk),
                 Err(error @ Error::NotAllowed { .. }) => return Err(error),

@@ -28,7 +28,7 @@ pub(crate) async fn read_chunk(
         if attempt == 1 && !repository.refresh_index().await? {
             break;
         }
-        for location in repository.index().find(id)? {
+        for location in repository.locate(id)? {
             let name = location.pack.name.to_string();
             if tried.contains(&name) {
                 continue;

@@ -48,7 +48,7 @@ impl Nodes {
     }
 
     fn through_cache(&self, id: &ChunkId) -> Result<Option<Bytes>, Error> {
-        let Some(location) = self.repository.index().find(id)?.into_iter().next() else { return Ok(None) };
+        let Some(location) = self.repository.locate(id)?.into_iter().next() else { return Ok(None) };
         let entry = &location.entry;
         let place = (location.pack.name.to_string(), entry.frame_offset);
         let frame = match self.cached(&place) {

@@ -5,7 +5,8 @@ use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use keepwell_catalog::names::ObjectName;
-use keepwell_catalog::{CatalogError, ContentName, IndexSet, ReadAt, Segment, names};
+use keepwell_catalog::{CatalogError, ContentName, IndexSet, Location, PackSet, ReadAt, Segment, names};
+use keepwell_crypto::ChunkId;
 use keepwell_crypto::trust::Roles;
 
 use super::Repository;
@@ -34,6 +35,32 @@ impl Repository {
     /// The index as last read.
     pub(crate) fn index(&self) -> Arc<IndexSet> {
         Arc::clone(&self.0.index.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Every place that the index knows for a chunk; packs that were found missing come last.
+    pub(crate) fn locate(&self, id: &ChunkId) -> Result<Vec<Location>, Error> {
+        let mut found = self.index().find(id)?;
+        let gone = self.0.gone.read().unwrap_or_else(PoisonError::into_inner);
+        if found.len() > 1 && !gone.is_empty() {
+            found.sort_by_key(|location| gone.contains(&location.pack.name));
+        }
+        Ok(found)
+    }
+
+    /// Remembers that a pack is not in the store any more; `false` if that was known.
+    pub(crate) fn note_gone(&self, pack: ContentName) -> bool {
+        let mut gone = self.0.gone.write().unwrap_or_else(PoisonError::into_inner);
+        let news = !gone.contains(&pack);
+        gone.insert(pack);
+        news
+    }
+
+    /// Learns from decided prune plans which packs are gone, so that no request is spent on them. A matter of speed
+    /// only: readers never rely on plans.
+    pub(crate) async fn note_dead_packs(&self) -> Result<(), Error> {
+        let plans = super::read_plans(self).await?;
+        *self.0.gone.write().unwrap_or_else(PoisonError::into_inner) = PackSet::from_keys(plans.dead());
+        Ok(())
     }
 
     /// An index that holds nothing, with this repository's share of memory.

@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
-use keepwell_catalog::{ContentName, IndexSet, SegmentBuilder, names};
+use keepwell_catalog::{ContentName, IndexSet, PackSet, SegmentBuilder, names};
 use keepwell_crypto::keyring::DomainKeys;
 use keepwell_crypto::trust::{Chain, Roles};
 use keepwell_crypto::{
@@ -60,6 +60,8 @@ struct Inner {
     chain: RwLock<Chain>,
     access: Access,
     index: RwLock<Arc<IndexSet>>,
+    /// Packs that were found missing: the index may list them for a while yet, and other places are tried first.
+    gone: RwLock<PackSet>,
     cache: Cache,
     clock: Arc<dyn Clock>,
     rng: Arc<dyn Rng>,

@@ -197,6 +197,7 @@ impl Builder {
             chain: RwLock::new(chain),
             access,
             index,
+            gone: RwLock::default(),
             cache,
             clock: self.clock,
             rng: self.rng,

@@ -229,7 +229,7 @@ fn is_there(
 }
 
 fn locate(work: &Work, id: &ChunkId) -> Result<keepwell_catalog::Location, Error> {
-    let found = work.repository.index().find(id)?;
+    let found = work.repository.locate(id)?;
     found
         .into_iter()
         .next()
@@ -241,15 +241,22 @@ fn from_pack(work: &Work, pack: &PackRef, needs: &[Need], jobs: &[Job]) -> Resul
     let key = work.repository.id_key(pack.domain)?;
     let frames: Vec<&[Need]> = needs.chunk_by(|a, b| a.frame_offset == b.frame_offset).collect();
     let wanted: u64 = frames.iter().map(|f| u64::from(f[0].frame_length)).sum();
-    if wanted * 2 >= pack.size
-        && let Ok(whole) = work.handle.block_on(fetch_pack(&work.repository, PackClass::Data, pack))
-    {
-        for frame in frames {
-            let from = frame[0].frame_offset as usize;
-            let stored = whole.plain.get(from..from.saturating_add(frame[0].frame_length as usize));
-            from_frame(work, key, stored.unwrap_or_default(), frame, jobs)?;
+    if wanted * 2 >= pack.size {
+        match work.handle.block_on(fetch_pack(&work.repository, PackClass::Data, pack)) {
+            Ok(whole) => {
+                for frame in frames {
+                    let from = frame[0].frame_offset as usize;
+                    let stored = whole.plain.get(from..from.saturating_add(frame[0].frame_length as usize));
+                    from_frame(work, key, stored.unwrap_or_default(), frame, jobs)?;
+                }
+                return Ok(());
+            }
+            Err(Error::Storage(error)) if error.is_not_found() && work.repository.note_gone(pack.name) => {
+                return from_elsewhere(work, needs, jobs);
+            }
+            // Frame by frame, more of it may be left.
+            Err(_) => {}
         }
-        return Ok(());
     }
     for run in runs(&frames) {
         let ranges: Vec<_> = run
@@ -263,6 +270,36 @@ fn from_pack(work: &Work, pack: &PackRef, needs: &[Need], jobs: &[Job]) -> Resul
         }
     }
     Ok(())
+}
+
+/// Delivers what a pack no longer holds from wherever the index places it now: a prune moved it.
+fn from_elsewhere(work: &Work, needs: &[Need], jobs: &[Job]) -> Result<(), Error> {
+    work.handle.block_on(work.repository.refresh_index())?;
+    let mut packs = Packs::default();
+    let mut moved = Vec::with_capacity(needs.len());
+    for need in needs {
+        let found = match locate(work, &need.id) {
+            Ok(found) => found,
+            Err(error) => {
+                jobs[need.job as usize].piece_done(work, Err(error))?;
+                continue;
+            }
+        };
+        let e = found.entry;
+        let pack = packs.number(found.pack);
+        moved.push(Need {
+            pack,
+            frame_offset: e.frame_offset,
+            frame_length: e.frame_length,
+            offset: e.offset,
+            length: e.length,
+            ..*need
+        });
+    }
+    moved.sort_unstable_by_key(|n| (n.pack, n.frame_offset, n.offset, n.job, n.at));
+    moved
+        .chunk_by(|a, b| a.pack == b.pack)
+        .try_for_each(|group| from_pack(work, &packs.list[group[0].pack as usize], group, jobs))
 }
 
 /// Cuts frames into runs of bounded size.

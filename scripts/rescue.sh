@@ -2,7 +2,8 @@
 # The independent reader (docs/rescue) restores what our own command wrote, and every repository in tests/fixtures/repo:
 # what one of the two does and docs/format.md does not say shows here.
 #
-# A fixture is a directory with `repository/`, `key.toml` and `expected.tar`, what its latest snapshot holds.
+# Of a fixture the reader must restore every snapshot, and to the same as our command does; that this is what was backed
+# up is the business of tests/e2e/tests/fixtures.rs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -45,10 +46,8 @@ same() { # EXPECTED RESTORED
 }
 
 our_own() {
-    local keepwell repository=$work/repository
-    cargo build --locked --quiet -p keepwell-cli
-    keepwell=$(cargo metadata --locked --no-deps --format-version 1 | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/keepwell
-    export KEEPWELL_KEY_FILE=$work/key.toml KEEPWELL_CACHE_DIR=$work/cache KEEPWELL_CONFIG=/dev/null
+    local repository=$work/repository
+    export KEEPWELL_KEY_FILE=$work/key.toml
     make_tree "$work/tree"
     "$keepwell" -q -r "$repository" init
     "$keepwell" -q -r "$repository" backup "$work/tree"
@@ -58,30 +57,38 @@ our_own() {
     "${reader[@]}" "$repository" "$work/key.toml" scrub
     "${reader[@]}" "$repository" "$work/key.toml" restore latest "$work/restored"
     same "$work/tree" "$work/restored$work/tree"
-    small_and_verified "$keepwell"
+    small_and_verified
 }
 
 # --verify is slow, so it gets a small tree.
-small_and_verified() { # KEEPWELL
+small_and_verified() {
     mkdir "$work/small"
     cp -r docs/rescue "$work/small"
-    "$1" -q -r "$work/small-repository" --key-file "$work/small.toml" init
-    "$1" -q -r "$work/small-repository" --key-file "$work/small.toml" backup "$work/small"
+    "$keepwell" -q -r "$work/small-repository" --key-file "$work/small.toml" init
+    "$keepwell" -q -r "$work/small-repository" --key-file "$work/small.toml" backup "$work/small"
     "${reader[@]}" "$work/small-repository" "$work/small.toml" restore latest "$work/verified" --verify
     same "$work/small" "$work/verified$work/small"
 }
 
 fixtures() {
-    local fixture name
-    for fixture in tests/fixtures/repo/*/; do
-        [ -d "$fixture/repository" ] || continue
-        name=$(basename "$fixture")
-        mkdir "$work/$name.expected"
-        tar --acls --xattrs -xf "$fixture/expected.tar" -C "$work/$name.expected"
-        "${reader[@]}" "$fixture/repository" "$fixture/key.toml" restore latest "$work/$name.restored" --verify
-        same "$work/$name.expected" "$work/$name.restored"
+    local fixture name key snapshot snapshots restored top
+    for fixture in tests/fixtures/repo/*; do
+        name=$(basename "$fixture") key=$work/$name.toml
+        cp -r "$fixture/repository" "$work/$name"
+        install -m 600 "$fixture/key.toml" "$key"
+        snapshots=$("${reader[@]}" "$work/$name" "$key" list | cut -d ' ' -f 1)
+        [ "$(wc -w <<<"$snapshots")" = "$(ls "$fixture/expected" | wc -l)" ]
+        for snapshot in $snapshots; do
+            restored=$work/$name.$snapshot
+            "${reader[@]}" "$work/$name" "$key" restore "$snapshot" "$restored" --verify
+            "$keepwell" -q -r "$work/$name" --key-file "$key" restore "$snapshot" --target "$restored.ours"
+            for top in "$restored"/*; do same "$restored.ours/${top##*/}" "$top"; done
+        done
     done
 }
 
+cargo build --locked --quiet -p keepwell-cli
+keepwell=$(cargo metadata --locked --no-deps --format-version 1 | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/keepwell
+export KEEPWELL_CACHE_DIR=$work/cache KEEPWELL_CONFIG=/dev/null
 our_own
 fixtures

@@ -11,6 +11,8 @@ mod erase;
 mod member;
 mod owner;
 mod rotate;
+#[cfg(test)]
+mod tests;
 
 use std::sync::PoisonError;
 
@@ -81,15 +83,17 @@ impl Repository {
         Ok(next)
     }
 
-    /// The number for a new key object of a member in an erasable domain.
-    async fn next_erasable(&self, domain: DomainId, member: MemberId) -> Result<u64, Error> {
-        let mut next = 0;
-        for info in self.list(&format!("keys/erasable/{domain}/{member}-")).await? {
-            if let Ok(ObjectName::ErasableKey { n, .. }) = info.key.as_str().parse() {
-                next = next.max(n + 1);
+    /// The numbers of a member's key objects in an erasable domain, ascending.
+    async fn erasable_numbers(&self, domain: DomainId, member: MemberId) -> Result<Vec<u64>, Error> {
+        let mut numbers = Vec::new();
+        for info in self.list(&format!("keys/erasable/{domain}/")).await? {
+            if let Ok(ObjectName::ErasableKey { member: whose, n, .. }) = info.key.as_str().parse()
+                && whose == member
+            {
+                numbers.push(n);
             }
         }
-        Ok(next)
+        Ok(numbers)
     }
 
     /// Gives every member that is not revoked a new keyring: as it is, changed by `change`, sealed to the owners in force.

@@ -66,7 +66,7 @@ pub async fn credential(ctx: &Context) -> Result<Credential> {
 impl Credential {
     /// Opens the repository with the key.
     pub async fn open(self, ctx: &Context) -> Result<Opened> {
-        let progress = Progress::start(Arc::clone(&ctx.printer));
+        let progress = Progress::start(ctx);
         let builder = Repository::builder(self.store).cache(cache(ctx)).limits(limits(ctx)?);
         let monitor: Arc<dyn backup_core::monitor::Monitor> = Arc::<Progress>::clone(&progress);
         let repository = builder.monitor(monitor).open(self.key).await?;

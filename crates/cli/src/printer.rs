@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 
 use indicatif::ProgressBar;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::args::{Color, GlobalArgs};
 use crate::environment::Environment;
@@ -82,15 +82,10 @@ impl Printer {
         }
     }
 
-    /// An object with `"type": kind` on a line of its own; nothing without `--json`.
-    pub fn json(&self, kind: &str, value: Value) {
+    /// An object on a line of its own, `"type"` first; nothing without `--json`.
+    pub fn json(&self, kind: &str, fields: Value) {
         if self.json {
-            let mut object = Map::new();
-            object.insert("type".to_owned(), kind.into());
-            if let Value::Object(fields) = value {
-                object.extend(fields);
-            }
-            self.write_out(format_args!("{}\n", Value::Object(object)));
+            self.write_out(format_args!("{}\n", json_line(kind, &fields)));
         }
     }
 
@@ -148,8 +143,9 @@ impl Printer {
 
     /// Runs something that uses the terminal, with the progress bar out of the way.
     pub fn suspend<T>(&self, run: impl FnOnce() -> T) -> T {
-        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*bar {
+        // Not under the lock: while one thread waits for an answer, another must be able to say why it ends.
+        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match bar {
             Some(bar) => bar.suspend(run),
             None => run(),
         }
@@ -177,6 +173,25 @@ fn broken_stdout(error: &io::Error) -> ! {
     std::process::exit(1);
 }
 
+fn json_line(kind: &str, fields: &Value) -> String {
+    let fields = fields.to_string();
+    match fields.strip_prefix('{') {
+        Some("}") | None => format!("{{\"type\":\"{kind}\"}}"),
+        Some(rest) => format!("{{\"type\":\"{kind}\",{rest}"),
+    }
+}
+
 fn paint(colors: bool, sgr: &str, text: &str) -> String {
     if colors { format!("\x1b[{sgr}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_type_stands_first() {
+        assert_eq!(json_line("x", &serde_json::json!({ "a": 1 })), r#"{"type":"x","a":1}"#);
+        assert_eq!(json_line("x", &serde_json::json!({})), r#"{"type":"x"}"#);
+    }
 }

@@ -9,6 +9,8 @@ use backup_core::monitor::Monitor;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
+use crate::context::Context;
+use crate::interrupt::Interrupt;
 use crate::printer::{Printer, Volume};
 use crate::text;
 
@@ -33,6 +35,7 @@ pub struct Progress {
 #[derive(Debug)]
 struct Shared {
     printer: Arc<Printer>,
+    interrupt: Interrupt,
     phase: Mutex<Phase>,
     items: AtomicU64,
     bytes: AtomicU64,
@@ -83,9 +86,10 @@ struct Moment {
 
 impl Progress {
     /// Starts to show progress.
-    pub fn start(printer: Arc<Printer>) -> Arc<Self> {
+    pub fn start(ctx: &Context) -> Arc<Self> {
         let shared = Arc::new(Shared {
-            printer,
+            printer: Arc::clone(&ctx.printer),
+            interrupt: ctx.interrupt.clone(),
             phase: Mutex::new(Phase::new("")),
             items: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -141,6 +145,9 @@ impl Monitor for Progress {
 
     fn problem(&self, item: &str, message: &str) {
         let printer = &self.shared.printer;
+        if self.shared.interrupt.is_requested() {
+            return; // that it was interrupted is no news about an item
+        }
         match self.shared.problems.fetch_add(1, Ordering::Relaxed) {
             n if n < PROBLEMS_NAMED || printer.volume() == Volume::Verbose => {
                 printer.warn(format_args!("`{item}`: {message}"));

@@ -20,7 +20,7 @@ const KEYS_MAX: usize = 1 << 20;
 pub struct Erased {
     /// Key objects that are proven gone from this store.
     pub gone: Vec<String>,
-    /// Members who held the keys; nothing proves what they kept.
+    /// Members and owners who held the keys; nothing proves what they kept.
     pub holders: Vec<String>,
 }
 
@@ -64,14 +64,21 @@ impl Repository {
         const ACTION: &str = "erase domains";
         self.owner_keys(ACTION)?;
         let mut chain = self.refreshed_chain().await?;
-        let holders: Vec<String> = chain.members().map(|m| format!("{} ({})", m.name, m.id())).collect();
+        let objects = self.list(&format!("keys/erasable/{domain}/")).await?;
+        let had = |member: &&Member| {
+            let of_member = format!("keys/erasable/{domain}/{}-", member.id());
+            objects.iter().any(|info| info.key.as_str().starts_with(&of_member))
+        };
+        let members = chain.members().filter(had).map(|m| (&m.name, m.id()));
+        let owners = chain.owners().map(|o| (&o.name, o.id()));
+        let holders: Vec<String> = members.chain(owners).map(|(name, id)| format!("{name} ({id})")).collect();
         let record = |gone: Vec<String>, time| {
             let unproven = holders.iter().chain(unproven).cloned().collect();
             Body::Erase(Erase { domain, time, gone, unproven })
         };
         self.append(&mut chain, ACTION, record(Vec::new(), self.now())).await?;
         let mut gone = Vec::new();
-        for info in self.list(&format!("keys/erasable/{domain}/")).await? {
+        for info in objects {
             self.store().delete(&info.key).await?;
             match self.store().head(&info.key).await {
                 Err(error) if error.is_not_found() => gone.push(info.key.to_string()),
@@ -108,25 +115,26 @@ impl Repository {
     ) -> Result<(), Error> {
         for domain in erasable(chain) {
             for member in in_force(chain).filter(|member| member.group == domain.group) {
-                let next = self.next_erasable(domain.id, member.id()).await?;
-                let Some(mut keys) = self.newest_erasable(domain, member.id(), next).await? else { continue };
+                let numbers = self.erasable_numbers(domain.id, member.id()).await?;
+                let newest = self.newest_erasable(domain, member.id(), &numbers).await?;
+                let (Some(mut keys), Some(last)) = (newest, numbers.last()) else { continue };
                 change(&mut keys);
-                self.put_erasable(chain, member, &keys, next).await?;
+                self.put_erasable(chain, member, &keys, last + 1).await?;
             }
         }
         Ok(())
     }
 
-    /// The newest keys below number `next` that seal to what the chain names: others were forged, or never came into force.
+    /// The newest keys of these numbers that seal to what the chain names: others were forged, or never came into force.
     async fn newest_erasable(
         &self,
         domain: &Domain,
         member: MemberId,
-        next: u64,
+        numbers: &[u64],
     ) -> Result<Option<DomainKeys>, Error> {
         let identity = &self.owner_keys("read the keys of domains")?.identity;
-        for n in (0..next).rev() {
-            let key = names::erasable_key(domain.id, member, n);
+        for n in numbers.iter().rev() {
+            let key = names::erasable_key(domain.id, member, *n);
             let sealed = self.store().get(&key).await?;
             let opened = open_record(std::slice::from_ref(identity), &sealed, KEYS_MAX);
             if let Some(keys) = opened.ok().and_then(|bytes| DomainKeys::from_bytes(&bytes).ok())

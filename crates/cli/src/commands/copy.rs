@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use backup_core::{BackupOptions, RepositoryHint, Snapshot};
+use backup_core::{BackupOptions, RepositoryHint, Snapshot, SnapshotState};
 use serde_json::json;
 
 use crate::context::Context;
@@ -73,7 +73,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     };
     let target = Credential { location: place.clone(), store, key: target, key_file: None }.open(ctx).await?;
     let snapshots = opened.repository.snapshots().await?;
-    let chosen = chosen(&snapshots, &args)?;
+    let mut chosen = chosen(&snapshots, &args)?;
+    leave_out_erased(ctx, &opened, &mut chosen);
     ctx.interrupt.ends_by_itself();
     let sums = copy(&opened, &target, &chosen).await;
     opened.progress.end();
@@ -109,6 +110,17 @@ fn chosen(snapshots: &[Snapshot], args: &Args) -> Result<Vec<Snapshot>> {
         return Ok(snapshots.iter().filter(|s| args.filter.accepts(s)).cloned().collect());
     }
     args.snapshots.iter().map(|name| select::select(snapshots, &args.filter, name).cloned()).collect()
+}
+
+fn leave_out_erased(ctx: &Context, opened: &Opened, chosen: &mut Vec<Snapshot>) {
+    chosen.retain(|snapshot| match &snapshot.state {
+        SnapshotState::Readable(manifest) if opened.repository.is_erased(manifest.domain) => {
+            ctx.printer
+                .say(format_args!("snapshot {} lies in an erased domain and is left out", snapshot.short()));
+            false
+        }
+        _ => true,
+    });
 }
 
 async fn copy(from: &Opened, to: &Opened, snapshots: &[Snapshot]) -> Result<Sums> {

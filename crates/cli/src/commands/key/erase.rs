@@ -1,12 +1,13 @@
 //! `key erase`.
 
 use anyhow::Result;
+use backup_core::Repository;
+use keepwell_crypto::DomainId;
 use serde_json::json;
 
-use super::domain_named;
 use crate::confirm::confirm_by_name;
 use crate::context::Context;
-use crate::exit::Exit;
+use crate::exit::{Complaint, Exit};
 use crate::open;
 use crate::text;
 
@@ -32,7 +33,7 @@ pub struct Args {
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let opened = open::repository(ctx).await?;
     opened.progress.end();
-    let domain = domain_named(&opened.repository, &args.domain)?;
+    let domain = find(&opened.repository, &args.domain)?;
     let question = format!("Everything that was backed up into {} will be lost for ever.", args.domain);
     confirm_by_name(ctx, &question, &args.domain)?;
     let erased = opened.repository.erase_domain(domain, &args.copy_at).await?;
@@ -48,4 +49,13 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     });
     ctx.printer.json("erase", fields);
     Ok(Exit::Done)
+}
+
+/// Also one that is erased already: an interrupted erasure is completed by another.
+fn find(repository: &Repository, name: &str) -> Result<DomainId> {
+    let chain = repository.chain();
+    let mut erasable = chain.domains().filter(|d| d.erasable);
+    let found = erasable.find(|d| d.name == name || d.id.to_string() == name).map(|d| d.id);
+    let missing = || Complaint::usage(format!("there is no erasable domain `{name}`"));
+    Ok(found.ok_or_else(|| missing().hint("`keepwell key list` shows them."))?)
 }

@@ -1,0 +1,158 @@
+use bytes::Bytes;
+use keepwell_catalog::{names, seal_record};
+use keepwell_crypto::keyfile::KeyFile;
+use keepwell_crypto::keyring::DomainKeys;
+use keepwell_crypto::trust::Roles;
+use keepwell_crypto::{DomainId, IdKey, Identity, MemberId};
+use keepwell_storage::ObjectStore;
+
+use crate::testing::{MemorySource, Thing, TreeModel, World, back_up, options, restored, snapshot_of};
+use crate::{BackupOptions, Error, PruneOptions, Repository};
+
+fn tree(content: &str) -> TreeModel {
+    TreeModel::default().with("file", Thing::file(content.as_bytes()))
+}
+
+async fn open(world: &World, key: &KeyFile) -> Result<Repository, Error> {
+    let store: std::sync::Arc<dyn ObjectStore> = std::sync::Arc::clone(&world.store) as _;
+    Repository::builder(store).open(key.clone()).await
+}
+
+fn member(key: &KeyFile) -> MemberId {
+    key.member.as_ref().unwrap().signing.member_id()
+}
+
+async fn back_up_into(repository: &Repository, tree: &TreeModel, domain: DomainId) -> crate::BackupReport {
+    let options = BackupOptions { domain: Some(domain), ..options("erasable") };
+    repository.backup(std::sync::Arc::new(MemorySource::new(tree.clone())), options).await.unwrap()
+}
+
+#[tokio::test]
+async fn each_role_gets_the_keys_it_needs_and_no_more() {
+    let world = World::new().await;
+    for (n, (roles, reads, writes, keeps)) in [
+        (Roles::WRITER, false, true, false),
+        (Roles::READER, true, false, false),
+        (Roles::KEEPER, true, true, true),
+        (Roles::WRITER | Roles::READER, true, true, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let key = world.repository.enroll(&format!("member {n}"), roles, None).await.unwrap();
+        let repository = world.open(&key).await;
+        assert_eq!(repository.can_read(), reads, "{roles}");
+        assert_eq!(repository.access().is_keeper(), keeps, "{roles}");
+        assert_eq!(repository.writer().is_ok(), writes, "{roles}");
+        assert!(repository.enroll("other", roles, None).await.is_err(), "{roles}");
+    }
+    assert!(world.repository.enroll("member 0", Roles::WRITER, None).await.is_err());
+}
+
+#[tokio::test]
+async fn a_revoked_member_cannot_write_and_cannot_read_what_comes_after_a_rotation() {
+    let world = World::new().await;
+    let key = world.repository.enroll("desk", Roles::WRITER | Roles::READER, None).await.unwrap();
+    let desk = world.open(&key).await;
+    let before = back_up(&desk, &tree("before")).await;
+    let first_refused = world.repository.revoke(member(&key), None, "stolen").await.unwrap();
+    assert_eq!(first_refused, before.seq + 1);
+    world.repository.rotate_keys().await.unwrap();
+
+    let owner = world.open(&world.key).await;
+    let after = back_up(&owner, &tree("after")).await;
+    assert_eq!(restored(&owner, &snapshot_of(&owner, &before).await).await, tree("before"));
+    assert_eq!(restored(&owner, &snapshot_of(&owner, &after).await).await, tree("after"));
+
+    let desk = world.open(&key).await;
+    assert!(matches!(desk.writer(), Err(Error::WrongKey(_))));
+    assert!(snapshot_of(&desk, &before).await.manifest().is_ok());
+    assert!(snapshot_of(&desk, &after).await.manifest().is_err());
+}
+
+#[tokio::test]
+async fn owners_come_and_go_and_one_without_a_member_reads_what_was_rotated() {
+    let world = World::new().await;
+    let bob = world.repository.add_owner("bob", None).await.unwrap();
+    let report = back_up(&world.repository, &tree("x")).await;
+    let as_bob = world.open(&bob).await;
+    assert_eq!(restored(&as_bob, &snapshot_of(&as_bob, &report).await).await, tree("x"));
+
+    let ann = world.key.owner.as_ref().unwrap().root.member_id();
+    assert!(world.repository.remove_owner(ann).await.is_err(), "not itself");
+    as_bob.remove_owner(ann).await.unwrap();
+    assert!(as_bob.rotate_keys().await.is_ok());
+    let stale = world.open(&world.key).await;
+    assert!(stale.enroll("x", Roles::READER, None).await.is_err());
+    let report = back_up(&stale, &tree("y")).await;
+    let as_bob = world.open(&bob).await;
+    assert_eq!(restored(&as_bob, &snapshot_of(&as_bob, &report).await).await, tree("y"));
+}
+
+#[tokio::test]
+async fn an_owner_that_was_slower_changes_nothing_and_sees_what_the_other_did() {
+    let world = World::new().await;
+    let other = world.open(&world.key).await;
+    world.repository.enroll("first", Roles::WRITER, None).await.unwrap();
+    other.enroll("second", Roles::WRITER, None).await.unwrap();
+    let names: Vec<String> = other.chain().members().map(|m| m.name.clone()).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+}
+
+#[tokio::test]
+async fn what_was_erased_cannot_be_read_and_stops_neither_check_nor_prune() {
+    let world = World::new().await;
+    let domain = world.repository.create_domain("customer").await.unwrap();
+    let repository = world.open(&world.key).await;
+    let late = repository.enroll("late", Roles::READER, None).await.unwrap();
+    let report = back_up_into(&repository, &tree("secret"), domain).await;
+    let kept = back_up(&repository, &tree("kept")).await;
+    let as_late = world.open(&late).await;
+    assert_eq!(restored(&as_late, &snapshot_of(&as_late, &report).await).await, tree("secret"));
+    repository.rotate_keys().await.unwrap();
+    let repository = world.open(&world.key).await;
+    let rotated = back_up_into(&repository, &tree("secret too"), domain).await;
+    assert_eq!(restored(&repository, &snapshot_of(&repository, &rotated).await).await, tree("secret too"));
+
+    let erased = repository.erase_domain(domain, &[]).await.unwrap();
+    assert_eq!(erased.gone.len(), 4);
+    assert_eq!(world.names("keys/erasable/").await, Vec::<String>::new());
+    for key in [&world.key, &late] {
+        let repository = world.open(key).await;
+        let snapshot = snapshot_of(&repository, &report).await;
+        assert!(repository.tree(&snapshot).await.is_err());
+    }
+    let repository = world.open(&world.key).await;
+    assert!(
+        repository.check(crate::CheckOptions { read: crate::ReadData::Everything }).await.unwrap().is_sound()
+    );
+    repository.prune(PruneOptions { max_unused: 0.0, ..PruneOptions::default() }).await.unwrap();
+    assert_eq!(restored(&repository, &snapshot_of(&repository, &kept).await).await, tree("kept"));
+    assert!(
+        repository.check(crate::CheckOptions { read: crate::ReadData::Everything }).await.unwrap().is_sound()
+    );
+}
+
+/// Who can write to the store can seal to a member; it must not make that member seal its data to a stranger.
+#[tokio::test]
+async fn keys_of_a_domain_that_no_owner_signed_are_ignored() {
+    let world = World::new().await;
+    let domain = world.repository.create_domain("customer").await.unwrap();
+    let host = world.repository.chain().members().next().unwrap().clone();
+    let stranger = Identity::generate();
+    let forged = DomainKeys {
+        id: domain,
+        id_key: IdKey::generate(),
+        recipient: stranger.recipient(),
+        identities: vec![stranger],
+    };
+    let sealed = seal_record(std::slice::from_ref(&host.recipient), &forged.to_bytes()).unwrap();
+    world.store.put_new(&names::erasable_key(domain, host.id(), 7), Bytes::from(sealed)).await.unwrap();
+    let repository = open(&world, &world.key).await.unwrap();
+    let genuine = repository.access().domain_keys(domain).unwrap();
+    assert_ne!(genuine.recipient, forged.recipient);
+    let report = back_up_into(&repository, &tree("x"), domain).await;
+    assert_eq!(restored(&repository, &snapshot_of(&repository, &report).await).await, tree("x"));
+    repository.rotate_keys().await.unwrap();
+    assert!(open(&world, &world.key).await.unwrap().access().domain_keys(domain).is_ok());
+}

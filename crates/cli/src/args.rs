@@ -122,7 +122,7 @@ pub enum Command {
     Restore(commands::restore::Args),
     Check(commands::check::Args),
     Repair(commands::repair::Args),
-    Forget(commands::forget::Args),
+    Forget(Box<commands::forget::Args>),
     Prune(commands::prune::Args),
     Copy(commands::copy::Args),
     Key(commands::key::Args),

@@ -99,3 +99,12 @@ fn limits(ctx: &Context) -> Result<Limits> {
     }
     Ok(limits)
 }
+
+/// Opens another store of the same repository with the same key.
+pub async fn copy(ctx: &Context, place: &str, key: KeyFile) -> Result<Opened> {
+    let location = Location::parse(place)?;
+    let store = location.open(ctx).await?;
+    let opened = Credential { location, store, key, key_file: None }.open(ctx).await?;
+    opened.progress.end();
+    Ok(opened)
+}

@@ -43,7 +43,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result<Exit> {
         Command::Restore(args) => restore::run(ctx, args).await,
         Command::Check(args) => check::run(ctx, args).await,
         Command::Repair(args) => repair::run(ctx, args).await,
-        Command::Forget(args) => forget::run(ctx, args).await,
+        Command::Forget(args) => forget::run(ctx, *args).await,
         Command::Prune(args) => prune::run(ctx, args).await,
         Command::Copy(args) => copy::run(ctx, args).await,
         Command::Key(args) => key::run(ctx, args).await,

@@ -7,8 +7,7 @@ use serde_json::json;
 use crate::confirm::{Unattended, confirm};
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
-use crate::location::Location;
-use crate::open::{self, Credential, Opened};
+use crate::open;
 use crate::text;
 
 const EXAMPLES: &str = "\
@@ -53,7 +52,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     }
     confirm(ctx, "Repair this?", Unattended::Refuse)?;
     let copy = match &args.from {
-        Some(place) => Some(open_copy(ctx, place, key.clone()).await?),
+        Some(place) => Some(open::copy(ctx, place, key.clone()).await?),
         None => None,
     };
     let opened = open::credential(ctx).await?.open(ctx).await?;
@@ -70,14 +69,6 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         Some(_) => complaint.hint("Neither store has what is missing; `check` lists what is affected."),
     }
     .into())
-}
-
-async fn open_copy(ctx: &Context, place: &str, key: keepwell_crypto::keyfile::KeyFile) -> Result<Opened> {
-    let location = Location::parse(place)?;
-    let store = location.open(ctx).await?;
-    let opened = Credential { location, store, key, key_file: None }.open(ctx).await?;
-    opened.progress.end();
-    Ok(opened)
 }
 
 fn print(ctx: &Context, report: &RepairReport) {

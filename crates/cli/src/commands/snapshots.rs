@@ -1,5 +1,7 @@
 //! `keepwell snapshots`.
 
+mod across;
+
 use anyhow::Result;
 use backup_core::{Snapshot, SnapshotState};
 use keepwell_catalog::Manifest;
@@ -16,7 +18,8 @@ const EXAMPLES: &str = "\
 Examples:
   keepwell snapshots
   keepwell snapshots --host web1 --tag weekly
-  keepwell snapshots --last 1 --json";
+  keepwell snapshots --last 1 --json
+  keepwell snapshots --copy /mnt/disk/backup     which store holds which";
 
 /// List the snapshots, oldest first
 #[derive(Debug, clap::Args)]
@@ -27,10 +30,16 @@ pub struct Args {
     /// Only the newest N
     #[arg(long, visible_alias = "latest", value_name = "N")]
     last: Option<usize>,
+    /// List the snapshots of this copy too, and say which store holds which; repeatable
+    #[arg(long, value_name = "PLACE", conflicts_with = "last")]
+    copy: Vec<String>,
 }
 
 /// Runs `snapshots`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
+    if !args.copy.is_empty() {
+        return across::run(ctx, &args.filter, &args.copy).await;
+    }
     let opened = open::repository(ctx).await?;
     let snapshots = opened.repository.snapshots().await;
     opened.progress.end();

@@ -57,10 +57,11 @@ impl Repository {
 
     /// Learns from decided prune plans which packs are gone, so that no request is spent on them. A matter of speed
     /// only: readers never rely on plans.
-    pub(crate) async fn note_dead_packs(&self) -> Result<(), Error> {
-        let plans = super::read_plans(self).await?;
-        *self.0.gone.write().unwrap_or_else(PoisonError::into_inner) = PackSet::from_keys(plans.dead());
-        Ok(())
+    pub(crate) async fn note_dead_packs(&self) {
+        // Plans that cannot be read cost time here, nothing else; whoever relies on them reports them.
+        if let Ok(plans) = super::read_plans(self).await {
+            *self.0.gone.write().unwrap_or_else(PoisonError::into_inner) = PackSet::from_keys(plans.dead());
+        }
     }
 
     /// An index that holds nothing, with this repository's share of memory.

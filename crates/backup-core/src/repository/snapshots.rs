@@ -70,7 +70,7 @@ impl Repository {
         for (name, reason) in &undecided {
             self.monitor().problem(name, reason);
         }
-        let retired = self.retired().await?;
+        let retired = self.retired_as_far_as_readable().await?;
         let mut snapshots = Vec::new();
         for end in ends {
             if end.commit.kind == CommitKind::Snapshot && !retired.contains(&(end.writer, end.n)) {
@@ -109,7 +109,30 @@ impl Repository {
         Ok(manifest)
     }
 
-    /// Commits that `retired/` names and no later record brought back.
+    /// The same for listing and restoring: a damaged record is reported and passed over, so that it hides nothing. At
+    /// worst a forgotten snapshot shows again. What deletes must use [`Repository::retired`].
+    async fn retired_as_far_as_readable(&self) -> Result<BTreeSet<(MemberId, u64)>, Error> {
+        let mut retired = BTreeSet::new();
+        for info in self.list("retired/").await? {
+            match self.retirement(&info.key).await {
+                Ok(record) => retired.extend(record.snapshots.iter().map(|s| (s.writer, s.seq))),
+                Err(Error::Storage(error)) if !error.is_not_found() => return Err(Error::Storage(error)),
+                Err(error) => self.monitor().problem(info.key.as_str(), &crate::error::one_line(&error)),
+            }
+        }
+        Ok(retired)
+    }
+
+    async fn retirement(&self, key: &Key) -> Result<Retired, Error> {
+        let payload = self.read_authored(key, Retired::KIND, Roles::KEEPER).await?;
+        let record = Retired::decode(&payload).map_err(|e| Error::damaged(key, e))?;
+        if record.store != self.store_id() || names::retired_key(record.n) != *key {
+            return Err(Error::damaged(key, "it belongs elsewhere"));
+        }
+        Ok(record)
+    }
+
+    /// Commits that `retired/` names.
     pub(crate) async fn retired(&self) -> Result<BTreeSet<(MemberId, u64)>, Error> {
         let mut retired = BTreeSet::new();
         for record in self.retirements().await?.into_values() {
@@ -122,11 +145,7 @@ impl Repository {
     pub(crate) async fn retirements(&self) -> Result<BTreeMap<u64, Retired>, Error> {
         let mut records = BTreeMap::new();
         for info in self.list("retired/").await? {
-            let payload = self.read_authored(&info.key, Retired::KIND, Roles::KEEPER).await?;
-            let record = Retired::decode(&payload).map_err(|e| Error::damaged(&info.key, e))?;
-            if record.store != self.store_id() || names::retired_key(record.n) != info.key {
-                return Err(Error::damaged(&info.key, "it belongs elsewhere"));
-            }
+            let record = self.retirement(&info.key).await?;
             records.insert(record.n, record);
         }
         Ok(records)

@@ -45,7 +45,7 @@ impl Repository {
         options: RestoreOptions,
     ) -> Result<RestorePlan, Error> {
         self.refresh_index().await?;
-        self.note_dead_packs().await?;
+        self.note_dead_packs().await;
         let root = snapshot.manifest()?.root;
         let free = target.free_bytes()?;
         let fresh = target.list_dir(None)?.is_empty();

@@ -252,6 +252,7 @@ fn print(ctx: &Context, report: &BackupReport, dataset: &str, took: Duration) {
         "stored_bytes": s.new_stored_bytes,
         "verified_chunks": report.verified_chunks,
         "problems": report.problem_count,
+        "complete": report.complete,
     });
     ctx.printer.json("backup", fields);
 }

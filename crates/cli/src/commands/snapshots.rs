@@ -85,7 +85,7 @@ fn row(snapshot: &Snapshot, erased: &dyn Fn(&Manifest) -> bool) -> Vec<String> {
             m.tags.join(","),
             text::number(m.statistics.files),
             text::bytes(m.statistics.logical_bytes),
-            marks(m, erased(m)).join(", "),
+            marks(m, erased(m), snapshot.commit.complete).join(", "),
         ],
         state => {
             let size = text::bytes(snapshot.commit.logical_bytes);
@@ -99,8 +99,11 @@ fn row(snapshot: &Snapshot, erased: &dyn Fn(&Manifest) -> bool) -> Vec<String> {
     }
 }
 
-fn marks(manifest: &Manifest, erased: bool) -> Vec<String> {
+fn marks(manifest: &Manifest, erased: bool, complete: bool) -> Vec<String> {
     let mut marks = Vec::new();
+    if !complete {
+        marks.push("incomplete".to_owned());
+    }
     if erased {
         marks.push("erased".to_owned());
     }
@@ -125,6 +128,7 @@ pub fn fields(snapshot: &Snapshot) -> Value {
         "writer": snapshot.commit.writer.to_string(),
         "seq": snapshot.commit.n,
         "bytes": snapshot.commit.logical_bytes,
+        "complete": snapshot.commit.complete,
     });
     let more = match &snapshot.state {
         SnapshotState::Readable(m) => json!({ "state": "readable",

@@ -113,10 +113,11 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let began = std::time::Instant::now();
     let report = execute(&opened, snapshot, jobs, &args).await;
     opened.progress.end();
+    let outcome = report.map(|report| print(ctx, &report, began.elapsed()));
     if let Some(saved) = &saved {
         safety::say_how_to_undo(ctx, saved);
     }
-    Ok(print(ctx, &report?, began.elapsed()))
+    outcome
 }
 
 async fn plan(

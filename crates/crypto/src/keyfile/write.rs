@@ -27,7 +27,7 @@ const KIT_HEADER: &str = "\
 # How to restore with Keepwell, on a fresh machine:
 #   1. Type or copy this text into a file, for example kit.txt. Comments
 #      may be left out. A typing error in a key is detected.
-#   2. keepwell restore --key kit.txt   (see `keepwell help restore`)
+#   2. keepwell --key-file kit.txt -r REPOSITORY restore latest --target DIR
 #
 # How to restore without Keepwell, with `age`, `zstd` and Python 3:
 #   1. Copy the repository to a local directory, with any tool.

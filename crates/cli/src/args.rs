@@ -126,6 +126,7 @@ pub enum Command {
     Prune(commands::prune::Args),
     Copy(commands::copy::Args),
     Key(commands::key::Args),
+    Rewrite(commands::rewrite::Args),
     Tag(commands::tag::Args),
     Stats(commands::stats::Args),
     Cache(commands::cache::Args),

@@ -64,8 +64,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let opened = open::repository(ctx).await?;
     refuse_unable(&opened, &args)?;
     let snapshots = opened.repository.snapshots().await?;
+    let proved = opened.repository.proved_since().await?;
     let verdicts = match &policy {
-        Some(policy) => by_rules(ctx, policy, &snapshots, &args.filter),
+        Some(policy) => by_rules(ctx, policy, &snapshots, &args.filter, proved),
         None => by_name(ctx, &snapshots, &args)?,
     };
     print(ctx, &verdicts);
@@ -128,12 +129,14 @@ fn policy(ctx: &Context, args: &Args) -> Result<Option<RetentionPolicy>> {
     }
 }
 
-/// Decides dataset by dataset, each in the time zone of its newest snapshot.
+/// Decides dataset by dataset, each in the time zone of its newest snapshot. Snapshots committed before `proved` count
+/// as proven: every pack of the store was read and proved since.
 fn by_rules<'s>(
     ctx: &Context,
     policy: &RetentionPolicy,
     snapshots: &'s [Snapshot],
     filter: &Filter,
+    proved: Option<i64>,
 ) -> Vec<Verdict<'s>> {
     let mut groups: BTreeMap<(&str, &str), Vec<(usize, &Manifest)>> = BTreeMap::new();
     let mut verdicts = Vec::new();
@@ -151,7 +154,7 @@ fn by_rules<'s>(
         let zone =
             members.last().and_then(|(_, m)| TimeZone::get(&m.time_zone).ok()).unwrap_or(TimeZone::UTC);
         let candidates: Vec<Candidate> =
-            members.iter().map(|(order, m)| candidate(&snapshots[*order], m, *order)).collect();
+            members.iter().map(|(order, m)| candidate(&snapshots[*order], m, *order, proved)).collect();
         for (decision, (order, _)) in decide(policy, &zone, ctx.now(), &candidates).into_iter().zip(members) {
             let snapshot = &snapshots[order];
             verdicts.push(Verdict { snapshot, keep: decision.keep, reasons: decision.reasons });
@@ -160,7 +163,7 @@ fn by_rules<'s>(
     verdicts
 }
 
-fn candidate(snapshot: &Snapshot, manifest: &Manifest, order: usize) -> Candidate {
+fn candidate(snapshot: &Snapshot, manifest: &Manifest, order: usize, proved: Option<i64>) -> Candidate {
     Candidate {
         id: snapshot.id,
         dataset: manifest.dataset.clone(),
@@ -169,7 +172,7 @@ fn candidate(snapshot: &Snapshot, manifest: &Manifest, order: usize) -> Candidat
         commit_time: snapshot.commit.time,
         commit_order: order as u64,
         complete: snapshot.commit.complete,
-        proven: false,
+        proven: proved.is_some_and(|since| snapshot.commit.time <= since),
         tags: manifest.tags.clone(),
         keep_until: manifest.keep_until,
         keep_forever: manifest.keep_forever,

@@ -17,6 +17,7 @@ pub mod man;
 pub mod prune;
 pub mod repair;
 pub mod restore;
+pub mod rewrite;
 pub mod show;
 pub mod snapshots;
 pub mod stats;
@@ -47,6 +48,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result<Exit> {
         Command::Prune(args) => prune::run(ctx, args).await,
         Command::Copy(args) => copy::run(ctx, args).await,
         Command::Key(args) => key::run(ctx, args).await,
+        Command::Rewrite(args) => rewrite::run(ctx, args).await,
         Command::Tag(args) => tag::run(ctx, args).await,
         Command::Stats(args) => stats::run(ctx, args).await,
         Command::Cache(args) => cache::run(ctx, args),

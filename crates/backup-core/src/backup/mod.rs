@@ -22,7 +22,7 @@ use keepwell_crypto::{DomainId, SnapshotId};
 use self::assemble::{Assembled, Assembler, Nodes};
 use self::publish::Publisher;
 use self::queue::Queue;
-use self::scan::{Scan, Window};
+use self::scan::{Alarm, Scan, Window};
 use self::worker::{Shop, Worker};
 use crate::Error;
 use crate::chunker::{ChunkSizes, Chunker};
@@ -192,6 +192,7 @@ fn run(repository: &Repository, source: &dyn Source, publisher: &mut Publisher) 
     let recipes_out = publisher.recipes_out()?;
     monitor.phase("backup");
     std::thread::scope(|scope| {
+        let alarm = Alarm(&queue, &window);
         let mut threads = Vec::new();
         for _ in 0..workers {
             let packer = Packer::new(&uploads, settings(PackClass::Data, keys, DATA_FRAME_BYTES))?;
@@ -225,10 +226,12 @@ fn run(repository: &Repository, source: &dyn Source, publisher: &mut Publisher) 
             changed: false,
         };
         let assembled = assembler.run(&results, &mut |so_far| publisher.checkpoint(so_far));
-        if assembled.is_err() {
-            queue.abort();
+        if assembled.is_ok() {
+            window.close();
+            std::mem::forget(alarm);
+        } else {
+            drop(alarm);
         }
-        window.close();
         drop(results);
         let mut ended = assembled;
         for thread in threads {

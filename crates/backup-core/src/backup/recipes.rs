@@ -4,7 +4,7 @@
 use std::io::{self, Read};
 
 use keepwell_catalog::{ContentName, names};
-use keepwell_crypto::MemberId;
+use keepwell_crypto::{Digest, MemberId};
 
 use crate::Error;
 use crate::cache::Cache;
@@ -75,6 +75,10 @@ pub(super) async fn download(
     for name in parts {
         let key = names::state_key(writer, name);
         let sealed = repository.store().get(&key).await?;
+        // Anybody can seal something to us. That this is what we once wrote, only the hash in our signed commit tells.
+        if Digest::of(&sealed) != name.digest() {
+            return Err(Error::damaged(&key, "its bytes do not have the hash in its name"));
+        }
         let plain = keepwell_crypto::open(std::slice::from_ref(identity), &sealed, 2 * PART_BYTES as u64)
             .map_err(|e| Error::damaged(&key, e))?;
         io::Write::write_all(&mut out, &plain).map_err(Error::cache("write recipes"))?;

@@ -33,7 +33,8 @@ pub(super) struct Window {
 impl Window {
     /// The assembler has taken in this many batches.
     pub fn advance(&self, assembled: u64) {
-        *self.assembled.lock().unwrap_or_else(PoisonError::into_inner) = Some(assembled);
+        let mut now = self.assembled.lock().unwrap_or_else(PoisonError::into_inner);
+        *now = (*now).max(Some(assembled)); // once closed it stays closed, whatever still arrives
         self.moved.notify_all();
     }
 
@@ -138,15 +139,26 @@ impl<R: Read> Scan<'_, R> {
     /// Decides whether the last capture's entry still stands.
     fn sort(&mut self, item: Item) -> Result<Work, Error> {
         let Some(recipes) = &mut self.recipes else { return Ok(Work::Capture { item, seen: false }) };
-        let Some(recipe) = recipes.advance_to(item.key.as_bytes())? else {
-            return Ok(Work::Capture { item, seen: false });
+        let recipe = match recipes.advance_to(item.key.as_bytes()) {
+            Ok(Some(recipe)) => recipe,
+            Ok(None) => return Ok(Work::Capture { item, seen: false }),
+            Err(error) => {
+                let reason = crate::error::one_line(&error);
+                self.monitor.note(&format!(
+                    "every further file is read: the local state of the last backup is damaged ({reason})"
+                ));
+                self.recipes = None;
+                return Ok(Work::Capture { item, seen: false });
+            }
         };
         if item.fingerprint == [0; 16] || recipe.fingerprint != item.fingerprint {
             return Ok(Work::Capture { item, seen: true });
         }
         let encoded = Encoded::of_recipe(&recipe);
+        let decoded = (encoded.extents(&item.key), Entry::decode(&encoded.value));
+        let (Ok(extents), Ok(entry)) = decoded else { return Ok(Work::Capture { item, seen: true }) };
         let mut all_known = true;
-        for extent in encoded.extents(&item.key)? {
+        for extent in extents {
             if let Extent::Chunk { id, .. } = extent
                 && !self.known.contains(&id)?
             {
@@ -158,7 +170,6 @@ impl<R: Read> Scan<'_, R> {
             return Ok(Work::Capture { item, seen: true });
         }
         let mut counts = Statistics::default();
-        let entry = Entry::decode(&encoded.value)?;
         count_kind(&mut counts, &entry, Novelty::Unchanged);
         self.monitor.advance(1, item.size);
         let fingerprint = item.fingerprint;

@@ -19,9 +19,10 @@ impl Marks {
         Self { segments: index.segments().iter().map(|(_, s)| vec![0; words(s.len())]).collect() }
     }
 
-    /// Marks an entry; `true` if it was not marked before.
+    /// Marks an entry; `true` if it was not marked before. Of a segment that was added later nothing can be remembered:
+    /// the answer is always `true`, so that what is below is visited again rather than never.
     pub fn set(&mut self, location: &Location) -> bool {
-        let Some((word, bit)) = self.word(location.segment, location.ordinal) else { return false };
+        let Some((word, bit)) = self.word(location.segment, location.ordinal) else { return true };
         let word = &mut self.segments[location.segment][word];
         let fresh = *word & bit == 0;
         *word |= bit;

@@ -8,40 +8,47 @@ pub(crate) use contents::Contents;
 pub(crate) use frames::{fetch_frames, fetch_pack};
 pub(crate) use nodes::Nodes;
 
-use keepwell_catalog::Location;
+use std::collections::HashSet;
+
+use keepwell_catalog::{ContentName, Location};
 use keepwell_crypto::{ChunkId, ChunkKind};
 
 use crate::Error;
 use crate::pack::{chunk_from_frame, decode_frame};
 use crate::repository::Repository;
 
-/// Reads one chunk, trying every location that the index knows before it reports damage; if none is left, the index is
-/// read again once, because a prune may have moved the chunk meanwhile.
+/// Reads one chunk, trying every location that the index knows before it reports damage. If none is left, the index is
+/// read again, because a prune may have moved the chunk meanwhile, until that shows no place that was not tried.
 pub(crate) async fn read_chunk(
     repository: &Repository,
     kind: ChunkKind,
     id: &ChunkId,
 ) -> Result<Vec<u8>, Error> {
-    let mut tried: Vec<String> = Vec::new();
+    let mut tried: HashSet<ContentName> = HashSet::new();
     let mut reason = String::from("no index segment lists it");
-    for attempt in 0..2 {
-        if attempt == 1 && !repository.refresh_index().await? {
-            break;
-        }
-        for location in repository.locate(id)? {
-            let name = location.pack.name.to_string();
-            if tried.contains(&name) {
-                continue;
+    let mut is_fresh = false;
+    loop {
+        let mut locations = repository.locate(id)?;
+        locations.retain(|location| !tried.contains(&location.pack.name));
+        if locations.is_empty() {
+            if is_fresh {
+                return Err(Error::ChunkLost { id: *id, reason });
             }
+            // Whether this changes the index is no answer: another thread may have read it a moment ago.
+            repository.refresh_index().await?;
+        }
+        is_fresh = locations.is_empty();
+        for location in locations {
             match read_at(repository, kind, id, &location).await {
                 Ok(chunk) => return Ok(chunk),
                 Err(error @ Error::NotAllowed { .. }) => return Err(error),
-                Err(error) => reason = format!("pack {name}: {}", crate::error::one_line(&error)),
+                Err(error) => {
+                    reason = format!("pack {}: {}", location.pack.name, crate::error::one_line(&error));
+                }
             }
-            tried.push(name);
+            tried.insert(location.pack.name);
         }
     }
-    Err(Error::ChunkLost { id: *id, reason })
 }
 
 async fn read_at(

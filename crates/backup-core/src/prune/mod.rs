@@ -93,8 +93,8 @@ impl Repository {
         }
         let moved = repack::repack(self, &scan).await?; // step 3
         report.repacked_bytes = moved.bytes;
-        report.packs_repacked = moved.packs;
-        let condemned = scan.condemned(moved.done);
+        report.packs_repacked = moved.packs.len() as u64;
+        let condemned = scan.condemned(&moved.packs);
         if !condemned.is_empty() {
             let n = self.write_plan(&condemned).await?; // step 4
             self.decide_and_delete(n, condemned.into_iter().collect(), &scan, &options, &mut report).await?;

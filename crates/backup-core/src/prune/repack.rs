@@ -1,6 +1,6 @@
 //! Repacking: what is live in packs that are mostly unused moves into new ones, in an ordinary session.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef};
 use keepwell_crypto::ChunkId;
@@ -16,9 +16,8 @@ use crate::write::{Ending, PackSettings, Packer, Session, Uploads};
 /// What was moved.
 #[derive(Debug, Default)]
 pub(super) struct Moved {
-    /// Whether the new packs are committed, so that the old ones may be condemned.
-    pub done: bool,
-    pub packs: u64,
+    /// Packs whose live content is committed in new packs, so that they may be condemned.
+    pub packs: BTreeSet<ContentName>,
     /// Stored bytes of new packs.
     pub bytes: u64,
 }
@@ -37,11 +36,11 @@ pub(super) async fn repack(repository: &Repository, scan: &Scan) -> Result<Moved
             session.abandon().await;
             Err(error)
         }
-        Ok(uploads) => {
+        Ok((uploads, packs)) => {
             let bytes = uploads.stored().pack_bytes;
             let ending = Ending::index_only(uploads.take_created());
             match session.end(ending).await {
-                Ok(_) => Ok(Moved { done: true, packs: scan.repack.len() as u64, bytes }),
+                Ok(_) => Ok(Moved { packs, bytes }),
                 Err(Error::Fenced { .. }) => Ok(Moved::default()),
                 Err(error) => Err(error),
             }
@@ -49,7 +48,8 @@ pub(super) async fn repack(repository: &Repository, scan: &Scan) -> Result<Moved
     }
 }
 
-async fn copy(repository: &Repository, scan: &Scan) -> Result<Uploads, Error> {
+/// Gives the packs of which all that is live was copied; another prune may have been faster with the rest.
+async fn copy(repository: &Repository, scan: &Scan) -> Result<(Uploads, BTreeSet<ContentName>), Error> {
     let uploads = begin_uploads(repository).await?;
     let live = live_entries(scan)?;
     let (repository, uploads_there) = (repository.clone(), uploads.clone());
@@ -60,9 +60,13 @@ async fn copy(repository: &Repository, scan: &Scan) -> Result<Uploads, Error> {
         .collect();
     let handle = tokio::runtime::Handle::current();
     let task = tokio::task::spawn_blocking(move || {
+        let mut moved = BTreeSet::new();
         let mut packers: HashMap<(PackClass, keepwell_crypto::DomainId), Packer<'_>> = HashMap::new();
         for (used, entries) in packs {
-            let fetched = handle.block_on(fetch_pack(&repository, used.class, &used.pack))?;
+            let fetched = match handle.block_on(fetch_pack(&repository, used.class, &used.pack)) {
+                Err(Error::Storage(error)) if error.is_not_found() => continue,
+                fetched => fetched?,
+            };
             let packer = match packers.entry((used.class, used.pack.domain)) {
                 std::collections::hash_map::Entry::Occupied(slot) => slot.into_mut(),
                 std::collections::hash_map::Entry::Vacant(slot) => slot.insert(Packer::new(
@@ -71,12 +75,14 @@ async fn copy(repository: &Repository, scan: &Scan) -> Result<Uploads, Error> {
                 )?),
             };
             move_frames(&fetched.plain, used.class, &used.pack, &entries, packer, &repository)?;
+            moved.insert(used.pack.name);
         }
-        packers.into_values().try_for_each(|mut packer| packer.finish())
+        packers.into_values().try_for_each(|mut packer| packer.finish())?;
+        Ok::<_, Error>(moved)
     });
-    task.await.map_err(|e| Error::Task(e.to_string()))??;
+    let moved = task.await.map_err(|e| Error::Task(e.to_string()))??;
     uploads.flush().await?;
-    Ok(uploads)
+    Ok((uploads, moved))
 }
 
 /// How moved chunks are packed.

@@ -28,6 +28,13 @@ pub(super) struct PackUse {
     pub total: u64,
 }
 
+impl PackUse {
+    /// The key of its object.
+    fn key(&self) -> String {
+        names::pack_key(self.class, &self.pack.name).to_string()
+    }
+}
+
 /// What the scan found.
 pub(super) struct Scan {
     pub retired: BTreeSet<(MemberId, u64)>,
@@ -133,9 +140,26 @@ impl Scan {
             sizes: HashMap::new(),
             report: PruneReport::default(),
         };
+        let needed = uses.values().filter(|u| u.live > 0).map(PackUse::key).collect();
         scan.sort_packs(uses, &gone, options);
         scan.find_others(repository, &plans, &ends, &live).await?;
+        scan.refuse_missing(repository, needed).await?;
         Ok(scan)
+    }
+
+    /// Fails if a pack that is needed is not in the store. It may be damage of which another copy of a chunk, unused so
+    /// far, is the cure; that copy must not go.
+    async fn refuse_missing(&self, repository: &Repository, mut needed: Vec<String>) -> Result<(), Error> {
+        needed.retain(|key| !self.sizes.contains_key(key));
+        if needed.is_empty() {
+            return Ok(());
+        }
+        let plans = read_plans(repository).await?; // another prune may have moved the content meanwhile
+        let doomed: BTreeSet<&str> = plans.doomed().collect();
+        match needed.into_iter().find(|key| !doomed.contains(key.as_str())) {
+            None => Ok(()),
+            Some(key) => Err(Error::damaged(key, "it is missing; nothing is pruned until that is repaired")),
+        }
     }
 
     /// Whether there is nothing to do.
@@ -147,12 +171,9 @@ impl Scan {
     }
 
     /// What a plan should condemn, given the packs that were repacked.
-    pub fn condemned(&self, repacked: bool) -> Vec<String> {
-        let key = |u: &PackUse| names::pack_key(u.class, &u.pack.name).to_string();
-        let mut list: Vec<String> = self.unused.values().map(key).collect();
-        if repacked {
-            list.extend(self.repack.values().map(key));
-        }
+    pub fn condemned(&self, repacked: &BTreeSet<ContentName>) -> Vec<String> {
+        let mut list: Vec<String> = self.unused.values().map(PackUse::key).collect();
+        list.extend(self.repack.values().filter(|u| repacked.contains(&u.pack.name)).map(PackUse::key));
         list.extend(self.others.iter().cloned());
         list
     }
@@ -228,7 +249,7 @@ impl Scan {
                 let orphan = match text.parse() {
                     Ok(ObjectName::Pack(_, name)) => !indexed.contains(&name),
                     Ok(ObjectName::Manifest(name)) => !named.contains(&name),
-                    Ok(ObjectName::State(_, name)) => !state.contains(&name),
+                    Ok(ObjectName::State(..)) => !state.contains(&text),
                     _ => false,
                 };
                 if orphan && !doomed.contains(text.as_str()) {
@@ -253,12 +274,15 @@ impl Scan {
 }
 
 /// The state of the newest snapshot of every writer's datasets, retired or not: the writer goes on from there.
-fn needed_state(ends: &[End]) -> BTreeSet<ContentName> {
+pub(super) fn needed_state(ends: &[End]) -> BTreeSet<String> {
     let mut newest: BTreeMap<(MemberId, Option<[u8; 16]>), &End> = BTreeMap::new();
     for end in ends.iter().filter(|e| e.commit.kind == CommitKind::Snapshot) {
         newest.insert((end.writer, end.commit.dataset_tag), end);
     }
-    newest.values().flat_map(|end| end.commit.state.iter().copied()).collect()
+    let keys = |end: &End| -> Vec<String> {
+        end.commit.state.iter().map(|name| names::state_key(end.writer, name).to_string()).collect()
+    };
+    newest.into_values().flat_map(keys).collect()
 }
 
 /// Marks everything that the roots reach, at its preferred location.

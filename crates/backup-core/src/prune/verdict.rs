@@ -7,7 +7,7 @@ use keepwell_crypto::{ChunkId, MemberId};
 use keepwell_storage::Key;
 use tokio::task::JoinSet;
 
-use super::scan::{decided_ends, live_ends, roots_of};
+use super::scan::{decided_ends, live_ends, needed_state, roots_of};
 use crate::Error;
 use crate::mark::{Marks, Visitor, visit};
 use crate::read::Nodes;
@@ -40,6 +40,8 @@ pub(super) async fn decide(
         let manifest = end.commit.manifest.map(|name| names::manifest_key(&name).to_string());
         kept.extend(manifest.filter(|key| condemned.contains(key)));
     }
+    // Of a session that was still at work during the scan, the state looked like an orphan too.
+    kept.extend(needed_state(&ends).into_iter().filter(|key| condemned.contains(key)));
     let record = Kept { store: repository.store_id(), n, released: kept.iter().cloned().collect() };
     let signed = repository.sign(Kept::KIND, record.encode())?;
     if repository.put_own(&names::kept_key(n), signed).await? {

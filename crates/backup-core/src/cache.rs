@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -21,7 +22,8 @@ pub struct Cache(Place);
 #[derive(Debug, Clone)]
 enum Place {
     Directory(PathBuf),
-    Memory(Arc<Mutex<BTreeMap<String, Bytes>>>),
+    /// Shared by all parts of one cache; names begin with the prefix.
+    Memory(Arc<Mutex<BTreeMap<String, Bytes>>>, String),
 }
 
 /// A cached file opened for reading at any place.
@@ -39,14 +41,14 @@ impl Cache {
 
     /// A cache that lives as long as the process; for tests and for services that capture little.
     pub fn memory() -> Self {
-        Self(Place::Memory(Arc::default()))
+        Self(Place::Memory(Arc::default(), String::new()))
     }
 
     /// The directory, if there is one.
     pub fn path(&self) -> Option<&Path> {
         match &self.0 {
             Place::Directory(path) => Some(path),
-            Place::Memory(_) => None,
+            Place::Memory(..) => None,
         }
     }
 
@@ -54,7 +56,7 @@ impl Cache {
     pub(crate) fn below(&self, name: &str) -> Self {
         match &self.0 {
             Place::Directory(path) => Self(Place::Directory(path.join(name))),
-            Place::Memory(map) => Self(Place::Memory(Arc::clone(map))),
+            Place::Memory(map, prefix) => Self(Place::Memory(Arc::clone(map), format!("{prefix}{name}/"))),
         }
     }
 
@@ -65,8 +67,9 @@ impl Cache {
                 let len = file.metadata().ok()?.len();
                 Some(CachedFile::Disk(Arc::new(file), len))
             }
-            Place::Memory(map) => {
-                map.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned().map(CachedFile::Memory)
+            Place::Memory(map, prefix) => {
+                let map = map.lock().unwrap_or_else(PoisonError::into_inner);
+                map.get(&format!("{prefix}{name}")).cloned().map(CachedFile::Memory)
             }
         }
     }
@@ -81,7 +84,10 @@ impl Cache {
                     .mode(0o700)
                     .create(&directory)
                     .map_err(Error::cache("create a directory"))?;
-                let partial = path.join(format!("{name}.{}.partial", std::process::id()));
+                // Several parts of this process may be writing a file of this name.
+                static WRITERS: AtomicU64 = AtomicU64::new(0);
+                let number = WRITERS.fetch_add(1, Ordering::Relaxed);
+                let partial = path.join(format!("{name}.{}.{number}.partial", std::process::id()));
                 let _ = fs::remove_file(&partial);
                 let file = File::options().write(true).create_new(true).mode(0o600).open(&partial);
                 let file = file.map_err(Error::cache("create a file"))?;
@@ -91,8 +97,9 @@ impl Cache {
                     path: path.join(name),
                 }
             }
-            Place::Memory(map) => {
-                WriterPlace::Memory { bytes: Vec::new(), map: Arc::clone(map), name: name.to_owned() }
+            Place::Memory(map, prefix) => {
+                let name = format!("{prefix}{name}");
+                WriterPlace::Memory { bytes: Vec::new(), map: Arc::clone(map), name }
             }
         };
         Ok(CacheWriter(out))
@@ -113,9 +120,9 @@ impl Cache {
                 .flatten()
                 .filter_map(|e| e.file_name().into_string().ok())
                 .collect(),
-            Place::Memory(map) => {
+            Place::Memory(map, prefix) => {
                 let map = map.lock().unwrap_or_else(PoisonError::into_inner);
-                let prefix = format!("{directory}/");
+                let prefix = format!("{prefix}{directory}/");
                 map.keys().filter_map(|k| k.strip_prefix(&prefix)).map(str::to_owned).collect()
             }
         }
@@ -126,8 +133,8 @@ impl Cache {
             Place::Directory(path) => {
                 let _ = fs::remove_file(path.join(name));
             }
-            Place::Memory(map) => {
-                map.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+            Place::Memory(map, prefix) => {
+                map.lock().unwrap_or_else(PoisonError::into_inner).remove(&format!("{prefix}{name}"));
             }
         }
     }

@@ -110,10 +110,8 @@ impl Repository {
         };
         let have: BTreeSet<ContentName> = segment_names(&fresh);
         for name in listed.difference(&have) {
-            match self.load_segment(name).await {
-                Ok(segment) => {
-                    fresh.add(&name.to_string(), segment)?;
-                }
+            match self.load_segment(name, &fresh).await {
+                Ok(()) => {}
                 Err(Error::Storage(error)) if error.is_not_found() => {
                     return Box::pin(self.read_index(damaged)).await;
                 }
@@ -142,20 +140,17 @@ impl Repository {
         }
     }
 
-    async fn load_segment(&self, name: &ContentName) -> Result<Segment, Error> {
+    /// Takes a segment into an index: from the cache, or from the store where the cached file is damaged.
+    async fn load_segment(&self, name: &ContentName, index: &IndexSet) -> Result<(), Error> {
         let cached = format!("{DIRECTORY}/{name}");
         if let Some(file) = self.cache().open(&cached)
             && let Ok(segment) = self.open_segment(Box::new(file))
+            && index.add(&name.to_string(), segment).is_ok()
         {
-            return Ok(segment);
+            return Ok(());
         }
         let plain = self.fetch_segment(name).await?;
-        self.cache().store(&cached, &plain)?;
-        let reader: Box<dyn ReadAt> = match self.cache().open(&cached) {
-            Some(file) => Box::new(file),
-            None => Box::new(plain),
-        };
-        self.open_segment(reader)
+        self.adopt_segment(name, plain, index)
     }
 
     /// Fetches and decrypts a segment, proving that it has the bytes its name says.
@@ -182,7 +177,7 @@ impl Repository {
         Ok(Segment::open(reader, &verify)?)
     }
 
-    /// Takes a segment that this process just stored into the cache and into an index.
+    /// Takes a segment into the cache, if that can be written, and into an index.
     pub(crate) fn adopt_segment(
         &self,
         name: &ContentName,
@@ -190,7 +185,12 @@ impl Repository {
         index: &IndexSet,
     ) -> Result<(), Error> {
         let cached = format!("{DIRECTORY}/{name}");
-        self.cache().store(&cached, &plain)?;
+        if let Err(error) = self.cache().store(&cached, &plain) {
+            let reason = crate::error::one_line(&error);
+            self.monitor()
+                .note(&format!("the index is held in memory: the local cache is of no use ({reason})"));
+            self.cache().remove(&cached);
+        }
         let reader: Box<dyn ReadAt> = match self.cache().open(&cached) {
             Some(file) => Box::new(file),
             None => Box::new(plain),

@@ -23,7 +23,8 @@ pub(super) async fn check(repository: &Repository, report: &mut CheckReport) -> 
     }
     let open = open_sessions(repository).await?;
     report.open_sessions = open.len() as u64;
-    check_chain(&ends, &open.keys().copied().collect(), report);
+    let open = open.keys().copied().collect();
+    check_chain(&ends, &open, &mut |object, what| report.found(object, what));
     let retired = match repository.retired().await {
         Ok(retired) => retired,
         Err(error @ Error::Storage(_)) => return Err(error),
@@ -59,7 +60,11 @@ pub(super) async fn check(repository: &Repository, report: &mut CheckReport) -> 
 }
 
 /// Every number of a writer has an end or an open session, and ends name the hashes of those before them.
-fn check_chain(ends: &[End], open: &BTreeSet<(MemberId, u64)>, report: &mut CheckReport) {
+pub(super) fn check_chain(
+    ends: &[End],
+    open: &BTreeSet<(MemberId, u64)>,
+    found: &mut dyn FnMut(keepwell_storage::Key, &str),
+) {
     let by_place: BTreeMap<(MemberId, u64), Digest> =
         ends.iter().map(|e| ((e.writer, e.n), e.digest)).collect();
     let mut last: BTreeMap<MemberId, u64> = BTreeMap::new();
@@ -67,22 +72,24 @@ fn check_chain(ends: &[End], open: &BTreeSet<(MemberId, u64)>, report: &mut Chec
         let expected = last.get(&end.writer).map_or(0, |n| n + 1);
         for missing in expected..end.n {
             if !open.contains(&(end.writer, missing)) {
-                report.found(names::commit_key(end.writer, missing), "it is missing, and later ones exist");
+                found(names::commit_key(end.writer, missing), "it is missing, and later ones exist");
             }
         }
         last.insert(end.writer, end.n);
         for (n, digest) in &end.commit.previous {
             match by_place.get(&(end.writer, *n)) {
                 Some(found) if found == digest => {}
-                Some(_) => report
-                    .found(names::commit_key(end.writer, *n), "a later commit names another hash for it"),
-                None => report
-                    .found(names::commit_key(end.writer, *n), "a later commit names it, and it is missing"),
+                Some(_) => {
+                    found(names::commit_key(end.writer, *n), "a later commit names another hash for it")
+                }
+                None => {
+                    found(names::commit_key(end.writer, *n), "a later commit names it, and it is missing")
+                }
             }
         }
         for (writer, n) in &end.commit.seen {
             if !by_place.contains_key(&(*writer, *n)) && !open.contains(&(*writer, *n)) {
-                report.found(names::commit_key(*writer, *n), "another writer has seen it, and it is missing");
+                found(names::commit_key(*writer, *n), "another writer has seen it, and it is missing");
             }
         }
     }

@@ -3,6 +3,7 @@
 
 mod data;
 mod history;
+mod records;
 mod remembered;
 mod scrub;
 mod structure;

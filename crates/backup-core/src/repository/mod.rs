@@ -26,7 +26,7 @@ pub use open::{Builder, RepositoryHint};
 pub use snapshots::{Snapshot, SnapshotState};
 
 pub(crate) use create::seal_keyring;
-pub(crate) use ends::{End, newest_ends, read_ends, read_own_ends_back};
+pub(crate) use ends::{Before, End, read_before, read_ends, read_own_ends_back, verify_end};
 pub(crate) use open::{read_chain, read_keyring};
 pub(crate) use plans::{Plans, read_plans};
 

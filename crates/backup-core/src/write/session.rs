@@ -12,7 +12,7 @@ use keepwell_crypto::{Digest, MemberId, SnapshotId};
 
 use crate::Error;
 use crate::alive::{self, AliveFile};
-use crate::repository::{Repository, newest_ends};
+use crate::repository::{Before, Repository, read_before};
 
 /// A session says that it is alive this often; a keeper fences one that has been silent for several times as long.
 pub(crate) const BEAT_EVERY: Duration = Duration::from_secs(60);
@@ -69,9 +69,8 @@ impl Session {
     /// Refused for a credential whose commits nobody would believe: that may not write, or was revoked.
     pub async fn claim(repository: &Repository) -> Result<Self, Error> {
         let writer = repository.writer()?;
-        let ends = newest_ends(repository).await?;
-        let own = ends.iter().find(|e| e.writer == writer);
-        let mut n = repository.next_session(writer, own.map_or(0, |e| e.n + 1)).await?;
+        let before = read_before(repository, writer).await?;
+        let mut n = repository.next_session(writer, before.next).await?;
         let alive = loop {
             let record = Record {
                 store: repository.store_id(),
@@ -89,8 +88,7 @@ impl Session {
                 Err(error) => return Err(error),
             }
         };
-        let previous = own.map(|e| (e.n, e.digest)).into_iter().collect();
-        let seen = ends.iter().filter(|e| e.writer != writer).map(|e| (e.writer, e.n)).collect();
+        let Before { previous, seen, .. } = before;
         let beats = tokio::spawn(beat(repository.clone(), writer, n));
         Ok(Self { repository: repository.clone(), writer, n, previous, seen, beats, _alive: alive })
     }

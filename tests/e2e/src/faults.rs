@@ -1,0 +1,44 @@
+//! Trying every call at which a store can fail.
+
+use std::sync::Arc;
+
+use backup_core::{Cache, Repository};
+use keepwell_storage::{Fault, Faulty, Memory};
+
+use crate::world::World;
+
+/// The ways to fail at call `n`.
+pub const KINDS: [fn(u64) -> Fault; 4] =
+    [Fault::Once, Fault::FromThenOn, Fault::CrashAfter, Fault::LostResponse];
+
+/// Runs `attempt` against a copy of `base` for every kind of failure at every call, until the call is beyond the last;
+/// then hands the copy to `verify`, with whether the attempt said that it succeeded.
+///
+/// Opening the repository counts as part of the attempt. Gives the number of attempts.
+pub async fn at_every_call<V: Future<Output = ()>>(
+    base: &World,
+    attempt: impl AsyncFn(&Repository) -> Result<(), backup_core::Error>,
+    verify: impl Fn(World, bool, String) -> V,
+) -> u64 {
+    let mut attempts = 0;
+    for kind in KINDS {
+        for n in 1.. {
+            let world = base.fork();
+            let store: Arc<Faulty<Memory>> = Arc::new(Faulty::new(world.store.clone(), kind(n)));
+            let opened = world.open_with(store.clone(), Cache::memory()).await;
+            let ended = match opened {
+                Ok(repository) => attempt(&repository).await,
+                Err(error) => Err(error),
+            };
+            let what =
+                format!("{:?}: {}", kind(n), ended.as_ref().err().map_or("ok".into(), ToString::to_string));
+            if !store.fired() {
+                assert!(ended.is_ok(), "{what}");
+                break;
+            }
+            attempts += 1;
+            verify(world, ended.is_ok(), what).await;
+        }
+    }
+    attempts
+}

@@ -1,0 +1,170 @@
+//! The store fails at every call in turn, in every way; then everything that was committed restores, nothing half-done
+//! shows, the next run completes, and the next prune takes what was left lying about.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::time::Duration;
+
+use backup_core::{BackupOptions, Error, Repository, Snapshot};
+use keepwell_e2e::faults::at_every_call;
+use keepwell_e2e::tree::Tree;
+use keepwell_e2e::{run, tree, world};
+use tempfile::TempDir;
+use world::{World, assert_sound, back_up, back_up_with, forget, options, restored, snapshot_of, thorough};
+
+const LARGE: usize = 600 << 10;
+
+/// A repository with a snapshot of `dir`, which has then changed.
+struct Case {
+    world: World,
+    source: TempDir,
+    first: (Snapshot, Tree),
+    now: Tree,
+}
+
+impl Case {
+    async fn new() -> Self {
+        let world = World::new().await;
+        let repository = world.open().await;
+        let source = tempfile::tempdir().unwrap();
+        let dir = source.path();
+        for i in 0..3 {
+            tree::put(dir, &format!("{i}"), i, LARGE);
+        }
+        tree::put(dir, "sub/small", 9, 5000);
+        let before = tree::read(dir);
+        let report = back_up(&repository, dir).await.unwrap();
+        let first = (snapshot_of(&repository, &report).await, before);
+        tree::put(dir, "1", 11, LARGE);
+        tree::put(dir, "sub/new", 12, 7000);
+        let now = tree::read(dir);
+        Self { world, source, first, now }
+    }
+
+    fn dir(&self) -> &Path {
+        self.source.path()
+    }
+
+    /// Adds a second snapshot, of the directory as it is now.
+    async fn with_second(self) -> (Self, Snapshot) {
+        let repository = self.world.open().await;
+        let report = back_up(&repository, self.dir()).await.unwrap();
+        let snapshot = snapshot_of(&repository, &report).await;
+        (self, snapshot)
+    }
+
+    /// Everything listed restores to what was backed up; gives how many that are.
+    async fn all_restore(&self, repository: &Repository, what: &str) -> usize {
+        let snapshots = repository.snapshots().await.unwrap();
+        for snapshot in &snapshots {
+            let expected = if snapshot.id == self.first.0.id { &self.first.1 } else { &self.now };
+            tree::assert_same(expected, &restored(repository, snapshot, self.dir()).await, what);
+        }
+        assert_sound(repository, what).await;
+        snapshots.len()
+    }
+}
+
+async fn backup_fails(options: BackupOptions) {
+    let case = Case::new().await;
+    let attempt = async |repository: &Repository| {
+        back_up_with(repository, case.dir(), options.clone()).await.map(|_| ())
+    };
+    let verify = async |world: World, succeeded: bool, what: String| {
+        let repository = world.open().await;
+        let listed = case.all_restore(&repository, &what).await;
+        assert!(listed == 2 || (listed == 1 && !succeeded), "{what}: {listed} snapshots");
+        let report = back_up(&repository, case.dir()).await.unwrap_or_else(|e| panic!("{what}: then {e}"));
+        let snapshot = snapshot_of(&repository, &report).await;
+        tree::assert_same(&case.now, &restored(&repository, &snapshot, case.dir()).await, &what);
+        world::prune_to_the_end(&repository, &what).await;
+        assert_eq!(case.all_restore(&repository, &what).await, listed + 1, "{what}");
+    };
+    let attempts = at_every_call(&case.world, attempt, verify).await;
+    assert!(attempts > 60, "{attempts}");
+}
+
+#[test]
+fn a_backup_fails_at_every_call() {
+    run(backup_fails(BackupOptions { verify: true, ..options() }));
+}
+
+#[test]
+fn a_backup_with_checkpoints_fails_at_every_call() {
+    run(backup_fails(BackupOptions { checkpoint_every: Duration::ZERO, ..options() }));
+}
+
+#[test]
+fn a_restore_fails_at_every_call() {
+    run(async {
+        let case = Case::new().await;
+        let to = std::cell::RefCell::new(tempfile::tempdir().unwrap());
+        let attempt = async |repository: &Repository| {
+            *to.borrow_mut() = tempfile::tempdir().unwrap();
+            let path = to.borrow().path().to_path_buf();
+            let snapshots = repository.snapshots().await?;
+            let snapshot = snapshots.first().ok_or_else(|| Error::Invalid("no snapshot".into()))?;
+            let report = world::restore(repository, snapshot, case.dir(), &path).await?;
+            match report.problems.first() {
+                None => Ok(()),
+                Some((path, message)) => Err(Error::Invalid(format!("{path}: {message}"))),
+            }
+        };
+        let verify = async |world: World, succeeded: bool, what: String| {
+            let path = to.borrow().path().to_path_buf();
+            let found = tree::read(&path);
+            if succeeded {
+                tree::assert_same(&case.first.1, &found, &what);
+            }
+            tree::assert_part_of(&case.first.1, &found, &what);
+            let repository = world.open().await;
+            world::restore(&repository, &case.first.0, case.dir(), &path).await.unwrap();
+            tree::assert_same(&case.first.1, &tree::read(&path), &what);
+        };
+        at_every_call(&case.world, attempt, verify).await;
+    });
+}
+
+#[test]
+fn a_forget_fails_at_every_call() {
+    run(async {
+        let (case, second) = Case::new().await.with_second().await;
+        let first = case.first.0.clone();
+        let attempt = async |repository: &Repository| forget(repository, std::slice::from_ref(&first)).await;
+        let verify = async |world: World, succeeded: bool, what: String| {
+            let repository = world.open().await;
+            let listed = case.all_restore(&repository, &what).await;
+            assert!(listed == 1 || (listed == 2 && !succeeded), "{what}: {listed}");
+            forget(&repository, std::slice::from_ref(&first)).await.unwrap();
+            world::prune_to_the_end(&repository, &what).await;
+            let left = repository.snapshots().await.unwrap();
+            assert_eq!(left.iter().map(|s| s.id).collect::<Vec<_>>(), [second.id], "{what}");
+            case.all_restore(&repository, &what).await;
+        };
+        at_every_call(&case.world, attempt, verify).await;
+    });
+}
+
+#[test]
+fn a_prune_fails_at_every_call() {
+    run(async {
+        let (case, second) = Case::new().await.with_second().await;
+        let repository = case.world.open().await;
+        forget(&repository, std::slice::from_ref(&case.first.0)).await.unwrap();
+        let attempt = async |repository: &Repository| {
+            let report = repository.prune(thorough()).await?;
+            assert!(report.packs_repacked > 0 && report.objects_deleted > 0, "{report:?}");
+            Ok(())
+        };
+        let verify = async |world: World, _: bool, what: String| {
+            let repository = world.open().await;
+            assert_eq!(case.all_restore(&repository, &what).await, 1, "{what}");
+            world::prune_to_the_end(&repository, &what).await;
+            assert_eq!(case.all_restore(&repository, &what).await, 1, "{what}");
+            back_up(&repository, case.dir()).await.unwrap_or_else(|e| panic!("{what}: then {e}"));
+        };
+        let attempts = at_every_call(&case.world, attempt, verify).await;
+        assert!(attempts > 100, "{attempts}");
+        assert_eq!(repository.snapshots().await.unwrap()[0].id, second.id);
+    });
+}

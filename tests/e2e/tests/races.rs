@@ -1,0 +1,204 @@
+//! Several at once: writers, keepers, readers, on one store.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use backup_core::{BackupOptions, Cache, Error, PruneOptions, Repository, Snapshot};
+use keepwell_e2e::gate::Gate;
+use keepwell_e2e::tree::{Tree, assert_same, put, read};
+use keepwell_e2e::{Dice, run, world};
+use world::{World, assert_sound, back_up, back_up_with, forget, options, restored, snapshot_of};
+
+const LARGE: usize = 600 << 10;
+
+type Taken = Arc<Mutex<Vec<(Snapshot, Tree)>>>;
+
+fn prune_options(fence_after: Duration) -> PruneOptions {
+    PruneOptions { max_unused: 0.0, fence_after, ..PruneOptions::default() }
+}
+
+/// Changes a few of the files, which are drawn from a small pool of contents, so that writers share chunks.
+fn change(dir: &Path, dice: &mut Dice) {
+    for _ in 0..3 {
+        let (file, content) = (dice.roll(5), dice.roll(8));
+        put(dir, &format!("{file}"), content, LARGE);
+    }
+    put(dir, "own", dice.roll(1 << 40), 20_000);
+}
+
+/// Backs up again and again; fenced, it begins anew.
+async fn write(repository: Repository, dir: &Path, dataset: &str, seed: u64, rounds: u64, taken: &Taken) {
+    let mut dice = Dice::new(seed);
+    for round in 0..rounds {
+        change(dir, &mut dice);
+        let tree = read(dir);
+        let every = if round % 2 == 0 { Duration::ZERO } else { Duration::from_secs(1 << 30) };
+        let options = BackupOptions { dataset: dataset.into(), checkpoint_every: every, ..options() };
+        loop {
+            match back_up_with(&repository, dir, options.clone()).await {
+                Ok(report) => {
+                    let snapshot = snapshot_of(&repository, &report).await;
+                    taken.lock().unwrap().push((snapshot, tree));
+                    break;
+                }
+                Err(Error::Fenced { .. }) => {}
+                Err(error) => panic!("writer {seed}, round {round}: {error}"),
+            }
+        }
+    }
+}
+
+/// Forgets all but the newest three and prunes, until the writers are done.
+async fn keep(repository: Repository, fence_after: Duration, taken: &Taken, done: &AtomicBool) -> u64 {
+    let mut rounds = 0;
+    while !done.load(Ordering::SeqCst) {
+        let old: Vec<Snapshot> = {
+            let mut taken = taken.lock().unwrap();
+            let count = taken.len().saturating_sub(3);
+            taken.drain(..count).map(|(snapshot, _)| snapshot).collect()
+        };
+        forget(&repository, &old).await.unwrap();
+        match repository.prune(prune_options(fence_after)).await {
+            Ok(_) | Err(Error::Fenced { .. }) => rounds += 1,
+            Err(error) => panic!("keeper, round {rounds}: {error}"),
+        }
+        tokio::task::yield_now().await;
+    }
+    rounds
+}
+
+async fn writers_and_keepers(world: &World, handles: [Repository; 4], seed: u64, fence_after: Duration) {
+    let taken = Taken::default();
+    let done = AtomicBool::new(false);
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let [a, b, c, d] = handles;
+    let writers = async {
+        tokio::join!(
+            write(a, one.path(), "one", seed, 8, &taken),
+            write(b, two.path(), "two", seed + 1, 8, &taken)
+        );
+        done.store(true, Ordering::SeqCst);
+    };
+    let keepers =
+        async { tokio::join!(keep(c, fence_after, &taken, &done), keep(d, fence_after, &taken, &done)) };
+    let (_, pruned) = tokio::join!(writers, keepers);
+    assert!(pruned.0 + pruned.1 >= 2, "{pruned:?}");
+    let repository = world.open().await;
+    let what = format!("seed {seed}");
+    assert_sound(&repository, &what).await;
+    let taken = taken.lock().unwrap().clone();
+    for (snapshot, tree) in &taken {
+        let dir = snapshot.manifest().unwrap().paths[0].clone();
+        let dir = std::path::PathBuf::from(String::from_utf8(dir).unwrap());
+        assert_same(tree, &restored(&repository, snapshot, &dir).await, &what);
+    }
+    world::prune_to_the_end(&repository, &what).await;
+    for (snapshot, tree) in &taken {
+        let dir = String::from_utf8(snapshot.manifest().unwrap().paths[0].clone()).unwrap();
+        assert_same(tree, &restored(&repository, snapshot, Path::new(&dir)).await, &what);
+    }
+}
+
+#[test]
+fn two_writers_and_two_keepers() {
+    for (seed, fence_after) in [(1, 2000), (2, 0), (3, 30)] {
+        run(async {
+            let world = World::new().await;
+            let open = || world.open();
+            let handles = [open().await, open().await, open().await, open().await];
+            writers_and_keepers(&world, handles, seed, Duration::from_millis(fence_after)).await;
+        });
+    }
+}
+
+#[test]
+fn all_in_one_process_with_one_handle() {
+    for (seed, fence_after) in [(11, 2000), (12, 0)] {
+        run(async {
+            let world = World::new().await;
+            let cache = tempfile::tempdir().unwrap();
+            let store = Arc::new(world.store.clone());
+            let one = world.open_with(store, Cache::directory(cache.path())).await.unwrap();
+            let handles = [one.clone(), one.clone(), one.clone(), one];
+            writers_and_keepers(&world, handles, seed, Duration::from_millis(fence_after)).await;
+        });
+    }
+}
+
+#[test]
+fn a_restore_while_everything_moves() {
+    run(async {
+        let world = World::new().await;
+        let (source, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (dir, changing) = (source.path(), other.path());
+        for i in 0..12 {
+            put(dir, &format!("{i}"), i, LARGE);
+            put(changing, &format!("{i}"), i, LARGE);
+        }
+        let writer = world.open().await;
+        let keeper = world.open().await;
+        let report = back_up(&writer, dir).await.unwrap();
+        let snapshot = snapshot_of(&writer, &report).await;
+        let expected = read(dir);
+        let done = AtomicBool::new(false);
+        // Each round shares packs with what stays, then makes them partly unused, so that they are repacked.
+        let churn = async {
+            for round in 0..10u64 {
+                let options = BackupOptions { dataset: "churn".into(), ..options() };
+                put(changing, "own", 1000 + round, LARGE);
+                let report = back_up_with(&writer, changing, options).await.unwrap();
+                let snapshot = snapshot_of(&writer, &report).await;
+                forget(&keeper, &[snapshot]).await.unwrap();
+                let everything = PruneOptions { max_unused: 0.0, ..prune_options(Duration::from_secs(9)) };
+                keeper.prune(everything).await.unwrap();
+            }
+            done.store(true, Ordering::SeqCst);
+        };
+        let reader = world.open().await;
+        let restores = async {
+            let mut count = 0;
+            while !done.load(Ordering::SeqCst) {
+                assert_same(&expected, &restored(&reader, &snapshot, dir).await, "beside prunes");
+                count += 1;
+            }
+            count
+        };
+        let (count, ()) = tokio::join!(restores, churn);
+        assert!(count >= 3, "{count} restores");
+    });
+}
+
+#[test]
+fn what_a_running_backup_stored_is_not_an_orphan() {
+    run(async {
+        let world = World::new().await;
+        let source = tempfile::tempdir().unwrap();
+        put(source.path(), "a", 1, LARGE);
+        let gate = Arc::new(Gate::new(world.store.clone(), "commits/"));
+        let writer = world.open_with(gate.clone(), Cache::memory()).await.unwrap();
+        let backup = back_up(&writer, source.path());
+        let keeper = world.open().await;
+        let prune = async {
+            gate.reached().await; // all is stored but the commit
+            let prune = keeper.prune(prune_options(Duration::from_secs(60)));
+            let opened = async {
+                while world.names("gc/").await.is_empty() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                gate.open();
+            };
+            tokio::join!(prune, opened).0
+        };
+        let (report, pruned) = tokio::join!(backup, prune);
+        let (report, pruned) = (report.unwrap(), pruned.unwrap());
+        assert!(pruned.kept > 0, "{pruned:?}");
+        let snapshot = snapshot_of(&keeper, &report).await;
+        assert_same(&read(source.path()), &restored(&keeper, &snapshot, source.path()).await, "kept");
+        assert_sound(&keeper, "kept").await;
+        let again = back_up(&world.open().await, source.path()).await.unwrap();
+        assert_eq!(again.statistics.bytes_read, 0, "the state of the last backup was kept too");
+    });
+}

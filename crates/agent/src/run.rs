@@ -1,0 +1,131 @@
+//! One run of a job: a snapshot, then the rules about the job's older ones.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use backup_core::env::{SystemClock, Timestamp};
+use backup_core::source::Source;
+use backup_core::{BackupOptions, BackupReport, Cache, Repository, Snapshot, SnapshotState};
+use jiff::tz::TimeZone;
+use keepwell_catalog::Manifest;
+use keepwell_catalog::retention::{Candidate, RetentionPolicy, decide};
+use keepwell_crypto::keyfile::KeyFile;
+use keepwell_source_files::{FileOptions, FileSource};
+use keepwell_storage::{LocalFs, LocalOptions, RetryPolicy, Retrying};
+
+use crate::config::{Job, JobName};
+use crate::state::State;
+use crate::stop::{Stop, StoppableSource, StoppableStore};
+
+/// What a run did.
+#[derive(Debug)]
+pub struct Done {
+    /// The backup.
+    pub report: BackupReport,
+    /// Snapshots that the rules no longer keep.
+    pub forgotten: usize,
+}
+
+/// Backs up, then forgets what the retention rules of the job do not keep.
+pub async fn run(name: &JobName, job: &Job, state: &State, stop: &Stop, now: Timestamp) -> Result<Done> {
+    let source: Arc<dyn Source> = Arc::new(source(job)?);
+    let repository = open(job, state, stop).await?;
+    let source = Arc::new(StoppableSource::new(source, stop.clone()));
+    let report = repository.backup(source, options(name, job)).await?;
+    let forgotten = match &job.retention {
+        Some(retention) => forget(&repository, name, &retention.policy(), now).await.context("forget")?,
+        None => 0,
+    };
+    Ok(Done { report, forgotten })
+}
+
+fn source(job: &Job) -> Result<FileSource> {
+    let options = FileOptions {
+        paths: job.paths.to_vec(),
+        excludes: job.excludes.clone(),
+        one_file_system: job.one_file_system,
+        exclude_caches: job.exclude_caches,
+        ..FileOptions::default()
+    };
+    Ok(FileSource::new(&options, Arc::new(SystemClock))?)
+}
+
+async fn open(job: &Job, state: &State, stop: &Stop) -> Result<Repository> {
+    let path = job.key_file.as_path();
+    let text = fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
+    ensure!(
+        !KeyFile::is_protected(&text),
+        "`{}` is under a passphrase, which nobody can give here",
+        path.display()
+    );
+    let key = KeyFile::parse(&text).with_context(|| format!("read `{}`", path.display()))?;
+    let store = LocalFs::open(job.repository.as_path(), &LocalOptions::default()).await?;
+    let store = StoppableStore::new(Retrying::new(store, RetryPolicy::default()), stop.clone());
+    Ok(Repository::builder(Arc::new(store)).cache(Cache::directory(state.cache())).open(key).await?)
+}
+
+fn options(name: &JobName, job: &Job) -> BackupOptions {
+    BackupOptions {
+        dataset: name.as_str().to_owned(),
+        host: host(),
+        tags: job.tags.clone(),
+        time_zone: TimeZone::system().iana_name().unwrap_or("UTC").to_owned(),
+        program: concat!("keepwell-agent ", env!("CARGO_PKG_VERSION")).to_owned(),
+        checkpoint_every: Duration::from_secs(1800),
+        ..BackupOptions::default()
+    }
+}
+
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Forgets snapshots of this job on this host that no rule keeps.
+async fn forget(
+    repository: &Repository,
+    name: &JobName,
+    policy: &RetentionPolicy,
+    now: Timestamp,
+) -> Result<usize> {
+    let (snapshots, host) = (repository.snapshots().await?, host());
+    let own: Vec<(&Snapshot, Candidate)> = (0..)
+        .zip(&snapshots)
+        .filter_map(|(order, snapshot)| match &snapshot.state {
+            SnapshotState::Readable(m) if m.dataset == name.as_str() && m.host == host => {
+                Some((snapshot, candidate(snapshot, m, order)))
+            }
+            _ => None,
+        })
+        .collect();
+    let (own, candidates): (Vec<&Snapshot>, Vec<Candidate>) = own.into_iter().unzip();
+    let decisions = decide(policy, &TimeZone::system(), now, &candidates);
+    let going: Vec<(&Snapshot, String)> = own
+        .into_iter()
+        .zip(decisions)
+        .filter(|(_, decision)| !decision.keep)
+        .map(|(snapshot, decision)| (snapshot, decision.reasons.join("; ")))
+        .collect();
+    if !going.is_empty() {
+        repository.forget(&going).await?;
+    }
+    Ok(going.len())
+}
+
+fn candidate(snapshot: &Snapshot, manifest: &Manifest, order: u64) -> Candidate {
+    Candidate {
+        id: snapshot.id,
+        dataset: manifest.dataset.clone(),
+        host: manifest.host.clone(),
+        capture: manifest.capture_end,
+        commit_time: snapshot.commit.time,
+        commit_order: order,
+        complete: snapshot.commit.complete,
+        proven: false,
+        tags: manifest.tags.clone(),
+        keep_until: manifest.keep_until,
+        keep_forever: manifest.keep_forever,
+        flagged: false,
+    }
+}

@@ -1,0 +1,146 @@
+//! The loop: jobs of one repository run one after the other, those of different repositories side by side.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use backup_core::env::{Clock, Timestamp};
+
+use crate::config::{AbsolutePath, Config, Job, JobName};
+use crate::due::{History, due};
+use crate::run::{Done, run};
+use crate::state::State;
+use crate::stop::Stop;
+
+/// The wall clock is looked at this often, because it may jump, and because a machine that slept counts its sleep.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// How the runs so far went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Some run failed.
+    pub failed: bool,
+    /// Some run left out what it could not read.
+    pub skipped: bool,
+    /// A signal ended it before everything that is due had run.
+    pub interrupted: bool,
+}
+
+/// Whether to go on after everything that is due has run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// End then.
+    Once,
+    /// Until a signal.
+    Forever,
+}
+
+/// Runs the jobs of a configuration.
+pub async fn work(config: Config, clock: Arc<dyn Clock>, stop: Stop, mode: Mode) -> Result<Outcome> {
+    let state = State::open(config.state_directory.as_path())?;
+    let mut groups: BTreeMap<AbsolutePath, Vec<Planned>> = BTreeMap::new();
+    for (name, job) in config.jobs {
+        let history = History { succeeded: state.succeeded(&name)?, failed: None };
+        groups.entry(job.repository.clone()).or_default().push(Planned { name, job, history });
+    }
+    let lines = groups.into_values().map(|jobs| {
+        let line = Line { jobs, state: state.clone(), clock: Arc::clone(&clock), stop: stop.clone() };
+        tokio::spawn(line.work(mode))
+    });
+    let mut sum = Outcome::default();
+    for line in lines.collect::<Vec<_>>() {
+        let outcome = line.await?;
+        sum.failed |= outcome.failed;
+        sum.skipped |= outcome.skipped;
+        sum.interrupted |= outcome.interrupted;
+    }
+    Ok(sum)
+}
+
+#[derive(Debug)]
+struct Planned {
+    name: JobName,
+    job: Job,
+    history: History,
+}
+
+/// The jobs of one repository.
+struct Line {
+    jobs: Vec<Planned>,
+    state: State,
+    clock: Arc<dyn Clock>,
+    stop: Stop,
+}
+
+impl Line {
+    async fn work(mut self, mode: Mode) -> Outcome {
+        let mut outcome = Outcome::default();
+        loop {
+            let (next, when) = self.next();
+            let now = self.clock.now();
+            let is_due = when <= now;
+            if self.stop.is_requested() {
+                outcome.interrupted = is_due;
+                return outcome;
+            } else if is_due {
+                self.run(next, now, &mut outcome).await;
+            } else if mode == Mode::Once {
+                return outcome;
+            } else {
+                let pause = Duration::from_nanos(when.abs_diff(now)).min(LOOK_EVERY);
+                tokio::select! { () = tokio::time::sleep(pause) => {}, () = self.stop.requested() => {} }
+            }
+        }
+    }
+
+    /// The job that has been due longest, or will be first.
+    fn next(&self) -> (usize, Timestamp) {
+        let now = self.clock.now();
+        let moments = self.jobs.iter().map(|planned| due(planned.history, planned.job.every.duration(), now));
+        let first = moments.enumerate().min_by_key(|(_, moment)| *moment);
+        first.expect("a line has a job")
+    }
+
+    async fn run(&mut self, index: usize, now: Timestamp, outcome: &mut Outcome) {
+        let planned = &mut self.jobs[index];
+        let began = self.clock.monotonic();
+        let done = run(&planned.name, &planned.job, &self.state, &self.stop, now).await;
+        let seconds = (self.clock.monotonic() - began).as_millis() as f64 / 1000.0;
+        let done = done.and_then(|done| self.state.remember(&planned.name, now).map(|()| done));
+        match done {
+            Ok(done) => {
+                planned.history = History { succeeded: Some(now), failed: None };
+                outcome.skipped |= done.report.problem_count > 0;
+                say(&planned.name, &done, seconds);
+            }
+            Err(_) if self.stop.is_requested() => {
+                tracing::info!(job = planned.name.as_str(), seconds, "interrupted");
+            }
+            Err(error) => {
+                planned.history.failed = Some(now);
+                outcome.failed = true;
+                tracing::error!(job = planned.name.as_str(), seconds, error = format!("{error:#}"), "failed");
+            }
+        }
+    }
+}
+
+fn say(name: &JobName, done: &Done, seconds: f64) {
+    let (report, s) = (&done.report, &done.report.statistics);
+    for (item, reason) in report.problems.iter().take(20) {
+        tracing::warn!(job = name.as_str(), item, reason, "not captured as it is");
+    }
+    tracing::info!(
+        job = name.as_str(),
+        snapshot = &report.snapshot.to_string()[..8],
+        files = s.files,
+        new = s.new_files,
+        changed = s.changed_files,
+        stored_bytes = s.new_stored_bytes,
+        problems = report.problem_count,
+        forgotten = done.forgotten,
+        seconds,
+        "backed up"
+    );
+}

@@ -1,0 +1,81 @@
+//! When jobs succeeded, remembered over restarts: a small file for each in the state directory.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use backup_core::env::Timestamp;
+
+use crate::config::JobName;
+
+/// The state directory.
+#[derive(Debug, Clone)]
+pub struct State(PathBuf);
+
+impl State {
+    /// Uses a directory, and makes it (0700) if it is missing.
+    pub fn open(directory: &Path) -> Result<Self> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        made.with_context(|| format!("create the state directory `{}`", directory.display()))?;
+        Ok(Self(directory.to_owned()))
+    }
+
+    /// Where repositories are cached.
+    pub fn cache(&self) -> PathBuf {
+        self.0.join("cache")
+    }
+
+    /// When the last run of a job that succeeded began. A file that makes no sense counts as none: the job then runs.
+    pub fn succeeded(&self, job: &JobName) -> Result<Option<Timestamp>> {
+        let path = self.path(job);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(nanoseconds(text.trim())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("read `{}`", path.display())),
+        }
+    }
+
+    /// Remembers that a run that began at `moment` succeeded; durable when it returns, and whole after a crash.
+    pub fn remember(&self, job: &JobName, moment: Timestamp) -> Result<()> {
+        let (path, partial) = (self.path(job), self.0.join(format!(".{}.partial", job.as_str())));
+        let time = jiff::Timestamp::from_nanosecond(i128::from(moment))?;
+        let write = || {
+            let mut file = File::create(&partial)?;
+            writeln!(file, "{time}")?;
+            file.sync_all()?;
+            fs::rename(&partial, &path)?;
+            File::open(&self.0)?.sync_all()
+        };
+        write().with_context(|| format!("write `{}`", path.display()))
+    }
+
+    fn path(&self, job: &JobName) -> PathBuf {
+        self.0.join(format!("{}.last", job.as_str()))
+    }
+}
+
+fn nanoseconds(text: &str) -> Option<Timestamp> {
+    let time: jiff::Timestamp = text.parse().ok()?;
+    i64::try_from(time.as_nanosecond()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_success_is_remembered_to_the_nanosecond() {
+        let directory = tempfile::tempdir().unwrap();
+        let job = JobName::try_from("home".to_owned()).unwrap();
+        let open = || State::open(&directory.path().join("state")).unwrap();
+        assert_eq!(open().succeeded(&job).unwrap(), None);
+        for moment in [1_795_000_000_123_456_789, 7] {
+            open().remember(&job, moment).unwrap();
+            assert_eq!(open().succeeded(&job).unwrap(), Some(moment));
+        }
+        fs::write(directory.path().join("state/home.last"), "yesterday").unwrap();
+        assert_eq!(open().succeeded(&job).unwrap(), None);
+    }
+}

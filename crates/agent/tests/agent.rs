@@ -1,0 +1,123 @@
+//! The agent as it is run: on a repository, from its configuration, to its exit code.
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use backup_core::{CreateOptions, Created};
+use keepwell_storage::{LocalFs, LocalOptions};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// A directory with a repository, its key, a tree, and a place for the agent's state.
+struct Place(TempDir);
+
+impl Place {
+    async fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        let store = LocalFs::create(place.path("repository"), &LocalOptions::default()).await.unwrap();
+        let options =
+            CreateOptions { owner: "test".into(), member: "test".into(), store_hint: None, probe: None };
+        let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
+        fs::write(place.path("key"), key.to_toml().expose()).unwrap();
+        fs::create_dir(place.path("tree")).unwrap();
+        fs::write(place.path("tree/file"), "content").unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Writes a configuration with one job and starts the agent on it.
+    fn start(&self, every: &str, rules: &str, arguments: &[&str]) -> Child {
+        let top = self.0.path().display();
+        let text = format!(
+            "state-directory = \"{top}/state\"\n[job.test]\nrepository = \"{top}/repository\"\n\
+             key-file = \"{top}/key\"\npaths = [\"{top}/tree\"]\nevery = \"{every}\"\n{rules}\n"
+        );
+        fs::write(self.path("config"), text).unwrap();
+        agent(&self.path("config"), arguments)
+    }
+
+    fn once(&self, every: &str, rules: &str) -> (Option<i32>, String) {
+        ended(self.start(every, rules, &["--once"]).wait_with_output().unwrap())
+    }
+
+    fn commits(&self) -> usize {
+        let writers = fs::read_dir(self.path("repository/commits")).into_iter().flatten();
+        writers.map(|writer| fs::read_dir(writer.unwrap().path()).unwrap().count()).sum()
+    }
+}
+
+fn agent(config: &Path, arguments: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keepwell-agent"));
+    command.arg("--config").arg(config).args(arguments).env_remove("KEEPWELL_LOG");
+    command.stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn ended(output: Output) -> (Option<i32>, String) {
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[tokio::test]
+async fn once_runs_what_is_due_and_nothing_else() {
+    let place = Place::new().await;
+    let (code, log) = place.once("1h", "");
+    assert_eq!(code, Some(0), "{log}");
+    assert_eq!(log.matches("backed up").count(), 1, "{log}");
+    assert!(log.contains("job=\"test\"") && log.contains("new=1"), "{log}");
+    assert_eq!(place.commits(), 1);
+    let (code, log) = place.once("1h", "");
+    assert_eq!((code, log.as_str()), (Some(0), ""));
+    assert_eq!(place.commits(), 1);
+}
+
+#[tokio::test]
+async fn rules_are_applied_after_each_run() {
+    let place = Place::new().await;
+    let rules = "retention = { last = 1 }";
+    for forgotten in [0, 1, 1] {
+        let (code, log) = place.once("1s", rules);
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains(&format!("forgotten={forgotten}")), "{log}");
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_failure_is_told_and_tried_again() {
+    let place = Place::new().await;
+    fs::rename(place.path("key"), place.path("key.away")).unwrap();
+    let (code, log) = place.once("1h", "");
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("failed") && log.contains("No such file"), "{log}");
+    fs::rename(place.path("key.away"), place.path("key")).unwrap();
+    let (code, log) = place.once("1h", "");
+    assert_eq!(code, Some(0), "{log}");
+}
+
+#[tokio::test]
+async fn an_unknown_key_is_refused_with_its_position() {
+    let place = Place::new().await;
+    let (code, log) = place.once("1h", "exclude = []");
+    assert_eq!(code, Some(2), "{log}");
+    assert!(log.contains("config:7:1: unknown field `exclude`"), "{log}");
+}
+
+#[tokio::test]
+async fn a_signal_ends_the_agent_after_several_runs() {
+    let place = Place::new().await;
+    let child = place.start("1s", "", &[]);
+    let began = Instant::now();
+    while place.commits() < 2 {
+        assert!(began.elapsed() < Duration::from_secs(60), "no second run");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    kill_process(Pid::from_raw(child.id().try_into().unwrap()).unwrap(), Signal::TERM).unwrap();
+    let (code, log) = ended(child.wait_with_output().unwrap());
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("ending"), "{log}");
+}

@@ -3,6 +3,7 @@
 //! The tests themselves are in `tests/`. Everything is seeded: a failure names what to run again.
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
 
+pub mod damage;
 pub mod faults;
 pub mod gate;
 pub mod tree;

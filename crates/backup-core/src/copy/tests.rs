@@ -13,34 +13,10 @@ use crate::browse::Depth;
 use crate::repository::{Repository, Snapshot};
 use crate::source::{Found, Source};
 use crate::testing::{
-    MemorySource, Part, Thing, TreeModel, World, back_up, block_on, key, noise, options, restored,
-    snapshot_of, tree_model,
+    MemorySource, Part, Thing, TreeModel, World, assert_same, back_up, block_on, key, noise, options,
+    restored, snapshot_of, tree_model,
 };
 use crate::{BackupOptions, Error};
-
-/// Fails with the keys that differ; the trees themselves would fill pages.
-fn assert_same(left: &TreeModel, right: &TreeModel) {
-    let keys: std::collections::BTreeSet<_> = left.0.keys().chain(right.0.keys()).collect();
-    let differ: Vec<_> = keys
-        .into_iter()
-        .filter(|key| left.0.get(*key) != right.0.get(*key))
-        .map(|key| (key, left.0.get(key).map(|t| &t.entry), right.0.get(key).map(|t| &t.entry)))
-        .collect();
-    assert!(differ.is_empty(), "{differ:#?}");
-}
-
-/// What a restore of the model gives: further names have the metadata of their file.
-fn as_restored(model: &TreeModel) -> TreeModel {
-    let mut flat = model.flat();
-    for thing in flat.0.values_mut() {
-        if let Some(first) = thing.entry.hard_link.clone() {
-            thing.entry = model.0[&first].entry.clone();
-            thing.entry.kind = EntryKind::HardLink;
-            thing.entry.hard_link = Some(first);
-        }
-    }
-    flat
-}
 
 /// The tree of a snapshot as a model with holes: metadata, and the parts that a source reads.
 async fn captured(repository: &Repository, snapshot: &Snapshot) -> BTreeMap<MapKey, (u64, Vec<Part>)> {
@@ -94,7 +70,7 @@ proptest! {
             for (copied, model) in report.copied.iter().zip([&model, &later]) {
                 assert_eq!((copied.unread, copied.report.problem_count), (0, 0));
                 let snapshot = snapshot_of(&to.repository, &copied.report).await;
-                assert_same(&restored(&to.repository, &snapshot).await, &as_restored(model));
+                assert_same(&restored(&to.repository, &snapshot).await, &model.as_restored());
                 let origin = from.repository.snapshots().await.unwrap();
                 let origin = origin.iter().find(|s| s.id == copied.from).unwrap();
                 assert_eq!(captured(&to.repository, &snapshot).await, captured(&from.repository, origin).await);
@@ -115,7 +91,7 @@ proptest! {
             rewrite.exclude = Some(Arc::new(move |key, _| drops(key)));
             let rewritten = world.repository.rewrite(&old, rewrite).await.unwrap();
             let expected = without(&model, drops);
-            assert_same(&restored(&world.repository, &rewritten.snapshot).await, &as_restored(&expected));
+            assert_same(&restored(&world.repository, &rewritten.snapshot).await, &expected.as_restored());
 
             // The tree is the one that a capture of what is left would give, so nothing else can tell them apart.
             let again = back_up(&world.repository, &expected).await;
@@ -249,7 +225,7 @@ async fn what_lies_only_in_condemned_packs_is_stored_anew() {
     for name in condemned {
         world.delete(&name).await;
     }
-    assert_same(&restored(&world.open(&world.key).await, &new.snapshot).await, &as_restored(&tree));
+    assert_same(&restored(&world.open(&world.key).await, &new.snapshot).await, &tree.as_restored());
 }
 
 #[tokio::test]
@@ -330,7 +306,7 @@ async fn a_writer_without_read_keys_sees_what_it_has_copied() {
     // Opened anew, so that it knows the writer.
     let reader = to.open(&to.key).await;
     let snapshot = reader.snapshots().await.unwrap().remove(0);
-    assert_same(&restored(&reader, &snapshot).await, &as_restored(&large_tree()));
+    assert_same(&restored(&reader, &snapshot).await, &large_tree().as_restored());
 }
 
 #[tokio::test]
@@ -356,7 +332,7 @@ async fn a_copy_of_a_damaged_snapshot_is_incomplete_and_tried_again() {
     let report = copy(&from, &to.repository).await;
     assert_eq!((report.copied.len(), report.copied[0].unread), (1, 0));
     let snapshot = snapshot_of(&to.repository, &report.copied[0].report).await;
-    assert_same(&restored(&to.repository, &snapshot).await, &as_restored(&tree));
+    assert_same(&restored(&to.repository, &snapshot).await, &tree.as_restored());
     assert_eq!(copy(&from, &to.repository).await.skipped.len(), 1);
 }
 

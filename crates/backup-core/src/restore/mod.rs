@@ -184,3 +184,6 @@ impl Repository {
         task.await.map_err(|e| Error::Task(e.to_string()))?
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ use keepwell_crypto::{Digest, Identity, SigningKey};
 use keepwell_storage::{Memory, ObjectStore, Recording};
 
 pub(crate) use target::MemoryTarget;
-pub(crate) use tree::{MemorySource, Part, Thing, TreeModel, key, noise, tree_model};
+pub(crate) use tree::{MemorySource, Part, Thing, TreeModel, assert_same, key, noise, tree_model};
 
 use crate::chunker::ChunkSizes;
 use crate::repository::{CreateOptions, Created, Limits, Repository, Snapshot};

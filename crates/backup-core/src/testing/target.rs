@@ -17,7 +17,11 @@ impl MemoryTarget {
     }
 
     fn put(&self, key: &MapKey, entry: &Entry, bytes: Vec<u8>) {
-        self.0.lock().unwrap().0.insert(key.clone(), thing(entry, bytes));
+        let mut tree = self.0.lock().unwrap();
+        if entry.kind != EntryKind::Directory {
+            tree.0.retain(|k, _| !k.starts_with(key)); // a directory may have stood there
+        }
+        tree.0.insert(key.clone(), thing(entry, bytes));
     }
 }
 

@@ -89,6 +89,30 @@ impl TreeModel {
         };
         Self(self.0.iter().map(|(key, thing)| (key.clone(), flat(thing))).collect())
     }
+
+    /// What a restore of the model gives: further names have the metadata of their file.
+    pub fn as_restored(&self) -> Self {
+        let mut flat = self.flat();
+        for thing in flat.0.values_mut() {
+            if let Some(first) = thing.entry.hard_link.clone() {
+                thing.entry = self.0[&first].entry.clone();
+                thing.entry.kind = EntryKind::HardLink;
+                thing.entry.hard_link = Some(first);
+            }
+        }
+        flat
+    }
+}
+
+/// Fails with the keys that differ; the trees themselves would fill pages.
+pub(crate) fn assert_same(left: &TreeModel, right: &TreeModel) {
+    let keys: std::collections::BTreeSet<_> = left.0.keys().chain(right.0.keys()).collect();
+    let differ: Vec<_> = keys
+        .into_iter()
+        .filter(|key| left.0.get(*key) != right.0.get(*key))
+        .map(|key| (key, left.0.get(key).map(|t| &t.entry), right.0.get(key).map(|t| &t.entry)))
+        .collect();
+    assert!(differ.is_empty(), "{differ:#?}");
 }
 
 /// Captures a model; counts what was opened.

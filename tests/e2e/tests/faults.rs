@@ -168,3 +168,42 @@ fn a_prune_fails_at_every_call() {
         assert_eq!(repository.snapshots().await.unwrap()[0].id, second.id);
     });
 }
+
+#[test]
+fn a_copy_fails_at_every_call_of_either_store() {
+    run(async {
+        let (case, second) = Case::new().await.with_second().await;
+        let origin = case.world.open().await;
+        let empty = keepwell_storage::Memory::new();
+        origin.create_copy(&empty).await.unwrap();
+        let target = World { store: empty, key: case.world.key.clone() };
+        let wanted = [case.first.0.clone(), second];
+        let into =
+            async |repository: &Repository| origin.copy_to_store(repository, &wanted).await.map(|_| ());
+        let verify = async |world: World, succeeded: bool, what: String| {
+            let repository = world.open().await;
+            let listed = case.all_restore(&repository, &what).await;
+            assert!(listed == 2 || !succeeded, "{what}: {listed}");
+            origin.copy_to_store(&repository, &wanted).await.unwrap_or_else(|e| panic!("{what}: then {e}"));
+            world::prune_to_the_end(&repository, &what).await;
+            assert_eq!(case.all_restore(&repository, &what).await, 2, "{what}");
+        };
+        at_every_call(&target, into, verify).await;
+
+        let copy = std::cell::RefCell::new(target.fork());
+        let from = async |repository: &Repository| {
+            *copy.borrow_mut() = target.fork();
+            let to = copy.borrow().open().await;
+            repository.copy_to_store(&to, &wanted).await.map(|_| ())
+        };
+        let verify = async |_: World, succeeded: bool, what: String| {
+            let repository = copy.borrow().open().await;
+            let listed = case.all_restore(&repository, &what).await;
+            assert!(listed == 2 || !succeeded, "{what}: {listed}");
+            origin.copy_to_store(&repository, &wanted).await.unwrap_or_else(|e| panic!("{what}: then {e}"));
+            world::prune_to_the_end(&repository, &what).await;
+            assert_eq!(case.all_restore(&repository, &what).await, 2, "{what}");
+        };
+        at_every_call(&case.world, from, verify).await;
+    });
+}

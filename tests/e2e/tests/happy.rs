@@ -88,11 +88,13 @@ fn an_incremental_backup_with_a_lost_cache_reads_nothing() {
         fill(source.path(), 1);
         back_up(&world.open().await, source.path()).await.unwrap();
         let again = back_up(&world.open().await, source.path()).await.unwrap();
-        assert_eq!((again.statistics.bytes_read, again.statistics.new_chunks), (0, 0));
+        assert_eq!((again.statistics.bytes_read, again.statistics.changed_files), (0, 0));
+        // Other tests change the time of the temporary directory above, which is part of the snapshot: its tree node.
+        assert!(again.statistics.new_chunks <= 1);
         let reread = BackupOptions { reread: true, verify: true, ..options() };
         let third = back_up_with(&world.open().await, source.path(), reread).await.unwrap();
         assert!(third.statistics.bytes_read > 10 * MIB as u64);
-        assert_eq!(third.statistics.new_chunks, 0);
+        assert!(third.statistics.new_chunks <= 1);
     });
 }
 

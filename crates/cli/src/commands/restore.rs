@@ -63,6 +63,9 @@ pub struct Args {
     /// Do not back up what stands in the target
     #[arg(long)]
     no_safety_snapshot: bool,
+    /// Return only when everything is on the disk; without it, the system writes it out in its own time
+    #[arg(long)]
+    sync: bool,
     /// Only show what would be done
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -202,8 +205,10 @@ async fn execute(opened: &Opened, snapshot: &Snapshot, jobs: Vec<Job>, args: &Ar
         if let Some(root) = job.root {
             sum.left_out.extend(root.apply(&TargetOptions { untrusted: args.untrusted })?);
         }
-        let target = Arc::clone(&job.target);
-        tokio::task::spawn_blocking(move || target.sync()).await?.map_err(backup_core::Error::from)?;
+        if args.sync {
+            let target = Arc::clone(&job.target);
+            tokio::task::spawn_blocking(move || target.sync()).await?.map_err(backup_core::Error::from)?;
+        }
     }
     Ok(sum)
 }

@@ -193,11 +193,13 @@ fn a_copy_fails_at_every_call_of_either_store() {
         let copy = std::cell::RefCell::new(target.fork());
         let from = async |repository: &Repository| {
             *copy.borrow_mut() = target.fork();
-            let to = copy.borrow().open().await;
+            let there = copy.borrow().clone();
+            let to = there.open().await;
             repository.copy_to_store(&to, &wanted).await.map(|_| ())
         };
         let verify = async |_: World, succeeded: bool, what: String| {
-            let repository = copy.borrow().open().await;
+            let there = copy.borrow().clone();
+            let repository = there.open().await;
             let listed = case.all_restore(&repository, &what).await;
             assert!(listed == 2 || !succeeded, "{what}: {listed}");
             origin.copy_to_store(&repository, &wanted).await.unwrap_or_else(|e| panic!("{what}: then {e}"));

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 /// Holds the first `put_new` of a key with a prefix.
 pub struct Gate {
     inner: Memory,
-    prefix: &'static str,
+    prefix: String,
     shut: AtomicBool,
     reached: Semaphore,
     passed: Semaphore,
@@ -20,10 +20,10 @@ pub struct Gate {
 
 impl Gate {
     /// Wraps a store.
-    pub fn new(inner: Memory, prefix: &'static str) -> Self {
+    pub fn new(inner: Memory, prefix: impl Into<String>) -> Self {
         Self {
             inner,
-            prefix,
+            prefix: prefix.into(),
             shut: AtomicBool::new(true),
             reached: Semaphore::new(0),
             passed: Semaphore::new(0),
@@ -44,7 +44,7 @@ impl Gate {
 #[async_trait]
 impl ObjectStore for Gate {
     async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError> {
-        if key.as_str().starts_with(self.prefix) && self.shut.swap(false, Ordering::SeqCst) {
+        if key.as_str().starts_with(&self.prefix) && self.shut.swap(false, Ordering::SeqCst) {
             self.reached.add_permits(1);
             self.passed.acquire().await.unwrap().forget();
         }

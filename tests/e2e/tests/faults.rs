@@ -79,6 +79,8 @@ async fn backup_fails(options: BackupOptions) {
         tree::assert_same(&case.now, &restored(&repository, &snapshot, case.dir()).await, &what);
         world::prune_to_the_end(&repository, &what).await;
         assert_eq!(case.all_restore(&repository, &what).await, listed + 1, "{what}");
+        let manifests = world.names("manifests/").await.len();
+        assert_eq!(manifests, listed + 1, "{what}: a checkpoint is left");
     };
     let attempts = at_every_call(&case.world, attempt, verify).await;
     assert!(attempts > 60, "{attempts}");

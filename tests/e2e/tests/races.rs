@@ -202,3 +202,38 @@ fn what_a_running_backup_stored_is_not_an_orphan() {
         assert_eq!(again.statistics.bytes_read, 0, "the state of the last backup was kept too");
     });
 }
+
+/// A capture must not rely on its own checkpoint when another capture of the dataset took that for abandoned.
+#[test]
+fn a_checkpoint_that_another_capture_superseded() {
+    run(async {
+        let world = World::new().await;
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for i in 0..6 {
+            put(one.path(), &format!("{i}"), i, LARGE);
+            put(two.path(), &format!("{i}"), 100 + i, LARGE);
+        }
+        let keeper = world.open().await;
+        let writer = keeper.access().member().unwrap();
+        // A session with some of the files ends in a checkpoint; the next one is not claimed yet.
+        let gate = Arc::new(Gate::new(world.store.clone(), format!("sessions/{writer}/0000000006/")));
+        let slow = world.open_with(gate.clone(), Cache::memory()).await.unwrap();
+        let checkpoints = BackupOptions { checkpoint_every: Duration::ZERO, ..options() };
+        let backup = back_up_with(&slow, one.path(), checkpoints);
+        let others = async {
+            gate.reached().await;
+            let report = back_up(&keeper, two.path()).await.unwrap();
+            keeper.prune(prune_options(Duration::ZERO)).await.unwrap();
+            gate.open();
+            snapshot_of(&keeper, &report).await
+        };
+        let (slow, other) = tokio::join!(backup, others);
+        assert!(matches!(slow, Ok(_) | Err(Error::Fenced { .. })), "{slow:?}");
+        assert_sound(&keeper, "after all").await;
+        assert_same(&read(two.path()), &restored(&keeper, &other, two.path()).await, "the faster");
+        if let Ok(report) = slow {
+            let snapshot = snapshot_of(&keeper, &report).await;
+            assert_same(&read(one.path()), &restored(&keeper, &snapshot, one.path()).await, "the slower");
+        }
+    });
+}

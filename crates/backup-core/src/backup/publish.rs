@@ -34,7 +34,7 @@ pub(super) struct Publisher {
     source_kind: String,
     paths: Vec<Vec<u8>>,
     checkpoints: u64,
-    /// Checkpoints, of this capture or of one that was interrupted, that the next end makes unnecessary.
+    /// The last checkpoint of this capture, which the next end makes unnecessary.
     superseded: Vec<u64>,
     pub options: BackupOptions,
     pub uploads: Uploads,
@@ -58,7 +58,7 @@ impl Publisher {
         };
         // Keyed by the domain: what is sealed to another one must not be reused.
         let tag = dataset_tag(&repository.domain_for(options.domain)?.id_key, &options.dataset);
-        let (parent, superseded) = match find_parent(repository, &session, &tag).await {
+        let parent = match find_parent(repository, &session, &tag).await {
             Ok(found) => found,
             Err(error) => {
                 session.abandon().await;
@@ -75,7 +75,7 @@ impl Publisher {
             source_kind: source.kind().to_owned(),
             paths: source.paths(),
             checkpoints: 0,
-            superseded,
+            superseded: Vec::new(),
             options,
             uploads,
         })
@@ -113,14 +113,19 @@ impl Publisher {
         handle.block_on(async {
             self.uploads.flush().await?;
             let manifest = self.put_manifest(&so_far).await?;
-            let session = self.session.take().ok_or(Error::Cancelled)?;
+            // The next session begins before this one ends: as long as a capture is alive, one of its sessions is open.
+            let next = Session::claim(&self.repository).await?;
+            let session = self.session.replace(next).ok_or(Error::Cancelled)?;
             let n = session.n();
             let ending = self.ending(CommitKind::Checkpoint, manifest, &so_far, Vec::new());
             session.end(ending).await?;
             self.superseded = vec![n];
             self.checkpoints += 1;
-            // From here on nothing known from before counts, but for what the checkpoint holds.
-            self.session = Some(Session::claim(&self.repository).await?);
+            // From here on nothing known from before counts, but for what the checkpoint holds, if it still does.
+            let writer = self.session().writer();
+            if self.repository.retired_as_far_as_readable().await?.contains(&(writer, n)) {
+                return Err(Error::Fenced { writer: writer.to_string(), seq: n });
+            }
             self.uploads.renew().await
         })
     }
@@ -276,14 +281,13 @@ impl Publisher {
     }
 }
 
-/// The newest snapshot of the dataset by this writer, and the checkpoints since then that nothing superseded.
+/// The newest snapshot of the dataset by this writer. Checkpoints since then are left alone: their capture may be alive.
 async fn find_parent(
     repository: &Repository,
     session: &Session,
     tag: &[u8; 16],
-) -> Result<(Option<Parent>, Vec<u64>), Error> {
+) -> Result<Option<Parent>, Error> {
     let known = recipes::read_basis(repository.cache(), tag).map(|b| b.n);
-    let (mut parent, mut checkpoints) = (None, Vec::new());
     let mut numbers = read_own_ends_back(repository, session.writer()).await?;
     numbers.retain(|n| known.is_none_or(|known| *n >= known));
     for n in numbers {
@@ -292,16 +296,11 @@ async fn find_parent(
             Ok(_) | Err(Error::Damaged { .. }) => continue,
             Err(error) => return Err(error),
         };
-        match (end.kind, end.snapshot) {
-            (CommitKind::Checkpoint, _) => checkpoints.push(n),
-            (CommitKind::Snapshot, Some(snapshot)) => {
-                parent = Some(Parent { n, snapshot, state: end.state });
-                break;
-            }
-            _ => {}
+        if let (CommitKind::Snapshot, Some(snapshot)) = (end.kind, end.snapshot) {
+            return Ok(Some(Parent { n, snapshot, state: end.state }));
         }
     }
-    Ok((parent, checkpoints))
+    Ok(None)
 }
 
 fn shown(problems: &[(Vec<u8>, String)]) -> Vec<(String, String)> {

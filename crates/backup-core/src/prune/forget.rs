@@ -1,7 +1,14 @@
 //! Forgetting snapshots: a signed record, nothing more. What they alone needed goes with the next prune.
 
-use keepwell_catalog::{Retired, RetiredSnapshot, names};
+use std::collections::BTreeSet;
+use std::time::Duration;
 
+use keepwell_catalog::names::ObjectName;
+use keepwell_catalog::{Retired, RetiredSnapshot, names};
+use keepwell_crypto::MemberId;
+
+use super::scan::{decided_ends, stale_checkpoints};
+use super::sessions::settle_sessions;
 use crate::Error;
 use crate::repository::{Repository, Snapshot};
 
@@ -19,7 +26,38 @@ impl Repository {
             seq: snapshot.commit.n,
             reason: reason.clone(),
         };
-        let snapshots: Vec<_> = snapshots.iter().map(list).collect();
+        self.retire(snapshots.iter().map(list).collect()).await
+    }
+
+    /// Retires checkpoints that no capture relies on any more. `false` if there are none.
+    ///
+    /// A capture claims its next session before a checkpoint ends the last, so one of its sessions is open until it is
+    /// over. Hence the order: the ends first, then the sessions.
+    pub(super) async fn retire_abandoned(&self, fence_after: Duration) -> Result<bool, Error> {
+        settle_sessions(self, fence_after).await?;
+        let ends = decided_ends(self).await?;
+        let ended: BTreeSet<(MemberId, u64)> = ends.iter().map(|e| (e.writer, e.n)).collect();
+        let mut at_work = BTreeSet::new();
+        for info in self.list("sessions/").await? {
+            match info.key.as_str().parse() {
+                Ok(ObjectName::Session { writer, n, .. }) if !ended.contains(&(writer, n)) => {
+                    at_work.insert(writer);
+                }
+                _ => {}
+            }
+        }
+        let mut abandoned = stale_checkpoints(&ends, &self.retired().await?);
+        abandoned.retain(|(writer, _)| !at_work.contains(writer));
+        if abandoned.is_empty() {
+            return Ok(false);
+        }
+        let reason = "a checkpoint of a capture that was interrupted";
+        let list = |(writer, seq)| RetiredSnapshot { writer, seq, reason: reason.to_owned() };
+        self.retire(abandoned.into_iter().map(list).collect()).await?;
+        Ok(true)
+    }
+
+    async fn retire(&self, snapshots: Vec<RetiredSnapshot>) -> Result<(), Error> {
         let mut n = self.retirements().await?.keys().next_back().map_or(0, |n| n + 1);
         loop {
             let record = Retired {

@@ -87,6 +87,9 @@ impl Repository {
         self.monitor().phase("prune");
         let retired = self.retired().await?; // step 1
         let scan = Scan::run(self, retired, &options).await?; // step 2
+        if scan.stale_checkpoints && !options.dry_run && self.retire_abandoned(options.fence_after).await? {
+            return Box::pin(self.prune(options)).await; // with what these needed free as well
+        }
         let mut report = scan.report.clone();
         if options.dry_run || scan.is_idle() {
             return Ok(report);

@@ -48,6 +48,8 @@ pub(super) struct Scan {
     /// Plans without a verdict, and plans with one of which something still exists.
     pub unfinished: BTreeMap<u64, BTreeSet<String>>,
     sizes: HashMap<String, u64>,
+    /// Whether there are checkpoints whose capture has probably died.
+    pub stale_checkpoints: bool,
     pub report: PruneReport,
 }
 
@@ -57,10 +59,25 @@ pub(crate) fn live_ends<'e>(ends: &'e [End], retired: &BTreeSet<(MemberId, u64)>
         ends.iter().flat_map(|e| e.commit.supersedes.iter().map(|n| (e.writer, *n))).collect();
     let is_live = |end: &&End| match end.commit.kind {
         CommitKind::Snapshot => !retired.contains(&(end.writer, end.n)),
-        CommitKind::Checkpoint => !superseded.contains(&(end.writer, end.n)),
+        CommitKind::Checkpoint => {
+            !superseded.contains(&(end.writer, end.n)) && !retired.contains(&(end.writer, end.n))
+        }
         CommitKind::Fence | CommitKind::IndexOnly => false,
     };
     ends.iter().filter(is_live).collect()
+}
+
+/// Checkpoints that are roots although their writer has published a later snapshot of the dataset.
+pub(super) fn stale_checkpoints(ends: &[End], retired: &BTreeSet<(MemberId, u64)>) -> Vec<(MemberId, u64)> {
+    let mut newest: HashMap<(MemberId, Option<[u8; 16]>), u64> = HashMap::new();
+    for end in ends.iter().filter(|e| e.commit.kind == CommitKind::Snapshot) {
+        newest.insert((end.writer, end.commit.dataset_tag), end.n);
+    }
+    let is_stale = |end: &&End| {
+        let later = newest.get(&(end.writer, end.commit.dataset_tag));
+        end.commit.kind == CommitKind::Checkpoint && later.is_some_and(|later| *later > end.n)
+    };
+    live_ends(ends, retired).into_iter().filter(is_stale).map(|e| (e.writer, e.n)).collect()
 }
 
 /// The root nodes of these ends. Fails on a manifest that cannot be read: its snapshot's chunks are unknown. What lies in
@@ -129,6 +146,7 @@ impl Scan {
             });
             task.await.map_err(|e| Error::Task(e.to_string()))??
         };
+        let stale_checkpoints = !stale_checkpoints(&ends, &retired).is_empty();
         let mut scan = Self {
             retired,
             marks,
@@ -138,6 +156,7 @@ impl Scan {
             others: Vec::new(),
             unfinished: BTreeMap::new(),
             sizes: HashMap::new(),
+            stale_checkpoints,
             report: PruneReport::default(),
         };
         let needed = uses.values().filter(|u| u.live > 0).map(PackUse::key).collect();

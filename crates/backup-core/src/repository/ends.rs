@@ -54,7 +54,7 @@ pub(crate) async fn read_before(repository: &Repository, writer: MemberId) -> Re
             Ok(end) => {
                 before.previous.push((n, end.digest));
                 if named.is_none() && end.commit.kind != CommitKind::Fence {
-                    named = Some(end.commit.previous.iter().map(|(n, _)| *n).max().unwrap_or(n));
+                    named = end.commit.previous.iter().map(|(n, _)| *n).max();
                 }
             }
             Err(Error::Damaged { .. }) => {}

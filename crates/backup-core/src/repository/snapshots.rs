@@ -111,7 +111,7 @@ impl Repository {
 
     /// The same for listing and restoring: a damaged record is reported and passed over, so that it hides nothing. At
     /// worst a forgotten snapshot shows again. What deletes must use [`Repository::retired`].
-    async fn retired_as_far_as_readable(&self) -> Result<BTreeSet<(MemberId, u64)>, Error> {
+    pub(crate) async fn retired_as_far_as_readable(&self) -> Result<BTreeSet<(MemberId, u64)>, Error> {
         let mut retired = BTreeSet::new();
         for info in self.list("retired/").await? {
             match self.retirement(&info.key).await {

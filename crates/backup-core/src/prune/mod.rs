@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use keepwell_catalog::{Plan, names};
+use keepwell_crypto::MemberId;
 
 use crate::Error;
 use crate::repository::{Repository, read_plans};
@@ -22,6 +23,9 @@ pub(crate) use scan::live_ends;
 pub(crate) use sessions::open_sessions;
 
 use scan::Scan;
+
+/// How often a prune begins again because another one overtook it.
+const RESTARTS_MAX: usize = 5;
 
 /// How to prune.
 #[derive(Debug, Clone)]
@@ -85,7 +89,23 @@ impl Repository {
             return Err(self.access().cannot("prune"));
         }
         self.monitor().phase("prune");
-        let retired = self.retired().await?; // step 1
+        for _ in 0..RESTARTS_MAX {
+            let retired = self.retired().await?; // step 1
+            match self.prune_with(retired.clone(), options.clone()).await {
+                // Another keeper retired a snapshot meanwhile and removed its manifest: begin again, knowing it.
+                Err(Error::Damaged { .. }) if self.retired().await? != retired => {}
+                ended => return ended,
+            }
+        }
+        let retired = self.retired().await?;
+        self.prune_with(retired, options).await
+    }
+
+    async fn prune_with(
+        &self,
+        retired: BTreeSet<(MemberId, u64)>,
+        options: PruneOptions,
+    ) -> Result<PruneReport, Error> {
         let scan = Scan::run(self, retired, &options).await?; // step 2
         if scan.stale_checkpoints && !options.dry_run && self.retire_abandoned(options.fence_after).await? {
             return Box::pin(self.prune(options)).await; // with what these needed free as well

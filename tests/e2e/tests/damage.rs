@@ -235,6 +235,28 @@ fn another_copy_heals() {
 }
 
 #[test]
+fn a_further_name_of_a_lost_file_is_lost_as_well() {
+    run(async {
+        let world = World::new().await;
+        let repository = world.open().await;
+        let source = tempfile::tempdir().unwrap();
+        tree::put(source.path(), "a", 1, LARGE);
+        std::fs::hard_link(source.path().join("a"), source.path().join("b")).unwrap();
+        let report = back_up(&repository, source.path()).await.unwrap();
+        let snapshot = snapshot_of(&repository, &report).await;
+        for name in world.names("data/").await {
+            keepwell_storage::ObjectStore::delete(&world.store, &name.parse().unwrap()).await.unwrap();
+        }
+        // An older `a` stands in the target. It must not come to stand under the name `b` as well.
+        let to = tempfile::tempdir().unwrap();
+        tree::put(to.path(), "a", 2, LARGE);
+        let report = world::restore(&world.open().await, &snapshot, source.path(), to.path()).await.unwrap();
+        assert_eq!(report.problem_count, 2, "{:?}", report.problems);
+        assert!(!to.path().join("b").exists());
+    });
+}
+
+#[test]
 fn damage_in_the_local_cache_costs_time_only() {
     run(async {
         let case = Case::new().await;

@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backup_core::{BackupOptions, Cache, Limits};
+use backup_core::{BackupOptions, Cache, Limits, RestoreOptions, Select};
 use keepwell_e2e::{noise, run, tree, world};
+use keepwell_source_files::{FileTarget, TargetOptions};
 use keepwell_storage::Memory;
 use world::{World, assert_sound, back_up, back_up_with, forget, options, restored, snapshot_of};
 
@@ -208,5 +209,33 @@ fn a_restore_over_an_older_state_writes_only_what_differs() {
         assert_eq!(again.problems, []);
         assert!(again.bytes_written < 8 * MIB as u64, "{again:?}");
         tree::assert_same(&expected, &tree::read(to.path()), "corrected");
+    });
+}
+
+#[test]
+fn a_further_name_alone_does_not_take_what_stands_under_the_first() {
+    run(async {
+        let world = World::new().await;
+        let repository = world.open().await;
+        let source = tempfile::tempdir().unwrap();
+        let dir = source.path();
+        tree::put(dir, "a", 1, 2 * MIB);
+        fs::hard_link(dir.join("a"), dir.join("b")).unwrap();
+        fs::hard_link(dir.join("a"), dir.join("c")).unwrap();
+        let report = back_up(&repository, dir).await.unwrap();
+        let snapshot = snapshot_of(&repository, &report).await;
+        let to = tempfile::tempdir().unwrap();
+        tree::put(to.path(), "a", 2, MIB);
+        let before = tree::read(to.path());
+        let target = FileTarget::create(to.path(), &TargetOptions::default()).unwrap();
+        let select: Select = Arc::new(|key, _| key.name().is_some_and(|name| *name != *b"a"));
+        let below = Some(world::key_of(dir));
+        let options = RestoreOptions { below, select: Some(select), ..RestoreOptions::default() };
+        let report = repository.restore(&snapshot, Arc::new(target), options).await.unwrap();
+        assert_eq!(report.problems, []);
+        let (expected, found) = (tree::read(dir), tree::read(to.path()));
+        assert_eq!(found[Path::new("a")], before[Path::new("a")], "what was not selected stays");
+        assert_eq!(found[Path::new("b")].content, expected[Path::new("a")].content);
+        assert_eq!(found[Path::new("c")].same_as.as_deref(), Some(Path::new("b")));
     });
 }

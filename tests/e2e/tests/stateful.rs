@@ -57,7 +57,7 @@ struct Run {
 
 /// Where a file lives: some in a directory, some not.
 fn path(file: u8) -> String {
-    if file % 2 == 0 { format!("{file}") } else { format!("d/{}/{file}", file % 3) }
+    if file.is_multiple_of(2) { format!("{file}") } else { format!("d/{}/{file}", file % 3) }
 }
 
 impl Run {

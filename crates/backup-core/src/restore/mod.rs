@@ -9,6 +9,7 @@ mod job;
 mod plan;
 mod tree;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -108,12 +109,19 @@ pub(crate) struct Work {
     pub target: Arc<dyn RestoreTarget>,
     pub tally: Tally,
     pub delete: bool,
+    /// What could not be restored: what stands there, if anything, is not what the snapshot has.
+    pub failed: Mutex<HashSet<MapKey>>,
     /// Whether the target was empty: then nothing needs to be compared.
     pub fresh: bool,
     pub handle: tokio::runtime::Handle,
 }
 
 impl Work {
+    /// Whether a problem with this was noted.
+    pub fn has_failed(&self, key: &MapKey) -> bool {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+
     /// Notes a failure with one thing and goes on, unless it is one that every further thing would meet.
     pub fn problem(&self, key: &MapKey, error: Error) -> Result<(), Error> {
         if is_fatal(&error) {
@@ -121,6 +129,7 @@ impl Work {
         }
         let (path, message) = (key.display_path(), crate::error::one_line(&error));
         self.repository.monitor().problem(&path, &message);
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
         self.tally.problem_count.fetch_add(1, Ordering::Relaxed);
         let mut problems = self.tally.problems.lock().unwrap_or_else(PoisonError::into_inner);
         if problems.len() < LISTED_MAX {
@@ -175,6 +184,7 @@ impl Repository {
             target,
             tally: Tally::default(),
             delete: options.delete,
+            failed: Mutex::default(),
             handle: tokio::runtime::Handle::current(),
         };
         let name = snapshot.short();

@@ -112,6 +112,7 @@ fn leave(levels: &mut Vec<Level>, step: &mut dyn FnMut(Visit<'_>) -> Result<(), 
 /// Everything of a restore that happens in tree order; content is delivered window by window.
 struct Restorer<'w> {
     work: &'w Work,
+    options: &'w RestoreOptions,
     reader: MapReader<'w>,
     window: Vec<Job>,
     extents: usize,
@@ -136,6 +137,7 @@ pub(super) fn restore(
     let reader = MapReader::new(&nodes, root);
     let mut restorer = Restorer {
         work,
+        options,
         reader: MapReader::new(&nodes, root),
         window: Vec::new(),
         extents: 0,
@@ -193,24 +195,27 @@ impl Restorer<'_> {
             self.links.push((target.clone(), restored.clone()));
             return Ok(());
         }
-        let base = common_prefix_len(source, target);
-        let restored = relative(first, base);
-        if let Some(restored) = restored.filter(|key| self.is_restored(key)) {
-            self.first_names.insert(first.clone(), restored.clone());
-            self.links.push((target.clone(), restored));
-            return Ok(());
-        }
         let whole = self.reader.entry(first)?;
         let whole = whole.ok_or_else(|| {
             Error::Invalid(format!("`{}`, the first name, is missing", first.display_path()))
         })?;
+        if self.is_selected(first, &whole)
+            && first < source
+            && let Some(restored) = relative(first, common_prefix_len(source, target))
+        {
+            self.first_names.insert(first.clone(), restored.clone());
+            self.links.push((target.clone(), restored));
+            return Ok(());
+        }
         self.first_names.insert(first.clone(), target.clone());
         self.place(source, target, &whole)
     }
 
-    /// Whether a target key was queued or restored in this run.
-    fn is_restored(&self, key: &MapKey) -> bool {
-        self.window.iter().any(|job| job.key == *key) || matches!(self.work.target.existing(key), Ok(Some(_)))
+    /// Whether a file is restored by this run. What stands in the target under its name says nothing.
+    fn is_selected(&self, source: &MapKey, entry: &Entry) -> bool {
+        entry.kind.has_content()
+            && self.options.below.as_ref().is_none_or(|below| source.starts_with(below))
+            && self.options.select.as_ref().is_none_or(|select| select(source, entry))
     }
 
     fn queue(&mut self, job: Job) -> Result<(), Error> {
@@ -226,6 +231,11 @@ impl Restorer<'_> {
         deliver::deliver(self.work, std::mem::take(&mut self.window))?;
         (self.extents, self.large) = (0, 0);
         for (key, first) in std::mem::take(&mut self.links) {
+            if self.work.has_failed(&first) {
+                let reason = format!("`{}`, the same file, could not be restored", first.display_path());
+                self.work.problem(&key, Error::damaged(key.display_path(), reason))?;
+                continue;
+            }
             match self.work.target.hard_link(&key, &first) {
                 Ok(()) => {
                     self.work.tally.others.fetch_add(1, Ordering::Relaxed);

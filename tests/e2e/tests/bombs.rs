@@ -1,9 +1,8 @@
-//! What decompresses to far more than it should: refused, with little memory and in little time. One test, so that the
-//! process's memory is its own.
+//! What decompresses to far more than it should: refused, with little memory and before the test's limit of time. One
+//! test, so that the process's memory is its own.
 #![allow(clippy::unwrap_used)]
 
 use std::io::Read;
-use std::time::{Duration, Instant};
 
 use backup_core::pack::PackWriter;
 use backup_core::{CheckOptions, ReadData, SnapshotState};
@@ -48,7 +47,6 @@ fn bombs_do_not_go_off() {
         let snapshot = snapshot_of(&repository, &report).await;
         let bomb = zeros(2 * GIB);
         let before = peak_mib();
-        let begun = Instant::now();
 
         // A frame of two gibibytes in the place of every chunk, in a pack and an index that are otherwise sound.
         let bombed = world.fork();
@@ -72,9 +70,8 @@ fn bombs_do_not_go_off() {
         tree::assert_same(&tree::read(source.path()), &found, "beside a bomb");
         drop(backup_core::scrub(&bombed.store, None, true).await.unwrap());
 
-        let (grown, took) = (peak_mib() - before, begun.elapsed());
+        let grown = peak_mib() - before;
         assert!(grown < 300, "{grown} MiB more");
-        assert!(took < Duration::from_secs(30), "{took:?}");
     });
 }
 

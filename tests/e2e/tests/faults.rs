@@ -3,14 +3,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use backup_core::{BackupOptions, Error, Repository, Snapshot};
+use backup_core::{BackupOptions, Cache, Error, Limits, Repository, Snapshot};
 use keepwell_e2e::faults::at_every_call;
 use keepwell_e2e::tree::Tree;
 use keepwell_e2e::{run, tree, world};
 use tempfile::TempDir;
-use world::{World, assert_sound, back_up, back_up_with, forget, options, restored, snapshot_of, thorough};
+use world::{
+    LIMITS, World, assert_sound, back_up, back_up_with, forget, options, restored, snapshot_of, thorough,
+};
 
 const LARGE: usize = 600 << 10;
 
@@ -25,7 +28,9 @@ struct Case {
 impl Case {
     async fn new() -> Self {
         let world = World::new().await;
-        let repository = world.open().await;
+        // One thread fills one pack: of what is in it some will have changed and some not, so that a prune must repack.
+        let (store, limits) = (Arc::new(world.store.clone()), Limits { threads: 1, ..LIMITS });
+        let repository = world::open(store, &world.key, Cache::memory(), limits).await.unwrap();
         let source = tempfile::tempdir().unwrap();
         let dir = source.path();
         for i in 0..3 {

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Azurite: Azure Blob storage for tests, without versions.
+#
+# usage: azurite.sh start|stop DIR
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+VERSION=3.35.0
+
+install_azurite() {
+    [ "$(cat "$CACHE/azurite/installed" 2>/dev/null)" != "$VERSION" ] || return 0
+    mkdir -p "$CACHE/azurite"
+    npm install --silent --no-fund --no-audit --prefix "$CACHE/azurite" "azurite@$VERSION"
+    echo "$VERSION" >"$CACHE/azurite/installed"
+}
+
+server_start() {
+    packages curl openssl
+    command -v npm >/dev/null || packages nodejs npm
+    one_at_a_time install_azurite
+    local port account=keepwell key
+    port=$(free_port)
+    key=$(openssl rand -base64 64 | tr -d '\n')
+    mkdir -p "$DIR/data"
+    AZURITE_ACCOUNTS="$account:$key" background azurite "$CACHE/azurite/node_modules/.bin/azurite-blob" \
+        --blobHost 127.0.0.1 --blobPort "$port" --location "$DIR/data" --skipApiVersionCheck --silent --disableTelemetry
+    wait_for 60 azurite answers "http://127.0.0.1:$port/"
+    create_container "http://127.0.0.1:$port" "$account" "$key" keepwell
+    setting ENDPOINT "http://127.0.0.1:$port/$account"
+    setting BUCKET keepwell
+    setting ACCOUNT "$account"
+    setting KEY "$key"
+    setting PORT "$port"
+}
+
+# A `Create Container` request, signed with the shared key.
+create_container() {
+    local endpoint=$1 account=$2 key=$3 name=$4 date text signature
+    date=$(LC_ALL=C TZ=GMT date '+%a, %d %b %Y %H:%M:%S GMT')
+    text=$(printf 'PUT\n\n\n\n\n\n\n\n\n\n\n\nx-ms-date:%s\nx-ms-version:2021-12-02\n/%s/%s/%s\nrestype:container' \
+        "$date" "$account" "$account" "$name")
+    signature=$(printf %s "$text" |
+        openssl dgst -sha256 -mac HMAC -macopt "hexkey:$(printf %s "$key" | base64 -d | od -An -v -tx1 | tr -d ' \n')" -binary | base64)
+    curl -sSf -o /dev/null -X PUT -H "x-ms-date: $date" -H 'x-ms-version: 2021-12-02' -H 'Content-Length: 0' \
+        -H "Authorization: SharedKey $account:$signature" "$endpoint/$account/$name?restype=container"
+}
+
+server_stop() { end_processes azurite; }
+
+main "$@"

@@ -8,7 +8,7 @@ use anyhow::Context;
 use async_trait::async_trait;
 use backup_core::source::{Found, Item, Opened, Preflight, Source, SourceError};
 use bytes::Bytes;
-use keepwell_storage::{Capabilities, Key, ObjectInfo, ObjectStore, StorageError, StorageErrorKind};
+use keepwell_storage::{Capabilities, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -128,7 +128,7 @@ impl<S: ObjectStore> ObjectStore for StoppableStore<S> {
         self.inner.head(key).await
     }
 
-    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Vec<ObjectInfo>, StorageError> {
+    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
         self.inner.list_page(prefix, after).await
     }
 

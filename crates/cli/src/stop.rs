@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use backup_core::source::{Content, Found, Item, Opened, Piece, Preflight, Source, SourceError};
 use bytes::Bytes;
-use keepwell_storage::{Capabilities, Key, ObjectInfo, ObjectStore, StorageError, StorageErrorKind};
+use keepwell_storage::{Capabilities, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind};
 
 use crate::context::Context;
 use crate::interrupt::Interrupt;
@@ -144,7 +144,7 @@ impl<S: ObjectStore> ObjectStore for StoppableStore<S> {
         self.inner.head(key).await
     }
 
-    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Vec<ObjectInfo>, StorageError> {
+    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
         self.inner.list_page(prefix, after).await
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Capabilities, Key, ObjectInfo, ObjectStore, Operation, StorageError, StorageErrorKind};
+use crate::{Capabilities, Key, ObjectInfo, ObjectStore, Operation, Page, StorageError, StorageErrorKind};
 
 /// What goes wrong, and at which call. Calls of all operations count together, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl<S: ObjectStore> ObjectStore for Faulty<S> {
         self.call(Operation::Head, key.as_str(), self.inner.head(key)).await
     }
 
-    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Vec<ObjectInfo>, StorageError> {
+    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
         self.call(Operation::List, prefix, self.inner.list_page(prefix, after)).await
     }
 

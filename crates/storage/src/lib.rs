@@ -48,5 +48,5 @@ pub use operation::Operation;
 pub use probe::{ExclusiveBy, FileSystemReport, ProbeReport, probe};
 pub use recording::{Count, Recorded, Recording};
 pub use retrying::{RetryPolicy, Retrying};
-pub use store::{Capabilities, LIST_PAGE_MAX, ObjectInfo, ObjectStore, list_all};
+pub use store::{Capabilities, LIST_PAGE_MAX, ObjectInfo, ObjectStore, Page, list_all};
 pub use throttled::{RateLimits, Throttled};

@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::store::check_prefix;
-use crate::{Capabilities, Key, LIST_PAGE_MAX, ObjectInfo, ObjectStore, StorageError, StorageErrorKind};
+use crate::{
+    Capabilities, Key, LIST_PAGE_MAX, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind,
+};
 
 /// A store in memory, for tests and examples.
 ///
@@ -107,15 +109,16 @@ impl ObjectStore for Memory {
         Ok(ObjectInfo { key: key.clone(), size })
     }
 
-    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Vec<ObjectInfo>, StorageError> {
+    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
         check_prefix(prefix)?;
         let start = after.map_or("", Key::as_str).max(prefix); // no key equals a prefix, so both bounds exclude
         let objects = self.objects();
-        let found = objects
+        let mut found = objects
             .range::<str, _>((Bound::Excluded(start), Bound::Unbounded))
             .take_while(|(key, _)| key.as_str().starts_with(prefix))
-            .take(LIST_PAGE_MAX);
-        Ok(found.map(|(key, body)| ObjectInfo { key: key.clone(), size: body.len() as u64 }).collect())
+            .map(|(key, body)| ObjectInfo { key: key.clone(), size: body.len() as u64 });
+        let page = found.by_ref().take(LIST_PAGE_MAX).collect();
+        Ok(Page { objects: page, more: found.next().is_some() })
     }
 
     async fn delete(&self, key: &Key) -> Result<(), StorageError> {

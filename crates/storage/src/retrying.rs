@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Capabilities, Key, ObjectInfo, ObjectStore, StorageError};
+use crate::{Capabilities, Key, ObjectInfo, ObjectStore, Page, StorageError};
 
 /// How often and after which pauses [`Retrying`] tries again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +130,7 @@ impl<S: ObjectStore> ObjectStore for Retrying<S> {
         self.retry(|| self.inner.head(key)).await
     }
 
-    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Vec<ObjectInfo>, StorageError> {
+    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
         self.retry(|| self.inner.list_page(prefix, after)).await
     }
 
@@ -230,7 +230,7 @@ mod tests {
             assert_eq!(retrying(&memory, fault).get(&key()).await.unwrap(), "bytes");
             assert_eq!(retrying(&memory, fault).get_range(&key(), 1..3).await.unwrap(), "yt");
             assert_eq!(retrying(&memory, fault).head(&key()).await.unwrap().size, 5);
-            assert_eq!(retrying(&memory, fault).list_page("", None).await.unwrap().len(), 1);
+            assert_eq!(retrying(&memory, fault).list_page("", None).await.unwrap().objects.len(), 1);
             retrying(&memory, fault).delete(&key()).await.unwrap();
             assert!(memory.is_empty());
         }

@@ -21,6 +21,15 @@ pub struct ObjectInfo {
     pub size: u64,
 }
 
+/// A part of a listing, as [`ObjectStore::list_page`] returns it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Objects in byte order of their keys.
+    pub objects: Vec<ObjectInfo>,
+    /// Whether there may be objects after the last of these. A page with more to come has at least one object.
+    pub more: bool,
+}
+
 /// What a store can promise beyond the minimum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
@@ -62,10 +71,11 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
 
     /// Lists objects whose key starts with `prefix` and is greater than `after`, in byte order of their keys.
     ///
-    /// `prefix` is empty or ends in `/`. At most [`LIST_PAGE_MAX`] objects; fewer do not mean the end, none do.
-    /// Pass the last key of a page as `after` to go on. Objects created or deleted between two pages may or may
-    /// not appear; all others appear exactly once.
-    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Vec<ObjectInfo>, StorageError>;
+    /// `prefix` is empty or ends in `/`. At most [`LIST_PAGE_MAX`] objects; the end is where [`Page::more`] is false,
+    /// and what fits into one page comes as one, so that a short listing costs one request. Pass the last key of a
+    /// page as `after` to go on. Objects created or deleted between two pages may or may not appear; all others
+    /// appear exactly once.
+    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError>;
 
     /// Removes an object for good; one that is absent is fine.
     async fn delete(&self, key: &Key) -> Result<(), StorageError>;
@@ -79,15 +89,15 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
 
 /// Lists every object under `prefix`, in byte order.
 ///
-/// Holds all of them in memory; page by hand where there may be millions.
+/// Costs a request per page. Holds all of them in memory; page by hand where there may be millions.
 pub async fn list_all(store: &dyn ObjectStore, prefix: &str) -> Result<Vec<ObjectInfo>, StorageError> {
     let mut all: Vec<ObjectInfo> = Vec::new();
     loop {
         let page = store.list_page(prefix, all.last().map(|info| &info.key)).await?;
-        if page.is_empty() {
+        all.extend(page.objects);
+        if !page.more {
             return Ok(all);
         }
-        all.extend(page);
     }
 }
 
@@ -126,7 +136,7 @@ impl<S: ObjectStore + ?Sized> ObjectStore for Arc<S> {
         (**self).head(key).await
     }
 
-    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Vec<ObjectInfo>, StorageError> {
+    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
         (**self).list_page(prefix, after).await
     }
 

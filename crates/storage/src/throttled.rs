@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::{Capabilities, Key, ObjectInfo, ObjectStore, StorageError};
+use crate::{Capabilities, Key, ObjectInfo, ObjectStore, Page, StorageError};
 
 /// Transfers up to this size are charged but not delayed, so that a large object cannot hold up the small ones that
 /// keep a session alive.
@@ -102,7 +102,7 @@ impl<S: ObjectStore> ObjectStore for Throttled<S> {
         self.inner.head(key).await
     }
 
-    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Vec<ObjectInfo>, StorageError> {
+    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
         self.inner.list_page(prefix, after).await
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use keepwell_storage::{Capabilities, Key, Memory, ObjectInfo, ObjectStore, StorageError};
+use keepwell_storage::{Capabilities, Key, Memory, ObjectInfo, ObjectStore, Page, StorageError};
 use tokio::sync::Semaphore;
 
 /// Holds the first `put_new` of a key with a prefix.
@@ -63,7 +63,7 @@ impl ObjectStore for Gate {
         self.inner.head(key).await
     }
 
-    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Vec<ObjectInfo>, StorageError> {
+    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
         self.inner.list_page(prefix, after).await
     }
 

@@ -229,14 +229,16 @@ impl Repository {
         let mut last = from;
         loop {
             let page = self.store().list_page(&format!("sessions/{writer}/"), last.as_ref()).await?;
-            let Some(end) = page.last() else { return Ok(next) };
-            for info in &page {
+            for info in &page.objects {
                 if let Ok(keepwell_catalog::names::ObjectName::Session { n, .. }) = info.key.as_str().parse()
                 {
                     next = next.max(n + 1);
                 }
             }
-            last = Some(end.key.clone());
+            match page.objects.last() {
+                Some(end) if page.more => last = Some(end.key.clone()),
+                _ => return Ok(next),
+            }
         }
     }
 

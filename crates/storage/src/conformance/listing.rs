@@ -49,7 +49,18 @@ pub(super) async fn pages_join_without_gap_or_repetition(store: Arc<dyn ObjectSt
     assert_eq!(keys(&store, "many/").await, names);
 
     let first = store.list_page("many/", None).await.expect("a page");
-    assert!((1..=LIST_PAGE_MAX).contains(&first.len()), "a page has 1 to 1000 objects, not {}", first.len());
+    let length = first.objects.len();
+    assert!((1..=LIST_PAGE_MAX).contains(&length), "a page has 1 to 1000 objects, not {length}");
+    assert!(first.more, "the first page of {} objects says that there are no more", names.len());
+    let last = &names[names.len() - 3];
+    let rest = store.list_page("many/", Some(&key(last))).await.expect("a page");
+    assert_eq!(
+        (rest.objects.len(), rest.more),
+        (2, false),
+        "what follows `{last}` is one page, and the last"
+    );
+    let full = store.list_page("many/", Some(&key(&names[names.len() - LIST_PAGE_MAX - 1]))).await;
+    assert_eq!(full.expect("a page").objects.len(), LIST_PAGE_MAX, "what fits into one page comes as one");
 }
 
 pub(super) async fn a_page_starts_after_any_key(store: Arc<dyn ObjectStore>) {
@@ -63,10 +74,11 @@ pub(super) async fn a_page_starts_after_any_key(store: Arc<dyn ObjectStore>) {
         {
             let Ok(after) = after.parse() else { continue }; // `b/` is no key
             let page = store.list_page(prefix, Some(&after)).await.expect("a page");
-            let listed: Vec<_> = page.iter().map(|info| info.key.as_str()).collect();
+            let listed: Vec<_> = page.objects.iter().map(|info| info.key.as_str()).collect();
             let wanted = |name: &&str| name.starts_with(prefix) && *name > after.as_str();
             let expected: Vec<_> = names.into_iter().filter(wanted).collect();
             assert_eq!(listed, expected, "prefix `{prefix}`, after `{after}`");
+            assert!(!page.more, "a short listing is one page: prefix `{prefix}`, after `{after}`");
         }
     }
 }

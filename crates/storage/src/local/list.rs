@@ -11,43 +11,44 @@ use super::beneath::open_directory;
 use super::errno::storage_error;
 use super::put::TEMP_DIRECTORY;
 use crate::key::{KEY_MAX_BYTES, is_component};
-use crate::{Key, LIST_PAGE_MAX, ObjectInfo, StorageError};
+use crate::{Key, LIST_PAGE_MAX, ObjectInfo, Page, StorageError};
 
 impl Disk {
-    pub(super) fn list_page(
-        &self,
-        prefix: &str,
-        after: Option<&Key>,
-    ) -> Result<Vec<ObjectInfo>, StorageError> {
+    pub(super) fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
         let after = after.map_or("", Key::as_str);
         let within = match after.strip_prefix(prefix) {
             Some(rest) => rest,
             None if after < prefix => "",
-            None => return Ok(Vec::new()),
+            None => return Ok(Page::default()),
         };
         let fail = |error| storage_error("list", prefix, error);
         let directory = match open_directory(self.root.as_fd(), prefix.trim_end_matches('/')) {
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Page::default()),
             result => result.map_err(fail)?,
         };
-        let mut page = Vec::new();
-        collect(&directory, prefix, within, &mut page).map_err(fail)?;
-        Ok(page)
+        let mut objects = Vec::new();
+        collect(&directory, prefix, within, &mut objects).map_err(fail)?;
+        let more = objects.len() > LIST_PAGE_MAX;
+        objects.truncate(LIST_PAGE_MAX);
+        Ok(Page { objects, more })
     }
 }
+
+/// Objects gathered for a page: one more than it takes, to know whether there are more.
+const WANTED: usize = LIST_PAGE_MAX + 1;
 
 /// Fills `page` with the objects beneath `directory` whose name from there is greater than `after`.
 fn collect(directory: &OwnedFd, prefix: &str, after: &str, page: &mut Vec<ObjectInfo>) -> Result<(), Errno> {
     let mut resume: Option<String> = None;
     loop {
-        let wanted = LIST_PAGE_MAX - page.len();
+        let wanted = WANTED - page.len();
         let names = smallest_names(directory, prefix, after, resume.as_deref(), wanted)?;
         for name in &names {
             match name.strip_suffix('/') {
                 Some(child) => collect_child(directory, prefix, child, after, page)?,
                 None => page.extend(object_info(directory, prefix, name)?),
             }
-            if page.len() >= LIST_PAGE_MAX {
+            if page.len() >= WANTED {
                 return Ok(());
             }
         }

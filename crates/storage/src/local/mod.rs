@@ -26,7 +26,7 @@ use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 
 use crate::store::check_prefix;
-use crate::{Capabilities, Key, ObjectInfo, ObjectStore, StorageError, StorageErrorKind};
+use crate::{Capabilities, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind};
 
 /// Where [`LocalFs::create`] and [`LocalFs::open`] look to learn whether the disk is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -260,7 +260,7 @@ impl ObjectStore for LocalFs {
         self.run(move |disk| disk.head(&key)).await
     }
 
-    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Vec<ObjectInfo>, StorageError> {
+    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
         check_prefix(prefix)?;
         let (prefix, after) = (prefix.to_owned(), after.cloned());
         self.run(move |disk| disk.list_page(&prefix, after.as_ref())).await

@@ -8,7 +8,7 @@ use std::fs;
 use backup_core::pack::{FrameInfo, PackDirectory};
 use keepwell_catalog::{
     Commit, CommitKind, ContentName, Entry, EntryKind, Extent, IndexEntry, Kept, List, ListedObject,
-    Manifest, MapBuilder, MapKey, Marks, MemoryNodes, NodeSource, ObjectName, PackClass, PackRef, Plan,
+    Manifest, MapBuilder, MapKey, Marks, MemoryNodes, NodeSource, ObjectName, PackClass, PackRef, Plan, PlanName,
     Problem, RecipeWriter, Retired, RetiredSnapshot, SegmentBuilder, Session, SessionKind, Statistics,
     push_entry,
 };
@@ -59,7 +59,7 @@ fn crypto() -> Result<()> {
 
 fn text() -> Result<()> {
     save("storage_key", "pack", format!("data/0f/{}-01234567", "0f".repeat(32)).as_bytes())?;
-    save("storage_key", "kept", b"gc/0000000042.kept")?;
+    save("storage_key", "kept", b"gc/0000000042-0badcafe.kept")?;
     save("map_key", "file", MapKey::from_components(["home", "ann", "notes.txt"])?.as_bytes())?;
     save("map_key", "escaped", MapKey::from_components([&b"a\0b\x01c\xff"[..]])?.as_bytes())
 }
@@ -251,8 +251,10 @@ fn records() -> Result<()> {
     let list = List { store, writer, n: 7, objects: vec![object] };
     let forgotten = RetiredSnapshot { writer, seq: 7, reason: "not kept".to_owned() };
     let retired = Retired { store, n: 0, time: 1, snapshots: vec![forgotten], undone: vec![(writer, 3)] };
-    let plan = Plan { store, n: 1, time: 1, condemned: vec![format!("data/0f/{name}")], merged: vec![0] };
-    let kept = Kept { store, n: 1, released: vec![format!("data/0f/{name}")] };
+    let plan_name = PlanName::new(1, [7; 4]);
+    let merged = vec![PlanName::new(0, [7; 4])];
+    let plan = Plan { store, name: plan_name, time: 1, condemned: vec![format!("data/0f/{name}")], merged };
+    let kept = Kept { store, name: plan_name, released: vec![format!("data/0f/{name}")] };
     let marks = Marks { store, n: 0, snapshots: vec![(snapshot, name.to_string())] };
     let encoded = [
         commit.encode(),

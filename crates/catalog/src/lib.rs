@@ -31,7 +31,7 @@ pub use map::{
     NodeSource, OwnedRecords, RECORD_KEY_BYTES_MAX, RECORD_VALUE_BYTES_MAX, Record, Root, diff,
     for_each_record, push_entry, record_extents, walk_nodes,
 };
-pub use names::{ContentName, ObjectName, PackClass};
+pub use names::{ContentName, ObjectName, PackClass, PlanName};
 pub use recipe::{RecipeReader, RecipeRef, RecipeWriter, SubRecord};
 pub use records::{
     Commit, CommitKind, Kept, List, ListedObject, Manifest, Marks, Plan, Problem, Retired, RetiredSnapshot,

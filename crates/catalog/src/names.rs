@@ -105,6 +105,58 @@ impl FromStr for ContentName {
     }
 }
 
+/// Number and random suffix of a prune plan: `<n>-<8 hex>`, or `<n>` alone as the first version wrote it.
+///
+/// The number gives plans their order; the suffix makes sure that no name is ever used twice, although merged plans go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PlanName {
+    n: u64,
+    suffix: Option<[u8; 4]>,
+}
+
+impl PlanName {
+    /// Names a plan; `suffix` must be freshly random.
+    pub fn new(n: u64, suffix: [u8; 4]) -> Self {
+        PlanName { n, suffix: Some(suffix) }
+    }
+
+    /// The name of a plan as its record states it.
+    pub fn from_parts(n: u64, suffix: Option<[u8; 4]>) -> Self {
+        PlanName { n, suffix }
+    }
+
+    /// Its place in the order of plans.
+    pub fn n(&self) -> u64 {
+        self.n
+    }
+
+    /// What makes it unique; `None` in plans of the first version, which are therefore never merged.
+    pub fn suffix(&self) -> Option<[u8; 4]> {
+        self.suffix
+    }
+}
+
+impl fmt::Display for PlanName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.suffix {
+            Some(suffix) => write!(f, "{:010}-{}", self.n, hex::encode(suffix)),
+            None => write!(f, "{:010}", self.n),
+        }
+    }
+}
+
+impl FromStr for PlanName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let parse = || match text.split_once('-') {
+            Some((n, suffix)) => Some(PlanName { n: number(n)?, suffix: Some(fixed_hex(suffix)?) }),
+            None => Some(PlanName { n: number(text)?, suffix: None }),
+        };
+        parse().ok_or_else(|| NameError { name: text.to_owned() })
+    }
+}
+
 /// The text is not a name that this format version gives to an object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{name}` is not the name of an object of this format")]
@@ -116,10 +168,10 @@ pub struct NameError {
 /// What the name of an object says about it.
 ///
 /// ```
-/// use keepwell_catalog::names::ObjectName;
-/// let name: ObjectName = "gc/0000000042.kept".parse()?;
-/// assert_eq!(name, ObjectName::Kept(42));
-/// assert_eq!(name.to_string(), "gc/0000000042.kept");
+/// use keepwell_catalog::names::{ObjectName, PlanName};
+/// let name: ObjectName = "gc/0000000042-0badcafe.kept".parse()?;
+/// assert_eq!(name, ObjectName::Kept(PlanName::new(42, [0x0b, 0xad, 0xca, 0xfe])));
+/// assert_eq!(name.to_string(), "gc/0000000042-0badcafe.kept");
 /// # Ok::<(), keepwell_catalog::names::NameError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -169,9 +221,9 @@ pub enum ObjectName {
     /// A retirement.
     Retired(u64),
     /// A prune plan.
-    Plan(u64),
+    Plan(PlanName),
     /// What a prune plan released.
-    Kept(u64),
+    Kept(PlanName),
     /// Remembered marks.
     Marks(u64),
     /// A sealed stretch of a writer's ends (from format 1.1 on; never touched).
@@ -206,8 +258,8 @@ impl fmt::Display for ObjectName {
             N::List(writer, n) => write!(f, "lists/{writer}/{n:010}"),
             N::State(writer, name) => write!(f, "state/{writer}/{name}"),
             N::Retired(n) => write!(f, "retired/{n:010}"),
-            N::Plan(n) => write!(f, "gc/{n:010}"),
-            N::Kept(n) => write!(f, "gc/{n:010}.kept"),
+            N::Plan(name) => write!(f, "gc/{name}"),
+            N::Kept(name) => write!(f, "gc/{name}.kept"),
             N::Marks(n) => write!(f, "gc/marks/{n:010}"),
             N::Ledger(writer, n) => write!(f, "ledger/{writer}/{n:010}"),
         }
@@ -249,8 +301,8 @@ fn parse(text: &str) -> Option<ObjectName> {
         ["retired", n] => N::Retired(number(n)?),
         ["gc", "marks", n] => N::Marks(number(n)?),
         ["gc", file] => match file.strip_suffix(".kept") {
-            Some(n) => N::Kept(number(n)?),
-            None => N::Plan(number(file)?),
+            Some(plan) => N::Kept(plan.parse().ok()?),
+            None => N::Plan(file.parse().ok()?),
         },
         ["ledger", writer, n] => N::Ledger(member_id(writer)?, number(n)?),
         _ => return None,
@@ -328,13 +380,13 @@ pub fn retired_key(n: u64) -> Key {
 }
 
 /// Key of a prune plan.
-pub fn plan_key(n: u64) -> Key {
-    ObjectName::Plan(n).key()
+pub fn plan_key(plan: PlanName) -> Key {
+    ObjectName::Plan(plan).key()
 }
 
-/// Key of what prune plan `n` released.
-pub fn kept_key(n: u64) -> Key {
-    ObjectName::Kept(n).key()
+/// Key of the verdict on a prune plan.
+pub fn kept_key(plan: PlanName) -> Key {
+    ObjectName::Kept(plan).key()
 }
 
 /// Key of remembered marks.
@@ -382,6 +434,8 @@ mod tests {
             "retired/0000000001".into(),
             "gc/0000000042".into(),
             "gc/0000000042.kept".into(),
+            "gc/0000000042-0badcafe".into(),
+            "gc/0000000042-0badcafe.kept".into(),
             "gc/marks/0000000042".into(),
             format!("ledger/{member}/0000000042"),
         ]
@@ -423,6 +477,9 @@ mod tests {
             "trust/0000000000/".into(),
             "gc/0000000042.kept.kept".into(),
             "gc/.kept".into(),
+            "gc/0000000042-".into(),
+            "gc/0000000042-0badcafe0".into(),
+            "gc/0000000042-0BADCAFE".into(),
             format!("data/01/{content}"),
             format!("data/{content}"),
             format!("manifests/{}", content.to_uppercase()),

@@ -13,11 +13,17 @@ pub const SMALL_LIMIT_STATES: usize = 5_000_000;
 pub struct Evidence {
     /// Name of the scenario.
     pub scenario: &'static str,
-    /// Rules whose absence alone loses nothing in that scenario, but which cover for this one. Empty for a rule that
-    /// is needed by itself.
+    /// Rules that cover for a caution: it is needed only where these are absent. Empty for a rule.
     pub covered_by: &'static [Rule],
-    /// Whether a loss is expected at all. False for a rule the model does not need; it is then pure caution.
+    /// Whether a loss is expected at all. False for a caution that the model never needs.
     pub loss: bool,
+}
+
+impl Evidence {
+    /// Whether nothing is lost by this absence alone: good practice that costs nothing, rather than a rule.
+    pub fn is_caution(&self) -> bool {
+        !self.loss || !self.covered_by.is_empty()
+    }
 }
 
 /// The evidence for `rule`.
@@ -43,6 +49,9 @@ pub fn evidence(rule: Rule) -> Evidence {
         | Rule::SupersededByName
         | Rule::WriterReadsRetirements
         | Rule::RetirementsFirst => ("checkpoint", &[]),
+        Rule::ClaimBeforeEnd | Rule::AbandonedWithoutSession | Rule::AbandonedEndsFirst => ("abandoned", &[]),
+        Rule::SweepOnlyEnded | Rule::EndsStay | Rule::LedgerWithoutGaps => ("ledger", &[]),
+        Rule::RepackGuarded => ("repack", &[]),
         Rule::RescanPlansLast => ("stray entry", &[]),
         Rule::RescanCountsPlans => ("duplicate", &[]),
         Rule::VerdictBeforeDelete => ("takeover", &[]),

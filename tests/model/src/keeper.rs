@@ -3,11 +3,13 @@
 use crate::model::{Model, Next};
 use crate::plans::{PlanCursor, Reading};
 use crate::rules::Rule;
-use crate::state::{Chunks, End, Mask, Memory, Plan, Session, State, bits, each_chunk};
+use crate::state::{Chunks, End, Mask, Memory, Plan, Side, State, bits, each_chunk};
 
 /// What a keeper may do, and the slots it may use.
 #[derive(Debug, Clone, Copy)]
 pub struct KeeperSpec {
+    /// The store it prunes.
+    pub store: usize,
     /// Sets of packs it may choose to condemn. There is no scan in the model: *any* existing set is a possible
     /// result of one, however stale, so what is safe here is safe whatever the scan believed.
     pub choices: &'static [Mask],
@@ -162,6 +164,18 @@ impl Keeper<'_> {
         self.model.push(out, self.me, what, detail, next);
     }
 
+    fn repacks_before_plan(&self) -> bool {
+        self.has(Rule::RepackGuarded) && self.has(Rule::RepackBeforePlan)
+    }
+
+    fn repacks_in_session(&self) -> bool {
+        self.has(Rule::RepackGuarded) && self.has(Rule::RepackInSession)
+    }
+
+    fn side(&self) -> Side {
+        self.model.sides[self.spec.store]
+    }
+
     fn own_plan(&self) -> Plan {
         self.s.plans[usize::from(self.k.plan)]
     }
@@ -171,8 +185,8 @@ impl Keeper<'_> {
         let at = if self.has(Rule::PlanBeforeSessions) { At::Pick } else { At::Sessions };
         let k = KeeperState { at, retired, ..self.k };
         self.push(out, "reads the retirements:", retired, k, |_| {});
-        if self.spec.repacks && self.has(Rule::RepackBeforePlan) {
-            for copy in each_chunk(self.model.live(self.s, retired)) {
+        if self.spec.repacks && self.repacks_before_plan() {
+            for copy in each_chunk(self.model.live(self.s, self.side(), retired)) {
                 let k = KeeperState { at: self.first_copy_step(), retired, copy, ..self.k };
                 self.push(out, "reads the retirements, will repack chunk", copy, k, |_| {});
             }
@@ -180,20 +194,19 @@ impl Keeper<'_> {
     }
 
     fn first_copy_step(&self) -> At {
-        if self.has(Rule::RepackInSession) { At::CopyClaim } else { At::CopyPut }
+        if self.repacks_in_session() { At::CopyClaim } else { At::CopyPut }
     }
 
     fn copy_claim(&self, out: &mut Next) {
         let slot = self.spec.session;
         let k = KeeperState { at: At::CopyPut, ..self.k };
         self.push(out, "claims a repack session", slot as u8, k, |next| {
-            next.sessions[slot] = Session { end: End::Open, chunks: 0 };
+            next.claims |= 1 << slot;
         });
     }
 
     fn copy_put(&self, out: &mut Next) {
-        let sources =
-            each_chunk(self.k.copy).all(|c| self.s.holding(self.s.packs & self.s.indexed(), c) != 0);
+        let sources = each_chunk(self.k.copy).all(|c| self.s.holding(self.s.resolvable(self.side()), c) != 0);
         if !sources {
             return self.push(out, "finds nothing to copy from", 0, KeeperState::done(), |_| {});
         }
@@ -213,7 +226,7 @@ impl Keeper<'_> {
 
     fn copy_entry(&self, out: &mut Next) {
         let pack = self.spec.pack;
-        let at = match (self.has(Rule::RepackDurable), self.has(Rule::RepackInSession)) {
+        let at = match (self.has(Rule::RepackDurable), self.repacks_in_session()) {
             (false, _) => At::Done,
             (true, true) => At::CopyCommit,
             (true, false) => self.after_copy(),
@@ -233,7 +246,7 @@ impl Keeper<'_> {
 
     /// A copy made after the rescan replaces what the verdict would have kept.
     fn with_copied_released(&self, k: KeeperState) -> KeeperState {
-        let replaces = k.rescanned && !self.has(Rule::RepackInSession);
+        let replaces = k.rescanned && !self.repacks_in_session();
         KeeperState { keep: if replaces { 0 } else { k.keep }, ..k }
     }
 
@@ -268,7 +281,7 @@ impl Keeper<'_> {
         if !self.has(Rule::OwnPlanOnlyRelease) {
             self.release_foreign(out);
         }
-        let Some(n) = self.s.next_plan(self.model.first_plan) else { return };
+        let Some(n) = self.s.next_plan(self.side(), self.model.first_plan) else { return };
         let reserved = self.has(Rule::PlanNamesUnique);
         let k = KeeperState { at: At::Create, plan: n as u8, copy: 0, ..self.k };
         if self.model.plans_in_pages || !reserved {
@@ -279,7 +292,7 @@ impl Keeper<'_> {
     }
 
     fn take_over(&self, out: &mut Next) {
-        for (n, plan) in self.s.plans.iter().enumerate().filter(|(_, plan)| plan.present) {
+        for (n, plan) in self.s.plans_of(self.side()) {
             let dead = plan.condemned & !plan.kept & self.s.packs;
             if !plan.decided {
                 let k = KeeperState { plan: n as u8, copy: 0, ..self.k };
@@ -294,7 +307,7 @@ impl Keeper<'_> {
     }
 
     fn release_foreign(&self, out: &mut Next) {
-        for (n, _) in self.s.plans.iter().enumerate().filter(|(_, plan)| plan.present && !plan.decided) {
+        for (n, _) in self.s.plans_of(self.side()).filter(|(_, plan)| !plan.decided) {
             self.push(out, "releases the packs of foreign plan", n as u8, KeeperState::done(), |next| {
                 next.plans[n].kept = next.plans[n].condemned;
             });
@@ -325,13 +338,13 @@ impl Keeper<'_> {
     }
 
     fn list_sessions(&self, out: &mut Next) {
-        let wait = self.s.open_sessions();
+        let wait = self.s.open_sessions(self.side());
         let at = if self.has(Rule::PlanBeforeSessions) { At::Ends } else { At::Pick };
         self.push(out, "lists open sessions:", wait, KeeperState { at, wait, ..self.k }, |_| {});
     }
 
     fn wait_or_fence(&self, out: &mut Next) {
-        let open = self.k.wait & self.s.open_sessions();
+        let open = self.k.wait & self.s.open_sessions(self.side());
         if open == 0 || !self.has(Rule::FenceOrWait) {
             let at = if self.has(Rule::RescanAfterFence) { self.rescan_start() } else { self.after_rescan() };
             let wait = if self.has(Rule::FencesStay) { 0 } else { self.k.wait };
@@ -350,7 +363,7 @@ impl Keeper<'_> {
 
     fn read_commits(&self, out: &mut Next) {
         let retired = if self.has(Rule::RetirementsFirst) { self.k.retired } else { self.s.retired };
-        let live = self.model.live(self.s, retired);
+        let live = self.model.live(self.s, self.side(), retired);
         self.push(
             out,
             "reads all commits; live chunks:",
@@ -362,7 +375,7 @@ impl Keeper<'_> {
 
     fn read_index(&self, out: &mut Next) {
         let copied = if self.k.copied { 1 << self.spec.pack } else { 0 };
-        let indexed = self.s.indexed() | copied;
+        let indexed = self.s.indexed(self.side()) | copied;
         let k = KeeperState { at: At::Plans, indexed, ..self.k };
         if self.has(Rule::RescanPlansLast) {
             return self.push(out, "reads the index:", indexed, k, |_| {});
@@ -372,7 +385,7 @@ impl Keeper<'_> {
 
     fn read_plans(&self, out: &mut Next) {
         let own = Some(usize::from(self.k.plan));
-        for reading in self.k.plans.advance(self.model, self.s, own) {
+        for reading in self.k.plans.advance(self.model, self.s, self.side(), own) {
             match reading {
                 Reading::More(plans, what, set) => {
                     self.push(out, what, set, KeeperState { plans, ..self.k }, |_| {});
@@ -416,7 +429,7 @@ impl Keeper<'_> {
         let k = KeeperState { keep, rescanned: true, ..read };
         let at = if self.has(Rule::RescanAfterFence) { self.after_rescan() } else { At::Sessions };
         self.push(out, "has rescanned; must keep packs", keep, KeeperState { at, ..k }, |_| {});
-        if self.spec.repacks && !self.has(Rule::RepackBeforePlan) && keep != 0 {
+        if self.spec.repacks && !self.repacks_before_plan() && keep != 0 {
             let k = KeeperState { at: self.first_copy_step(), copy: unsafe_chunks, ..k };
             self.push(out, "has rescanned; will copy chunks", unsafe_chunks, k, |_| {});
         }
@@ -471,7 +484,7 @@ impl Keeper<'_> {
                 next.plans[n].present = false;
             }
             for slot in bits(wait).filter(|slot| self.s.sessions[*slot].end == End::Fence) {
-                next.sessions[slot].end = End::Unclaimed;
+                next.sessions[slot].end = End::None;
             }
         });
     }

@@ -15,4 +15,5 @@ pub mod rescue;
 pub mod rules;
 pub mod scenarios;
 pub mod state;
+pub mod tidy;
 pub mod writer;

@@ -2,7 +2,7 @@
 
 use crate::model::{Model, Next};
 use crate::rules::Rule;
-use crate::state::{Mask, Memory, PLANS, Plan, State, bits};
+use crate::state::{Mask, Memory, PLANS, Plan, Side, State, bits};
 
 /// Where either merge is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,7 +77,7 @@ pub fn merger_steps(model: &Model, s: &State, me: usize, spec: &MergerSpec, m: &
         }
         At::Read => {
             let inputs = existing_segments(s);
-            let entries = s.indexed() & !m.dead;
+            let entries = s.indexed(Side::WHOLE) & !m.dead;
             let at = if write_first { At::Write } else { At::Delete };
             push("reads segments", inputs, MergerState { at, dead: 0, inputs, entries }, None);
         }
@@ -144,7 +144,7 @@ pub fn plan_merger_steps(model: &Model, s: &State, me: usize, m: &PlanMergerStat
         }
         At::Write => {
             let higher = model.rules.has(Rule::MergedPlanHigher);
-            let number = if higher { s.next_plan(model.first_plan) } else { Some(0) };
+            let number = if higher { s.next_plan(Side::WHOLE, model.first_plan) } else { Some(0) };
             let Some(n) = number else { return };
             let mut plans = s.plans;
             plans[n] = Plan { used: true, present: true, decided: true, condemned: m.names, kept: 0 };
@@ -185,6 +185,6 @@ fn mergeable(model: &Model, s: &State) -> (u8, Mask) {
         s.plans.iter().enumerate().filter(|(_, plan)| plan.present && (plan.decided || !decided_only));
     let (inputs, names) =
         plans.fold((0, 0), |(set, names), (n, plan)| (set | 1 << n, names | (plan.condemned & !plan.kept)));
-    let in_use = s.packs | s.indexed();
+    let in_use = s.packs | s.indexed(Side::WHOLE);
     (inputs, if model.rules.has(Rule::NamesNeverLeave) { names } else { names & in_use })
 }

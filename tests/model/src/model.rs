@@ -7,8 +7,9 @@ use crate::keeper::{self, KeeperSpec, KeeperState};
 use crate::mergers::{self, MergerSpec, MergerState, PlanMergerState};
 use crate::reader::{self, ReaderSpec, ReaderState};
 use crate::rules::{Rule, Rules};
-use crate::state::{ACTORS, Chunks, End, Memory, SESSIONS, State, bits, each_chunk};
-use crate::writer::{self, WriterSpec, WriterState};
+use crate::state::{ACTORS, Chunks, End, Memory, SESSIONS, Side, State, bits, each_chunk};
+use crate::tidy::{self, SweeperSpec, SweeperState, TidierState};
+use crate::writer::{self, WriterKind, WriterSpec, WriterState};
 
 /// One actor of a scenario.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +26,10 @@ pub enum Role {
     Retirer(usize),
     /// A long reader.
     Reader(ReaderSpec),
+    /// A keeper that retires checkpoints of dead captures.
+    Tidier,
+    /// A keeper that seals ends in a ledger and removes claims.
+    Sweeper(SweeperSpec),
 }
 
 /// A scenario with the rules in force.
@@ -44,8 +49,8 @@ pub struct Model {
     pub plans_in_pages: bool,
     /// The lowest plan number.
     pub first_plan: usize,
-    /// Sessions whose snapshots the *origin* store has retired.
-    pub origin_retired: u8,
+    /// The stores: the first, and that into which a copier writes. A scenario with one store has it twice.
+    pub sides: [Side; 2],
     /// A keeper that takes no part, but must be able to mend every reachable state alone.
     pub rescuer: Option<KeeperSpec>,
 }
@@ -96,7 +101,7 @@ impl Model {
         let mut state = self.store;
         for (memory, role) in state.actors.iter_mut().zip(&self.roles) {
             *memory = match role {
-                Role::Writer(_) => Memory::Writer(WriterState::start()),
+                Role::Writer(spec) => Memory::Writer(WriterState::first(spec)),
                 Role::Keeper(spec) => {
                     Memory::Keeper(spec.stalled.map_or(KeeperState::start(), KeeperState::stalled))
                 }
@@ -104,6 +109,8 @@ impl Model {
                 Role::PlanMerger => Memory::PlanMerger(PlanMergerState::start()),
                 Role::Retirer(_) => Memory::None,
                 Role::Reader(_) => Memory::Reader(ReaderState::start()),
+                Role::Tidier => Memory::Tidier(TidierState::start(self)),
+                Role::Sweeper(_) => Memory::Sweeper(SweeperState::start()),
             };
         }
         state
@@ -122,6 +129,8 @@ impl Model {
                 (Role::Merger(spec), Memory::Merger(m)) => mergers::merger_steps(self, s, me, spec, m, out),
                 (Role::PlanMerger, Memory::PlanMerger(m)) => mergers::plan_merger_steps(self, s, me, m, out),
                 (Role::Reader(spec), Memory::Reader(r)) => reader::steps(self, s, me, spec, r, out),
+                (Role::Tidier, Memory::Tidier(t)) => tidy::tidier_steps(self, s, me, t, out),
+                (Role::Sweeper(spec), Memory::Sweeper(w)) => tidy::sweeper_steps(self, s, me, spec, w, out),
                 (Role::Retirer(session), _) => self.retire(s, me, *session, out),
                 _ => {}
             }
@@ -167,22 +176,37 @@ impl Model {
         }
         for slot in bits(s.late_commits) {
             let mut next = State { late_commits: s.late_commits & !(1 << slot), ..*s };
-            if next.sessions[slot].end == End::Open || !self.rules.has(Rule::ConditionalCommit) {
+            if next.sessions[slot].end == End::None || !self.rules.has(Rule::ConditionalCommit) {
                 next.sessions[slot].end = End::Snapshot;
             }
             land("applies a late commit of session", slot, next);
         }
     }
 
-    /// Chunks that a keeper which honours the retirements `retired` takes for live.
-    pub fn live(&self, s: &State, retired: u8) -> Chunks {
-        let foreign = if self.rules.has(Rule::ForeignRetirements) { 0 } else { self.origin_retired };
+    /// Chunks that a keeper of a store, which honours the retirements `retired`, takes for live.
+    pub fn live(&self, s: &State, side: Side, retired: u8) -> Chunks {
+        let retired = retired | self.retired_elsewhere(s);
+        let unseen = s.sealed_open | !side.sessions;
         let roots = s.sessions.iter().enumerate().filter(|(slot, session)| match session.end {
-            End::Snapshot => (retired | foreign) & (1 << slot) == 0,
+            _ if unseen & (1 << slot) != 0 => false,
+            End::Snapshot => retired & (1 << slot) == 0,
             End::Checkpoint => retired & (1 << slot) == 0 && !self.superseded(s, *slot),
-            End::Unclaimed | End::Open | End::IndexOnly | End::Fence => false,
+            End::None | End::IndexOnly | End::Fence => false,
         });
         roots.fold(0, |all, (_, session)| all | session.chunks)
+    }
+
+    /// Sessions of copiers whose original is retired in its own store, which must not count.
+    fn retired_elsewhere(&self, s: &State) -> u8 {
+        if self.rules.has(Rule::ForeignRetirements) || s.retired & 1 == 0 {
+            return 0;
+        }
+        let copies = self.roles.iter().filter_map(|role| match role {
+            Role::Writer(spec) if spec.kind == WriterKind::Copier => Some(spec),
+            _ => None,
+        });
+        let slots = copies.flat_map(|spec| spec.session..=spec.session + usize::from(spec.restarts));
+        slots.fold(0, |all, slot| all | 1 << slot)
     }
 
     /// Whether a later session of the same writer has taken the place of the checkpoint in `slot`.
@@ -193,10 +217,10 @@ impl Model {
         });
         let own = slot + 1..=slot + usize::from(attempts.unwrap_or(0));
         let later = if self.rules.has(Rule::SupersededByName) { own } else { slot + 1..=SESSIONS - 1 };
+        let claimed = |later: usize| s.claims & (1 << later) != 0;
         later.into_iter().any(|later| match s.sessions[later].end {
             End::Snapshot => true,
-            End::Unclaimed => false,
-            _ => !self.rules.has(Rule::CheckpointUntilCommit),
+            _ => claimed(later) && !self.rules.has(Rule::CheckpointUntilCommit),
         })
     }
 
@@ -215,12 +239,35 @@ impl Model {
             .enumerate()
             .filter(|(slot, session)| session.end == End::Snapshot && s.retired & (1 << slot) == 0);
         for (slot, session) in snapshots {
-            let lost = each_chunk(session.chunks).find(|c| s.holding(s.packs & s.indexed(), *c) == 0);
+            let resolvable = s.resolvable(self.side_of(slot));
+            let lost = each_chunk(session.chunks).find(|c| s.holding(resolvable, *c) == 0);
             if let Some(chunk) = lost {
                 return Err(format!("snapshot of session {slot} has lost chunk {}", chunk.trailing_zeros()));
             }
         }
+        self.no_lie(s)?;
         self.no_false_alarm(s)
+    }
+
+    /// The store of a session.
+    fn side_of(&self, slot: usize) -> Side {
+        let [first, second] = self.sides;
+        if first.sessions & (1 << slot) != 0 { first } else { second }
+    }
+
+    /// No writer reports a snapshot that nobody sees, and no keeper takes a checkpoint from a capture at work.
+    fn no_lie(&self, s: &State) -> Result<(), String> {
+        let keepers_retire = self.roles.iter().any(|role| matches!(role, Role::Tidier));
+        for pair in self.roles.iter().zip(&s.actors) {
+            let (Role::Writer(spec), Memory::Writer(w)) = pair else { continue };
+            if w.at == writer::At::Misled {
+                return Err("a backup was reported, and nobody sees its snapshot".into());
+            }
+            if keepers_retire && w.has_lost_its_checkpoint(spec, s) {
+                return Err("a capture at work has lost its checkpoint".into());
+            }
+        }
+        Ok(())
     }
 
     fn no_false_alarm(&self, s: &State) -> Result<(), String> {
@@ -241,15 +288,16 @@ impl Role {
     fn noun(&self) -> &'static str {
         match self {
             Role::Writer(spec) => match spec.kind {
-                writer::WriterKind::Backup => "writer",
-                writer::WriterKind::Copier => "copier",
-                writer::WriterKind::Undo => "undo",
+                WriterKind::Backup => "writer",
+                WriterKind::Copier => "copier",
+                WriterKind::Undo => "undo",
             },
             Role::Keeper(_) => "keeper",
             Role::Merger(_) => "index merge",
             Role::PlanMerger => "plan merge",
             Role::Retirer(_) => "owner",
             Role::Reader(_) => "reader",
+            Role::Tidier | Role::Sweeper(_) => "keeper",
         }
     }
 }

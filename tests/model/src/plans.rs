@@ -2,7 +2,7 @@
 
 use crate::model::Model;
 use crate::rules::Rule;
-use crate::state::{Mask, PLANS, State, bits};
+use crate::state::{Mask, Side, State, bits};
 
 /// How far a reading of the plans has come, and what it found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,14 +36,14 @@ impl PlanCursor {
         PlanCursor { doomed, ..Self::START }
     }
 
-    /// The possible next steps of reading all plans other than `except`. A page of the listing holds one name, or
+    /// The possible next steps of reading all plans of a store other than `except`. A page of the listing holds one name, or
     /// all. In models without merging of plans a reading is one step.
-    pub fn advance(self, model: &Model, s: &State, except: Option<usize>) -> Vec<Reading> {
+    pub fn advance(self, model: &Model, s: &State, side: Side, except: Option<usize>) -> Vec<Reading> {
         if !model.plans_in_pages {
-            return vec![Reading::Finished(PlanCursor { doomed: s.doomed(except), ..self })];
+            return vec![Reading::Finished(PlanCursor { doomed: s.doomed(side, except), ..self })];
         }
         if !self.fetching {
-            return self.list(s, except);
+            return self.list(s, side, except);
         }
         match bits(self.listed).next() {
             Some(n) => vec![self.fetch(model, s, n)],
@@ -51,9 +51,9 @@ impl PlanCursor {
         }
     }
 
-    fn list(self, s: &State, except: Option<usize>) -> Vec<Reading> {
-        let rest = (usize::from(self.next)..PLANS).filter(|n| s.plans[*n].present && Some(*n) != except);
-        let rest = rest.fold(0, |all, n| all | 1 << n);
+    fn list(self, s: &State, side: Side, except: Option<usize>) -> Vec<Reading> {
+        let rest = s.plans_of(side).filter(|(n, _)| *n >= usize::from(self.next) && Some(*n) != except);
+        let rest = rest.fold(0, |all, (n, _)| all | 1 << n);
         let whole = PlanCursor { fetching: true, listed: self.listed | rest, ..self };
         let mut steps = vec![Reading::More(whole, "lists all remaining plans:", rest)];
         if let Some(n) = bits(rest).next() {

@@ -2,7 +2,7 @@
 
 use crate::model::{Model, Next};
 use crate::rules::Rule;
-use crate::state::{Chunks, Mask, Memory, State, bits};
+use crate::state::{Chunks, Mask, Memory, Side, State, bits};
 
 /// What a reader is after.
 #[derive(Debug, Clone, Copy)]
@@ -51,8 +51,9 @@ pub fn steps(model: &Model, s: &State, me: usize, spec: &ReaderSpec, r: &ReaderS
     };
     match r.at {
         At::Index => {
-            let hidden = if model.rules.has(Rule::ReaderIgnoresPlans) { 0 } else { s.doomed(None) };
-            let view = s.holding(s.indexed() & !hidden, spec.chunk) & !r.tried;
+            let hidden =
+                if model.rules.has(Rule::ReaderIgnoresPlans) { 0 } else { s.doomed(Side::WHOLE, None) };
+            let view = s.holding(s.indexed(Side::WHOLE) & !hidden, spec.chunk) & !r.tried;
             let at = if view == 0 { At::Damage } else { At::Fetch };
             push("lists the index; untried locations:", view, ReaderState { at, view, ..*r });
         }

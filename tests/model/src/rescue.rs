@@ -2,7 +2,7 @@
 
 use crate::keeper::{self, At, KeeperSpec, KeeperState};
 use crate::model::Model;
-use crate::state::{ACTORS, Chunks, Memory, State, each_chunk};
+use crate::state::{ACTORS, Chunks, Memory, Side, State, each_chunk};
 
 /// The place of the rescuing keeper among the actors; scenarios with a rescuer leave it free.
 const RESCUER: usize = ACTORS - 1;
@@ -42,6 +42,8 @@ fn run(model: &Model, spec: &KeeperSpec, mut state: State, start: KeeperState, e
 
 /// Live chunks that no writer may reuse: every location is missing or doomed.
 fn doomed_chunks(model: &Model, s: &State) -> Chunks {
-    let usable = s.packs & s.indexed() & !s.doomed(None);
-    each_chunk(model.live(s, s.retired)).filter(|c| s.holding(usable, *c) == 0).fold(0, |all, c| all | c)
+    let usable = s.resolvable(Side::WHOLE) & !s.doomed(Side::WHOLE, None);
+    each_chunk(model.live(s, Side::WHOLE, s.retired))
+        .filter(|c| s.holding(usable, *c) == 0)
+        .fold(0, |all, c| all | c)
 }

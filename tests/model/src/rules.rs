@@ -10,7 +10,7 @@ macro_rules! rules {
         pub enum Rule { $($(#[$doc])* $variant,)* }
 
         impl Rule {
-            /// Every rule, in the order of the table in `docs/pruning.md`.
+            /// Every rule and caution, in the order of the table in `docs/pruning.md`.
             pub const ALL: &'static [Rule] = &[$(Rule::$variant,)*];
 
             /// The name used in `docs/pruning.md` and in the output of the binary.
@@ -46,6 +46,12 @@ rules! {
     CheckpointUntilCommit => "checkpoint-retired-after-next-commit",
     /// Only a commit that names the checkpoint supersedes it. Off: any later commit.
     SupersededByName => "checkpoint-superseded-by-name",
+    /// The session in which a capture goes on is claimed before the checkpoint ends the last. Off: afterwards.
+    ClaimBeforeEnd => "claim-before-checkpoint-end",
+    /// A keeper retires only checkpoints whose writer has no open session. Off: any.
+    AbandonedWithoutSession => "abandoned-without-session",
+    /// It reads the ends, then lists the sessions. Off: the sessions first.
+    AbandonedEndsFirst => "abandoned-ends-before-sessions",
     /// A writer counts its own checkpoint only if it reads, after the claim, that it is not retired.
     WriterReadsRetirements => "writer-reads-retirements",
     /// A keeper honours only retirements read before it lists sessions. Off: those of the rescan.
@@ -58,6 +64,12 @@ rules! {
     FenceOrWait => "fence-or-wait",
     /// Fences stay. Off: the keeper tidies fenced sessions away.
     FencesStay => "fences-stay",
+    /// Claims and beats are removed only of sessions that have an end. Off: of any.
+    SweepOnlyEnded => "sweep-only-ended",
+    /// Ends stay when a ledger holds them. Off: they are deleted.
+    EndsStay => "ends-stay",
+    /// A ledger reaches up to the first session without an end. Off: up to the newest end.
+    LedgerWithoutGaps => "ledger-without-gaps",
     /// The keeper reads commits and index again after the fences. Off: what it knew at the plan decides.
     RescanAfterFence => "rescan-after-fence",
     /// The rescan reads commits, then the index, then the other plans. Off: the other plans first.
@@ -74,6 +86,8 @@ rules! {
     OwnPlanOnlyRelease => "own-plan-only-release",
     /// A plan stays when its packs are gone. Off: the keeper removes it at the end.
     PlanNeverWithdrawn => "plan-never-withdrawn-after-delete",
+    /// A repack is protected: both of the next two. Off: neither.
+    RepackGuarded => "repack-guarded",
     /// Chunks are copied before their pack is condemned. Off: after the rescan, before the verdict.
     RepackBeforePlan => "repack-before-plan",
     /// The copy's index entry is durable before the original goes. Off: it follows.

@@ -5,7 +5,8 @@ use crate::mergers::MergerSpec;
 use crate::model::{Model, Role};
 use crate::reader::ReaderSpec;
 use crate::rules::Rules;
-use crate::state::{ACTORS, Chunks, End, Mask, Memory, PACKS, PLANS, Plan, SESSIONS, Session, State};
+use crate::state::{ACTORS, Chunks, End, Mask, Memory, PACKS, PLANS, Plan, SESSIONS, Session, Side, State};
+use crate::tidy::SweeperSpec;
 use crate::writer::{WriterKind, WriterSpec};
 
 const A: Chunks = 1;
@@ -33,6 +34,8 @@ pub fn all(size: Size) -> Vec<Model> {
         forget(large),
         repack(large),
         checkpoint(large),
+        abandoned(large),
+        ledger(large),
         resume(large),
         index_merge(large),
         plan_merge(large),
@@ -145,6 +148,28 @@ fn checkpoint(large: bool) -> Model {
     model("checkpoint", store(&[A, B], None), roles)
 }
 
+/// Captures of one writer, dead and alive, while keepers retire the checkpoints of those that died.
+fn abandoned(large: bool) -> Model {
+    let capture =
+        WriterSpec { checkpoint: A, crashes: true, ..writer_spec(A | B, 1, 2, if large { 3 } else { 2 }) };
+    let mut roles = vec![Role::Writer(capture), Role::Tidier, keeper(&[0b1])];
+    if large {
+        roles.push(Role::Tidier);
+    }
+    model("abandoned", store(&[A, B], None), roles)
+}
+
+/// Two processes of one writer, one of which may have chosen its number long ago, while ends are sealed and claims go.
+fn ledger(large: bool) -> Model {
+    let process = |pack| Role::Writer(WriterSpec { shares_numbers: true, ..writer_spec(A, 1, pack, 2) });
+    let mut roles =
+        vec![process(1), process(4), keeper(&[0b1]), Role::Sweeper(SweeperSpec { first: 1, last: 3 })];
+    if large {
+        roles.push(Role::Sweeper(SweeperSpec { first: 1, last: 3 }));
+    }
+    model("ledger", store(&[A], None), roles)
+}
+
 /// A writer that crashes anywhere and resumes from the packs it left.
 fn resume(large: bool) -> Model {
     let roles =
@@ -216,7 +241,7 @@ fn shrinking_resume(large: bool) -> Model {
 
 /// A retirement that is taken back while keepers act on it.
 fn undo(large: bool) -> Model {
-    let undo = WriterSpec { kind: WriterKind::Undo, ..writer_spec(A, 1, 2, 0) };
+    let undo = WriterSpec { kind: WriterKind::Undo, ..writer_spec(A, 1, 2, u8::from(large)) };
     let mut roles = vec![Role::Writer(undo), keeper(&[0b1]), keeper(&[0b10])];
     if large {
         roles.push(writer(A, 3, 4, 1));
@@ -226,14 +251,23 @@ fn undo(large: bool) -> Model {
     model("undo", store, roles)
 }
 
-/// A copy into this store; the origin has plans and retirements of its own.
+/// Two stores, each with its snapshots, plans and keeper; a snapshot is copied from the first to the second while it is
+/// forgotten and pruned in the first, and while the second is pruned.
 fn copy(large: bool) -> Model {
-    let copier = WriterSpec { kind: WriterKind::Copier, ..writer_spec(A, 1, 2, 1) };
-    let mut roles = vec![Role::Writer(copier), keeper(&[0b1, 0b10, 0b100])];
+    let origin = Side { packs: 0b111, sessions: 0b11, plans: 0b11 };
+    let target = Side { packs: !0b111, sessions: !0b11, plans: 0b1100 };
+    let copier = WriterSpec { kind: WriterKind::Copier, store: 1, ..writer_spec(A, 3, 5, 1) };
+    let there = KeeperSpec { store: 1, ..keeper_spec(&[0b1000, 0b1_0000, 0b10_0000]) };
+    let mut roles = vec![Role::Writer(copier), Role::Keeper(there), keeper(&[0b1, 0b10]), Role::Retirer(0)];
     if large {
-        roles.push(keeper(&[0b1, 0b10, 0b100]));
+        roles.push(Role::Keeper(there));
     }
-    Model { origin_retired: 1, ..model("copy", store(&[A, B], Some(B)), roles) }
+    let mut store = store(&[A, A], Some(A));
+    store.packs |= 0b1_1000;
+    (store.content[3], store.content[4]) = (A, B);
+    store.segments[3] = 0b1_1000;
+    store.sessions[2] = Session { end: End::Snapshot, chunks: B };
+    Model { sides: [origin, target], ..model("copy", store, roles) }
 }
 
 /// A long restore while packs are repacked under it.
@@ -259,7 +293,7 @@ fn model(name: &'static str, store: State, roles: Vec<Role>) -> Model {
         late: false,
         plans_in_pages: false,
         first_plan: 0,
-        origin_retired: 0,
+        sides: [Side::WHOLE; 2],
         rescuer: None,
     }
 }
@@ -281,6 +315,10 @@ fn store(packs: &[Chunks], snapshot: Option<Chunks>) -> State {
         segments,
         plans: [Plan::default(); PLANS],
         sessions,
+        claims: u8::from(snapshot.is_some()),
+        sealed: 0,
+        sealed_open: 0,
+        ends_gone: 0,
         retired: 0,
         late_puts: 0,
         late_entries: 0,
@@ -292,7 +330,7 @@ fn store(packs: &[Chunks], snapshot: Option<Chunks>) -> State {
 }
 
 fn keeper_spec(choices: &'static [Mask]) -> KeeperSpec {
-    KeeperSpec { choices, takes_over: false, repacks: false, stalled: None, session: 0, pack: 0 }
+    KeeperSpec { store: 0, choices, takes_over: false, repacks: false, stalled: None, session: 0, pack: 0 }
 }
 
 fn keeper(choices: &'static [Mask]) -> Role {
@@ -300,7 +338,17 @@ fn keeper(choices: &'static [Mask]) -> Role {
 }
 
 fn writer_spec(want: Chunks, session: usize, pack: usize, restarts: u8) -> WriterSpec {
-    WriterSpec { want, checkpoint: 0, session, pack, restarts, crashes: false, kind: WriterKind::Backup }
+    WriterSpec {
+        want,
+        checkpoint: 0,
+        store: 0,
+        session,
+        pack,
+        restarts,
+        crashes: false,
+        shares_numbers: false,
+        kind: WriterKind::Backup,
+    }
 }
 
 fn writer(want: Chunks, session: usize, pack: usize, restarts: u8) -> Role {

@@ -6,6 +6,7 @@
 use crate::keeper::KeeperState;
 use crate::mergers::{MergerState, PlanMergerState};
 use crate::reader::ReaderState;
+use crate::tidy::{SweeperState, TidierState};
 use crate::writer::WriterState;
 
 /// Slots for packs, and for the index segments written together with them.
@@ -22,14 +23,28 @@ pub type Mask = u8;
 /// Bit set of chunks.
 pub type Chunks = u8;
 
-/// How far a session has come.
+/// One of the stores: the names that belong to it. What an actor lists is what its store has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Side {
+    /// Slots of packs and of segments.
+    pub packs: Mask,
+    /// Slots of sessions.
+    pub sessions: u8,
+    /// Numbers of plans.
+    pub plans: u8,
+}
+
+impl Side {
+    /// The only store of a scenario.
+    pub const WHOLE: Side = Side { packs: u8::MAX, sessions: u8::MAX, plans: u8::MAX };
+}
+
+/// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum End {
-    /// No object at this number.
+    /// It has no end (yet); whether it is open is a matter of its claim.
     #[default]
-    Unclaimed,
-    /// Claimed, no end yet.
-    Open,
+    None,
     /// Ended by a snapshot.
     Snapshot,
     /// Ended by a checkpoint.
@@ -79,6 +94,10 @@ pub enum Memory {
     PlanMerger(PlanMergerState),
     /// A long reader.
     Reader(ReaderState),
+    /// Who retires checkpoints of dead captures.
+    Tidier(TidierState),
+    /// Who seals ends in a ledger and removes claims.
+    Sweeper(SweeperState),
 }
 
 /// One state of the store and all actors.
@@ -94,6 +113,14 @@ pub struct State {
     pub plans: [Plan; PLANS],
     /// Sessions by slot.
     pub sessions: [Session; SESSIONS],
+    /// Claims that exist.
+    pub claims: u8,
+    /// Sessions below the number of a ledger: everybody takes them for ended.
+    pub sealed: u8,
+    /// Of these, the ones that had no end when they were sealed; the ledger knows nothing of what they commit later.
+    pub sealed_open: u8,
+    /// Sessions whose end was deleted once a ledger held it.
+    pub ends_gone: u8,
     /// Sessions whose commits are retired.
     pub retired: u8,
     /// Puts of packs that are under way without a living sender.
@@ -111,9 +138,14 @@ pub struct State {
 }
 
 impl State {
-    /// Packs that some index segment has entries for.
-    pub fn indexed(&self) -> Mask {
-        self.segments.iter().fold(0, |all, one| all | one)
+    /// Packs of a store that some index segment has entries for.
+    pub fn indexed(&self, side: Side) -> Mask {
+        self.segments.iter().fold(0, |all, one| all | one) & side.packs
+    }
+
+    /// Packs of a store that exist and that some index segment has entries for.
+    pub fn resolvable(&self, side: Side) -> Mask {
+        self.packs & self.indexed(side)
     }
 
     /// Packs among `packs` that hold `chunk` (a mask of one bit).
@@ -121,26 +153,38 @@ impl State {
         bits(packs).filter(|p| self.content[*p] & chunk != 0).fold(0, |all, p| all | 1 << p)
     }
 
-    /// Packs condemned and not released by any plan other than `except`.
-    pub fn doomed(&self, except: Option<usize>) -> Mask {
-        let others = self.plans.iter().enumerate().filter(|(n, plan)| plan.present && Some(*n) != except);
+    /// The plans of a store that exist.
+    pub fn plans_of(&self, side: Side) -> impl Iterator<Item = (usize, &Plan)> {
+        let plans = self.plans.iter().enumerate();
+        plans.filter(move |(n, plan)| plan.present && side.plans & (1 << n) != 0)
+    }
+
+    /// Packs condemned and not released by any plan of the store other than `except`.
+    pub fn doomed(&self, side: Side, except: Option<usize>) -> Mask {
+        let others = self.plans_of(side).filter(|(n, _)| Some(*n) != except);
         others.fold(0, |all, (_, plan)| all | (plan.condemned & !plan.kept))
     }
 
-    /// The number after the highest ever used, if the model has room for it.
-    pub fn next_plan(&self, first: usize) -> Option<usize> {
-        let next = self.plans.iter().rposition(|plan| plan.used).map_or(first, |n| n + 1);
-        (next < PLANS).then_some(next)
+    /// The number after the highest ever used in the store, at least `first`, if the model has room for it.
+    pub fn next_plan(&self, side: Side, first: usize) -> Option<usize> {
+        let after_used = bits(side.plans).filter(|n| *n < PLANS && self.plans[*n].used).max().map(|n| n + 1);
+        let from = after_used.unwrap_or(first);
+        bits(side.plans).find(|n| *n >= from && *n < PLANS)
     }
 
-    /// Sessions that are claimed and have no end.
-    pub fn open_sessions(&self) -> u8 {
-        bits_of(&self.sessions, |session| session.end == End::Open)
+    /// Sessions that have an end, as far as their own records say.
+    pub fn ended(&self) -> u8 {
+        bits_of(&self.sessions, |session| session.end != End::None)
     }
 
-    /// Ends an open session; refused (false) when it has an end.
+    /// Sessions of a store that are claimed and have no end.
+    pub fn open_sessions(&self, side: Side) -> u8 {
+        self.claims & !self.ended() & !self.sealed & side.sessions
+    }
+
+    /// Ends a session; refused (false) when it has an end.
     pub fn end_session(&mut self, slot: usize, end: End) -> bool {
-        let free = matches!(self.sessions[slot].end, End::Open | End::Unclaimed);
+        let free = self.sessions[slot].end == End::None;
         if free {
             self.sessions[slot].end = end;
         }

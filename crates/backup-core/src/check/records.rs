@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use keepwell_catalog::names::{self, ObjectName};
+use keepwell_catalog::names::{self, ObjectName, PlanName};
 use keepwell_catalog::{
     CatalogError, CommitKind, Kept, List, ListedObject, Plan, Retired, Session as SessionRecord,
 };
@@ -23,8 +23,9 @@ pub(super) struct Records {
     pub expected: Vec<ListedObject>,
     /// What signed plans condemn.
     pub condemned: BTreeSet<String>,
-    plans: BTreeMap<u64, Vec<String>>,
-    verdicts: BTreeSet<u64>,
+    /// Plans that need a verdict.
+    plans: BTreeMap<PlanName, Vec<String>>,
+    verdicts: BTreeSet<PlanName>,
     ends: Vec<End>,
     lists: BTreeMap<(MemberId, u64), Digest>,
     sessions: BTreeSet<(MemberId, u64)>,
@@ -99,19 +100,21 @@ impl Reader<'_> {
     async fn read(&mut self, name: &str, parsed: ObjectName, records: &mut Records) -> Result<(), Error> {
         let any = Roles::WRITER | Roles::KEEPER;
         match parsed {
-            ObjectName::Plan(n) => {
-                let place = |plan: &Plan| (plan.store, names::plan_key(plan.n));
+            ObjectName::Plan(named) => {
+                let place = |plan: &Plan| (plan.store, names::plan_key(plan.name));
                 if let Some((_, plan)) =
                     self.record(name, Plan::KIND, Roles::KEEPER, Plan::decode, place).await?
                 {
                     records.condemned.extend(plan.condemned.iter().cloned());
-                    records.plans.insert(n, plan.condemned);
+                    if plan.merged.is_empty() {
+                        records.plans.insert(named, plan.condemned);
+                    }
                 }
             }
-            ObjectName::Kept(n) => {
-                let place = |kept: &Kept| (kept.store, names::kept_key(kept.n));
+            ObjectName::Kept(named) => {
+                let place = |kept: &Kept| (kept.store, names::kept_key(kept.name));
                 self.record(name, Kept::KIND, Roles::KEEPER, Kept::decode, place).await?;
-                records.verdicts.insert(n);
+                records.verdicts.insert(named);
             }
             ObjectName::Retired(n) => {
                 let place = |retired: &Retired| (retired.store, names::retired_key(retired.n));

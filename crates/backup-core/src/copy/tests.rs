@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use keepwell_catalog::names::PlanName;
 use keepwell_catalog::{EntryKind, MapKey, Plan, names};
 use keepwell_storage::{ObjectStore, Operation};
 use proptest::prelude::*;
@@ -213,13 +214,13 @@ async fn what_lies_only_in_condemned_packs_is_stored_anew() {
     condemned.extend(world.names("meta/").await);
     let plan = Plan {
         store: world.repository.store_id(),
-        n: 0,
+        name: PlanName::new(0, [0; 4]),
         time: 0,
         condemned: condemned.clone(),
         merged: vec![],
     };
     let signed = world.repository.sign(Plan::KIND, plan.encode()).unwrap();
-    world.store.put_new(&names::plan_key(0), Bytes::from(signed)).await.unwrap();
+    world.store.put_new(&names::plan_key(PlanName::new(0, [0; 4])), Bytes::from(signed)).await.unwrap();
     let new = world.repository.rewrite(&old, RewriteOptions::of(&old).unwrap()).await.unwrap();
     assert!(new.stored_chunks > 100, "{}", new.stored_chunks);
     for name in condemned {
@@ -235,13 +236,13 @@ async fn a_lost_chunk_refuses_a_rewriting_and_leaves_no_open_session() {
     let condemned = world.names("data/").await;
     let plan = Plan {
         store: world.repository.store_id(),
-        n: 0,
+        name: PlanName::new(0, [0; 4]),
         time: 0,
         condemned: condemned.clone(),
         merged: vec![],
     };
     let signed = world.repository.sign(Plan::KIND, plan.encode()).unwrap();
-    world.store.put_new(&names::plan_key(0), Bytes::from(signed)).await.unwrap();
+    world.store.put_new(&names::plan_key(PlanName::new(0, [0; 4])), Bytes::from(signed)).await.unwrap();
     for name in condemned {
         world.delete(&name).await;
     }

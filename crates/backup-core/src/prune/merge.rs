@@ -89,10 +89,10 @@ pub(crate) async fn delete_segments(repository: &Repository, keys: &[String]) ->
 
 /// A plan of index segments only, decided from birth, so that a scrub knows why they are gone.
 async fn record_deletion(repository: &Repository, keys: &[String]) -> Result<(), Error> {
-    let n = repository.write_plan(keys).await?;
-    let kept = Kept { store: repository.store_id(), n, released: Vec::new() };
+    let name = repository.write_plan(keys.to_vec(), Vec::new()).await?;
+    let kept = Kept { store: repository.store_id(), name, released: Vec::new() };
     let signed = repository.sign(Kept::KIND, kept.encode())?;
-    repository.put_own(&names::kept_key(n), signed).await?;
+    repository.put_own(&names::kept_key(name), signed).await?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 
 mod forget;
 mod merge;
+mod merge_plans;
 mod repack;
 mod scan;
 mod sessions;
@@ -11,6 +12,7 @@ mod verdict;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use keepwell_catalog::names::PlanName;
 use keepwell_catalog::{Plan, names};
 use keepwell_crypto::MemberId;
 
@@ -76,6 +78,8 @@ pub struct PruneReport {
     pub fenced: u64,
     /// Index segments merged into fewer.
     pub segments_merged: u64,
+    /// Finished plans of earlier prunes merged into one.
+    pub plans_merged: u64,
 }
 
 impl Repository {
@@ -119,58 +123,57 @@ impl Repository {
         report.packs_repacked = moved.packs.len() as u64;
         let condemned = scan.condemned(&moved.packs);
         if !condemned.is_empty() {
-            let n = self.write_plan(&condemned).await?; // step 4
-            self.decide_and_delete(n, condemned.into_iter().collect(), &scan, &options, &mut report).await?;
+            let name = self.write_plan(condemned.clone(), Vec::new()).await?; // step 4
+            self.decide_and_delete(name, condemned.into_iter().collect(), &scan, &options, &mut report)
+                .await?;
         }
-        for (n, plan) in scan.unfinished.clone() {
-            self.decide_and_delete(n, plan, &scan, &options, &mut report).await?;
+        for (name, plan) in scan.unfinished.clone() {
+            self.decide_and_delete(name, plan, &scan, &options, &mut report).await?;
         }
         report.segments_merged = merge::merge_segments(self).await?;
+        report.plans_merged = merge_plans::merge_plans(self).await?;
         Ok(report)
     }
 
     /// Condemns these packs by a plan of their own, and removes what of them nobody needs. For packs that are damaged.
     pub(crate) async fn condemn(&self, names: Vec<String>) -> Result<(), Error> {
         let retired = self.retired().await?;
-        let n = self.write_plan(&names).await?;
+        let plan = self.write_plan(names.clone(), Vec::new()).await?;
         sessions::settle_sessions(self, PruneOptions::default().fence_after).await?;
         let condemned = names.into_iter().collect();
-        let kept = verdict::decide(self, n, &condemned, &retired).await?;
+        let kept = verdict::decide(self, plan, &condemned, &retired).await?;
         let doomed: Vec<String> = condemned.difference(&kept).cloned().collect();
         verdict::delete_all(self, &doomed).await?;
         Ok(())
     }
 
-    /// Creates the next plan.
-    pub(crate) async fn write_plan(&self, condemned: &[String]) -> Result<u64, Error> {
-        let mut n = read_plans(self).await?.next();
-        loop {
-            let plan = Plan {
-                store: self.store_id(),
-                n,
-                time: self.now(),
-                condemned: condemned.to_vec(),
-                merged: Vec::new(),
-            };
-            let signed = self.sign(Plan::KIND, plan.encode())?;
-            if self.put_own(&names::plan_key(n), signed).await? {
-                return Ok(n);
-            }
-            n += 1;
+    /// Creates the next plan, which replaces the plans `merged`, if any.
+    pub(crate) async fn write_plan(
+        &self,
+        condemned: Vec<String>,
+        merged: Vec<PlanName>,
+    ) -> Result<PlanName, Error> {
+        let (store, time) = (self.store_id(), self.now());
+        let name = PlanName::new(read_plans(self).await?.next, self.random_suffix());
+        let plan = Plan { store, name, time, condemned, merged };
+        let signed = self.sign(Plan::KIND, plan.encode())?;
+        if self.put_own(&names::plan_key(name), signed).await? {
+            return Ok(name);
         }
+        Err(Error::damaged(names::plan_key(name), "a name that was just drawn at random is taken"))
     }
 
     /// Steps 5 to 8 for one plan, our own or one that a keeper left without a verdict.
     async fn decide_and_delete(
         &self,
-        n: u64,
+        plan: PlanName,
         condemned: BTreeSet<String>,
         scan: &Scan,
         options: &PruneOptions,
         report: &mut PruneReport,
     ) -> Result<(), Error> {
         report.fenced += sessions::settle_sessions(self, options.fence_after).await?; // step 5
-        let kept = verdict::decide(self, n, &condemned, &scan.retired).await?; // steps 6 and 7
+        let kept = verdict::decide(self, plan, &condemned, &scan.retired).await?; // steps 6 and 7
         report.kept += kept.len() as u64;
         let doomed: Vec<String> = condemned.difference(&kept).cloned().collect();
         report.bytes_freed += doomed.iter().filter_map(|name| scan.size_of(name)).sum::<u64>();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use keepwell_catalog::names::ObjectName;
+use keepwell_catalog::names::{ObjectName, PlanName};
 use keepwell_catalog::{CommitKind, ContentName, IndexSet, Location, PackClass, PackRef, PackSet, names};
 use keepwell_crypto::{ChunkId, MemberId};
 
@@ -46,7 +46,7 @@ pub(super) struct Scan {
     /// Packs in no index, stale state, manifests of retired snapshots: whole keys.
     others: Vec<String>,
     /// Plans without a verdict, and plans with one of which something still exists.
-    pub unfinished: BTreeMap<u64, BTreeSet<String>>,
+    pub unfinished: BTreeMap<PlanName, BTreeSet<String>>,
     sizes: HashMap<String, u64>,
     /// Whether there are checkpoints whose capture has probably died.
     pub stale_checkpoints: bool,
@@ -278,14 +278,10 @@ impl Scan {
                 existing.insert(text);
             }
         }
-        for (n, plan) in &plans.plans {
-            let left: BTreeSet<String> =
-                plan.condemned.iter().filter(|c| existing.contains(*c)).cloned().collect();
-            let released = plans.verdicts.get(n);
-            let undecided = released.is_none();
-            let undone = released.is_some_and(|released| left.iter().any(|name| !released.contains(name)));
-            if undecided || undone {
-                self.unfinished.insert(*n, plan.condemned.iter().cloned().collect());
+        for (name, plan) in &plans.plans {
+            let undecided = !plans.verdicts.contains_key(name);
+            if undecided || plans.left_of(name).any(|name| existing.contains(name)) {
+                self.unfinished.insert(*name, plan.condemned.iter().cloned().collect());
             }
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use keepwell_catalog::names::PlanName;
 use keepwell_catalog::{Kept, Location, PackSet, names};
 use keepwell_crypto::{ChunkId, MemberId};
 use keepwell_storage::Key;
@@ -11,29 +12,29 @@ use super::scan::{decided_ends, live_ends, needed_state, roots_of};
 use crate::Error;
 use crate::mark::{Marks, Visitor, visit};
 use crate::read::Nodes;
-use crate::repository::{Repository, read_plans};
+use crate::repository::{Repository, read_plans, read_verdict};
 
 /// Deletes at once.
 const DELETES_MAX: usize = 16;
 
-/// Rescans and creates the verdict of plan `n`. Gives the names it keeps; if somebody else decided first, theirs.
+/// Rescans and creates the verdict on a plan. Gives the names it keeps; if somebody else decided first, theirs.
 ///
 /// The order of reading is commits, index, other plans: see docs/pruning.md.
 pub(super) async fn decide(
     repository: &Repository,
-    n: u64,
+    plan: PlanName,
     condemned: &BTreeSet<String>,
     retired: &BTreeSet<(MemberId, u64)>,
 ) -> Result<BTreeSet<String>, Error> {
     let ends = decided_ends(repository).await?;
     repository.refresh_index().await?;
     let plans = read_plans(repository).await?;
-    if let Some(released) = plans.verdicts.get(&n) {
+    if let Some(released) = plans.verdicts.get(&plan) {
         return Ok(released.clone());
     }
     let live = live_ends(&ends, retired);
     let roots = roots_of(repository, &live).await?;
-    let others_doomed = PackSet::from_keys(plans.doomed_except(n));
+    let others_doomed = PackSet::from_keys(plans.doomed_except(Some(plan)));
     let ours = PackSet::from_keys(condemned.iter().map(String::as_str));
     let mut kept = needed_packs(repository, roots, ours, others_doomed).await?;
     for end in &live {
@@ -42,13 +43,13 @@ pub(super) async fn decide(
     }
     // Of a session that was still at work during the scan, the state looked like an orphan too.
     kept.extend(needed_state(&ends).into_iter().filter(|key| condemned.contains(key)));
-    let record = Kept { store: repository.store_id(), n, released: kept.iter().cloned().collect() };
+    let record = Kept { store: repository.store_id(), name: plan, released: kept.iter().cloned().collect() };
     let signed = repository.sign(Kept::KIND, record.encode())?;
-    if repository.put_own(&names::kept_key(n), signed).await? {
+    if repository.put_own(&names::kept_key(plan), signed).await? {
         return Ok(kept);
     }
-    let decided = read_plans(repository).await?.verdicts.remove(&n);
-    decided.ok_or_else(|| Error::damaged(names::kept_key(n), "it exists, and cannot be read"))
+    // The plan may have been merged since; its verdict stays.
+    read_verdict(repository, plan).await
 }
 
 /// Keeps every location, in this plan, of a chunk that is safe nowhere else.

@@ -28,7 +28,7 @@ pub use snapshots::{Snapshot, SnapshotState};
 pub(crate) use create::seal_keyring;
 pub(crate) use ends::{Before, End, read_before, read_ends, read_own_ends_back, verify_end};
 pub(crate) use open::{read_chain, read_keyring};
-pub(crate) use plans::{Plans, read_plans};
+pub(crate) use plans::{Plans, read_plans, read_verdict};
 
 use crate::Error;
 use crate::cache::Cache;

@@ -2,62 +2,62 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use keepwell_catalog::names::ObjectName;
+use bytes::Bytes;
+use keepwell_catalog::names::{self, ObjectName, PlanName};
 use keepwell_catalog::{Kept, PackSet, Plan};
 use keepwell_crypto::trust::Roles;
+use keepwell_storage::Key;
 
 use super::Repository;
 use crate::Error;
 
 /// How often a listing of `gc/` is begun anew because a plan was merged while it was read.
 const ATTEMPTS: usize = 10;
+/// Where plans and verdicts are kept in the local cache. Their names are never used twice.
+const DIRECTORY: &str = "plans";
 
 /// All plans with their verdicts.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Plans {
-    pub plans: BTreeMap<u64, Plan>,
+    pub plans: BTreeMap<PlanName, Plan>,
     /// Released names by plan; a plan without an entry is undecided.
-    pub verdicts: BTreeMap<u64, BTreeSet<String>>,
+    pub verdicts: BTreeMap<PlanName, BTreeSet<String>>,
+    /// The number for a new plan: above every plan and every verdict, also verdicts of plans that were merged.
+    pub next: u64,
 }
 
 impl Plans {
     /// Names that some plan condemns and that plan's verdict does not release.
     pub fn doomed(&self) -> impl Iterator<Item = &str> {
-        self.doomed_except(u64::MAX)
+        self.doomed_except(None)
     }
 
     /// The same without regard to one plan.
-    pub fn doomed_except(&self, except: u64) -> impl Iterator<Item = &str> {
-        self.plans.iter().filter(move |(n, _)| **n != except).flat_map(|(n, plan)| {
-            let released = self.verdicts.get(n);
-            plan.condemned
-                .iter()
-                .map(String::as_str)
-                .filter(move |name| !released.is_some_and(|r| r.contains(*name)))
-        })
+    pub fn doomed_except(&self, except: Option<PlanName>) -> impl Iterator<Item = &str> {
+        let others = self.plans.keys().filter(move |name| Some(**name) != except);
+        others.flat_map(|name| self.left_of(name))
     }
 
     /// Names dead by verdict: doomed by a plan that is decided.
     pub fn dead(&self) -> impl Iterator<Item = &str> {
-        self.verdicts.iter().filter_map(|(n, released)| Some((self.plans.get(n)?, released))).flat_map(
-            |(plan, released)| {
-                plan.condemned.iter().map(String::as_str).filter(move |name| !released.contains(*name))
-            },
-        )
+        self.verdicts.keys().flat_map(|name| self.left_of(name))
+    }
+
+    /// What one plan condemns and its verdict does not release.
+    pub fn left_of(&self, name: &PlanName) -> impl Iterator<Item = &str> {
+        let released = self.verdicts.get(name);
+        let condemned = self.plans.get(name).into_iter().flat_map(|plan| &plan.condemned);
+        condemned.map(String::as_str).filter(move |name| !released.is_some_and(|r| r.contains(*name)))
     }
 
     /// The packs that do not exist for a writer.
     pub fn doomed_packs(&self) -> PackSet {
         PackSet::from_keys(self.doomed())
     }
-
-    /// The number for a new plan.
-    pub fn next(&self) -> u64 {
-        self.plans.keys().chain(self.verdicts.keys()).max().map_or(0, |n| n + 1)
-    }
 }
 
-/// Reads every plan and verdict. Costs a listing and one request per plan and verdict.
+/// Reads every plan, and the verdicts of plans that exist. Costs a listing and one request per plan and verdict that the
+/// local cache lacks.
 pub(crate) async fn read_plans(repository: &Repository) -> Result<Plans, Error> {
     let mut error = None;
     for _ in 0..ATTEMPTS {
@@ -71,27 +71,84 @@ pub(crate) async fn read_plans(repository: &Repository) -> Result<Plans, Error> 
 
 async fn try_read(repository: &Repository) -> Result<Plans, Error> {
     let mut plans = Plans::default();
+    let (mut listed, mut decided) = (BTreeSet::new(), BTreeSet::new());
     for info in repository.list("gc/").await? {
-        let Ok(name) = info.key.as_str().parse::<ObjectName>() else { continue };
-        match name {
-            ObjectName::Plan(n) => {
-                let payload = repository.read_authored(&info.key, Plan::KIND, Roles::KEEPER).await?;
-                let plan = Plan::decode(&payload)?;
-                if plan.store != repository.store_id() || plan.n != n {
-                    return Err(Error::damaged(&info.key, "it belongs elsewhere"));
-                }
-                plans.plans.insert(n, plan);
-            }
-            ObjectName::Kept(n) => {
-                let payload = repository.read_authored(&info.key, Kept::KIND, Roles::KEEPER).await?;
-                let kept = Kept::decode(&payload)?;
-                if kept.store != repository.store_id() || kept.n != n {
-                    return Err(Error::damaged(&info.key, "it belongs elsewhere"));
-                }
-                plans.verdicts.insert(n, kept.released.into_iter().collect());
-            }
+        match info.key.as_str().parse() {
+            Ok(ObjectName::Plan(name)) => _ = listed.insert(name),
+            Ok(ObjectName::Kept(name)) => _ = decided.insert(name),
             _ => {}
         }
     }
+    plans.next = listed.iter().chain(&decided).map(PlanName::n).max().map_or(0, |n| n + 1);
+    for name in &listed {
+        let plan = read_plan(repository, *name).await?;
+        if !plan.merged.is_empty() {
+            plans.verdicts.insert(*name, BTreeSet::new());
+        } else if decided.contains(name) {
+            plans.verdicts.insert(*name, read_verdict(repository, *name).await?);
+        }
+        plans.plans.insert(*name, plan);
+    }
+    forget_others(repository, &listed);
     Ok(plans)
+}
+
+async fn read_plan(repository: &Repository, name: PlanName) -> Result<Plan, Error> {
+    let key = names::plan_key(name);
+    let decode = |bytes: &Bytes| {
+        let payload = repository.open_authored(&key, bytes, Plan::KIND, Roles::KEEPER)?;
+        let plan = Plan::decode(&payload).map_err(|e| Error::damaged(&key, e))?;
+        in_place(&key, plan.store == repository.store_id() && plan.name == name).map(|()| plan)
+    };
+    read_cached(repository, &key, name, decode).await
+}
+
+/// The names that the verdict on a plan releases; the plan itself need not exist any more.
+pub(crate) async fn read_verdict(repository: &Repository, name: PlanName) -> Result<BTreeSet<String>, Error> {
+    let key = names::kept_key(name);
+    let decode = |bytes: &Bytes| {
+        let payload = repository.open_authored(&key, bytes, Kept::KIND, Roles::KEEPER)?;
+        let kept = Kept::decode(&payload).map_err(|e| Error::damaged(&key, e))?;
+        in_place(&key, kept.store == repository.store_id() && kept.name == name)?;
+        Ok(kept.released.into_iter().collect())
+    };
+    read_cached(repository, &key, name, decode).await
+}
+
+fn in_place(key: &Key, is_in_place: bool) -> Result<(), Error> {
+    if is_in_place { Ok(()) } else { Err(Error::damaged(key, "it belongs elsewhere")) }
+}
+
+/// From the cache if what it holds verifies, otherwise from the store. Names without a suffix are not cached: they come
+/// from a version that could not promise that they are unique.
+async fn read_cached<T>(
+    repository: &Repository,
+    key: &Key,
+    name: PlanName,
+    decode: impl Fn(&Bytes) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let file = key.as_str().rsplit('/').next().unwrap_or_default();
+    let cached = format!("{DIRECTORY}/{file}");
+    let held = repository.cache().open(&cached).filter(|_| name.suffix().is_some());
+    let held = held.and_then(|file| file.read_at(0, usize::try_from(file.len()).ok()?).ok());
+    if let Some(Ok(found)) = held.map(|bytes| decode(&bytes)) {
+        return Ok(found);
+    }
+    let bytes = repository.store().get(key).await?;
+    let found = decode(&bytes)?;
+    if name.suffix().is_some() {
+        // A cache that cannot be written costs requests, nothing else.
+        let _ = repository.cache().store(&cached, &bytes);
+    }
+    Ok(found)
+}
+
+/// Drops plans from the cache that were merged into others.
+fn forget_others(repository: &Repository, listed: &BTreeSet<PlanName>) {
+    for file in repository.cache().list(DIRECTORY) {
+        let plan = file.strip_suffix(".kept").unwrap_or(&file).parse::<PlanName>();
+        if plan.is_ok_and(|plan| !listed.contains(&plan)) {
+            repository.cache().remove(&format!("{DIRECTORY}/{file}"));
+        }
+    }
 }

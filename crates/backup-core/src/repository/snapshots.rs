@@ -154,7 +154,18 @@ impl Repository {
     /// Reads a record signed by somebody who has, or had, a role; gives its payload.
     pub(crate) async fn read_authored(&self, key: &Key, kind: &str, role: Roles) -> Result<Vec<u8>, Error> {
         let bytes = self.store().get(key).await?;
-        let signed = Signed::from_bytes(&bytes).map_err(|e| Error::damaged(key, e))?;
+        self.open_authored(key, &bytes, kind, role)
+    }
+
+    /// The same for stored bytes that are at hand.
+    pub(crate) fn open_authored(
+        &self,
+        key: &Key,
+        bytes: &[u8],
+        kind: &str,
+        role: Roles,
+    ) -> Result<Vec<u8>, Error> {
+        let signed = Signed::from_bytes(bytes).map_err(|e| Error::damaged(key, e))?;
         let chain = self.chain_lock().read().unwrap_or_else(std::sync::PoisonError::into_inner);
         chain.verify_author(&signed, kind, role).map_err(|e| Error::damaged(key, e))?;
         Ok(signed.payload)

@@ -5,6 +5,7 @@ use keepwell_crypto::{MemberId, SnapshotId, StoreId};
 use super::codec::{MapWriter, Reader, put_member_uint, read_map, required};
 use crate::cbor::{put_array, put_bytes, put_text, put_uint};
 use crate::error::CatalogError;
+use crate::names::PlanName;
 
 /// A snapshot that is forgotten.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,13 +90,13 @@ pub struct Plan {
     /// Store that is pruned.
     pub store: StoreId,
     /// Which plan.
-    pub n: u64,
+    pub name: PlanName,
     /// Nanoseconds since 1970.
     pub time: i64,
     /// Whole keys of the objects that are to go; entries that lead to them do not exist from now on.
     pub condemned: Vec<String>,
-    /// Plans that this one replaces.
-    pub merged: Vec<u64>,
+    /// Decided plans that this one replaces; if there are any, it is decided itself and releases nothing.
+    pub merged: Vec<PlanName>,
 }
 
 impl Plan {
@@ -107,38 +108,50 @@ impl Plan {
     pub fn encode(&self) -> Vec<u8> {
         let mut map = MapWriter::default();
         map.bytes(0, self.store.as_bytes());
-        map.uint(1, self.n);
+        map.uint(1, self.name.n());
         map.int(2, self.time);
         map.texts(3, &self.condemned);
-        map.array(4, &self.merged, |out, n| put_uint(out, *n));
+        map.array(4, &self.merged, |out, name| put_text(out, &name.to_string()));
+        if let Some(suffix) = self.name.suffix() {
+            map.bytes(5, &suffix);
+        }
         map.finish()
     }
 
     /// Reads the payload of a prune plan.
     pub fn decode(bytes: &[u8]) -> Result<Self, CatalogError> {
         let (mut head, mut time, mut condemned, mut merged) = (Head::default(), None, None, Vec::new());
+        let mut suffix = None;
         read_map(Self::WHAT, bytes, |reader, key| {
             match key {
                 2 => time = Some(reader.int()?),
                 3 => condemned = Some(reader.texts()?),
-                4 => merged = reader.array(Reader::uint)?,
+                4 => merged = reader.array(Reader::parsed)?,
+                5 => suffix = Some(reader.exact()?),
                 _ => return head.read(reader, key),
             }
             Ok(true)
         })?;
         let (store, n) = head.finish(Self::WHAT)?;
         let time = required(Self::WHAT, "time", time)?;
-        Ok(Plan { store, n, time, condemned: required(Self::WHAT, "array of objects", condemned)?, merged })
+        let name = PlanName::from_parts(n, suffix);
+        Ok(Plan {
+            store,
+            name,
+            time,
+            condemned: required(Self::WHAT, "array of objects", condemned)?,
+            merged,
+        })
     }
 }
 
-/// Payload of what prune plan `n` released: condemned, but kept after all.
+/// Payload of the verdict on a prune plan: what it condemned, but is kept after all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
     /// Store that is pruned.
     pub store: StoreId,
     /// Which plan.
-    pub n: u64,
+    pub name: PlanName,
     /// Whole keys of the objects that stay.
     pub released: Vec<String>,
 }
@@ -152,23 +165,28 @@ impl Kept {
     pub fn encode(&self) -> Vec<u8> {
         let mut map = MapWriter::default();
         map.bytes(0, self.store.as_bytes());
-        map.uint(1, self.n);
+        map.uint(1, self.name.n());
         map.texts(2, &self.released);
+        if let Some(suffix) = self.name.suffix() {
+            map.bytes(3, &suffix);
+        }
         map.finish()
     }
 
     /// Reads the payload of a release.
     pub fn decode(bytes: &[u8]) -> Result<Self, CatalogError> {
-        let (mut head, mut released) = (Head::default(), None);
-        read_map(Self::WHAT, bytes, |reader, key| match key {
-            2 => {
-                released = Some(reader.texts()?);
-                Ok(true)
+        let (mut head, mut released, mut suffix) = (Head::default(), None, None);
+        read_map(Self::WHAT, bytes, |reader, key| {
+            match key {
+                2 => released = Some(reader.texts()?),
+                3 => suffix = Some(reader.exact()?),
+                _ => return head.read(reader, key),
             }
-            _ => head.read(reader, key),
+            Ok(true)
         })?;
         let (store, n) = head.finish(Self::WHAT)?;
-        Ok(Kept { store, n, released: required(Self::WHAT, "array of objects", released)? })
+        let name = PlanName::from_parts(n, suffix);
+        Ok(Kept { store, name, released: required(Self::WHAT, "array of objects", released)? })
     }
 }
 

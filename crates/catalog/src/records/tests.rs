@@ -8,10 +8,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::CatalogError;
 use crate::cbor::{put_bytes, put_map, put_uint};
-use crate::names::ContentName;
+use crate::names::{ContentName, PlanName};
 
 type Decode<T> = fn(&[u8]) -> Result<T, CatalogError>;
 
+const SUFFIX: [u8; 4] = [0x0b, 0xad, 0xca, 0xfe];
 const STORE: StoreId = StoreId::from_bytes([0x5a; 16]);
 const WRITER: MemberId = MemberId::from_bytes([1, 2, 3, 4, 5, 6, 7, 8]);
 const TIME: i64 = 1_763_700_000_000_000_000;
@@ -150,14 +151,19 @@ fn collection_bytes() {
     golden(&retired, &retired.encode(), Retired::decode, RETIRED);
     let plan = Plan {
         store: STORE,
-        n: 4,
+        name: PlanName::new(4, SUFFIX),
         time: TIME,
         condemned: vec!["data/00/x".into()],
-        merged: vec![1, 4_294_967_296],
+        merged: vec![PlanName::from_parts(1, None), PlanName::new(2, SUFFIX)],
     };
     golden(&plan, &plan.encode(), Plan::decode, PLAN);
-    let kept = Kept { store: STORE, n: 4, released: vec!["data/00/x".into()] };
+    let kept = Kept { store: STORE, name: PlanName::new(4, SUFFIX), released: vec!["data/00/x".into()] };
     golden(&kept, &kept.encode(), Kept::decode, KEPT);
+    let first_version = PlanName::from_parts(4, None);
+    let plan = Plan { name: first_version, merged: Vec::new(), ..plan };
+    golden(&plan, &plan.encode(), Plan::decode, PLAN_WITHOUT_SUFFIX);
+    let kept = Kept { name: first_version, ..kept };
+    golden(&kept, &kept.encode(), Kept::decode, KEPT_WITHOUT_SUFFIX);
     let marks =
         Marks { store: STORE, n: 5, snapshots: vec![(SnapshotId::from_bytes([0x33; 32]), "marks".into())] };
     golden(&marks, &marks.encode(), Marks::decode, MARKS);
@@ -248,9 +254,12 @@ const RETIRED: &str = "\
     a500505a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a0103021b1879ebce365b4000038183480102030405060708190100706e\
     6f2072756c65206b6565707320697404818248010203040506070807";
 const PLAN: &str = "\
-    a500505a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a0104021b1879ebce365b4000038169646174612f30302f780482011b00\
-    00000100000000";
-const KEPT: &str = "a300505a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a0104028169646174612f30302f78";
+    a600505a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a0104021b1879ebce365b4000038169646174612f30302f7804826a3030\
+    303030303030303173303030303030303030322d306261646361666505440badcafe";
+const PLAN_WITHOUT_SUFFIX: &str = "\
+    a500505a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a0104021b1879ebce365b4000038169646174612f30302f780480";
+const KEPT: &str = "a400505a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a0104028169646174612f30302f7803440badcafe";
+const KEPT_WITHOUT_SUFFIX: &str = "a300505a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a0104028169646174612f30302f78";
 const MARKS: &str = "\
     a300505a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a0105028182582033333333333333333333333333333333333333333333\
     33333333333333333333656d61726b73";

@@ -1,0 +1,92 @@
+//! Merging plans: many that are decided and done become one, so that what everybody has to read stays few.
+
+use std::collections::BTreeSet;
+
+use keepwell_catalog::names::{self, PlanName};
+
+use super::verdict::delete_all;
+use crate::Error;
+use crate::repository::{Plans, Repository, read_plans};
+
+/// Decided plans are merged when there are more than this many.
+const PLANS_MAX: usize = 8;
+
+/// Replaces decided plans by one under a higher number that condemns all that they doom; their verdicts stay. Gives how
+/// many went. A crash in between leaves plans that say the same twice, and the next merge takes them in.
+pub(super) async fn merge_plans(repository: &Repository) -> Result<u64, Error> {
+    let plans = read_plans(repository).await?;
+    let inputs = mergeable(&plans);
+    if inputs.len() <= PLANS_MAX {
+        return Ok(0);
+    }
+    let condemned: BTreeSet<&str> = inputs.iter().flat_map(|name| plans.left_of(name)).collect();
+    let condemned = condemned.into_iter().map(str::to_owned).collect();
+    repository.write_plan(condemned, inputs.clone()).await?;
+    let keys: Vec<String> = inputs.iter().map(|name| names::plan_key(*name).to_string()).collect();
+    delete_all(repository, &keys).await
+}
+
+/// Decided plans, but for those of the first version: without a suffix their names could be given a second time.
+fn mergeable(plans: &Plans) -> Vec<PlanName> {
+    plans.verdicts.keys().copied().filter(|name| name.suffix().is_some()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::World;
+
+    #[tokio::test]
+    async fn many_plans_become_one_that_dooms_the_same() {
+        let world = World::new().await;
+        let repository = &world.repository;
+        for n in 0..20u8 {
+            let name = format!("data/00/{}-00000000", hex::encode([n; 32]));
+            super::super::merge::delete_segments(repository, &[name]).await.unwrap();
+        }
+        let before: BTreeSet<String> =
+            read_plans(repository).await.unwrap().doomed().map(str::to_owned).collect();
+        assert_eq!(before.len(), 20);
+        assert_eq!(merge_plans(repository).await.unwrap(), 20);
+        let after = read_plans(repository).await.unwrap();
+        assert_eq!(after.plans.len(), 1);
+        assert_eq!(after.doomed().collect::<BTreeSet<_>>(), before.iter().map(String::as_str).collect());
+        assert_eq!(after.dead().count(), 20, "a merged plan is decided");
+        assert!(after.next > 20, "numbers rise on");
+        assert_eq!(world.names("gc/").await.len(), 21, "verdicts stay");
+        assert_eq!(merge_plans(repository).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn plans_without_a_verdict_stay() {
+        let world = World::new().await;
+        let undecided = world.repository.write_plan(vec!["data/x".into()], Vec::new()).await.unwrap();
+        for _ in 0..20 {
+            super::super::merge::delete_segments(&world.repository, &[]).await.unwrap();
+        }
+        merge_plans(&world.repository).await.unwrap();
+        let plans = read_plans(&world.repository).await.unwrap();
+        assert_eq!(plans.plans.len(), 2);
+        assert!(!plans.verdicts.contains_key(&undecided));
+    }
+
+    #[tokio::test]
+    async fn a_merge_leaves_what_the_verdicts_released() {
+        let world = World::new().await;
+        let repository = &world.repository;
+        let condemned: Vec<String> = ["data/00/a", "data/00/b"].map(str::to_owned).to_vec();
+        for _ in 0..9 {
+            let name = repository.write_plan(condemned.clone(), Vec::new()).await.unwrap();
+            let kept = keepwell_catalog::Kept {
+                store: repository.store_id(),
+                name,
+                released: vec!["data/00/b".to_owned()],
+            };
+            let signed = repository.sign(keepwell_catalog::Kept::KIND, kept.encode()).unwrap();
+            repository.put_own(&names::kept_key(name), signed).await.unwrap();
+        }
+        assert_eq!(merge_plans(repository).await.unwrap(), 9);
+        let plans = read_plans(repository).await.unwrap();
+        assert_eq!(plans.doomed().collect::<Vec<_>>(), ["data/00/a"]);
+    }
+}

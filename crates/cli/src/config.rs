@@ -69,6 +69,10 @@ pub struct Profile {
     pub retention: Option<RetentionArgs>,
     /// How much may be used.
     pub limits: Limits,
+    /// What the location of a repository in the network does not say itself.
+    pub storage: keepwell_storage::Settings,
+    /// What a repository in the network is opened with.
+    pub credentials: keepwell_storage::CredentialSources,
 }
 
 /// How much may be used.
@@ -121,14 +125,23 @@ pub struct Wanted<'a> {
     pub home: &'a Path,
 }
 
-/// Reads the wanted profile; an empty one where there is none and nobody asked for one.
-pub fn load(wanted: &Wanted<'_>) -> Result<Profile> {
+/// What a configuration file says.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The wanted profile; an empty one where there is none and nobody asked for one.
+    pub profile: Profile,
+    /// The others, by name.
+    pub others: Vec<Profile>,
+}
+
+/// Reads the wanted profile and, for what they know of places, the others.
+pub fn load(wanted: &Wanted<'_>) -> Result<Loaded> {
     let shown = wanted.file.display();
     let text = match fs::read_to_string(wanted.file) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound && !wanted.file_is_named => {
             return match wanted.profile {
-                None => Ok(Profile::default()),
+                None => Ok(Loaded::default()),
                 Some(name) => {
                     Err(Complaint::usage(format!("there is no profile `{name}`: `{shown}` does not exist"))
                         .into())
@@ -138,16 +151,17 @@ pub fn load(wanted: &Wanted<'_>) -> Result<Profile> {
         Err(error) => return Err(Complaint::usage(format!("read `{shown}`: {error}")).into()),
     };
     let mut file = parse(&text, &shown.to_string())?;
+    for (name, profile) in &mut file.profile {
+        profile.name = Some(name.clone());
+        profile.expand_home(wanted.home);
+    }
     let name = wanted.profile.unwrap_or(DEFAULT_PROFILE);
-    let Some(mut profile) = file.profile.remove(name) else {
-        return match wanted.profile {
-            None => Ok(Profile::default()),
-            Some(_) => Err(no_profile(name, &shown.to_string(), &file)),
-        };
+    let profile = match (file.profile.remove(name), wanted.profile) {
+        (Some(profile), _) => profile,
+        (None, None) => Profile::default(),
+        (None, Some(_)) => return Err(no_profile(name, &shown.to_string(), &file)),
     };
-    profile.name = Some(name.to_owned());
-    profile.expand_home(wanted.home);
-    Ok(profile)
+    Ok(Loaded { profile, others: file.profile.into_values().collect() })
 }
 
 fn no_profile(name: &str, shown: &str, file: &File) -> anyhow::Error {
@@ -207,7 +221,10 @@ impl Profile {
         let lists = [&mut self.paths, &mut self.exclude_files].into_iter().flatten();
         let single =
             [&mut self.key_file, &mut self.passphrase_file, &mut self.cache, &mut self.require_mount];
-        for path in lists.chain(single.into_iter().flatten()) {
+        let storage = &mut self.storage;
+        let storage = [&mut storage.ca_file, &mut storage.identity_file, &mut storage.known_hosts_file];
+        let all = lists.chain(single.into_iter().flatten()).chain(storage.into_iter().flatten());
+        for path in all.chain(self.credentials.files_mut()) {
             if let Ok(rest) = path.strip_prefix("~") {
                 *path = home.join(rest);
             }
@@ -239,9 +256,19 @@ within = "2d"
 upload = "5MiB"
 memory = 134217728
 [profile.other]
+[profile.other.storage]
+endpoint = "https://s3.example.org"
+ca-file = "~/ca.pem"
+[profile.other.credentials]
+access-key = "AK"
+secret-key-file = "~/secret"
 "#;
 
     fn read(text: &str, profile: Option<&str>) -> Result<Profile> {
+        read_all(text, profile).map(|loaded| loaded.profile)
+    }
+
+    fn read_all(text: &str, profile: Option<&str>) -> Result<Loaded> {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config.toml");
         fs::write(&file, text).unwrap();
@@ -259,7 +286,12 @@ memory = 134217728
         assert_eq!(profile.limits.memory, Some(Size(128 << 20)));
         let policy = profile.retention.unwrap().policy();
         assert!(policy.daily.is_some() && policy.within.is_some() && policy.hourly.is_none());
-        assert_eq!(read(GOOD, Some("other")).unwrap().name.as_deref(), Some("other"));
+        let other = read(GOOD, Some("other")).unwrap();
+        assert_eq!(other.name.as_deref(), Some("other"));
+        assert_eq!(other.storage.ca_file, Some("/home/me/ca.pem".into()));
+        assert_eq!(other.credentials.secret_key_file, Some("/home/me/secret".into()));
+        let others = read_all(GOOD, None).unwrap().others;
+        assert!(others.len() == 1 && others[0].credentials == other.credentials, "{others:?}");
     }
 
     #[test]
@@ -269,6 +301,14 @@ memory = 134217728
             ("[profile.a]\ncompression-level = \"high\"\n", ":2:21:", "invalid type", ""),
             ("[profile.a\n", ":1:11:", "", ""),
             ("[profile.a.retention]\ndaily = \"many\"\n", ":2:9:", "`many` is no number", ""),
+            ("[profile.a.storage]\npath-stile = true\n", ":2:1:", "`path-stile` is unknown", "`path-style`"),
+            ("[profile.a.storage]\ntls-min = \"1.1\"\n", ":2:11:", "`1.1` is none of `1.2`, `1.3`", ""),
+            (
+                "[profile.a.credentials]\nsecret-key = \"x\"\n",
+                ":2:1:",
+                "`secret-key` is unknown",
+                "secret-key-file",
+            ),
             ("[profile.a.limits]\nupload = \"5 miles\"\n", ":2:10:", "is no unit", ""),
             ("[profiles.a]\n", ":1:2:", "the key `profiles` is unknown", "`profile`"),
         ] {

@@ -21,6 +21,8 @@ pub struct Context {
     pub environment: Environment,
     /// The profile in force; empty where there is none.
     pub profile: Profile,
+    /// The other profiles of the file: they know other places.
+    pub other_profiles: Vec<Profile>,
     /// Where output goes.
     pub printer: Arc<Printer>,
     /// Whether the work should stop.
@@ -34,13 +36,20 @@ impl Context {
         let file_is_named = named_file.is_some();
         let file = named_file.unwrap_or_else(|| environment.config_dir().join("config.toml"));
         let named_profile = global.profile.clone().or_else(|| environment.profile.clone());
-        let profile = config::load(&Wanted {
+        let config::Loaded { profile, others } = config::load(&Wanted {
             file: &file,
             file_is_named,
             profile: named_profile.as_deref(),
             home: &environment.home(),
         })?;
-        Ok(Self { global, environment, profile, printer, interrupt: Interrupt::default() })
+        Ok(Self {
+            global,
+            environment,
+            profile,
+            other_profiles: others,
+            printer,
+            interrupt: Interrupt::default(),
+        })
     }
 
     /// Nanoseconds since 1970.

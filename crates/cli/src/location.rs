@@ -2,42 +2,43 @@
 
 use std::fmt;
 use std::num::NonZeroU64;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
 use backup_core::Error as CoreError;
 use keepwell_storage::{
-    LocalFs, LocalOptions, ObjectStore, RateLimits, RetryPolicy, Retrying, StorageErrorKind, Throttled,
+    ConnectOptions, LocalFs, LocalOptions, ObjectStore, Place, ProbeReport, Purpose, RateLimits, RetryPolicy,
+    Retrying, StorageErrorKind, Throttled, connect, probe,
 };
 
+use crate::config::Profile;
 use crate::context::Context;
 use crate::exit::Complaint;
 use crate::stop::StoppableStore;
 
-/// A directory that holds, or will hold, a repository.
+/// Where a repository is, or will be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Location(PathBuf);
+pub struct Location(keepwell_storage::Location);
 
 impl Location {
-    /// Understands a path, also as `file:PATH`; it becomes absolute.
+    /// Understands a path or a URL; a path becomes absolute.
     pub fn parse(text: &str) -> Result<Self> {
-        let path = text.strip_prefix("file:").unwrap_or(text);
-        let path = path.strip_prefix("//").filter(|_| text.starts_with("file:")).unwrap_or(path);
-        if path.is_empty() {
-            return Err(Complaint::usage("the repository has no name").into());
+        let mut location: keepwell_storage::Location =
+            text.parse().map_err(|error: keepwell_storage::InvalidLocation| {
+                let complaint = Complaint::usage(error.to_string());
+                error.hint.into_iter().fold(complaint, Complaint::hint)
+            })?;
+        if let Place::Directory(path) = &mut location.place {
+            *path = std::path::absolute(&*path)
+                .map_err(|e| Complaint::usage(format!("`{}` is no path: {e}", path.display())))?;
         }
-        if let Some((scheme, _)) = path.split_once("://") {
-            let complaint = Complaint::usage(format!("repositories at `{scheme}://` are not supported"));
-            return Err(complaint.hint("Name a directory; a mounted NFS or SMB share is one.").into());
-        }
-        let absolute = std::path::absolute(path);
-        absolute.map(Self).map_err(|e| Complaint::usage(format!("`{path}` is no path: {e}")).into())
+        Ok(Self(location))
     }
 
     /// The repository that is used when nobody names one.
     pub fn default_of(ctx: &Context) -> Self {
-        Self(ctx.environment.data_dir().join("repository"))
+        Self(keepwell_storage::Location::directory(ctx.environment.data_dir().join("repository")))
     }
 
     /// The one that options, environment or profile name.
@@ -47,31 +48,74 @@ impl Location {
         text.map(|text| Self::parse(text)).transpose()
     }
 
-    /// The directory.
-    pub fn path(&self) -> &Path {
-        &self.0
+    /// The directory, if it is one.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.0.place {
+            Place::Directory(path) => Some(path),
+            _ => None,
+        }
     }
 
     /// Opens the store that must be there already.
     pub async fn open(&self, ctx: &Context) -> Result<Arc<dyn ObjectStore>> {
-        let store = LocalFs::open(&self.0, &self.options(ctx)).await.map_err(|error| match error.kind {
-            StorageErrorKind::NotFound => CoreError::NoRepository { place: format!("`{self}`") },
-            _ => error.into(),
-        })?;
+        let store =
+            connect(&self.0, &self.options(ctx)?, Purpose::Open).await.map_err(|error| match error.kind {
+                StorageErrorKind::NotFound => CoreError::NoRepository { place: format!("`{self}`") },
+                _ => error.into(),
+            })?;
         Ok(wrap(ctx, store))
     }
 
     /// Makes the store, or opens it if it is empty.
-    pub async fn create(&self, ctx: &Context) -> Result<LocalFs> {
-        Ok(LocalFs::create(&self.0, &self.options(ctx)).await.map_err(CoreError::from)?)
+    pub async fn create(&self, ctx: &Context) -> Result<Arc<dyn ObjectStore>> {
+        let store = connect(&self.0, &self.options(ctx)?, Purpose::Create).await.map_err(CoreError::from)?;
+        Ok(wrap(ctx, store))
     }
 
-    fn options(&self, ctx: &Context) -> LocalOptions {
-        LocalOptions { require_mount: ctx.profile.require_mount.clone(), ..LocalOptions::default() }
+    /// Runs the live self-test of the store, which must be there.
+    pub async fn probe(&self, ctx: &Context) -> Result<ProbeReport> {
+        let options = self.options(ctx)?;
+        let report = match self.path() {
+            Some(path) => LocalFs::open(path, &options.local).await.map_err(CoreError::from)?.probe().await,
+            None => {
+                let store = connect(&self.0, &options, Purpose::Open).await.map_err(CoreError::from)?;
+                let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, RetryPolicy::default()));
+                probe(&store).await
+            }
+        };
+        Ok(report.map_err(CoreError::from)?)
+    }
+
+    /// What the profile that knows this place says about it.
+    fn options(&self, ctx: &Context) -> Result<ConnectOptions> {
+        let require_mount = ctx.profile.require_mount.clone();
+        let local = LocalOptions { require_mount, ..LocalOptions::default() };
+        let Some(profile) = self.profile(ctx) else {
+            return Ok(ConnectOptions { ambient: true, local, ..ConnectOptions::default() });
+        };
+        Ok(ConnectOptions {
+            settings: profile.storage.clone(),
+            credentials: profile.credentials.read().map_err(CoreError::from)?,
+            ambient: profile.credentials.ambient.unwrap_or(true),
+            local,
+        })
+    }
+
+    /// The profile whose settings and credentials are meant for this place: one that names it as its repository, the
+    /// profile in force first, or else the profile in force if it names none. No credential goes to another place.
+    fn profile<'a>(&self, ctx: &'a Context) -> Option<&'a Profile> {
+        let is_here = |profile: &Profile| {
+            let named = profile.repository.as_deref().and_then(|text| Self::parse(text).ok());
+            named.is_some_and(|named| named.0.place == self.0.place)
+        };
+        let mut profiles = std::iter::once(&ctx.profile).chain(&ctx.other_profiles);
+        profiles
+            .find(|profile| is_here(profile))
+            .or_else(|| Some(&ctx.profile).filter(|p| p.repository.is_none()))
     }
 }
 
-fn wrap(ctx: &Context, store: LocalFs) -> Arc<dyn ObjectStore> {
+fn wrap(ctx: &Context, store: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
     let rate = |option: Option<u64>, profile: Option<crate::config::Size>| {
         option.or(profile.map(|size| size.0)).and_then(NonZeroU64::new)
     };
@@ -85,7 +129,7 @@ fn wrap(ctx: &Context, store: LocalFs) -> Arc<dyn ObjectStore> {
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.display().fmt(f)
+        self.0.fmt(f)
     }
 }
 
@@ -101,10 +145,11 @@ mod tests {
             ("file:///srv/x", "/srv/x"),
             ("/a/./b/", "/a/b"),
         ] {
-            assert_eq!(Location::parse(text).unwrap().path(), Path::new(path), "{text}");
+            assert_eq!(Location::parse(text).unwrap().path(), Some(Path::new(path)), "{text}");
         }
-        assert!(Location::parse("relative").unwrap().path().is_absolute());
-        for text in ["", "file:", "s3://bucket/x"] {
+        assert!(Location::parse("relative").unwrap().path().unwrap().is_absolute());
+        assert_eq!(Location::parse("s3://bucket/x").unwrap().path(), None);
+        for text in ["", "file:", "s4://bucket/x", "s3://bucket?secret-key=x"] {
             assert!(Location::parse(text).is_err(), "{text}");
         }
     }

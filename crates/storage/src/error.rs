@@ -27,6 +27,8 @@ pub enum StorageErrorKind {
     Throttled,
     /// The store could not be reached, or did not answer; may pass. The call may or may not have taken effect.
     Unavailable,
+    /// The object lies in an archive class, and must be thawed before it can be read.
+    Archived,
     /// The device could not read or write (`EIO`); it will not get better by trying again.
     Device,
     /// A write could not be made durable, so nothing that this store says about durability can be believed any

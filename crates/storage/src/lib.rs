@@ -27,22 +27,30 @@
 //! ```
 
 pub mod conformance;
+mod connect;
+mod credentials;
 mod error;
 mod faulty;
 mod key;
 mod local;
+mod location;
 mod memory;
 mod operation;
 mod probe;
 mod recording;
+#[cfg(feature = "remote")]
+mod remote;
 mod retrying;
 mod store;
 mod throttled;
 
+pub use connect::{ConnectOptions, Purpose, connect};
+pub use credentials::{CredentialSources, Credentials, SecretText};
 pub use error::{StorageError, StorageErrorKind};
 pub use faulty::{Fault, Faulty};
 pub use key::{InvalidKey, Key};
 pub use local::{LocalFs, LocalOptions};
+pub use location::{Checksum, InvalidLocation, Location, Place, ServerEncryption, Settings, TlsVersion};
 pub use memory::Memory;
 pub use operation::Operation;
 pub use probe::{ExclusiveBy, FileSystemReport, ProbeReport, probe};

@@ -58,7 +58,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let opened = credential.open(ctx).await?;
     if !is_repository(ctx, &place).await {
         let store = place.create(ctx).await?;
-        opened.repository.create_copy(&store).await?;
+        opened.repository.create_copy(&*store).await?;
         ctx.printer.say(format_args!("made a copy of the repository at {place}, with the same keys"));
         if let Some(file) = key_file {
             known::remember(ctx, &place, opened.repository.id(), &file)?;

@@ -1,7 +1,6 @@
 //! `keepwell doctor`.
 
 use anyhow::Result;
-use keepwell_storage::{LocalFs, LocalOptions};
 use serde_json::json;
 
 use crate::context::Context;
@@ -79,12 +78,7 @@ fn machine(findings: &mut Findings<'_>) {
 }
 
 async fn store(findings: &mut Findings<'_>, location: &Location) {
-    let options =
-        LocalOptions { require_mount: findings.ctx.profile.require_mount.clone(), ..LocalOptions::default() };
-    let report = match LocalFs::open(location.path(), &options).await {
-        Ok(store) => store.probe().await,
-        Err(error) => Err(error),
-    };
+    let report = location.probe(findings.ctx).await;
     match report {
         Ok(report) => {
             if let Some(fs) = &report.file_system {
@@ -98,6 +92,6 @@ async fn store(findings: &mut Findings<'_>, location: &Location) {
                 findings.bad(Exit::Failed, "the store lets writers overwrite each other".to_owned());
             }
         }
-        Err(error) => findings.bad(Exit::Failed, error.to_string()),
+        Err(error) => findings.bad(Exit::Failed, one_line(&error)),
     }
 }

@@ -77,10 +77,10 @@ pub async fn create(
     owner: Option<String>,
 ) -> Result<Made> {
     let store = location.create(ctx).await?;
-    if RepositoryHint::read(&store).await.is_ok() {
+    if RepositoryHint::read(&*store).await.is_ok() {
         return Err(backup_core::Error::RepositoryExists { place: format!("`{location}`") }.into());
     }
-    let probe = store.probe().await.map_err(backup_core::Error::from).context("test the directory")?;
+    let probe = location.probe(ctx).await.context("test the store")?;
     for finding in &probe.findings {
         ctx.printer.verbose(finding);
     }
@@ -95,11 +95,11 @@ pub async fn create(
     let key_file =
         secret::named_key_file(ctx).unwrap_or_else(|| secret::default_key_file(ctx, &id.to_string()));
     let key_file = std::path::absolute(&key_file).unwrap_or(key_file);
-    if key_file.starts_with(location.path()) {
+    if location.path().is_some_and(|path| key_file.starts_with(path)) {
         return Err(Complaint::usage("the key file would lie inside the repository that it opens").into());
     }
     secret::save_key(ctx, &key_file, created.key_file(), protection)?;
-    store_objects(created, &store, &key_file).await?;
+    store_objects(created, &*store, &key_file).await?;
     known::remember(ctx, location, id, &key_file)?;
     Ok(Made { id, key_file, findings: probe.findings })
 }

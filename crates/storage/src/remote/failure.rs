@@ -1,0 +1,276 @@
+//! What a store's refusal means: which kind of error, which right is missing, what to do.
+
+use std::error::Error as _;
+
+use opendal::ErrorKind;
+
+use super::Service;
+use crate::{Key, StorageError, StorageErrorKind as Kind};
+
+/// Longest part of a server's own words in a message.
+const WORDS_MAX: usize = 300;
+
+const CREDENTIALS_HINT: &str = "Check the access key or token that this machine uses: that of the profile, of the environment, or of the files \
+     and services that the vendor's tools use.";
+
+/// Where a store's objects are, for messages.
+#[derive(Clone, Debug)]
+pub(super) struct Site {
+    pub(super) service: Service,
+    /// The bucket or container; for other services the place.
+    pub(super) container: String,
+    /// What every key begins with; empty, or ending in `/`.
+    pub(super) prefix: String,
+    /// The server.
+    pub(super) server: String,
+}
+
+/// What can be learnt about a failure.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Facts {
+    status: Option<u16>,
+    /// The server's own code for it.
+    code: String,
+    /// The server's, or the network's, own words.
+    words: String,
+}
+
+impl Site {
+    /// Translates the failure of `operation` on `subject`: a key, or the prefix of a listing.
+    pub(super) fn failure(
+        &self,
+        operation: &'static str,
+        subject: &str,
+        error: &opendal::Error,
+    ) -> StorageError {
+        tracing::debug!(operation, subject, kind = ?error.kind(), message = error.message(), "the store refused");
+        let facts = Facts::of(error);
+        let by_code = self.by_code(operation, subject, &facts);
+        by_code.unwrap_or_else(|| self.by_kind(operation, subject, error, &facts))
+    }
+
+    fn by_code(&self, operation: &'static str, subject: &str, facts: &Facts) -> Option<StorageError> {
+        let container = &self.container;
+        let noun = self.service.container_noun();
+        let new = |kind, message: String| StorageError::new(kind, operation, subject, message);
+        let said = facts.said();
+        Some(match facts.code.as_str() {
+            "NoSuchBucket" | "ContainerNotFound" => {
+                new(Kind::Invalid, format!("the {noun} `{container}` does not exist"))
+                    .with_hint(format!("Create the {noun}, or correct the location."))
+            }
+            "notFound" if facts.words.contains("bucket") => {
+                new(Kind::Invalid, format!("the {noun} `{container}` does not exist"))
+                    .with_hint(format!("Create the {noun}, or correct the location."))
+            }
+            "RequestTimeTooSkewed" => new(Kind::PermissionDenied, format!("the clocks differ too much{said}"))
+                .with_hint("Set the clock of this machine."),
+            "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "AuthenticationFailed" | "InvalidToken"
+            | "InvalidAuthenticationInfo" | "authError" => {
+                new(Kind::PermissionDenied, format!("the {noun} `{container}` refuses the credentials{said}"))
+                    .with_hint(CREDENTIALS_HINT)
+            }
+            "ExpiredToken" | "TokenRefreshRequired" => {
+                new(Kind::PermissionDenied, format!("the credentials have expired{said}"))
+                    .with_hint(CREDENTIALS_HINT)
+            }
+            "InvalidObjectState" | "BlobArchived" | "BlobBeingRehydrated" => {
+                new(Kind::Archived, "the object is in an archive class".into())
+                    .with_hint("It must be thawed before it can be read.")
+            }
+            "BlobImmutableDueToPolicy" | "BlobImmutableDueToLegalHold" | "ObjectLocked" | "retentionPolicyNotMet" => {
+                new(Kind::PermissionDenied, format!("the {noun} `{container}` retains the object{said}"))
+            }
+            "QuotaExceeded" | "XMinioStorageFull" | "InsufficientStorage" | "AccountQuotaExceeded" => {
+                new(Kind::NoSpace, format!("the {noun} `{container}` is full{said}"))
+            }
+            "SlowDown" | "ServerBusy" | "TooManyRequests" | "RequestLimitExceeded" | "rateLimitExceeded" => {
+                new(Kind::Throttled, format!("the {noun} `{container}` asks to slow down{said}"))
+            }
+            "BadDigest" | "Md5Mismatch" | "XAmzContentChecksumMismatch" | "XAmzContentSHA256Mismatch" => {
+                new(Kind::Unavailable, format!("the bytes changed on the way{said}"))
+            }
+            "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException" => {
+                new(Kind::Invalid, format!("the {noun} `{container}` is in another region{said}"))
+                    .with_hint("Name its region in the location: `?region=…`.")
+            }
+            "NotImplemented" if operation == "put" => {
+                new(Kind::Invalid, format!("the {noun} `{container}` does not support the request{said}")).with_hint(
+                    "If the store cannot create objects only where there are none, say `conditional-create=false`; \
+                     if it knows no checksums, `checksum=none`.",
+                )
+            }
+            "RequestTimeout" | "OperationTimedOut" | "InternalError" | "ConditionalRequestConflict"
+            | "OperationAborted" => {
+                new(Kind::Unavailable, format!("the {noun} `{container}` could not do it now{said}"))
+            }
+            _ => return None,
+        })
+    }
+
+    fn by_kind(
+        &self,
+        operation: &'static str,
+        subject: &str,
+        error: &opendal::Error,
+        facts: &Facts,
+    ) -> StorageError {
+        let said = facts.said();
+        let new = |kind, message: String| StorageError::new(kind, operation, subject, message);
+        let place = format!("{} `{}`", self.service.container_noun(), self.container);
+        let denied = matches!(facts.status, Some(401 | 403 | 407));
+        match error.kind() {
+            ErrorKind::NotFound => new(Kind::NotFound, "no such object".into()),
+            ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists if operation == "put" => {
+                new(Kind::AlreadyExists, "the object exists already".into())
+            }
+            ErrorKind::RangeNotSatisfied => new(Kind::OutOfRange, "the object is shorter".into()),
+            _ if operation == "get range" && error.message().contains("too little data") => {
+                new(Kind::OutOfRange, "the object is shorter".into())
+            }
+            ErrorKind::RateLimited => new(Kind::Throttled, format!("the {place} asks to slow down{said}")),
+            ErrorKind::PermissionDenied => self.denied(operation, subject, facts),
+            ErrorKind::Unexpected if denied => self.denied(operation, subject, facts),
+            ErrorKind::Conflict if operation == "put" => new(
+                Kind::Unavailable,
+                format!("another write of this object is under way in the {place}{said}"),
+            ),
+            ErrorKind::ConfigInvalid | ErrorKind::Unsupported => {
+                new(Kind::Invalid, format!("the {place} cannot be used like this{said}"))
+            }
+            _ if facts.status == Some(507) => new(Kind::NoSpace, format!("the {place} is full{said}")),
+            _ if error.message().contains("signing http request")
+                || error.message().contains("loading credential") =>
+            {
+                new(Kind::PermissionDenied, format!("there are no usable credentials for the {place}{said}"))
+                    .with_hint(CREDENTIALS_HINT)
+            }
+            _ if facts.words.contains("certificate") => {
+                new(Kind::Other, format!("{} cannot be trusted{said}", self.server))
+                    .with_hint("If its certificate is of your own authority, name that with `ca-file=FILE`.")
+            }
+            _ if error.is_temporary() || facts.status.is_some_and(|status| status >= 500) => {
+                new(Kind::Unavailable, format!("{} did not do it{said}", self.server))
+            }
+            _ => new(Kind::Other, format!("the {place} refused{said}")),
+        }
+    }
+
+    /// A right is missing: says which one.
+    fn denied(&self, operation: &'static str, subject: &str, facts: &Facts) -> StorageError {
+        let right = self.service.right(operation);
+        let object = format!("{}{subject}", self.prefix);
+        let resource = match (self.service, operation) {
+            (Service::S3, "list") => format!("arn:aws:s3:::{}", self.container),
+            (Service::S3, _) => format!("arn:aws:s3:::{}/{object}", self.container),
+            (_, "list") => format!("{} `{}`", self.service.container_noun(), self.container),
+            _ => format!("`{object}` in {} `{}`", self.service.container_noun(), self.container),
+        };
+        let message = format!("the credentials lack {right} on {resource}{}", facts.said());
+        StorageError::new(Kind::PermissionDenied, operation, subject, message).with_hint(match self.service {
+            Service::S3 | Service::Gcs | Service::Azblob => {
+                "Grant it in the policy of these credentials or of the bucket, or use others."
+            }
+            Service::Webdav | Service::Other => {
+                "Check the user, the password, and what the server lets this user do."
+            }
+        })
+    }
+
+    /// Nothing came within the time.
+    pub(super) fn timed_out(&self, operation: &'static str, subject: &str, seconds: u64) -> StorageError {
+        let message = format!("{} did not answer within {seconds} s", self.server);
+        StorageError::new(Kind::Unavailable, operation, subject, message)
+    }
+
+    /// What the store did makes no sense.
+    pub(super) fn strange(&self, operation: &'static str, key: &Key, what: &str) -> StorageError {
+        StorageError::new(Kind::Other, operation, key, format!("{} {what}", self.server))
+    }
+}
+
+impl Service {
+    fn container_noun(self) -> &'static str {
+        match self {
+            Self::S3 | Self::Gcs => "bucket",
+            Self::Azblob => "container",
+            Self::Webdav | Self::Other => "store",
+        }
+    }
+
+    /// The right that an operation needs, as the service's policies call it.
+    fn right(self, operation: &str) -> &'static str {
+        match (self, operation) {
+            (Self::S3, "put") => "s3:PutObject",
+            (Self::S3, "delete") => "s3:DeleteObject",
+            (Self::S3, "list") => "s3:ListBucket",
+            (Self::S3, _) => "s3:GetObject",
+            (Self::Gcs, "put") => "storage.objects.create",
+            (Self::Gcs, "delete") => "storage.objects.delete",
+            (Self::Gcs, "list") => "storage.objects.list",
+            (Self::Gcs, _) => "storage.objects.get",
+            (Self::Azblob, "put") => "blobs/add or blobs/write (`c` or `w` of a SAS)",
+            (Self::Azblob, "delete") => "blobs/delete (`d` of a SAS)",
+            (Self::Azblob, "list") => "blobs/read on the container (`l` of a SAS)",
+            (Self::Azblob, _) => "blobs/read (`r` of a SAS)",
+            (_, "put") => "the right to write",
+            (_, "delete") => "the right to delete",
+            (_, "list") => "the right to list",
+            (_, _) => "the right to read",
+        }
+    }
+}
+
+impl Facts {
+    /// Reads them from the error's texts: its parts are private.
+    fn of(error: &opendal::Error) -> Self {
+        let message = error.message();
+        let status = error.to_string().split_once("status: ").and_then(|(_, rest)| {
+            let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+            digits.parse().ok()
+        });
+        let code = quoted(message, "code: \"").or_else(|| quoted(message, "reason: \"")).unwrap_or_default();
+        let words = match (quoted(message, "message: \""), deepest_cause(error)) {
+            (Some(words), _) => words,
+            (None, Some(cause)) => cause,
+            (None, None) => message.to_owned(),
+        };
+        Self { status, code, words: one_line(&words) }
+    }
+
+    /// What the server said, in brackets.
+    fn said(&self) -> String {
+        let status = self.status.map(|status| format!("HTTP {status}")).unwrap_or_default();
+        let parts = [self.code.as_str(), self.words.as_str(), status.as_str()];
+        let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }
+    }
+}
+
+/// The text between `start` and the next `"`, as `{:?}` wrote it.
+fn quoted(text: &str, start: &str) -> Option<String> {
+    let (_, rest) = text.split_once(start)?;
+    let mut found = String::new();
+    let mut chars = rest.chars();
+    loop {
+        match chars.next()? {
+            '"' => return Some(found).filter(|found| !found.is_empty()),
+            '\\' => found.extend(chars.next().map(|c| if c == 'n' { ' ' } else { c })),
+            c => found.push(c),
+        }
+    }
+}
+
+fn deepest_cause(error: &opendal::Error) -> Option<String> {
+    let mut cause = error.source()?;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    Some(cause.to_string())
+}
+
+fn one_line(text: &str) -> String {
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let text = text.trim().trim_end_matches('.');
+    text[..text.floor_char_boundary(WORDS_MAX)].to_owned()
+}

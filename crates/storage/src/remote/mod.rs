@@ -1,0 +1,67 @@
+//! Stores in the network, through OpenDAL. Nothing outside this module names it.
+
+mod failure;
+mod services;
+mod store;
+mod transport;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::connect::{ConnectOptions, Purpose};
+use crate::location::{Location, Settings};
+use crate::{ObjectStore, StorageError};
+
+/// What speaks on the other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(dead_code, reason = "the others follow")]
+enum Service {
+    S3,
+    Gcs,
+    Azblob,
+    Webdav,
+    Other,
+}
+
+/// Bounds of transfers.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Longest wait for an answer, or for the next piece of one.
+    timeout: Duration,
+    /// Size of a part; smaller objects are put at once.
+    part_bytes: u64,
+    /// Parts of an object on their way at a time.
+    parallel_parts: usize,
+}
+
+impl Limits {
+    const TIMEOUT_SECONDS: u32 = 60;
+    const PART_MIB: u32 = 64;
+    const PARALLEL_PARTS: u32 = 4;
+
+    fn new(settings: &Settings) -> Self {
+        let parallel = settings.parallel_parts.unwrap_or(Self::PARALLEL_PARTS).clamp(1, 64);
+        Self {
+            timeout: Duration::from_secs(
+                settings.timeout_seconds.unwrap_or(Self::TIMEOUT_SECONDS).max(1).into(),
+            ),
+            part_bytes: u64::from(settings.part_size_mib.unwrap_or(Self::PART_MIB).clamp(5, 5120)) << 20,
+            parallel_parts: parallel as usize,
+        }
+    }
+}
+
+/// Opens a store in the network.
+#[expect(clippy::unused_async, reason = "WebDAV is spoken to")]
+pub(crate) async fn open(
+    location: &Location,
+    settings: &Settings,
+    options: &ConnectOptions,
+    _purpose: Purpose,
+) -> Result<Arc<dyn ObjectStore>, StorageError> {
+    let limits = Limits::new(settings);
+    let transport = transport::transport(settings, options.ambient, limits.timeout)?;
+    let parts = services::parts(location, settings, options)?;
+    let store = store::OpendalStore::new(parts, transport, limits, location.place.to_string());
+    Ok(Arc::new(store))
+}

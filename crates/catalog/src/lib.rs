@@ -4,6 +4,7 @@
 //! what its encoder cannot have written; no input makes one panic or allocate beyond its limits.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod access;
 mod cbor;
 mod entry;
 mod error;

@@ -6,6 +6,7 @@
 pub mod damage;
 pub mod faults;
 pub mod gate;
+pub mod guarded;
 pub mod made;
 pub mod tree;
 pub mod world;

@@ -148,6 +148,13 @@ expect 2 restore "latest~1:$tree" --target "$work/live" --delete
 says "--yes"
 same "$tree" "$work/live"
 cp -a "$work/live" "$work/live.before"
+expect 0 restore "latest~1:$tree" --target "$work/live" --delete --dry-run
+says "nothing is removed"
+mkdir "$work/live/extra" && touch "$work/live/extra/a" "$work/live/extra/b"
+expect 0 restore "latest~1:$tree" --target "$work/live" --delete --dry-run
+says "3 things that the snapshot lacks are removed"
+says "removed: $work/live/extra"
+rm -r "$work/live/extra" && touch -r "$work/live.before" "$work/live"
 expect 0 restore "latest~1:$tree" --target "$work/live" --delete --yes
 says "To undo:"
 undo=$(grep -o 'keepwell restore .*' "$work/err")
@@ -188,6 +195,17 @@ says "for ever"
 expect 0 tag tag:important --allow-forget --remove important
 expect 1 show tag:important
 expect 0 stats
+
+step "a time that the store contradicts"
+newest=$(find "$HOME/.local/share/keepwell/repository/commits" -type f -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2)
+touch -d '2001-01-01' "$newest"
+expect 0 snapshots
+says "flagged: captured after the store received it"
+expect 0 forget --keep-last 1 --dry-run
+says "flagged: captured after the store received it"
+touch "$newest"
+expect 0 snapshots
+silent_about "flagged"
 
 step "a copy with the same keys, and healing from it"
 expect 0 copy --to "$work/copy"
@@ -271,8 +289,8 @@ expect 0 backup "$tree/odd" --domain customer --dataset customer
 expect 0 restore "latest:$tree/odd" --target "$work/customer" --dataset customer
 expect 0 key erase customer --yes
 says "proven gone"
-expect 1 restore "latest:$tree/odd" --target "$work/erased" --dataset customer
-says "it was erased"
+expect 14 restore "latest:$tree/odd" --target "$work/erased" --dataset customer
+says "was erased"
 expect 0 check --read-data
 expect 0 prune
 expect 0 check --read-data

@@ -7,10 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use backup_core::env::{SystemClock, Timestamp};
 use backup_core::source::Source;
-use backup_core::{BackupOptions, BackupReport, Cache, Repository, Snapshot, SnapshotState};
+use backup_core::{BackupOptions, BackupReport, Cache, Repository, Snapshot, SnapshotState, retain};
 use jiff::tz::TimeZone;
-use keepwell_catalog::Manifest;
-use keepwell_catalog::retention::{Candidate, RetentionPolicy, decide};
+use keepwell_catalog::retention::RetentionPolicy;
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_source_files::{FileOptions, FileSource};
 use keepwell_storage::{LocalFs, LocalOptions, RetryPolicy, Retrying};
@@ -90,42 +89,17 @@ async fn forget(
     now: Timestamp,
 ) -> Result<usize> {
     let (snapshots, host) = (repository.snapshots().await?, host());
-    let own: Vec<(&Snapshot, Candidate)> = (0..)
-        .zip(&snapshots)
-        .filter_map(|(order, snapshot)| match &snapshot.state {
-            SnapshotState::Readable(m) if m.dataset == name.as_str() && m.host == host => {
-                Some((snapshot, candidate(snapshot, m, order)))
-            }
-            _ => None,
-        })
-        .collect();
-    let (own, candidates): (Vec<&Snapshot>, Vec<Candidate>) = own.into_iter().unzip();
-    let decisions = decide(policy, &TimeZone::system(), now, &candidates);
-    let going: Vec<(&Snapshot, String)> = own
+    let own = snapshots.iter().filter(|snapshot| match &snapshot.state {
+        SnapshotState::Readable(m) => m.dataset == name.as_str() && m.host == host,
+        _ => false,
+    });
+    let going: Vec<(&Snapshot, String)> = retain(policy, now, own, None)
         .into_iter()
-        .zip(decisions)
-        .filter(|(_, decision)| !decision.keep)
-        .map(|(snapshot, decision)| (snapshot, decision.reasons.join("; ")))
+        .filter(|verdict| !verdict.keep)
+        .map(|verdict| (verdict.snapshot, verdict.reasons.join("; ")))
         .collect();
     if !going.is_empty() {
         repository.forget(&going).await?;
     }
     Ok(going.len())
-}
-
-fn candidate(snapshot: &Snapshot, manifest: &Manifest, order: u64) -> Candidate {
-    Candidate {
-        id: snapshot.id,
-        dataset: manifest.dataset.clone(),
-        host: manifest.host.clone(),
-        capture: manifest.capture_end,
-        commit_time: snapshot.commit.time,
-        commit_order: order,
-        complete: snapshot.commit.complete,
-        proven: false,
-        tags: manifest.tags.clone(),
-        keep_until: manifest.keep_until,
-        keep_forever: manifest.keep_forever,
-        flagged: false,
-    }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use keepwell_catalog::CatalogError;
-use keepwell_crypto::{ChunkId, CryptoError};
+use keepwell_catalog::{CatalogError, MapKey};
+use keepwell_crypto::{ChunkId, CryptoError, DomainId};
 use keepwell_storage::StorageError;
 
 use crate::pack::PackError;
@@ -62,6 +62,12 @@ pub enum Error {
     RepositoryExists {
         /// Where.
         place: String,
+    },
+    /// The keys of an erasable domain were destroyed; nobody can read what was backed up into it.
+    #[error("the data was erased with the keys of its domain {domain}")]
+    Erased {
+        /// The domain.
+        domain: DomainId,
     },
     /// The key file does not belong to this repository, or is unknown to it.
     #[error("this key does not open the repository: {0}")]
@@ -189,6 +195,11 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// A key as people know it: as an absolute path.
+pub(crate) fn shown(key: &MapKey) -> String {
+    format!("/{}", key.display_path())
 }
 
 /// An error with its causes, on one line.

@@ -91,6 +91,7 @@ mod read;
 mod repair;
 mod repository;
 mod restore;
+mod retention;
 pub mod source;
 pub mod target;
 #[cfg(test)]
@@ -114,3 +115,4 @@ pub use repository::{
     Access, Builder, CreateOptions, Created, Limits, Repository, RepositoryHint, Snapshot, SnapshotState,
 };
 pub use restore::{RestoreOptions, RestorePlan, RestoreReport, Select};
+pub use retention::{SAFETY_DATASET, Verdict, retain};

@@ -28,6 +28,8 @@ pub enum Exit {
     WrongKey = 12,
     /// Verification found damage.
     Damage = 13,
+    /// The data was erased on purpose: its keys are destroyed.
+    Erased = 14,
     /// Stopped by a signal.
     Interrupted = 130,
 }
@@ -111,6 +113,7 @@ fn exit_of_core(error: &CoreError) -> Option<Exit> {
         CoreError::NoRepository { .. } => Some(Exit::NoRepository),
         CoreError::WrongKey(_) | CoreError::NotAllowed { .. } => Some(Exit::WrongKey),
         CoreError::Fenced { .. } => Some(Exit::Locked),
+        CoreError::Erased { .. } => Some(Exit::Erased),
         CoreError::Damaged { .. } | CoreError::ChunkLost { .. } | CoreError::Catalog(_) => Some(Exit::Damage),
         CoreError::Trust(error) => Some(match **error {
             TrustError::WrongGenesis { .. } => Exit::WrongKey,
@@ -166,6 +169,8 @@ pub fn one_line(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use keepwell_crypto::DomainId;
+
     use super::*;
 
     #[test]
@@ -180,6 +185,7 @@ mod tests {
             (anyhow::Error::from(wrong_key).context("open the repository"), Exit::WrongKey),
             (CoreError::Fenced { writer: "w".into(), seq: 1 }.into(), Exit::Locked),
             (CoreError::Damaged { object: "o".into(), reason: "r".into() }.into(), Exit::Damage),
+            (CoreError::Erased { domain: DomainId::from_bytes([1; 4]) }.into(), Exit::Erased),
         ] {
             assert_eq!(exit_of(&error), exit, "{error:?}");
         }

@@ -15,7 +15,7 @@ use crate::text;
 const ID_DIGITS_MIN: usize = 4;
 
 /// Dataset and tag of what was backed up only because a restore was about to change it.
-pub const SAFETY: &str = "safety";
+pub use backup_core::SAFETY_DATASET as SAFETY;
 
 /// Which snapshots count.
 #[derive(Debug, Clone, Default, Args)]

@@ -106,7 +106,7 @@ impl ObjectStore for Memory {
 
     async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
         let size = self.find("head", key)?.len() as u64;
-        Ok(ObjectInfo { key: key.clone(), size })
+        Ok(ObjectInfo { key: key.clone(), size, modified: None })
     }
 
     async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
@@ -116,7 +116,7 @@ impl ObjectStore for Memory {
         let mut found = objects
             .range::<str, _>((Bound::Excluded(start), Bound::Unbounded))
             .take_while(|(key, _)| key.as_str().starts_with(prefix))
-            .map(|(key, body)| ObjectInfo { key: key.clone(), size: body.len() as u64 });
+            .map(|(key, body)| ObjectInfo { key: key.clone(), size: body.len() as u64, modified: None });
         let page = found.by_ref().take(LIST_PAGE_MAX).collect();
         Ok(Page { objects: page, more: found.next().is_some() })
     }

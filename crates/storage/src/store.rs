@@ -19,6 +19,9 @@ pub struct ObjectInfo {
     pub key: Key,
     /// Its length in bytes.
     pub size: u64,
+    /// When it was stored, by the clock of the store, in nanoseconds since 1970; `None` where the store does not tell.
+    /// Copying the store by other means may change it to something later. Evidence, never an authority.
+    pub modified: Option<i64>,
 }
 
 /// A part of a listing, as [`ObjectStore::list_page`] returns it.

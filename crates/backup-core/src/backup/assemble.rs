@@ -8,9 +8,9 @@ use keepwell_crypto::{ChunkId, ChunkKind, IdKey};
 
 use super::result::{Outcome, Step};
 use super::scan::Window;
-use super::worker::show;
 use crate::Error;
 use crate::cache::CacheWriter;
+use crate::error::shown;
 use crate::monitor::Monitor;
 use crate::write::{Known, Packer};
 
@@ -109,7 +109,7 @@ impl Assembler<'_> {
     fn take(&mut self, outcome: Outcome) -> Result<(), Error> {
         self.lost += u64::from(outcome.lost);
         if let Some(message) = outcome.problem {
-            self.monitor.problem(&show(&outcome.key), &message);
+            self.monitor.problem(&shown(&outcome.key), &message);
             self.problem_count += 1;
             self.changed = true;
             if self.problems.len() < PROBLEMS_MAX {

@@ -32,7 +32,7 @@ use crate::source::Source;
 use crate::write::{Known, PackSettings, Packer, Uploads};
 
 pub(crate) use assemble::Nodes as StoredNodes;
-pub(crate) use worker::{Novelty, count_kind, show};
+pub(crate) use worker::{Novelty, count_kind};
 
 /// Batches that wait for a worker.
 const QUEUE_BATCHES: usize = 16;

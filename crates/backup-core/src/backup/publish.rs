@@ -1,17 +1,18 @@
 //! The publishing side of a backup: its sessions, its parent, its manifest, its commit.
 
 use keepwell_catalog::{
-    CommitKind, ContentName, Manifest, Problem, RecipeReader, RecipeWriter, dataset_tag, names, seal_record,
-    snapshot_id,
+    CommitKind, ContentName, Manifest, MapKey, Problem, RecipeReader, RecipeWriter, dataset_tag, names,
+    seal_record, snapshot_id,
 };
 use keepwell_crypto::SnapshotId;
 use tokio::runtime::Handle;
 
 use super::assemble::Assembled;
 use super::recipes::{self, Basis};
-use super::{BackupOptions, BackupReport, begin_uploads, show};
+use super::{BackupOptions, BackupReport, begin_uploads};
 use crate::Error;
 use crate::cache::{CacheWriter, CachedReader};
+use crate::error::shown;
 use crate::repository::{Repository, read_own_ends_back};
 use crate::source::Source;
 use crate::write::{Ending, Session, Uploads};
@@ -179,7 +180,7 @@ impl Publisher {
             seq: n,
             parent: self.parent.as_ref().map(|p| p.snapshot),
             statistics: assembled.counts,
-            problems: shown(&assembled.problems),
+            problems: described(&assembled.problems),
             problem_count: assembled.problem_count,
             complete: assembled.complete,
             checkpoints: self.checkpoints,
@@ -303,8 +304,7 @@ async fn find_parent(
     Ok(None)
 }
 
-fn shown(problems: &[(Vec<u8>, String)]) -> Vec<(String, String)> {
-    let show =
-        |key: &[u8]| keepwell_catalog::MapKey::from_bytes(key).map_or_else(|_| "?".to_owned(), |k| show(&k));
-    problems.iter().map(|(key, message)| (show(key), message.clone())).collect()
+fn described(problems: &[(Vec<u8>, String)]) -> Vec<(String, String)> {
+    let path = |key: &[u8]| MapKey::from_bytes(key).map_or_else(|_| "?".to_owned(), |key| shown(&key));
+    problems.iter().map(|(key, message)| (path(key), message.clone())).collect()
 }

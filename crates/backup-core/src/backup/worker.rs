@@ -3,7 +3,7 @@
 use std::io;
 
 use crossbeam_channel::Sender;
-use keepwell_catalog::{Entry, EntryKind, Extent, MapKey, Statistics};
+use keepwell_catalog::{Entry, EntryKind, Extent, Statistics};
 use keepwell_crypto::{ChunkKind, IdKey};
 
 use super::encoded::Encoded;
@@ -211,9 +211,4 @@ pub(crate) fn count_kind(counts: &mut Statistics, entry: &Entry, novelty: Novelt
             Novelty::Unchanged => counts.unchanged_files += 1,
         }
     }
-}
-
-/// How a key is shown to people.
-pub(crate) fn show(key: &MapKey) -> String {
-    key.display_path()
 }

@@ -12,6 +12,7 @@ use super::header::{Member, member};
 use super::pipe::pipe;
 use super::{FirstNames, Pieces, Tree};
 use crate::Error;
+use crate::error::shown;
 
 /// The archive travels to the writer in pieces of this size …
 const PIECE_BYTES: usize = 256 << 10;
@@ -48,7 +49,7 @@ impl ArchiveReport {
     fn leave_out(&mut self, key: &MapKey, reason: &str) {
         self.left_out_count += 1;
         if self.left_out.len() < LEFT_OUT_MAX {
-            self.left_out.push(format!("{}: {reason}", key.display_path()));
+            self.left_out.push(format!("{}: {reason}", shown(key)));
         }
     }
 }

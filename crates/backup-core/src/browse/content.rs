@@ -10,6 +10,7 @@ use keepwell_catalog::{Entry, Extent, MapKey};
 use super::Tree;
 use super::pipe::pipe;
 use crate::Error;
+use crate::error::shown;
 
 /// Pieces of a file that wait for the writer; each is a chunk of 4 MiB at most.
 const DUMP_AHEAD: usize = 3;
@@ -77,7 +78,7 @@ impl Pieces {
         let adds_up =
             if self.records_left == 0 { self.loaded_to == self.size } else { self.loaded_to < self.size };
         if !adds_up {
-            return Err(Error::damaged(self.key.display_path(), "its extents do not add up to its size"));
+            return Err(Error::damaged(shown(&self.key), "its extents do not add up to its size"));
         }
         self.extents = extents.into_iter();
         Ok(())
@@ -135,10 +136,7 @@ impl Tree {
         let produce = move |send: &mut dyn FnMut(PieceOfFile) -> ControlFlow<()>| {
             let (key, entry) = tree.carrier(&key)?;
             if !entry.kind.has_content() {
-                return Err(Error::Invalid(format!(
-                    "`{}` has no content: it is no file",
-                    key.display_path()
-                )));
+                return Err(Error::Invalid(format!("`{}` has no content: it is no file", shown(&key))));
             }
             let mut pieces = Pieces::new(&tree, &key, &entry);
             while let Some(piece) = pieces.next()? {

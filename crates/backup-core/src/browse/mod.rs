@@ -19,6 +19,7 @@ use keepwell_crypto::ChunkId;
 
 use self::pipe::pipe;
 use crate::Error;
+use crate::error::shown;
 use crate::read::{Contents, Nodes};
 use crate::repository::{Repository, Snapshot};
 
@@ -180,7 +181,7 @@ impl Tree {
     }
 
     fn no_such_path(&self, key: &MapKey) -> Error {
-        Error::NoSuchPath { path: key.display_path(), snapshot: self.0.snapshot.clone() }
+        Error::NoSuchPath { path: shown(key), snapshot: self.0.snapshot.clone() }
     }
 }
 
@@ -195,8 +196,8 @@ fn carrier(reader: &MapReader<'_>, key: &MapKey, entry: Entry) -> Result<(MapKey
     match head(reader, first)? {
         Some(carrier) if carrier.kind != EntryKind::HardLink => Ok((first.clone(), carrier)),
         _ => Err(Error::damaged(
-            key.display_path(),
-            format_args!("`{}`, its first name, is not in the tree", first.display_path()),
+            shown(key),
+            format_args!("`{}`, its first name, is not in the tree", shown(first)),
         )),
     }
 }

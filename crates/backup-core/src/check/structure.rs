@@ -10,6 +10,7 @@ use keepwell_crypto::ChunkId;
 use super::CheckReport;
 use super::history::History;
 use crate::Error;
+use crate::error::shown;
 use crate::mark::{Marks, Visitor, visit};
 use crate::read::Nodes;
 use crate::repository::{Repository, Snapshot};
@@ -175,7 +176,7 @@ fn name_affected(
         match item {
             Ok((key, entry)) => {
                 if entry.content.iter().filter_map(|e| e.chunk()).any(|id| walk.lost.contains(id)) {
-                    affected(key.display_path());
+                    affected(shown(&key));
                 }
             }
             Err(error) => affected(format!("? ({error})")),

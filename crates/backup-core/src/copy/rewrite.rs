@@ -16,6 +16,7 @@ use crate::backup::{
 };
 use crate::browse::{FirstNames, Raw, Step, Tree, for_each_raw};
 use crate::env::Timestamp;
+use crate::error::shown;
 use crate::repository::{Repository, Snapshot, SnapshotState, read_own_ends_back};
 use crate::write::{Ending, PackSettings, Packer, Session, Uploads};
 
@@ -107,7 +108,9 @@ impl Repository {
         let id = snapshot_id(&rewritten.encode());
         let records_removed = manifest.entries.saturating_sub(rewritten.entries);
         let state = SnapshotState::Readable(Box::new(rewritten));
-        Ok(RewriteReport { snapshot: Snapshot { id, commit, state }, records_removed, stored_chunks })
+        let first = self.first_commit(&commit);
+        let snapshot = Snapshot { id, commit, state, stored: None, first };
+        Ok(RewriteReport { snapshot, records_removed, stored_chunks })
     }
 
     /// Everything between the claim of a session and its end.
@@ -125,6 +128,7 @@ impl Repository {
         let stored_chunks = uploads.stored().chunks;
         let (mut ending, is_newest) =
             (Ending::of(snapshot), self.is_newest(session, snapshot, manifest).await?);
+        ending.origin = Some(self.origin_for(snapshot).await?);
         let rewritten = rebuilt.manifest(self, session, snapshot, manifest, options);
         let sealed = seal_record(std::slice::from_ref(&self.domain().recipient), &rewritten.encode())?;
         let size = sealed.len() as u64;
@@ -138,6 +142,17 @@ impl Repository {
             ending.state.clone_from(&snapshot.commit.state);
         }
         Ok((ending, rewritten, stored_chunks))
+    }
+
+    /// What a commit that takes the place of a snapshot's has as its origin, so that it keeps its place among the others.
+    pub(crate) async fn origin_for(&self, snapshot: &Snapshot) -> Result<Vec<u8>, Error> {
+        match &snapshot.commit.origin {
+            Some(origin) => Ok(origin.clone()),
+            None => {
+                let (writer, n) = snapshot.place();
+                Ok(self.store().get(&names::commit_key(writer, n)).await?.to_vec())
+            }
+        }
     }
 
     /// Whether this writer's next backup of the dataset would build on the snapshot. Only then may a rewriting take its
@@ -302,8 +317,8 @@ impl<'r> Rebuild<'r> {
             Some(carrier) => entry.hard_link = Some(carrier),
             None => {
                 let carrier = self.filter.tree.reader().entry(&first)?;
-                entry = carrier
-                    .ok_or_else(|| Error::damaged(key.display_path(), "its first name is not in the tree"))?;
+                entry =
+                    carrier.ok_or_else(|| Error::damaged(shown(key), "its first name is not in the tree"))?;
             }
         }
         count_kind(&mut self.counts, &entry, Novelty::Unchanged);

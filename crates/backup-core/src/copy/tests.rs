@@ -370,7 +370,7 @@ async fn problems_of_the_capture_stay_known_in_the_copy() {
     from.repository.backup(Arc::new(source), options("data")).await.unwrap();
     let copied = copy(&from, &to.repository).await.copied.remove(0);
     assert_eq!(copied.unread, 0);
-    assert_eq!(copied.report.problems, [("a".to_owned(), "is locked".to_owned())]);
+    assert_eq!(copied.report.problems, [("/a".to_owned(), "is locked".to_owned())]);
     assert_eq!(copy(&from, &to.repository).await.skipped.len(), 1);
 
     // Leaving out the path leaves out what was said about it.

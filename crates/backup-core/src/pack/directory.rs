@@ -57,7 +57,7 @@ impl PackDirectory {
         e.into_writer()
     }
 
-    /// Decodes from CBOR; lengths must add up, nothing may follow.
+    /// Decodes from CBOR; lengths must add up, nothing may follow, and there is one way to write each directory.
     pub fn decode(bytes: &[u8]) -> Result<Self, PackError> {
         const BAD: PackError = PackError::Malformed("the directory is not what it should be");
         let mut d = Decoder::new(bytes);
@@ -85,10 +85,11 @@ impl PackDirectory {
             }
             frames.push(FrameInfo { stored, plain, chunks });
         }
-        if d.position() != bytes.len() {
+        let directory = Self { frames };
+        if d.position() != bytes.len() || directory.encode() != bytes {
             return Err(BAD);
         }
-        Ok(Self { frames })
+        Ok(directory)
     }
 
     /// Finds and decodes the directory in the decrypted bytes of a whole pack.

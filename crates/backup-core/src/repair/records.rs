@@ -78,7 +78,7 @@ pub(super) async fn publish_again(repository: &Repository, copy: &Repository) ->
             capture: snapshot.commit.capture,
             state: snapshot.commit.state.clone(),
             dataset_tag: snapshot.commit.dataset_tag,
-            origin: None,
+            origin: Some(repository.origin_for(&snapshot).await?),
             supersedes: Vec::new(),
             created: vec![(key.to_string(), size)],
         };

@@ -55,7 +55,7 @@ impl Access {
 
     pub(crate) fn domain_keys(&self, domain: DomainId) -> Result<&DomainKeys, Error> {
         let found = self.groups.iter().flat_map(|g| &g.domains).find(|d| d.id == domain);
-        found.ok_or_else(|| Error::Invalid(format!("the keys of domain {domain} are not at hand: it was erased, or this credential never had them")))
+        found.ok_or_else(|| self.cannot("read this domain, whose keys it was never given,"))
     }
 
     pub(crate) fn index_identities(&self) -> &[Identity] {

@@ -18,6 +18,8 @@ pub(crate) struct End {
     /// SHA-256 of the stored bytes.
     pub digest: Digest,
     pub commit: Commit,
+    /// When the store received it, by its own clock, if a listing told.
+    pub stored: Option<i64>,
 }
 
 /// What a new session says about those before it.
@@ -74,7 +76,7 @@ pub(crate) async fn read_ends(repository: &Repository) -> Result<(Vec<End>, Vec<
             continue;
         };
         match read_end(repository, writer, n).await {
-            Ok(end) => ends.push(end),
+            Ok(end) => ends.push(End { stored: info.modified, ..end }),
             Err(Error::Storage(error)) if error.is_not_found() => {}
             Err(error @ Error::Storage(_)) => return Err(error),
             Err(error) => undecided.push((info.key.to_string(), crate::error::one_line(&error))),
@@ -131,5 +133,5 @@ pub(crate) fn verify_end(
         (false, _) => return Err(Error::damaged(&key, "it is not signed by its writer")),
     };
     verified.map_err(|e| Error::damaged(&key, e))?;
-    Ok(End { writer, n, digest: Digest::of(bytes), commit })
+    Ok(End { writer, n, digest: Digest::of(bytes), commit, stored: None })
 }

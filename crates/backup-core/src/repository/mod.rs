@@ -150,14 +150,20 @@ impl Repository {
         self.0.access.domain()
     }
 
+    /// The keys of a domain; [`Error::Erased`] if nobody has them any more.
+    pub(crate) fn domain_keys(&self, domain: DomainId) -> Result<&DomainKeys, Error> {
+        let found = self.access().domain_keys(domain);
+        if found.is_err() && self.is_erased(domain) { Err(Error::Erased { domain }) } else { found }
+    }
+
     /// The key that names the chunks of a domain.
     pub(crate) fn id_key(&self, domain: DomainId) -> Result<&IdKey, Error> {
-        self.0.access.domain_keys(domain).map(|d| &d.id_key)
+        self.domain_keys(domain).map(|d| &d.id_key)
     }
 
     /// What opens the packs of a domain; an error for a credential that cannot decrypt.
     pub(crate) fn data_identities(&self, domain: DomainId) -> Result<&[Identity], Error> {
-        let keys = self.0.access.domain_keys(domain)?;
+        let keys = self.domain_keys(domain)?;
         if keys.identities.is_empty() {
             Err(self.0.access.cannot("decrypt what it backs up"))
         } else {

@@ -113,7 +113,7 @@ impl Repository {
 
     /// The keys of the domain that new content is sealed to.
     pub(crate) fn domain_for(&self, domain: Option<DomainId>) -> Result<&DomainKeys, Error> {
-        domain.map_or_else(|| Ok(self.domain()), |id| self.access().domain_keys(id))
+        domain.map_or_else(|| Ok(self.domain()), |id| self.domain_keys(id))
     }
 
     /// Who can open `state/`: this member, and the owners.

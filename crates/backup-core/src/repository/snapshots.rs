@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use keepwell_catalog::{Commit, CommitKind, Manifest, Retired, names, open_record, snapshot_id};
 use keepwell_crypto::trust::Roles;
-use keepwell_crypto::{MemberId, Signed, SnapshotId};
+use keepwell_crypto::{MemberId, Signed, SnapshotId, StoreId};
 use keepwell_storage::Key;
 
 use super::{End, Repository, read_ends};
 use crate::Error;
+use crate::env::Timestamp;
 
 /// Largest manifest that is decoded.
 const MANIFEST_MAX: usize = 64 << 20;
+/// So many times a snapshot may have been copied on and still be put in its place.
+const ORIGINS_MAX: usize = 16;
 
 /// A committed snapshot.
 #[derive(Debug, Clone)]
@@ -22,6 +25,19 @@ pub struct Snapshot {
     pub commit: Commit,
     /// What it says about itself, or why that cannot be read.
     pub state: SnapshotState,
+    /// When the store received the commit, by its own clock; `None` where it does not tell.
+    pub stored: Option<Timestamp>,
+    pub(crate) first: FirstCommit,
+}
+
+/// The commit by which a capture first became a snapshot, before copies and rewritings published it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FirstCommit {
+    pub store: StoreId,
+    pub writer: MemberId,
+    pub n: u64,
+    /// By the clock of whoever signed it.
+    pub time: Timestamp,
 }
 
 /// Whether the manifest of a snapshot could be read.
@@ -54,6 +70,12 @@ impl Snapshot {
         self.id.to_string()[..8].to_owned()
     }
 
+    /// Whether its commit took the place of another one: by copying, rewriting or repairing.
+    pub(crate) fn is_republished(&self) -> bool {
+        (self.first.store, self.first.writer, self.first.n)
+            != (self.commit.store, self.commit.writer, self.commit.n)
+    }
+
     /// Writer and number of its commit.
     pub(crate) fn place(&self) -> (MemberId, u64) {
         (self.commit.writer, self.commit.n)
@@ -61,7 +83,10 @@ impl Snapshot {
 }
 
 impl Repository {
-    /// Every snapshot that is committed and not retired, oldest commit first.
+    /// Every snapshot that is committed and not retired, in the order in which they were first committed.
+    ///
+    /// Those of one writer stand in the order of their numbers, whatever its clock said; those of several by the times
+    /// that the store tells, or else by those of the commits. Copies and rewritten snapshots stand where the first did.
     ///
     /// A damaged manifest does not hide its snapshot. Commits that do not verify are reported to the monitor and left
     /// out. Costs a listing and two requests per snapshot.
@@ -77,8 +102,7 @@ impl Repository {
                 snapshots.extend(self.load_snapshot(end).await?);
             }
         }
-        snapshots.sort_by_key(|s| (s.commit.time, s.commit.writer, s.commit.n));
-        Ok(snapshots)
+        Ok(in_order(snapshots))
     }
 
     pub(crate) async fn load_snapshot(&self, end: End) -> Result<Option<Snapshot>, Error> {
@@ -92,7 +116,31 @@ impl Repository {
         } else {
             SnapshotState::Sealed
         };
-        Ok(Some(Snapshot { id, commit: end.commit, state }))
+        let first = self.first_commit(&end.commit);
+        Ok(Some(Snapshot { id, commit: end.commit, state, stored: end.stored, first }))
+    }
+
+    /// Follows a commit to the one that it says it republishes, if it is by somebody who may read what that published,
+    /// and both are by members.
+    pub(crate) fn first_commit(&self, commit: &Commit) -> FirstCommit {
+        let chain = self.chain_lock().read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let may_read = |member: &MemberId| {
+            chain.member(member).is_some_and(|m| m.roles.intersects(Roles::READER | Roles::KEEPER))
+        };
+        let origin = |commit: &Commit| {
+            let envelope = commit.origin.as_deref().filter(|_| may_read(&commit.writer))?;
+            let signed = Signed::from_bytes(envelope).ok()?;
+            chain.verify_author(&signed, Commit::KIND, Roles::WRITER | Roles::KEEPER).ok()?;
+            Commit::decode(&signed.payload).ok().filter(|origin| origin.kind == CommitKind::Snapshot)
+        };
+        let mut first = commit.clone();
+        for _ in 0..ORIGINS_MAX {
+            match origin(&first) {
+                Some(origin) => first = origin,
+                None => break,
+            }
+        }
+        FirstCommit { store: first.store, writer: first.writer, n: first.n, time: first.time }
     }
 
     async fn read_manifest(&self, key: &Key, id: &SnapshotId) -> Result<Manifest, Error> {
@@ -170,4 +218,24 @@ impl Repository {
         chain.verify_author(&signed, kind, role).map_err(|e| Error::damaged(key, e))?;
         Ok(signed.payload)
     }
+}
+
+/// Puts snapshots in the order of their first commits. No clock of a writer changes the order of what it wrote.
+fn in_order(mut snapshots: Vec<Snapshot>) -> Vec<Snapshot> {
+    let line = |s: &Snapshot| (s.first.store, s.first.writer);
+    snapshots.sort_by_key(|s| (line(s), s.first.n, s.place()));
+    let mut not_before: Option<((StoreId, MemberId), Timestamp)> = None;
+    let mut placed = Vec::with_capacity(snapshots.len());
+    for snapshot in snapshots {
+        let told = if snapshot.is_republished() { None } else { snapshot.stored };
+        let time = told.unwrap_or(snapshot.first.time);
+        let time = match not_before {
+            Some((of, earlier)) if of == line(&snapshot) => time.max(earlier),
+            _ => time,
+        };
+        not_before = Some((line(&snapshot), time));
+        placed.push((time, snapshot));
+    }
+    placed.sort_by_key(|(time, _)| *time); // stable: within a line the order stays
+    placed.into_iter().map(|(_, snapshot)| snapshot).collect()
 }

@@ -17,6 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use keepwell_catalog::{Entry, MapKey};
 
 use crate::Error;
+use crate::error::shown;
 use crate::repository::{Repository, Snapshot};
 use crate::target::{RestoreTarget, TargetError};
 
@@ -51,7 +52,7 @@ pub struct RestoreReport {
     pub bytes_written: u64,
     /// Bytes of content that were right already.
     pub bytes_unchanged: u64,
-    /// Things removed because the snapshot does not have them.
+    /// Things removed because the snapshot does not have them; a directory counts as one.
     pub removed: u64,
     /// What could not be restored, with the reason; at most 1000.
     pub problems: Vec<(String, String)>,
@@ -127,7 +128,7 @@ impl Work {
         if is_fatal(&error) {
             return Err(error);
         }
-        let (path, message) = (key.display_path(), crate::error::one_line(&error));
+        let (path, message) = (shown(key), crate::error::one_line(&error));
         self.repository.monitor().problem(&path, &message);
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
         self.tally.problem_count.fetch_add(1, Ordering::Relaxed);
@@ -155,6 +156,7 @@ fn is_fatal(error: &Error) -> bool {
         Error::Catalog(_)
         | Error::Damaged { .. }
         | Error::ChunkLost { .. }
+        | Error::Erased { .. }
         | Error::Pack(_)
         | Error::Crypto(_) => false,
         _ => true,
@@ -173,7 +175,7 @@ impl Repository {
         target: Arc<dyn RestoreTarget>,
         options: RestoreOptions,
     ) -> Result<RestoreReport, Error> {
-        let plan = self.plan_restore(snapshot, &*target, options.clone()).await?;
+        let plan = self.plan_restore(snapshot, Arc::clone(&target), options.clone()).await?;
         plan.check_space()?;
         self.monitor().phase("restore");
         self.monitor().total(plan.entries, plan.bytes);

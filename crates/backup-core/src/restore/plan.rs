@@ -1,10 +1,13 @@
 //! What a restore would do, before it does anything.
 
-use keepwell_catalog::MapReader;
+use std::sync::Arc;
+
+use keepwell_catalog::{Entry, EntryKind, MapKey, MapReader};
 
 use super::RestoreOptions;
 use super::tree::Visit;
 use crate::Error;
+use crate::error::shown;
 use crate::read::Nodes;
 use crate::repository::{Repository, Snapshot};
 use crate::target::RestoreTarget;
@@ -22,7 +25,14 @@ pub struct RestorePlan {
     pub needed: u64,
     /// Bytes free in the target, if that is known.
     pub free: Option<u64>,
+    /// What stands in restored directories and would be removed, everything below directories counted.
+    pub removed: u64,
+    /// The first of these, without what is below directories; at most 10.
+    pub removed_first: Vec<String>,
 }
+
+/// So many of the things that would be removed are named.
+const REMOVED_NAMED: usize = 10;
 
 impl RestorePlan {
     /// Fails when the target clearly has too little room.
@@ -38,48 +48,91 @@ impl RestorePlan {
 
 impl Repository {
     /// Says what a restore would do and whether there is room for it.
+    ///
+    /// Reads the whole tree that is to be restored, and the facts of the files that stand in the target.
     pub async fn plan_restore(
         &self,
         snapshot: &Snapshot,
-        target: &dyn RestoreTarget,
+        target: Arc<dyn RestoreTarget>,
         options: RestoreOptions,
     ) -> Result<RestorePlan, Error> {
         self.refresh_index().await?;
         self.note_dead_packs().await;
         let root = snapshot.manifest()?.root;
-        let free = target.free_bytes()?;
-        let fresh = target.list_dir(None)?.is_empty();
         let nodes = Nodes::new(self);
         let name = snapshot.short();
-        let measure = move || {
+        let task = tokio::task::spawn_blocking(move || {
+            let free = target.free_bytes()?;
+            let fresh = target.list_dir(None)?.is_empty();
+            let mut measuring =
+                Measuring { target: &*target, fresh, delete: options.delete, plan: RestorePlan::default() };
             let reader = MapReader::new(&nodes, root);
-            let mut plan = RestorePlan::default();
-            let mut sizes = Vec::new();
-            super::tree::visit(&reader, &options, &name, &mut |step| {
-                if let Visit::Entry { target, entry, .. } = step {
-                    plan.entries += 1;
-                    if entry.kind.has_content() {
-                        plan.files += 1;
-                        plan.bytes += entry.size;
-                        let holes: u64 =
-                            entry.content.iter().filter(|e| e.chunk().is_none()).map(|e| e.length()).sum();
-                        plan.needed += entry.size - holes.min(entry.size);
-                        if !fresh {
-                            sizes.push(target.clone());
-                        }
-                    }
-                }
-                Ok(())
-            })?;
-            Ok::<_, Error>((plan, sizes))
-        };
-        let task = tokio::task::spawn_blocking(measure);
-        let (mut plan, existing) = task.await.map_err(|e| Error::Task(e.to_string()))??;
-        for key in existing {
-            let size = target.existing(&key)?.map_or(0, |e| e.size);
-            plan.needed = plan.needed.saturating_sub(size);
+            super::tree::visit(&reader, &options, &name, &mut |step| measuring.step(step))?;
+            Ok::<_, Error>(RestorePlan { free, ..measuring.plan })
+        });
+        task.await.map_err(|e| Error::Task(e.to_string()))?
+    }
+}
+
+struct Measuring<'t> {
+    target: &'t dyn RestoreTarget,
+    fresh: bool,
+    delete: bool,
+    plan: RestorePlan,
+}
+
+impl Measuring<'_> {
+    fn step(&mut self, step: Visit<'_>) -> Result<(), Error> {
+        match step {
+            Visit::Entry { target, entry, .. } => {
+                self.plan.entries += 1;
+                if entry.kind.has_content() { self.file(target, entry) } else { Ok(()) }
+            }
+            Visit::Leave { target, names } if self.delete && !self.fresh => self.leave(target, names),
+            Visit::Leave { .. } => Ok(()),
         }
-        plan.free = free;
-        Ok(plan)
+    }
+
+    fn file(&mut self, key: &MapKey, entry: &Entry) -> Result<(), Error> {
+        self.plan.files += 1;
+        self.plan.bytes += entry.size;
+        let holes: u64 = entry.content.iter().filter(|e| e.chunk().is_none()).map(|e| e.length()).sum();
+        let standing = if self.fresh { None } else { self.target.existing(key)? };
+        let needed = entry.size - holes.min(entry.size);
+        self.plan.needed += needed.saturating_sub(standing.map_or(0, |e| e.size));
+        Ok(())
+    }
+
+    /// Counts what stands in a directory and is not in the snapshot.
+    fn leave(&mut self, directory: Option<&MapKey>, names: &[Vec<u8>]) -> Result<(), Error> {
+        for name in self.target.list_dir(directory)? {
+            if names.binary_search(&name).is_err() {
+                let key = match directory {
+                    Some(directory) => directory.child(&name)?,
+                    None => MapKey::from_components([&name])?,
+                };
+                if self.plan.removed_first.len() < REMOVED_NAMED {
+                    self.plan.removed_first.push(shown(&key));
+                }
+                self.plan.removed += self.count(&key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One thing, and everything below it.
+    fn count(&self, key: &MapKey) -> Result<u64, Error> {
+        let mut sum = 0;
+        let mut waiting = vec![key.clone()];
+        while let Some(key) = waiting.pop() {
+            let Some(entry) = self.target.existing(&key)? else { continue };
+            sum += 1;
+            if entry.kind == EntryKind::Directory {
+                for name in self.target.list_dir(Some(&key))? {
+                    waiting.push(key.child(&name)?);
+                }
+            }
+        }
+        Ok(sum)
     }
 }

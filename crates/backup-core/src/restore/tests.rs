@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use keepwell_catalog::{EntryKind, MapKey};
 use proptest::prelude::*;
 
 use super::RestoreOptions;
@@ -17,6 +18,13 @@ async fn restore_over(repository: &Repository, snapshot: &Snapshot, target: &Mem
     let report = repository.restore(snapshot, Arc::new(target.clone()), options).await.unwrap();
     assert_eq!(report.problems, []);
     target.tree()
+}
+
+/// Whether what the tree has nearest above a key is a directory: nothing is below anything else.
+fn in_a_directory(tree: &TreeModel, key: &MapKey) -> bool {
+    let above = std::iter::successors(key.parent(), MapKey::parent);
+    let nearest = above.filter_map(|key| tree.0.get(&key)).next();
+    nearest.is_none_or(|thing| thing.entry.kind == EntryKind::Directory)
 }
 
 proptest! {
@@ -68,7 +76,12 @@ proptest! {
             let report = back_up(&world.repository, &after).await;
             let snapshot = snapshot_of(&world.repository, &report).await;
             let target = MemoryTarget::default();
-            restore_over(&world.repository, &before, &target).await;
+            let standing = restore_over(&world.repository, &before, &target).await;
+            let delete = RestoreOptions { delete: true, ..RestoreOptions::default() };
+            let plan = world.repository.plan_restore(&snapshot, Arc::new(target.clone()), delete).await.unwrap();
+            let goes = |key: &&MapKey| !after.0.contains_key(*key) && in_a_directory(&after, key);
+            assert_eq!(plan.removed, standing.0.keys().filter(goes).count() as u64);
+            assert_eq!(plan.removed == 0, plan.removed_first.is_empty());
             assert_same(&restore_over(&world.repository, &snapshot, &target).await, &after.as_restored());
         });
     }

@@ -9,6 +9,7 @@ use keepwell_crypto::ChunkId;
 use super::job::Job;
 use super::{RestoreOptions, Work, deliver};
 use crate::Error;
+use crate::error::shown;
 use crate::read::Nodes;
 
 /// Files per window …
@@ -81,7 +82,7 @@ pub(super) fn visit(
         leave(&mut levels, step)?;
     }
     if !seen && options.below.is_some() {
-        return Err(Error::NoSuchPath { path: below.display_path(), snapshot: snapshot.to_owned() });
+        return Err(Error::NoSuchPath { path: shown(&below), snapshot: snapshot.to_owned() });
     }
     step(Visit::Leave { target: None, names: &levels[0].names })
 }
@@ -196,9 +197,8 @@ impl Restorer<'_> {
             return Ok(());
         }
         let whole = self.reader.entry(first)?;
-        let whole = whole.ok_or_else(|| {
-            Error::Invalid(format!("`{}`, the first name, is missing", first.display_path()))
-        })?;
+        let whole =
+            whole.ok_or_else(|| Error::Invalid(format!("`{}`, the first name, is missing", shown(first))))?;
         if self.is_selected(first, &whole)
             && first < source
             && let Some(restored) = relative(first, common_prefix_len(source, target))
@@ -232,8 +232,8 @@ impl Restorer<'_> {
         (self.extents, self.large) = (0, 0);
         for (key, first) in std::mem::take(&mut self.links) {
             if self.work.has_failed(&first) {
-                let reason = format!("`{}`, the same file, could not be restored", first.display_path());
-                self.work.problem(&key, Error::damaged(key.display_path(), reason))?;
+                let reason = format!("`{}`, the same file, could not be restored", shown(&first));
+                self.work.problem(&key, Error::damaged(shown(&key), reason))?;
                 continue;
             }
             match self.work.target.hard_link(&key, &first) {

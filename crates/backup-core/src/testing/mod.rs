@@ -18,6 +18,7 @@ pub(crate) use target::MemoryTarget;
 pub(crate) use tree::{MemorySource, Part, Thing, TreeModel, assert_same, key, noise, tree_model};
 
 use crate::chunker::ChunkSizes;
+use crate::env::Clock;
 use crate::repository::{CreateOptions, Created, Limits, Repository, Snapshot};
 use crate::{BackupOptions, BackupReport, RestoreOptions};
 
@@ -42,6 +43,13 @@ impl World {
         let store: Arc<dyn ObjectStore> = Arc::clone(store) as _;
         let limits = Limits { threads: 2, memory_bytes: 64 << 20 };
         Repository::builder(store).limits(limits).open(key.clone()).await.unwrap()
+    }
+
+    /// Opens the repository anew, with an empty cache and a clock of the caller's.
+    pub async fn open_with(&self, clock: Arc<dyn Clock>) -> Repository {
+        let store: Arc<dyn ObjectStore> = Arc::clone(&self.store) as _;
+        let limits = Limits { threads: 2, memory_bytes: 64 << 20 };
+        Repository::builder(store).limits(limits).clock(clock).open(self.key.clone()).await.unwrap()
     }
 
     /// Opens the repository anew, with an empty cache.

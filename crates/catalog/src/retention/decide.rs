@@ -10,6 +10,10 @@ use super::{Candidate, Decision, RetentionPolicy, Slots};
 
 /// Clocks may differ by this much before a snapshot is flagged.
 const TOLERANCE_NS: i64 = 3600 * 1_000_000_000;
+/// The clock of a store may differ by this much: some file systems keep local time.
+const STORE_TOLERANCE_NS: i64 = 25 * TOLERANCE_NS;
+/// One that has at most the n-th part of the bytes of the complete one before it is flagged.
+const SHRUNK_TO: u64 = 5;
 
 /// Decides about every candidate, in their order. `now` is in nanoseconds since 1970; `zone` is the dataset's, or that
 /// of the store. Pure: the same input gives the same decisions.
@@ -45,7 +49,7 @@ struct Group<'a> {
 struct Member<'a> {
     candidate: &'a Candidate,
     captured: Zoned,
-    flag: Option<String>,
+    anomaly: Option<Anomaly>,
     /// Why it stays.
     reasons: Vec<String>,
 }
@@ -55,16 +59,20 @@ impl<'a> Member<'a> {
         let captured = Timestamp::from_nanosecond(i128::from(candidate.capture))
             .expect("every i64 of nanoseconds lies within the years that jiff knows")
             .to_zoned(zone.clone());
-        Member { candidate, captured, flag: None, reasons: Vec::new() }
+        Member { candidate, captured, anomaly: None, reasons: Vec::new() }
     }
 
     fn is_credible(&self) -> bool {
-        self.candidate.complete && self.flag.is_none()
+        self.candidate.complete && self.anomaly.is_none()
+    }
+
+    fn has_credible_clock(&self) -> bool {
+        !matches!(self.anomaly, Some(Anomaly::Clock(_)))
     }
 
     fn decision(self) -> Decision {
-        let flagged = self.flag.is_some();
-        let mut reasons: Vec<String> = self.flag.into_iter().collect();
+        let anomaly = self.anomaly.map(|(Anomaly::Clock(why) | Anomaly::Size(why))| why);
+        let mut reasons: Vec<String> = anomaly.iter().map(|why| format!("flagged: {why}")).collect();
         reasons.extend(self.reasons);
         let keep = !reasons.is_empty();
         if !keep {
@@ -75,8 +83,16 @@ impl<'a> Member<'a> {
             };
             reasons.push(why.to_owned());
         }
-        Decision { id: self.candidate.id, keep, flagged, reasons }
+        Decision { id: self.candidate.id, keep, anomaly, reasons }
     }
+}
+
+/// What speaks against a snapshot.
+enum Anomaly {
+    /// Its time.
+    Clock(String),
+    /// How little is in it.
+    Size(String),
 }
 
 impl Group<'_> {
@@ -97,13 +113,12 @@ impl Group<'_> {
     fn flag(&mut self) {
         let mut newest_credible: Option<usize> = None;
         let mut latest_capture: Option<usize> = None;
+        let mut newest_complete: Option<usize> = None;
         for at in 0..self.members.len() {
-            let witness = latest_capture.filter(|&earlier| {
-                let limit = self.members[earlier].candidate.capture.saturating_sub(TOLERANCE_NS);
-                self.members[at].candidate.capture < limit
-            });
-            self.members[at].flag = self.why_flagged(at, witness);
-            if self.members[at].flag.is_some() {
+            let anomaly = self.why_the_clock(at, latest_capture).map(Anomaly::Clock);
+            let anomaly = anomaly.or_else(|| self.why_the_size(at, newest_complete).map(Anomaly::Size));
+            self.members[at].anomaly = anomaly;
+            if self.members[at].anomaly.is_some() {
                 let reason =
                     format!("newest before {}, which is flagged", short_id(self.members[at].candidate));
                 let mut kept = [newest_credible, latest_capture];
@@ -113,28 +128,46 @@ impl Group<'_> {
                 for index in kept.into_iter().flatten() {
                     self.members[index].reasons.push(reason.clone());
                 }
-            } else if self.members[at].candidate.complete {
+            }
+            if self.members[at].is_credible() {
                 newest_credible = Some(at);
+            }
+            if self.members[at].candidate.complete && self.members[at].has_credible_clock() {
                 let capture = |index: usize| self.members[index].candidate.capture;
                 latest_capture =
                     Some(latest_capture.filter(|&best| capture(best) > capture(at)).unwrap_or(at));
+                newest_complete = Some(at);
             }
         }
     }
 
-    fn why_flagged(&self, at: usize, witness: Option<usize>) -> Option<String> {
+    /// `latest` has the latest credible capture of those that were committed before.
+    fn why_the_clock(&self, at: usize, latest: Option<usize>) -> Option<String> {
         let candidate = self.members[at].candidate;
-        let is_after = |limit: i64| candidate.capture > limit.saturating_add(TOLERANCE_NS);
-        if candidate.flagged {
-            Some("flagged: an anomaly was reported".to_owned())
-        } else if is_after(candidate.commit_time) {
-            Some("flagged: captured after it was committed".to_owned())
-        } else if is_after(self.now) {
-            Some("flagged: captured in the future".to_owned())
-        } else {
-            let earlier = self.members[witness?].candidate;
-            Some(format!("flagged: captured before {}, which was committed earlier", short_id(earlier)))
+        let is_after = |limit: i64, tolerance| candidate.capture > limit.saturating_add(tolerance);
+        if is_after(candidate.commit_time, TOLERANCE_NS) {
+            return Some("captured after it was committed".to_owned());
         }
+        if is_after(self.now, TOLERANCE_NS) {
+            return Some("captured in the future".to_owned());
+        }
+        if candidate.stored.is_some_and(|stored| is_after(stored, STORE_TOLERANCE_NS)) {
+            return Some("captured after the store received it".to_owned());
+        }
+        let earlier = self.members[latest?].candidate;
+        (candidate.capture < earlier.capture.saturating_sub(TOLERANCE_NS))
+            .then(|| format!("captured before {}, which was committed earlier", short_id(earlier)))
+    }
+
+    /// `before` is the newest complete one before it.
+    fn why_the_size(&self, at: usize, before: Option<usize>) -> Option<String> {
+        let (candidate, before) = (self.members[at].candidate, self.members[before?].candidate);
+        let (bytes, bytes_before) = (candidate.logical_bytes?, before.logical_bytes?);
+        let is_shrunk = candidate.complete && bytes < bytes_before && bytes <= bytes_before / SHRUNK_TO;
+        is_shrunk.then(|| {
+            let left = u128::from(bytes) * 100 / u128::from(bytes_before);
+            format!("{} % smaller than {}", 100 - left, short_id(before))
+        })
     }
 
     /// What stays whatever the policy says.

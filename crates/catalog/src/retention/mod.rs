@@ -12,9 +12,10 @@
 //! one. Most tools keep the newest of a slot; whoever takes over a host could then replace the history of the running
 //! day, month and year with one bad snapshot. Ours waits until someone has read the newcomer.
 //!
-//! **Flags.** A snapshot is flagged if it was captured more than an hour after its commit or after now, or more than
-//! an hour before a credible one that was committed earlier, or if the caller saw an anomaly in it. A flagged snapshot
-//! stays, occupies no slot and does not change what happens to any other.
+//! **Flags.** A snapshot is flagged if its clock is contradicted: it was captured more than an hour after its commit or
+//! after now, more than a day after the store received it, or more than an hour before one with a credible clock that
+//! was committed earlier. A complete one is also flagged if it is at least 80 % smaller than the complete one before
+//! it. A flagged snapshot stays, occupies no slot, and never makes another one go.
 //!
 //! **Never removed**, whatever the policy: the last complete and the last proven snapshot, the newest credible one
 //! before each flagged one, incomplete ones since the last complete one, what is to be kept until later or for ever,
@@ -90,8 +91,10 @@ pub struct Candidate {
     pub host: String,
     /// End of the capture by the writer's clock, in nanoseconds since 1970.
     pub capture: i64,
-    /// Time of the commit, in nanoseconds since 1970: the store's, or the commit's own if the store tells none.
+    /// Time of the commit by the clock of whoever signed it, in nanoseconds since 1970.
     pub commit_time: i64,
+    /// When the store received it, by its own clock; `None` where it does not tell.
+    pub stored: Option<i64>,
     /// Position among all commits of the store. What is newer follows this order, never a writer's clock.
     pub commit_order: u64,
     /// The writer says that the capture is whole, and every object has the size and hash that it should.
@@ -104,8 +107,8 @@ pub struct Candidate {
     pub keep_until: Option<i64>,
     /// Never to be removed.
     pub keep_forever: bool,
-    /// The caller saw an anomaly in it, as when nearly all files changed at once.
-    pub flagged: bool,
+    /// Bytes of its content; `None` where they cannot be compared with those of the one before it.
+    pub logical_bytes: Option<u64>,
 }
 
 /// Whether a snapshot stays.
@@ -115,8 +118,8 @@ pub struct Decision {
     pub id: SnapshotId,
     /// It stays.
     pub keep: bool,
-    /// It is not trusted to fill a slot; the reasons say why.
-    pub flagged: bool,
+    /// Why it is not trusted to fill a slot: `captured in the future`. The first of the reasons says so too.
+    pub anomaly: Option<String>,
     /// Why, for people: `daily 2026-11-20 (3 of 30)`. At least one.
     pub reasons: Vec<String>,
 }

@@ -25,13 +25,14 @@ fn snapshot(order: u64, capture: i64) -> Candidate {
         host: "web1".into(),
         capture,
         commit_time: capture,
+        stored: None,
         commit_order: order,
         complete: true,
         proven: false,
         tags: Vec::new(),
         keep_until: None,
         keep_forever: false,
-        flagged: false,
+        logical_bytes: None,
     }
 }
 
@@ -277,18 +278,26 @@ fn wrong_clocks_are_flagged_and_stay() {
     let policy = RetentionPolicy { last: newest(1), ..Default::default() };
     // (what is wrong with the third of five, the reason)
     type Change = fn(&mut Candidate);
-    let table: [(Change, &str); 4] = [
+    let table: [(Change, &str); 5] = [
         (|it| it.capture += HOUR + 1, "flagged: captured after it was committed"),
         (|it| (it.capture, it.commit_time) = (i64::MAX, i64::MAX), "flagged: captured in the future"),
         (|it| it.capture -= 25 * HOUR + 1, "flagged: captured before 00000000, which was committed earlier"),
-        (|it| it.flagged = true, "flagged: an anomaly was reported"),
+        (|it| it.stored = Some(it.capture - 25 * HOUR - 1), "flagged: captured after the store received it"),
+        // The signer's time is as wrong as the capture's; what the store says is not.
+        (
+            |it| {
+                (it.stored, it.capture, it.commit_time) =
+                    (Some(it.commit_time), it.capture + 30 * HOUR, it.commit_time + 30 * HOUR);
+            },
+            "flagged: captured after the store received it",
+        ),
     ];
     for (change, reason) in table {
         let mut candidates: Vec<_> = (0..5).map(day).collect();
         change(&mut candidates[2]);
         let decisions = decide(&policy, &TimeZone::UTC, 4 * DAY, &candidates);
         assert_eq!(decisions[2].reasons, [reason]);
-        assert!(decisions[2].flagged && decisions[2].keep);
+        assert!(decisions[2].anomaly.as_ref().is_some_and(|why| reason.ends_with(why)) && decisions[2].keep);
         assert_eq!(kept(&decisions), [1, 2, 4]);
         assert_eq!(decisions[1].reasons, ["newest before 00000000, which is flagged"]);
     }
@@ -296,6 +305,49 @@ fn wrong_clocks_are_flagged_and_stay() {
     candidates[2].capture += HOUR;
     candidates[3].capture = candidates[2].capture - HOUR;
     assert_eq!(kept(&decide(&policy, &TimeZone::UTC, 4 * DAY, &candidates)), [4]);
+}
+
+#[test]
+fn a_snapshot_that_shrank_is_flagged_and_keeps_the_one_before() {
+    let sized = |sizes: &[Option<u64>]| -> Vec<Candidate> {
+        let snapshot = |(n, size): (u64, &Option<u64>)| Candidate {
+            logical_bytes: *size,
+            ..snapshot(n, n as i64 * DAY)
+        };
+        (0..).zip(sizes).map(snapshot).collect()
+    };
+    let policy = RetentionPolicy { last: newest(1), ..Default::default() };
+    let mut candidates = sized(&[Some(1000), Some(1000), Some(170), Some(180), Some(190)]);
+    let decisions = decide_at(&policy, "UTC", &candidates);
+    assert_eq!(decisions[2].reasons, ["flagged: 83 % smaller than 00000000"]);
+    assert_eq!(decisions[1].reasons, ["newest before 00000000, which is flagged"]);
+    // What comes after it is compared with it: that much less is now how it is.
+    assert_eq!(kept(&decisions), [1, 2, 4]);
+    // Nobody is left to compare with once a person has forgotten the last large one.
+    candidates.remove(1);
+    candidates.remove(0);
+    assert_eq!(kept(&decide_at(&policy, "UTC", &candidates)), [2]);
+    // (sizes, whether the last is flagged)
+    for (sizes, flagged) in [
+        ([Some(1000), Some(200)], true),
+        ([Some(1000), Some(201)], false),
+        ([Some(7), Some(0)], true),
+        ([Some(0), Some(0)], false),
+        ([None, Some(0)], false),
+        ([Some(1000), None], false),
+    ] {
+        let decisions = decide_at(&policy, "UTC", &sized(&sizes));
+        assert_eq!(decisions[1].anomaly.is_some(), flagged, "{sizes:?}");
+    }
+    let mut candidates = sized(&[Some(1000), Some(10), Some(900), Some(100)]);
+    candidates[1].complete = false; // says nothing about the next one, and is not counted anyway
+    let decisions = decide_at(&policy, "UTC", &candidates);
+    assert_eq!(decisions[3].reasons, ["flagged: 89 % smaller than 00000000"]);
+    assert_eq!(
+        decisions[2].reasons,
+        ["newest before 00000000, which is flagged", "last complete", "last (1 of 1)"]
+    );
+    assert!(decisions[1].anomaly.is_none());
 }
 
 fn some_slots() -> impl Strategy<Value = Option<Slots>> {
@@ -337,24 +389,29 @@ fn drift() -> impl Strategy<Value = i64> {
     prop_oneof![6 => -HOUR..=HOUR, 1 => -20 * DAY..=20 * DAY, 1 => any::<i64>()]
 }
 
+/// Time since the one before, drift of the clock, completeness, proof, what is special, and size of a snapshot.
+type Shape = (i64, i64, bool, bool, u8, Option<u64>);
+
 fn some_history() -> impl Strategy<Value = Vec<Candidate>> {
-    let member = (0..3 * DAY, drift(), prop::bool::weighted(0.8), prop::bool::weighted(0.2), 0_u8..40);
+    let size =
+        prop_oneof![1 => Just(None), 6 => (80_u64..120).prop_map(Some), 1 => (0_u64..500).prop_map(Some)];
+    let member = (0..3 * DAY, drift(), prop::bool::weighted(0.8), prop::bool::weighted(0.2), 0_u8..40, size);
     prop::collection::vec(member, 0..40).prop_map(|members| {
         let mut time = ns("2025-12-01T00:00:00Z");
-        let member =
-            |(order, (step, drift, complete, proven, special)): (u64, (i64, i64, bool, bool, u8))| {
-                time += step;
-                Candidate {
-                    capture: time.saturating_add(drift),
-                    commit_time: time,
-                    complete,
-                    proven: complete && proven,
-                    tags: if special == 0 { vec!["keep".into()] } else { Vec::new() },
-                    flagged: special == 1,
-                    keep_forever: special == 2,
-                    ..snapshot(2 * order + 1, 0)
-                }
-            };
+        let member = |(order, (step, drift, complete, proven, special, logical_bytes)): (u64, Shape)| {
+            time += step;
+            Candidate {
+                capture: time.saturating_add(drift),
+                commit_time: time,
+                complete,
+                proven: complete && proven,
+                tags: if special == 0 { vec!["keep".into()] } else { Vec::new() },
+                stored: (special % 3 == 0).then_some(time),
+                keep_forever: special == 2,
+                logical_bytes,
+                ..snapshot(2 * order + 1, 0)
+            }
+        };
         (0..).zip(members).map(member).collect()
     })
 }
@@ -370,14 +427,14 @@ proptest! {
     fn what_must_never_go_stays(policy in some_policy(), history in some_history()) {
         let decisions = decide_at(&policy, "Europe/Helsinki", &history);
         prop_assert!(decisions.iter().all(|decision| !decision.reasons.is_empty()));
-        let credible = |at: &usize| history[*at].complete && !decisions[*at].flagged;
+        let credible = |at: &usize| history[*at].complete && decisions[*at].anomaly.is_none();
         if let Some(last) = (0..history.len()).rev().find(credible) {
             prop_assert!(decisions[last].keep);
         }
         if let Some(last) = (0..history.len()).rev().find(|at| credible(at) && history[*at].proven) {
             prop_assert!(decisions[last].keep);
         }
-        for flagged in (0..history.len()).filter(|at| decisions[*at].flagged) {
+        for flagged in (0..history.len()).filter(|at| decisions[*at].anomaly.is_some()) {
             prop_assert!(decisions[flagged].keep);
             if let Some(before) = (0..flagged).rev().find(credible) {
                 prop_assert!(decisions[before].keep);
@@ -416,11 +473,11 @@ proptest! {
         let mut joined = history.clone();
         joined.insert(place, intruder);
         let after = decide(&policy, &zone, now, &joined);
-        if after[place].flagged || !complete {
+        if after[place].anomaly.is_some() || !complete {
             prop_assert!(kept_ids(&before).is_subset(&kept_ids(&after)));
         }
         if capture > commit_time.saturating_add(HOUR) {
-            prop_assert!(after[place].flagged && after[place].keep);
+            prop_assert!(after[place].anomaly.is_some() && after[place].keep);
         }
     }
 
@@ -445,8 +502,8 @@ proptest! {
         joined.insert(place, Candidate { capture: lie, commit_time: lie, ..snapshot(2 * place as u64, 0) });
         let after = decide(&policy, &zone, time, &joined);
         let gap = history[place - 1].capture - HOUR..=time + HOUR;
-        prop_assert_eq!(after[place].flagged, !gap.contains(&lie));
-        if after[place].flagged {
+        prop_assert_eq!(after[place].anomaly.is_some(), !gap.contains(&lie));
+        if after[place].anomaly.is_some() {
             prop_assert!(kept_ids(&before).is_subset(&kept_ids(&after)));
         }
     }

@@ -1,12 +1,9 @@
 //! `keepwell forget`.
 
-use std::collections::BTreeMap;
-
 use anyhow::Result;
-use backup_core::{Snapshot, SnapshotState};
-use jiff::tz::TimeZone;
+use backup_core::{Snapshot, SnapshotState, Verdict, retain};
 use keepwell_catalog::Manifest;
-use keepwell_catalog::retention::{Candidate, RetentionPolicy, decide};
+use keepwell_catalog::retention::RetentionPolicy;
 use serde_json::json;
 
 use super::prune::{self, DryRun};
@@ -51,13 +48,6 @@ pub struct Args {
     prune_options: prune::Options,
 }
 
-/// What becomes of a snapshot.
-struct Verdict<'s> {
-    snapshot: &'s Snapshot,
-    keep: bool,
-    reasons: Vec<String>,
-}
-
 /// Runs `forget`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let policy = policy(ctx, &args)?;
@@ -66,7 +56,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let snapshots = opened.repository.snapshots().await?;
     let proved = opened.repository.proved_since().await?;
     let verdicts = match &policy {
-        Some(policy) => by_rules(ctx, policy, &snapshots, &args.filter, proved),
+        Some(policy) => {
+            retain(policy, ctx.now(), snapshots.iter().filter(|s| args.filter.accepts(s)), proved)
+        }
         None => by_name(ctx, &snapshots, &args)?,
     };
     print(ctx, &verdicts);
@@ -129,57 +121,6 @@ fn policy(ctx: &Context, args: &Args) -> Result<Option<RetentionPolicy>> {
     }
 }
 
-/// Decides dataset by dataset, each in the time zone of its newest snapshot. Snapshots committed before `proved` count
-/// as proven: every pack of the store was read and proved since.
-fn by_rules<'s>(
-    ctx: &Context,
-    policy: &RetentionPolicy,
-    snapshots: &'s [Snapshot],
-    filter: &Filter,
-    proved: Option<i64>,
-) -> Vec<Verdict<'s>> {
-    let mut groups: BTreeMap<(&str, &str), Vec<(usize, &Manifest)>> = BTreeMap::new();
-    let mut verdicts = Vec::new();
-    for (order, snapshot) in snapshots.iter().enumerate().filter(|(_, s)| filter.accepts(s)) {
-        match &snapshot.state {
-            SnapshotState::Readable(m) => groups.entry((&m.host, &m.dataset)).or_default().push((order, m)),
-            _ => verdicts.push(Verdict {
-                snapshot,
-                keep: true,
-                reasons: vec!["its manifest cannot be read".to_owned()],
-            }),
-        }
-    }
-    for members in groups.into_values() {
-        let zone =
-            members.last().and_then(|(_, m)| TimeZone::get(&m.time_zone).ok()).unwrap_or(TimeZone::UTC);
-        let candidates: Vec<Candidate> =
-            members.iter().map(|(order, m)| candidate(&snapshots[*order], m, *order, proved)).collect();
-        for (decision, (order, _)) in decide(policy, &zone, ctx.now(), &candidates).into_iter().zip(members) {
-            let snapshot = &snapshots[order];
-            verdicts.push(Verdict { snapshot, keep: decision.keep, reasons: decision.reasons });
-        }
-    }
-    verdicts
-}
-
-fn candidate(snapshot: &Snapshot, manifest: &Manifest, order: usize, proved: Option<i64>) -> Candidate {
-    Candidate {
-        id: snapshot.id,
-        dataset: manifest.dataset.clone(),
-        host: manifest.host.clone(),
-        capture: manifest.capture_end,
-        commit_time: snapshot.commit.time,
-        commit_order: order as u64,
-        complete: snapshot.commit.complete,
-        proven: proved.is_some_and(|since| snapshot.commit.time <= since),
-        tags: manifest.tags.clone(),
-        keep_until: manifest.keep_until,
-        keep_forever: manifest.keep_forever,
-        flagged: false,
-    }
-}
-
 fn by_name<'s>(ctx: &Context, snapshots: &'s [Snapshot], args: &Args) -> Result<Vec<Verdict<'s>>> {
     let mut verdicts: Vec<Verdict<'_>> = Vec::new();
     for name in &args.snapshots {
@@ -188,7 +129,8 @@ fn by_name<'s>(ctx: &Context, snapshots: &'s [Snapshot], args: &Args) -> Result<
             refuse_kept(ctx, snapshot, manifest)?;
         }
         if !verdicts.iter().any(|v| v.snapshot.id == snapshot.id) {
-            verdicts.push(Verdict { snapshot, keep: false, reasons: vec!["named".to_owned()] });
+            let reasons = vec!["named".to_owned()];
+            verdicts.push(Verdict { snapshot, keep: false, anomaly: None, reasons });
         }
     }
     Ok(verdicts)
@@ -220,6 +162,7 @@ fn print(ctx: &Context, verdicts: &[Verdict<'_>]) {
         let fields = json!({
             "snapshot": snapshot.id.to_string(),
             "keep": verdict.keep,
+            "anomaly": verdict.anomaly,
             "reasons": verdict.reasons,
         });
         ctx.printer.json("verdict", fields);

@@ -73,8 +73,12 @@ pub struct Args {
     filter: Filter,
 }
 
+/// So many of the things that will be removed are named.
+const REMOVALS_NAMED: usize = 5;
+
 /// One directory to restore into, with what goes there.
 struct Job {
+    place: PathBuf,
     target: Arc<FileTarget>,
     options: RestoreOptions,
     plan: RestorePlan,
@@ -141,8 +145,9 @@ async fn plan(
         let target = Arc::new(target.map_err(backup_core::Error::from)?);
         let options =
             RestoreOptions { below: scope.below.clone(), select: select.clone(), delete: args.delete };
-        let plan = opened.repository.plan_restore(snapshot, &*target, options.clone()).await?;
-        jobs.push(Job { target, options, plan, root });
+        let shown: Arc<dyn RestoreTarget> = Arc::<FileTarget>::clone(&target);
+        let plan = opened.repository.plan_restore(snapshot, shown, options.clone()).await?;
+        jobs.push(Job { place: scope.target.clone(), target, options, plan, root });
     }
     Ok(jobs)
 }
@@ -165,9 +170,16 @@ fn describe(
     printer.say(format_args!("restore snapshot {id} ({when}, {what}) to {}", target.display()));
     let room = free.map_or_else(String::new, |free| format!("; {} free", text::bytes(free)));
     printer.say(format_args!("  {}, {}{room}", text::count(files, "file", "files"), text::bytes(bytes)));
+    let removed = sum(|p| p.removed);
     if occupied {
-        let others = if args.delete { "what the snapshot lacks is removed" } else { "everything else stays" };
+        let others = match removed {
+            _ if !args.delete => "everything else stays".to_owned(),
+            0 => "nothing is removed".to_owned(),
+            1 => "1 thing that the snapshot lacks is removed".to_owned(),
+            n => format!("{} things that the snapshot lacks are removed", text::number(n)),
+        };
         printer.say(format_args!("  the target is not empty: what differs is replaced, {others}"));
+        removals(ctx, jobs);
         if !args.no_safety_snapshot {
             printer.say("  what stands there is backed up first");
         }
@@ -180,10 +192,26 @@ fn describe(
         "bytes": bytes,
         "bytes_needed": needed,
         "bytes_free": free,
+        "removed": removed,
         "target_is_empty": !occupied,
         "dry_run": args.dry_run,
     });
     printer.json("restore_plan", fields);
+}
+
+/// Names some of what will be removed.
+fn removals(ctx: &Context, jobs: &[Job]) {
+    let named = jobs.iter().flat_map(|job| {
+        let place = job.place.display().to_string();
+        job.plan.removed_first.iter().map(move |path| format!("{}{path}", place.trim_end_matches('/')))
+    });
+    let named: Vec<String> = named.collect();
+    for path in named.iter().take(REMOVALS_NAMED) {
+        ctx.printer.say(format_args!("    removed: {path}"));
+    }
+    if named.len() > REMOVALS_NAMED {
+        ctx.printer.say("    …");
+    }
 }
 
 async fn execute(opened: &Opened, snapshot: &Snapshot, jobs: Vec<Job>, args: &Args) -> Result<RestoreReport> {

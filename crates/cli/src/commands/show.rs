@@ -34,7 +34,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let snapshots = snapshots?;
     let snapshot = select::select(&snapshots, &args.filter, &args.snapshot)?;
     let manifest = snapshot.manifest()?;
-    ctx.printer.json("snapshot", snapshots::fields(snapshot));
+    let anomalies = snapshots::anomalies(ctx, &snapshots);
+    let anomaly = anomalies.get(&snapshot.id).map(String::as_str);
+    ctx.printer.json("snapshot", snapshots::fields(snapshot, anomaly));
     for problem in &manifest.problems {
         let path = problem_path(&problem.key);
         ctx.printer.json("problem", serde_json::json!({ "item": path, "message": problem.message }));
@@ -42,6 +44,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     ctx.printer.line(ctx.printer.strong(&format!("snapshot {}", snapshot.id)));
     for (name, value) in facts(manifest, snapshot.commit.writer) {
         ctx.printer.line(format_args!("  {name:<13}{value}"));
+    }
+    if let Some(anomaly) = anomaly {
+        ctx.printer.line(format_args!("  {:<13}{anomaly}", "flagged"));
     }
     if manifest.problem_count > 0 {
         ctx.printer

@@ -2,9 +2,13 @@
 
 mod across;
 
+use std::collections::HashMap;
+
 use anyhow::Result;
-use backup_core::{Snapshot, SnapshotState};
+use backup_core::{Snapshot, SnapshotState, retain};
 use keepwell_catalog::Manifest;
+use keepwell_catalog::retention::RetentionPolicy;
+use keepwell_crypto::SnapshotId;
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -59,9 +63,11 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         ("", Align::Left),
     ]);
     let erased = |manifest: &Manifest| opened.repository.is_erased(manifest.domain);
+    let anomalies = anomalies(ctx, &snapshots);
     for snapshot in &shown {
-        table.row(row(snapshot, &erased));
-        ctx.printer.json("snapshot", fields(snapshot));
+        let anomaly = anomalies.get(&snapshot.id).map(String::as_str);
+        table.row(row(snapshot, &erased, anomaly));
+        ctx.printer.json("snapshot", fields(snapshot, anomaly));
     }
     if table.is_empty() {
         ctx.printer.say("There are no snapshots.");
@@ -74,7 +80,13 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     Ok(if damaged { Exit::Damage } else { Exit::Done })
 }
 
-fn row(snapshot: &Snapshot, erased: &dyn Fn(&Manifest) -> bool) -> Vec<String> {
+/// What speaks against snapshots, seen among all of them.
+pub fn anomalies(ctx: &Context, snapshots: &[Snapshot]) -> HashMap<SnapshotId, String> {
+    let verdicts = retain(&RetentionPolicy::default(), ctx.now(), snapshots, None);
+    verdicts.into_iter().filter_map(|v| Some((v.snapshot.id, v.anomaly?))).collect()
+}
+
+fn row(snapshot: &Snapshot, erased: &dyn Fn(&Manifest) -> bool, anomaly: Option<&str>) -> Vec<String> {
     let time = text::time(select::taken(snapshot));
     match &snapshot.state {
         SnapshotState::Readable(m) => vec![
@@ -85,7 +97,7 @@ fn row(snapshot: &Snapshot, erased: &dyn Fn(&Manifest) -> bool) -> Vec<String> {
             m.tags.join(","),
             text::number(m.statistics.files),
             text::bytes(m.statistics.logical_bytes),
-            marks(m, erased(m), snapshot.commit.complete).join(", "),
+            marks(m, erased(m), snapshot.commit.complete, anomaly).join(", "),
         ],
         state => {
             let size = text::bytes(snapshot.commit.logical_bytes);
@@ -99,8 +111,11 @@ fn row(snapshot: &Snapshot, erased: &dyn Fn(&Manifest) -> bool) -> Vec<String> {
     }
 }
 
-fn marks(manifest: &Manifest, erased: bool, complete: bool) -> Vec<String> {
+fn marks(manifest: &Manifest, erased: bool, complete: bool, anomaly: Option<&str>) -> Vec<String> {
     let mut marks = Vec::new();
+    if let Some(anomaly) = anomaly {
+        marks.push(format!("flagged: {anomaly}"));
+    }
     if !complete {
         marks.push("incomplete".to_owned());
     }
@@ -119,7 +134,7 @@ fn marks(manifest: &Manifest, erased: bool, complete: bool) -> Vec<String> {
 }
 
 /// A snapshot as scripts see it.
-pub fn fields(snapshot: &Snapshot) -> Value {
+pub fn fields(snapshot: &Snapshot, anomaly: Option<&str>) -> Value {
     let mut fields = json!({
         "id": snapshot.id.to_string(),
         "short_id": snapshot.short(),
@@ -129,6 +144,7 @@ pub fn fields(snapshot: &Snapshot) -> Value {
         "seq": snapshot.commit.n,
         "bytes": snapshot.commit.logical_bytes,
         "complete": snapshot.commit.complete,
+        "anomaly": anomaly,
     });
     let more = match &snapshot.state {
         SnapshotState::Readable(m) => json!({ "state": "readable",

@@ -131,7 +131,7 @@ fn kind_of(directory: &OwnedFd, entry: &rustix::fs::DirEntry) -> Result<FileType
 fn object_info(directory: &OwnedFd, prefix: &str, name: &str) -> Result<Option<ObjectInfo>, Errno> {
     let Ok(key) = Key::new(&format!("{prefix}{name}")) else { return Ok(None) };
     match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(facts) => Ok(Some(ObjectInfo { key, size: facts.st_size.try_into().unwrap_or(0) })),
+        Ok(facts) => Ok(Some(super::read::info_of(key, &facts))),
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(error),
     }

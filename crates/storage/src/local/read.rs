@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{FileType, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::Disk;
@@ -18,12 +18,14 @@ const READ: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK);
 
 impl Disk {
     pub(super) fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
-        let (file, size) = self.open_object("get", key, READ)?;
+        let (file, facts) = self.open_object("get", key, READ)?;
+        let size = size_of(&facts);
         read_exact("get", key, file.as_fd(), 0..size)
     }
 
     pub(super) fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
-        let (file, size) = self.open_object("get range", key, READ)?;
+        let (file, facts) = self.open_object("get range", key, READ)?;
+        let size = size_of(&facts);
         if range.start > range.end || range.end > size {
             return Err(StorageError::out_of_range(key, &range, size));
         }
@@ -31,8 +33,8 @@ impl Disk {
     }
 
     pub(super) fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
-        let (_, size) = self.open_object("head", key, OFlags::PATH)?;
-        Ok(ObjectInfo { key: key.clone(), size })
+        let (_, facts) = self.open_object("head", key, OFlags::PATH)?;
+        Ok(info_of(key.clone(), &facts))
     }
 
     fn open_object(
@@ -40,18 +42,30 @@ impl Disk {
         operation: &'static str,
         key: &Key,
         access: OFlags,
-    ) -> Result<(OwnedFd, u64), StorageError> {
+    ) -> Result<(OwnedFd, Stat), StorageError> {
         let fail = |error| storage_error(operation, key, error);
         let file = open_beneath(self.root.as_fd(), key.as_str(), access).map_err(fail)?;
         let facts = rustix::fs::fstat(&file).map_err(fail)?;
         match FileType::from_raw_mode(facts.st_mode) {
-            FileType::RegularFile => Ok((file, facts.st_size.try_into().unwrap_or(0))),
+            FileType::RegularFile => Ok((file, facts)),
             FileType::Directory => Err(StorageError::not_found(operation, key)),
             _ => {
                 Err(StorageError::new(StorageErrorKind::Invalid, operation, key, "it is not a regular file"))
             }
         }
     }
+}
+
+/// What a listing says about a file with these facts.
+pub(super) fn info_of(key: Key, facts: &Stat) -> ObjectInfo {
+    let nanoseconds = i64::try_from(facts.st_mtime_nsec).ok();
+    let seconds = facts.st_mtime.checked_mul(1_000_000_000);
+    let modified = seconds.zip(nanoseconds).and_then(|(seconds, rest)| seconds.checked_add(rest));
+    ObjectInfo { key, size: size_of(facts), modified }
+}
+
+fn size_of(facts: &Stat) -> u64 {
+    facts.st_size.try_into().unwrap_or(0)
 }
 
 fn read_exact(

@@ -186,7 +186,7 @@ impl ObjectStore for OpendalStore {
     }
 
     async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
-        Ok(ObjectInfo { key: key.clone(), size: self.size("head", key).await? })
+        Ok(ObjectInfo { key: key.clone(), size: self.size("head", key).await?, modified: None })
     }
 
     async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
@@ -215,7 +215,9 @@ impl ObjectStore for OpendalStore {
                         "S3 directory buckets and Azure's hierarchical namespaces cannot hold a repository.",
                     ));
             }
-            objects.push(ObjectInfo { key, size: entry.metadata().content_length() });
+            let modified = entry.metadata().last_modified().map(|time| time.into_inner().as_nanosecond());
+            let modified = modified.and_then(|time| i64::try_from(time).ok());
+            objects.push(ObjectInfo { key, size: entry.metadata().content_length(), modified });
         }
         Ok(Page { objects, more: true })
     }

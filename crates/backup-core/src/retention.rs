@@ -1,0 +1,94 @@
+//! Retention over the snapshots of a store: what the rules of the catalog need to know about each.
+
+use std::collections::BTreeMap;
+
+use jiff::tz::TimeZone;
+use keepwell_catalog::Manifest;
+use keepwell_catalog::retention::{Candidate, RetentionPolicy, decide};
+
+use crate::env::Timestamp;
+use crate::repository::{Snapshot, SnapshotState};
+
+/// Dataset of what was backed up only because a restore was about to change it. Its snapshots are of this and that, so
+/// their sizes are not compared.
+pub const SAFETY_DATASET: &str = "safety";
+
+/// What retention says about a snapshot.
+#[derive(Debug, Clone)]
+pub struct Verdict<'s> {
+    /// The snapshot.
+    pub snapshot: &'s Snapshot,
+    /// It stays.
+    pub keep: bool,
+    /// Why it is not trusted to fill a slot, if something speaks against it: `captured in the future`.
+    pub anomaly: Option<String>,
+    /// Why it stays or goes, for people. At least one.
+    pub reasons: Vec<String>,
+}
+
+/// Decides about snapshots: each dataset of each host by itself, in the time zone of its newest snapshot.
+///
+/// `snapshots` are in the order of [`Repository::snapshots`](crate::Repository::snapshots), from which some may be left
+/// out. Those committed at `proved` or before count as proven; see
+/// [`Repository::proved_since`](crate::Repository::proved_since). One whose manifest cannot be read stays. The rules are
+/// those of [`keepwell_catalog::retention`]. Verdicts come dataset by dataset, those of one in the order given.
+pub fn retain<'s>(
+    policy: &RetentionPolicy,
+    now: Timestamp,
+    snapshots: impl IntoIterator<Item = &'s Snapshot>,
+    proved: Option<Timestamp>,
+) -> Vec<Verdict<'s>> {
+    let mut groups: BTreeMap<(&str, &str), Vec<(&Snapshot, &Manifest)>> = BTreeMap::new();
+    let mut verdicts = Vec::new();
+    for snapshot in snapshots {
+        match &snapshot.state {
+            SnapshotState::Readable(m) => {
+                groups.entry((&m.host, &m.dataset)).or_default().push((snapshot, m))
+            }
+            _ => verdicts.push(Verdict {
+                snapshot,
+                keep: true,
+                anomaly: None,
+                reasons: vec!["its manifest cannot be read".to_owned()],
+            }),
+        }
+    }
+    for members in groups.into_values() {
+        let zone =
+            members.last().and_then(|(_, m)| TimeZone::get(&m.time_zone).ok()).unwrap_or(TimeZone::UTC);
+        let candidates: Vec<Candidate> =
+            (0..).zip(&members).map(|(order, (snapshot, m))| candidate(snapshot, m, order, proved)).collect();
+        let decisions = decide(policy, &zone, now, &candidates);
+        verdicts.extend(members.into_iter().zip(decisions).map(|((snapshot, _), decision)| Verdict {
+            snapshot,
+            keep: decision.keep,
+            anomaly: decision.anomaly,
+            reasons: decision.reasons,
+        }));
+    }
+    verdicts
+}
+
+fn candidate(snapshot: &Snapshot, manifest: &Manifest, order: u64, proved: Option<Timestamp>) -> Candidate {
+    let comparable = manifest.dataset != SAFETY_DATASET;
+    // A writer must not pass for proven by claiming to be old.
+    let newest = snapshot.stored.map_or(snapshot.commit.time, |stored| stored.max(snapshot.commit.time));
+    Candidate {
+        id: snapshot.id,
+        dataset: manifest.dataset.clone(),
+        host: manifest.host.clone(),
+        capture: manifest.capture_end,
+        commit_time: snapshot.first.time.min(snapshot.commit.time),
+        stored: snapshot.stored,
+        commit_order: order,
+        complete: snapshot.commit.complete,
+        proven: proved.is_some_and(|since| newest <= since),
+        tags: manifest.tags.clone(),
+        keep_until: manifest.keep_until,
+        keep_forever: manifest.keep_forever,
+        logical_bytes: comparable.then_some(snapshot.commit.logical_bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests;

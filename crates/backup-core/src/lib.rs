@@ -88,6 +88,7 @@ pub mod monitor;
 pub mod pack;
 mod prune;
 mod read;
+mod remembered;
 mod repair;
 mod repository;
 mod restore;
@@ -109,7 +110,7 @@ pub use copy::{
 };
 pub use error::Error;
 pub use keys::Erased;
-pub use prune::{PruneOptions, PruneReport};
+pub use prune::{Forgotten, PruneOptions, PruneReport};
 pub use repair::RepairReport;
 pub use repository::{
     Access, Builder, CreateOptions, Created, Limits, Repository, RepositoryHint, Snapshot, SnapshotState,

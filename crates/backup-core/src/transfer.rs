@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use keepwell_catalog::{IndexEntry, IndexSet, Location, PackClass, PackRef, names};
+use keepwell_catalog::{IndexEntry, IndexSet, Location, PackClass, PackRef, PackSet, names};
 use keepwell_crypto::{ChunkId, Digest};
 use tokio::runtime::Handle;
 
 use crate::Error;
-use crate::mark::{Visitor, visit};
+use crate::mark::{Visitor, preferred, visit};
 use crate::pack::FinishedPack;
 use crate::prune::{move_frames, packer_settings};
 use crate::read::{Nodes, fetch_pack};
@@ -26,6 +26,8 @@ struct Collect<'c> {
     known: &'c Known,
     wanted: &'c mut Wanted,
     seen: &'c mut crate::mark::Marks,
+    /// Packs of the origin that are known to be dead: looked into last.
+    dead: &'c PackSet,
     failed: Option<Error>,
 }
 
@@ -39,6 +41,7 @@ impl Visitor for Collect<'_> {
         if !self.seen.set(location) {
             return false;
         }
+        let location = preferred(locations, self.dead).unwrap_or(location);
         match self.known.contains(id) {
             Ok(true) => {}
             Ok(false) => {
@@ -57,16 +60,18 @@ impl Visitor for Collect<'_> {
     }
 }
 
-/// What the tree of `root` in `origin` needs and `uploads` does not know. Runs on an ordinary thread.
+/// What the tree of `root` in `origin` needs and `uploads` does not know, preferably from packs that are not dead. Runs
+/// on an ordinary thread.
 pub(crate) fn missing(
     nodes: &Nodes,
     index: &IndexSet,
     seen: &mut crate::mark::Marks,
     root: &ChunkId,
     known: &Known,
+    dead: &PackSet,
 ) -> Result<Wanted, Error> {
     let mut wanted = Wanted::new();
-    let mut collect = Collect { known, wanted: &mut wanted, seen, failed: None };
+    let mut collect = Collect { known, wanted: &mut wanted, seen, dead, failed: None };
     visit(nodes, index, root, &mut collect)?;
     match collect.failed {
         Some(error) => Err(error),

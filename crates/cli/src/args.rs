@@ -123,6 +123,7 @@ pub enum Command {
     Check(commands::check::Args),
     Repair(commands::repair::Args),
     Forget(Box<commands::forget::Args>),
+    Unforget(commands::unforget::Args),
     Prune(commands::prune::Args),
     Copy(commands::copy::Args),
     Key(commands::key::Args),

@@ -9,9 +9,17 @@ use bytes::Bytes;
 use keepwell_storage::{Capabilities, Key, Memory, ObjectInfo, ObjectStore, Page, StorageError};
 use tokio::sync::Semaphore;
 
-/// Holds the first `put_new` of a key with a prefix.
+/// Which calls a gate holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    Puts,
+    Reads,
+}
+
+/// Holds the first `put_new`, or the first reading, of a key with a prefix.
 pub struct Gate {
     inner: Memory,
+    holds: Holds,
     prefix: String,
     shut: AtomicBool,
     reached: Semaphore,
@@ -19,10 +27,20 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Wraps a store.
+    /// Wraps a store; the first `put_new` waits.
     pub fn new(inner: Memory, prefix: impl Into<String>) -> Self {
+        Self::holding(Holds::Puts, inner, prefix)
+    }
+
+    /// Wraps a store; the first `get` or `get_range` waits.
+    pub fn reading(inner: Memory, prefix: impl Into<String>) -> Self {
+        Self::holding(Holds::Reads, inner, prefix)
+    }
+
+    fn holding(holds: Holds, inner: Memory, prefix: impl Into<String>) -> Self {
         Self {
             inner,
+            holds,
             prefix: prefix.into(),
             shut: AtomicBool::new(true),
             reached: Semaphore::new(0),
@@ -39,23 +57,30 @@ impl Gate {
     pub fn open(&self) {
         self.passed.add_permits(1);
     }
+
+    async fn hold(&self, calls: Holds, key: &Key) {
+        let held = self.holds == calls && key.as_str().starts_with(&self.prefix);
+        if held && self.shut.swap(false, Ordering::SeqCst) {
+            self.reached.add_permits(1);
+            self.passed.acquire().await.unwrap().forget();
+        }
+    }
 }
 
 #[async_trait]
 impl ObjectStore for Gate {
     async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError> {
-        if key.as_str().starts_with(&self.prefix) && self.shut.swap(false, Ordering::SeqCst) {
-            self.reached.add_permits(1);
-            self.passed.acquire().await.unwrap().forget();
-        }
+        self.hold(Holds::Puts, key).await;
         self.inner.put_new(key, body).await
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
+        self.hold(Holds::Reads, key).await;
         self.inner.get(key).await
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
+        self.hold(Holds::Reads, key).await;
         self.inner.get_range(key, range).await
     }
 

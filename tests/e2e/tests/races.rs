@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backup_core::{BackupOptions, Cache, Error, PruneOptions, Repository, Snapshot};
+use keepwell_crypto::keyfile::KeyFile;
+use keepwell_crypto::trust::Roles;
 use keepwell_e2e::gate::Gate;
 use keepwell_e2e::tree::{Tree, assert_same, put, read};
 use keepwell_e2e::{Dice, run, world};
@@ -234,6 +236,67 @@ fn a_checkpoint_that_another_capture_superseded() {
         if let Ok(report) = slow {
             let snapshot = snapshot_of(&keeper, &report).await;
             assert_same(&read(one.path()), &restored(&keeper, &snapshot, one.path()).await, "the slower");
+        }
+    });
+}
+
+/// Two hosts that can only write, a keeper that prunes in a loop, and a reader that restores all the while, each with a
+/// credential of its own.
+#[test]
+fn everybody_with_credentials_of_their_own() {
+    run(async {
+        let world = World::new().await;
+        let owner = world.open().await;
+        let mut keys = Vec::new();
+        for (name, roles) in [
+            ("one", Roles::WRITER),
+            ("two", Roles::WRITER),
+            ("vault", Roles::READER | Roles::KEEPER),
+            ("desk", Roles::READER),
+        ] {
+            keys.push(owner.enroll(name, roles, None).await.unwrap());
+        }
+        let open = async |key: &KeyFile| {
+            let store = Arc::new(world.store.clone());
+            world::open(store, key, Cache::memory(), world::LIMITS).await.unwrap()
+        };
+        let [one, two, vault, desk] =
+            [open(&keys[0]).await, open(&keys[1]).await, open(&keys[2]).await, open(&keys[3]).await];
+        assert!(!one.can_read() && !two.can_read());
+        let stays = tempfile::tempdir().unwrap();
+        (0..6).for_each(|i| put(stays.path(), &format!("{i}"), i, LARGE));
+        let first = back_up(&one, stays.path()).await.unwrap();
+        let first = snapshot_of(&desk, &first).await;
+        let expected = read(stays.path());
+
+        let taken = Taken::default();
+        let done = AtomicBool::new(false);
+        let (dir_one, dir_two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let writers = async {
+            tokio::join!(
+                write(one, dir_one.path(), "one", 21, 6, &taken),
+                write(two, dir_two.path(), "two", 22, 6, &taken)
+            );
+            done.store(true, Ordering::SeqCst);
+        };
+        let reads = async {
+            let mut restores = 0;
+            while !done.load(Ordering::SeqCst) {
+                assert_same(&expected, &restored(&desk, &first, stays.path()).await, "beside all others");
+                restores += 1;
+            }
+            restores
+        };
+        let keeps = keep(vault, Duration::from_millis(500), &taken, &done);
+        let ((), prunes, restores) = tokio::join!(writers, keeps, reads);
+        assert!(prunes >= 1 && restores >= 1, "{prunes} prunes, {restores} restores");
+        let reader = open(&keys[3]).await;
+        assert_sound(&reader, "with credentials of their own").await;
+        let listed = reader.snapshots().await.unwrap();
+        for (snapshot, tree) in taken.lock().unwrap().iter() {
+            let snapshot = listed.iter().find(|s| s.id == snapshot.id).expect("it is listed");
+            let dir = String::from_utf8(snapshot.manifest().unwrap().paths[0].clone()).unwrap();
+            assert_same(tree, &restored(&reader, snapshot, Path::new(&dir)).await, "own credentials");
         }
     });
 }

@@ -1,11 +1,11 @@
 //! Reading packs and proving every chunk in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use keepwell_catalog::names::{self, ObjectName};
-use keepwell_catalog::{ContentName, PackClass, PackRef};
+use keepwell_catalog::{ContentName, IndexSet, PackClass, PackRef};
 use keepwell_crypto::{ChunkKind, Digest};
 use tokio::runtime::Handle;
 
@@ -94,13 +94,16 @@ async fn read_packs(
     packs: Vec<(PackClass, PackRef)>,
     report: &mut CheckReport,
 ) -> Result<Vec<(ContentName, u64)>, Error> {
+    let group = repository.group();
+    let index = repository.index();
     let (repository, handle) = (repository.clone(), Handle::current());
     let task = tokio::task::spawn_blocking(move || {
+        let listed = entries_listed(&index, packs.iter().map(|(_, pack)| pack.name).collect())?;
         let next = AtomicUsize::new(0);
         let results = Mutex::new(Vec::new());
         let run = || {
             while let Some((class, pack)) = packs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let result = prove_pack(&repository, &handle, *class, pack);
+                let result = prove_pack(&repository, &index, &handle, (*class, pack), &listed);
                 repository.monitor().advance(1, pack.size);
                 if matches!(&result, Err(Error::Storage(e)) if !e.is_not_found()) {
                     next.store(packs.len(), Ordering::Relaxed);
@@ -113,15 +116,19 @@ async fn read_packs(
                 scope.spawn(run);
             });
         });
-        results.into_inner().unwrap_or_else(PoisonError::into_inner)
+        Ok::<_, Error>(results.into_inner().unwrap_or_else(PoisonError::into_inner))
     });
     let mut sound = Vec::new();
-    for (class, pack, result) in task.await.map_err(|e| Error::Task(e.to_string()))? {
+    for (class, pack, result) in task.await.map_err(|e| Error::Task(e.to_string()))?? {
         match result {
-            Ok(chunks) => {
+            Ok(proof) => {
                 report.packs_read += 1;
                 report.bytes_read += pack.size;
-                sound.push((pack.name, chunks));
+                sound.push((pack.name, proof.chunks));
+                for segment in proof.false_segments {
+                    let what = format!("it places chunks in pack {} that are not there", pack.name);
+                    report.found(format_args!("index/{group}/{segment}"), what);
+                }
             }
             Err(Error::Storage(e)) if !e.is_not_found() => return Err(Error::Storage(e)),
             Err(error) => report.found(names::pack_key(class, &pack.name), crate::error::one_line(&error)),
@@ -130,13 +137,49 @@ async fn read_packs(
     Ok(sound)
 }
 
-/// Proves one pack: its hash, its directory, every chunk's id, and that the index places each chunk where it is.
+/// How many entries each segment, by its number, has for a pack.
+type Listed = HashMap<ContentName, BTreeMap<usize, u64>>;
+
+/// Counts the entries for these packs in one pass over the index. A segment that cannot be read through is left to those
+/// who look something up in it.
+fn entries_listed(index: &IndexSet, packs: BTreeSet<ContentName>) -> Result<Listed, Error> {
+    let mut listed = Listed::new();
+    for (number, (_, segment)) in index.segments().iter().enumerate() {
+        let chosen: Vec<bool> = segment.packs().iter().map(|pack| packs.contains(&pack.name)).collect();
+        if !chosen.contains(&true) {
+            continue;
+        }
+        let mut counts = vec![0; chosen.len()];
+        for item in segment.iter() {
+            let (_, entry) = item?;
+            if let Some(count) = counts.get_mut(entry.pack as usize) {
+                *count += 1;
+            }
+        }
+        for (pack, count) in segment.packs().iter().zip(counts).filter(|(pack, _)| packs.contains(&pack.name))
+        {
+            *listed.entry(pack.name).or_default().entry(number).or_default() += count;
+        }
+    }
+    Ok(listed)
+}
+
+/// What reading a sound pack showed.
+struct Proof {
+    chunks: u64,
+    /// Names of segments that place chunks in the pack that it does not hold, or not there.
+    false_segments: Vec<String>,
+}
+
+/// Proves one pack: its hash, its directory, every chunk's id, and that the index places each chunk where it is and
+/// nothing else there.
 fn prove_pack(
     repository: &Repository,
+    index: &IndexSet,
     handle: &Handle,
-    class: PackClass,
-    pack: &PackRef,
-) -> Result<u64, Error> {
+    (class, pack): (PackClass, &PackRef),
+    listed: &Listed,
+) -> Result<Proof, Error> {
     let fetched = handle.block_on(fetch_pack(repository, class, pack))?;
     if Digest::of(&fetched.stored) != pack.name.digest() {
         return Err(Error::Invalid("its bytes do not have the hash in its name".into()));
@@ -147,17 +190,23 @@ fn prove_pack(
         PackClass::Meta => ChunkKind::Node,
     };
     let directory = PackDirectory::of_plaintext(&fetched.plain)?;
-    let index = repository.index();
     let (mut at, mut chunks) = (0usize, 0);
+    let mut unproved = listed.get(&pack.name).cloned().unwrap_or_default();
     for frame in &directory.frames {
         let stored = fetched.plain.get(at..at + frame.stored as usize).unwrap_or_default();
         let plain = decode_frame(stored, Some(frame.plain as usize))?;
         let mut offset = 0;
         for (id, length) in &frame.chunks {
             chunk_from_frame(&plain, offset, *length, id, kind, key)?;
-            let placed = index.find(id)?.into_iter().any(|l| {
-                l.pack.name == pack.name && l.entry.frame_offset as usize == at && l.entry.offset == offset
-            });
+            let mut placed = false;
+            for location in index.find(id)?.into_iter().filter(|l| l.pack.name == pack.name) {
+                let entry = location.entry;
+                let is_here = entry.frame_offset as usize == at && entry.offset == offset;
+                if is_here && entry.frame_length == frame.stored && entry.length == *length {
+                    placed = true;
+                    unproved.entry(location.segment).and_modify(|count| *count = count.saturating_sub(1));
+                }
+            }
             if !placed {
                 return Err(Error::Invalid(format!("the index does not place chunk {id} where it is")));
             }
@@ -166,5 +215,8 @@ fn prove_pack(
         }
         at += frame.stored as usize;
     }
-    Ok(chunks)
+    let segments = index.segments();
+    let with_rest = unproved.into_iter().filter(|(_, count)| *count > 0);
+    let false_segments = with_rest.filter_map(|(n, _)| Some(segments.get(n)?.0.to_string())).collect();
+    Ok(Proof { chunks, false_segments })
 }

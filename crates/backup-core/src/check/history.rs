@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use keepwell_catalog::names;
-use keepwell_crypto::{Digest, MemberId};
+use keepwell_catalog::names::{self, ObjectName};
+use keepwell_crypto::MemberId;
 
 use super::CheckReport;
 use crate::Error;
@@ -17,13 +17,15 @@ pub(super) struct History {
 }
 
 pub(super) async fn check(repository: &Repository, report: &mut CheckReport) -> Result<History, Error> {
+    let lists = listed_sessions(repository).await?;
     let (ends, undecided) = read_ends(repository).await?;
-    for (name, reason) in undecided {
+    for (name, reason) in &undecided {
         report.found(name, reason);
     }
     let open = open_sessions(repository).await?;
     report.open_sessions = open.len() as u64;
     let open = open.keys().copied().collect();
+    check_lists(repository, lists, &ends, &open, report).await?;
     check_chain(&ends, &open, &mut |object, what| report.found(object, what));
     let retired = match repository.retired().await {
         Ok(retired) => retired,
@@ -59,14 +61,47 @@ pub(super) async fn check(repository: &Repository, report: &mut CheckReport) -> 
     Ok(History { snapshots, plans })
 }
 
-/// Every number of a writer has an end or an open session, and ends name the hashes of those before them.
+/// Sessions that have written the list of what they created.
+async fn listed_sessions(repository: &Repository) -> Result<BTreeSet<(MemberId, u64)>, Error> {
+    let mut listed = BTreeSet::new();
+    for info in repository.list("lists/").await? {
+        if let Ok(ObjectName::List(writer, n)) = info.key.as_str().parse() {
+            listed.insert((writer, n));
+        }
+    }
+    Ok(listed)
+}
+
+/// A session that wrote its list and is not open any more has an end: this is how a missing newest commit shows.
+async fn check_lists(
+    repository: &Repository,
+    lists: BTreeSet<(MemberId, u64)>,
+    ends: &[End],
+    open: &BTreeSet<(MemberId, u64)>,
+    report: &mut CheckReport,
+) -> Result<(), Error> {
+    let ended: BTreeSet<(MemberId, u64)> = ends.iter().map(|e| (e.writer, e.n)).collect();
+    for (writer, n) in lists.into_iter().filter(|place| !ended.contains(place) && !open.contains(place)) {
+        let key = names::commit_key(writer, n);
+        match repository.store().head(&key).await {
+            Err(error) if error.is_not_found() => {
+                report.found(key, "it is missing, and its session has written a list and ended");
+            }
+            Err(error) => return Err(error.into()),
+            Ok(_) => {} // it does not verify, or came meanwhile
+        }
+    }
+    Ok(())
+}
+
+/// Every number of a writer has an end or an open session, and ends name the hashes of those before them. A fence by a
+/// keeper may stand where a repair found an end that nobody could read.
 pub(super) fn check_chain(
     ends: &[End],
     open: &BTreeSet<(MemberId, u64)>,
     found: &mut dyn FnMut(keepwell_storage::Key, &str),
 ) {
-    let by_place: BTreeMap<(MemberId, u64), Digest> =
-        ends.iter().map(|e| ((e.writer, e.n), e.digest)).collect();
+    let by_place: BTreeMap<(MemberId, u64), &End> = ends.iter().map(|e| ((e.writer, e.n), e)).collect();
     let mut last: BTreeMap<MemberId, u64> = BTreeMap::new();
     for end in ends {
         let expected = last.get(&end.writer).map_or(0, |n| n + 1);
@@ -78,7 +113,7 @@ pub(super) fn check_chain(
         last.insert(end.writer, end.n);
         for (n, digest) in &end.commit.previous {
             match by_place.get(&(end.writer, *n)) {
-                Some(found) if found == digest => {}
+                Some(found) if found.digest == *digest || found.by_keeper => {}
                 Some(_) => {
                     found(names::commit_key(end.writer, *n), "a later commit names another hash for it")
                 }

@@ -3,6 +3,8 @@
 
 mod data;
 mod history;
+#[cfg(test)]
+mod poison;
 mod records;
 mod remembered;
 mod scrub;

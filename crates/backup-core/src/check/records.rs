@@ -203,10 +203,6 @@ impl Records {
         check_chain(&self.ends, &open, &mut |object, what| report.found(object, what));
         for end in &self.ends {
             let place = (end.writer, end.n);
-            if !self.sessions.contains(&place) {
-                report
-                    .found(names::session_key(end.writer, end.n, 0), "it is missing, and the session ended");
-            }
             let list = names::list_key(end.writer, end.n);
             match (end.commit.list, self.lists.get(&place)) {
                 (Some(named), Some(found)) if named != *found => {

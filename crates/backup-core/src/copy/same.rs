@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use keepwell_catalog::{CommitKind, names};
+use keepwell_catalog::{CommitKind, PackSet, names};
 use keepwell_storage::{ObjectStore, list_all};
 use tokio::runtime::Handle;
 
@@ -10,7 +10,7 @@ use crate::Error;
 use crate::backup::begin_uploads;
 use crate::mark::Marks;
 use crate::read::Nodes;
-use crate::repository::{Repository, RepositoryHint, Snapshot};
+use crate::repository::{Repository, RepositoryHint, Snapshot, read_plans};
 use crate::transfer::{manifest_bytes, missing, transfer};
 use crate::write::{Ending, Session, Uploads};
 use keepwell_crypto::SnapshotId;
@@ -72,7 +72,7 @@ impl Repository {
         Ok(report)
     }
 
-    async fn store_snapshot(
+    pub(crate) async fn store_snapshot(
         &self,
         target: &Repository,
         snapshot: &Snapshot,
@@ -120,13 +120,15 @@ impl Repository {
     /// Stores in the target what the snapshot's tree needs and the target lacks.
     async fn fill(&self, uploads: &Uploads, snapshot: &Snapshot) -> Result<(), Error> {
         let root = snapshot.manifest()?.root;
+        // A matter of where to look first; a reader relies on no plan.
+        let dead = read_plans(self).await.map(|plans| PackSet::from_keys(plans.dead())).unwrap_or_default();
         let (origin, there) = (self.clone(), uploads.clone());
         let handle = Handle::current();
         let nodes = Nodes::new(self);
         let index: Arc<_> = self.index();
         let task = tokio::task::spawn_blocking(move || {
             let mut seen = Marks::new(&index);
-            let wanted = missing(&nodes, &index, &mut seen, &root, there.known())?;
+            let wanted = missing(&nodes, &index, &mut seen, &root, there.known(), &dead)?;
             transfer(&origin, &there, wanted, &handle, &mut |_, error| Err(error))
         });
         task.await.map_err(|e| Error::Task(e.to_string()))??;

@@ -4,9 +4,13 @@
 mod forget;
 mod merge;
 mod merge_plans;
+mod proof;
 mod repack;
 mod scan;
 mod sessions;
+#[cfg(test)]
+mod tests;
+mod undo;
 mod verdict;
 
 use std::collections::BTreeSet;
@@ -23,6 +27,7 @@ pub(crate) use merge::delete_segments;
 pub(crate) use repack::{move_frames, packer_settings};
 pub(crate) use scan::live_ends;
 pub(crate) use sessions::open_sessions;
+pub use undo::Forgotten;
 
 use scan::Scan;
 
@@ -40,6 +45,9 @@ pub struct PruneOptions {
     pub max_repack_bytes: u64,
     /// A session without a sign of life for this long, on our own clock, is fenced.
     pub fence_after: Duration,
+    /// The caller vouches that nobody else works on the repository, nor is suspended in the middle. Without it, a store
+    /// that cannot create exclusively is not pruned.
+    pub exclusive: bool,
 }
 
 impl Default for PruneOptions {
@@ -49,6 +57,7 @@ impl Default for PruneOptions {
             max_unused: 0.05,
             max_repack_bytes: u64::MAX,
             fence_after: 5 * crate::write::BEAT_EVERY,
+            exclusive: false,
         }
     }
 }
@@ -62,6 +71,8 @@ pub struct PruneReport {
     pub pack_bytes: u64,
     /// Stored bytes of frames that no root reaches, before.
     pub unused_bytes: u64,
+    /// Tree nodes that were read to find that out: those that the last prune on this host did not come across.
+    pub nodes_read: u64,
     /// Packs that hold nothing that is needed.
     pub packs_unused: u64,
     /// Packs of which the rest was moved to new packs.
@@ -80,6 +91,8 @@ pub struct PruneReport {
     pub segments_merged: u64,
     /// Finished plans of earlier prunes merged into one.
     pub plans_merged: u64,
+    /// Claims and beats of ended sessions that were removed.
+    pub records_swept: u64,
 }
 
 impl Repository {
@@ -87,12 +100,16 @@ impl Repository {
     ///
     /// Safe beside any number of writers, readers and other prunes; needs the keeper role and the data keys. A crash at
     /// any moment loses nothing and the next prune goes on. Fails on damage that hides what is needed, before anything
-    /// is deleted.
+    /// is deleted, and on a store that does not create exclusively, unless [`PruneOptions::exclusive`] is set. A
+    /// prune that finds nothing to do still ends dead sessions, without waiting for those that are alive.
     pub async fn prune(&self, options: PruneOptions) -> Result<PruneReport, Error> {
         if !self.access().is_keeper() || !self.can_read() {
             return Err(self.access().cannot("prune"));
         }
         self.monitor().phase("prune");
+        if !options.dry_run && !options.exclusive {
+            proof::demand_exclusive_create(self).await?;
+        }
         for _ in 0..RESTARTS_MAX {
             let retired = self.retired().await?; // step 1
             match self.prune_with(retired.clone(), options.clone()).await {
@@ -115,7 +132,12 @@ impl Repository {
             return Box::pin(self.prune(options)).await; // with what these needed free as well
         }
         let mut report = scan.report.clone();
-        if options.dry_run || scan.is_idle() {
+        if options.dry_run {
+            return Ok(report);
+        }
+        if scan.is_idle() {
+            report.fenced = sessions::end_dead_sessions(self, options.fence_after).await?;
+            report.records_swept = sessions::sweep(self).await?;
             return Ok(report);
         }
         let moved = repack::repack(self, &scan).await?; // step 3
@@ -132,6 +154,7 @@ impl Repository {
         }
         report.segments_merged = merge::merge_segments(self).await?;
         report.plans_merged = merge_plans::merge_plans(self).await?;
+        report.records_swept = sessions::sweep(self).await?;
         Ok(report)
     }
 

@@ -8,8 +8,9 @@ use keepwell_crypto::{ChunkId, MemberId};
 
 use super::{PruneOptions, PruneReport};
 use crate::Error;
-use crate::mark::{Marks, Visitor, preferred, visit};
+use crate::mark::{Marks, Visitor, preferred};
 use crate::read::Nodes;
+use crate::remembered::{Reached, Remembered};
 use crate::repository::{End, Plans, Repository, read_ends, read_plans};
 
 /// Packs smaller than this are merged with others.
@@ -139,7 +140,7 @@ impl Scan {
         let live = live_ends(&ends, &retired);
         let roots = roots_of(repository, &live).await?;
         let gone = plans.doomed_packs();
-        let marks = mark(repository, &index, roots, gone.clone()).await?;
+        let (marks, nodes_read) = mark(repository, &index, roots, gone.clone()).await?;
         let (uses, marks, index) = {
             let task = tokio::task::spawn_blocking(move || {
                 Ok::<_, Error>((pack_uses(&index, &marks)?, marks, index))
@@ -157,7 +158,7 @@ impl Scan {
             unfinished: BTreeMap::new(),
             sizes: HashMap::new(),
             stale_checkpoints,
-            report: PruneReport::default(),
+            report: PruneReport { nodes_read, ..PruneReport::default() },
         };
         let needed = uses.values().filter(|u| u.live > 0).map(PackUse::key).collect();
         scan.sort_packs(uses, &gone, options);
@@ -300,21 +301,26 @@ pub(super) fn needed_state(ends: &[End]) -> BTreeSet<String> {
     newest.into_values().flat_map(keys).collect()
 }
 
-/// Marks everything that the roots reach, at its preferred location.
-pub(super) async fn mark(
+/// Marks everything that the roots reach, at its preferred location. Gives how many nodes had to be read for that.
+async fn mark(
     repository: &Repository,
     index: &std::sync::Arc<IndexSet>,
     roots: Vec<ChunkId>,
     gone: PackSet,
-) -> Result<Marks, Error> {
+) -> Result<(Marks, u64), Error> {
     let nodes = Nodes::new(repository);
-    let index = std::sync::Arc::clone(index);
+    let (repository, index) = (repository.clone(), std::sync::Arc::clone(index));
     let task = tokio::task::spawn_blocking(move || {
         let mut marks = Marks::new(&index);
+        let (mut remembered, mut reached) = (Remembered::load(&repository), Reached::default());
         for root in roots {
-            visit(&nodes, &index, &root, &mut Marking { marks: &mut marks, gone: &gone })?;
+            let mut marking = Marking { marks: &mut marks, gone: &gone };
+            remembered.visit(&nodes, &index, &root, &mut reached, &mut marking)?;
         }
-        Ok(marks)
+        if remembered.nodes_read > 0 {
+            remembered.save(&repository, &reached);
+        }
+        Ok((marks, remembered.nodes_read))
     });
     task.await.map_err(|e| Error::Task(e.to_string()))?
 }

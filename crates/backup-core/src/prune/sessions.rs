@@ -1,11 +1,12 @@
 //! Waiting for the sessions that were open when the plan was made, or ending them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use keepwell_catalog::names::ObjectName;
 use keepwell_crypto::MemberId;
 
+use super::verdict::delete_all;
 use crate::Error;
 use crate::alive;
 use crate::repository::Repository;
@@ -16,9 +17,27 @@ const POLL: Duration = Duration::from_secs(5);
 
 type Open = BTreeMap<(MemberId, u64), u64>;
 
+/// For how long a session that shows signs of life is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// Until it has ended.
+    Ended,
+    /// Until its next sign of life.
+    Alive,
+}
+
 /// Returns when every session that is open now has an end. A session whose process is known to be dead is fenced at
 /// once, another after it has shown no new beat for `fence_after` on our own monotonic clock. Gives how many were fenced.
 pub(super) async fn settle_sessions(repository: &Repository, fence_after: Duration) -> Result<u64, Error> {
+    settle(repository, fence_after, Patience::Ended).await
+}
+
+/// The same without waiting for sessions that show a new beat meanwhile: only the dead are ended.
+pub(super) async fn end_dead_sessions(repository: &Repository, fence_after: Duration) -> Result<u64, Error> {
+    settle(repository, fence_after, Patience::Alive).await
+}
+
+async fn settle(repository: &Repository, fence_after: Duration, patience: Patience) -> Result<u64, Error> {
     let mut fenced = 0;
     let first = open_sessions(repository).await?;
     let mut waiting: BTreeMap<(MemberId, u64), (u64, Duration)> = BTreeMap::new();
@@ -47,7 +66,10 @@ pub(super) async fn settle_sessions(repository: &Repository, fence_after: Durati
         tokio::time::sleep(POLL.min(fence_after)).await;
         let open = open_sessions(repository).await?;
         let now = repository.clock().monotonic();
-        waiting.retain(|session, _| open.contains_key(session));
+        waiting.retain(|session, (beat, _)| {
+            let newest = open.get(session);
+            newest.is_some_and(|newest| patience == Patience::Ended || newest == beat)
+        });
         for (session, (beat, since)) in &mut waiting {
             if let Some(newest) = open.get(session).filter(|newest| **newest > *beat) {
                 (*beat, *since) = (*newest, now);
@@ -55,6 +77,27 @@ pub(super) async fn settle_sessions(repository: &Repository, fence_after: Durati
         }
     }
     Ok(fenced)
+}
+
+/// Removes the claims and beats of sessions that have an end; ends stay (docs/pruning.md). Gives how many went.
+pub(super) async fn sweep(repository: &Repository) -> Result<u64, Error> {
+    let mut claims = Vec::new();
+    for info in repository.list("sessions/").await? {
+        if let Ok(ObjectName::Session { writer, n, .. }) = info.key.as_str().parse() {
+            claims.push(((writer, n), info.key.to_string()));
+        }
+    }
+    if claims.is_empty() {
+        return Ok(0);
+    }
+    let mut ended = BTreeSet::new();
+    for info in repository.list("commits/").await? {
+        if let Ok(ObjectName::Commit(writer, n)) = info.key.as_str().parse() {
+            ended.insert((writer, n));
+        }
+    }
+    let done = claims.into_iter().filter(|(session, _)| ended.contains(session));
+    delete_all(repository, &done.map(|(_, key)| key).collect::<Vec<_>>()).await
 }
 
 /// Sessions without an end, with their newest beat.

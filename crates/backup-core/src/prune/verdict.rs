@@ -10,8 +10,9 @@ use tokio::task::JoinSet;
 
 use super::scan::{decided_ends, live_ends, needed_state, roots_of};
 use crate::Error;
-use crate::mark::{Marks, Visitor, visit};
+use crate::mark::{Marks, Visitor};
 use crate::read::Nodes;
+use crate::remembered::{Reached, Remembered};
 use crate::repository::{Repository, read_plans, read_verdict};
 
 /// Deletes at once.
@@ -91,11 +92,12 @@ async fn needed_packs(
     others: PackSet,
 ) -> Result<BTreeSet<String>, Error> {
     let nodes = Nodes::new(repository);
-    let index = repository.index();
+    let (repository, index) = (repository.clone(), repository.index());
     let task = tokio::task::spawn_blocking(move || {
+        let (mut remembered, mut reached) = (Remembered::load(&repository), Reached::default());
         let mut rescue = Rescue { ours, others, seen: Marks::new(&index), kept: BTreeSet::new(), lost: None };
         for root in roots {
-            visit(&nodes, &index, &root, &mut rescue)?;
+            remembered.visit(&nodes, &index, &root, &mut reached, &mut rescue)?;
         }
         match rescue.lost {
             None => Ok(rescue.kept),

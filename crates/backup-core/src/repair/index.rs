@@ -12,7 +12,7 @@ use crate::pack::PackDirectory;
 use crate::repository::{Repository, read_plans};
 use crate::write::{Ending, Session, name_of};
 
-/// Writes new segments for unlisted packs and removes damaged segments. Gives how many packs are listed again.
+/// Writes new segments for packs that no sound segment lists, and removes damaged segments and those with false entries. Gives how many packs are listed again.
 pub(super) async fn list_again(repository: &Repository, before: &CheckReport) -> Result<u64, Error> {
     let damaged: Vec<String> =
         before.findings.iter().map(|f| f.object.clone()).filter(|o| o.starts_with("index/")).collect();
@@ -21,7 +21,7 @@ pub(super) async fn list_again(repository: &Repository, before: &CheckReport) ->
         return Ok(0);
     }
     let session = Session::claim(repository).await?;
-    let listed = match list_unlisted(repository).await {
+    let listed = match list_unlisted(repository, &damaged).await {
         Ok(listed) => listed,
         Err(error) => {
             session.abandon().await;
@@ -41,11 +41,18 @@ pub(super) async fn list_again(repository: &Repository, before: &CheckReport) ->
 }
 
 /// The listing is made after the plans are read, as a resumed writer would do (docs/pruning.md).
-async fn list_unlisted(repository: &Repository) -> Result<(Vec<(String, u64)>, u64), Error> {
+async fn list_unlisted(
+    repository: &Repository,
+    damaged: &[String],
+) -> Result<(Vec<(String, u64)>, u64), Error> {
     let doomed = read_plans(repository).await?.doomed_packs();
     repository.refresh_index().await?;
+    // What a damaged segment says goes with it, also where it can be read.
+    let is_sound = |name: &str| !damaged.contains(&format!("index/{}/{name}", repository.group()));
+    let segments = repository.index().segments();
+    let sound = segments.iter().filter(|(name, _)| is_sound(name));
     let indexed: BTreeSet<ContentName> =
-        repository.index().segments().iter().flat_map(|(_, s)| s.packs().iter().map(|p| p.name)).collect();
+        sound.flat_map(|(_, s)| s.packs().iter().map(|p| p.name).collect::<Vec<_>>()).collect();
     let mut created = Vec::new();
     let mut count = 0;
     for class in [PackClass::Meta, PackClass::Data] {

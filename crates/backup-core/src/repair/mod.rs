@@ -25,6 +25,8 @@ pub struct RepairReport {
     pub packs_replaced: u64,
     /// Chunks fetched from the copy or from sound places here.
     pub chunks_restored: u64,
+    /// Ends of sessions that published nothing, and that nobody can read any more, replaced by fences.
+    pub ends_fenced: u64,
     /// Snapshots published anew because their manifest was lost.
     pub snapshots_restored: u64,
     /// What is wrong still.
@@ -55,6 +57,7 @@ impl Repository {
         if let Some(copy) = from {
             report.records_restored = records::put_back(self, copy, &report.before).await?;
         }
+        report.ends_fenced = records::end_again(self, &report.before).await?;
         report.packs_indexed = index::list_again(self, &report.before).await?;
         if let Some(copy) = from {
             report.snapshots_restored = records::publish_again(self, copy).await?;

@@ -1,6 +1,7 @@
 //! Records that another copy holds as well: put back under their own names, or published anew.
 
-use keepwell_catalog::{Commit, CommitKind, names};
+use keepwell_catalog::names::{self, ObjectName};
+use keepwell_catalog::{Commit, CommitKind, List};
 use keepwell_crypto::{Signed, trust::Roles};
 use keepwell_storage::{Key, list_all};
 
@@ -8,7 +9,7 @@ use crate::Error;
 use crate::check::CheckReport;
 use crate::repository::{Repository, SnapshotState};
 use crate::transfer::manifest_bytes;
-use crate::write::{Ending, Session};
+use crate::write::{Ending, Session, fence};
 
 /// Puts back trust records, keyrings and commits whose own bytes the copy holds. The chain of this store was read when
 /// it was opened, so only objects that differ from the copy's, or are missing, are touched.
@@ -44,7 +45,40 @@ pub(super) async fn put_back(
     Ok(restored)
 }
 
-/// Makes the object have these bytes. The one place where a name is used again: for the very bytes it was made for.
+/// Puts fences in the place of ends that are missing or do not verify, where the session published nothing: its list,
+/// which is written before a commit, names no manifest, or there is no list, as for a fence. Such an end says nothing
+/// that could be lost, and without it nothing is pruned. Gives how many.
+pub(super) async fn end_again(repository: &Repository, before: &CheckReport) -> Result<u64, Error> {
+    let mut fenced = 0;
+    for finding in &before.findings {
+        let Ok(ObjectName::Commit(writer, n)) = finding.object.parse() else { continue };
+        let exists = match repository.read_end(writer, n).await {
+            Err(Error::Damaged { .. }) => true,
+            Err(Error::Storage(error)) if error.is_not_found() => false,
+            Err(error @ Error::Storage(_)) => return Err(error),
+            _ => continue,
+        };
+        let key = names::list_key(writer, n);
+        let any = Roles::WRITER | Roles::KEEPER;
+        let published_nothing = match repository.read_authored(&key, List::KIND, any).await {
+            Ok(payload) => List::decode(&payload)
+                .is_ok_and(|list| list.objects.iter().all(|o| !o.name.starts_with("manifests/"))),
+            Err(Error::Storage(error)) if error.is_not_found() => exists,
+            Err(error @ Error::Storage(_)) => return Err(error),
+            Err(_) => false,
+        };
+        if !published_nothing {
+            continue;
+        }
+        if exists {
+            repository.store().delete(&names::commit_key(writer, n)).await?;
+        }
+        fenced += u64::from(fence(repository, writer, n, Vec::new()).await?);
+    }
+    Ok(fenced)
+}
+
+/// Makes the object have these bytes. Beside [`end_again`] the one place where a name is used again: for the very bytes it was made for.
 async fn put_exactly(repository: &Repository, key: &Key, bytes: bytes::Bytes) -> Result<bool, Error> {
     match repository.store().get(key).await {
         Ok(found) if found == bytes => return Ok(false),

@@ -17,6 +17,8 @@ pub(crate) struct End {
     pub n: u64,
     /// SHA-256 of the stored bytes.
     pub digest: Digest,
+    /// It is a fence that a keeper signed.
+    pub by_keeper: bool,
     pub commit: Commit,
     /// When the store received it, by its own clock, if a listing told.
     pub stored: Option<i64>,
@@ -133,5 +135,7 @@ pub(crate) fn verify_end(
         (false, _) => return Err(Error::damaged(&key, "it is not signed by its writer")),
     };
     verified.map_err(|e| Error::damaged(&key, e))?;
-    Ok(End { writer, n, digest: Digest::of(bytes), commit, stored: None })
+    let by_keeper =
+        commit.kind == CommitKind::Fence && chain.verify_author(&signed, Commit::KIND, Roles::KEEPER).is_ok();
+    Ok(End { writer, n, digest: Digest::of(bytes), by_keeper, commit, stored: None })
 }

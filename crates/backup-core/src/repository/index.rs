@@ -14,6 +14,8 @@ use crate::Error;
 use crate::cache::{Cache, CachedFile};
 
 const DIRECTORY: &str = "index";
+/// How often a listing of the index is begun anew because a segment was merged while it was read.
+const ATTEMPTS: usize = 10;
 /// Of the memory limit, this part is for index segments held decoded.
 const MEMORY_SHARE: usize = 8;
 
@@ -91,6 +93,18 @@ impl Repository {
     }
 
     async fn read_index(&self, damaged: &mut (dyn FnMut(&str, &str) + Send)) -> Result<bool, Error> {
+        let mut error = None;
+        for _ in 0..ATTEMPTS {
+            match self.try_read_index(damaged).await {
+                Err(Error::Storage(e)) if e.is_not_found() => error = Some(Error::Storage(e)),
+                other => return other,
+            }
+        }
+        Err(error.unwrap_or(Error::Cancelled))
+    }
+
+    /// Fails with "not found" when a segment was merged while it was on the way.
+    async fn try_read_index(&self, damaged: &mut (dyn FnMut(&str, &str) + Send)) -> Result<bool, Error> {
         let mut listed = BTreeSet::new();
         for info in self.list(&format!("index/{}/", self.group())).await? {
             if let Ok(ObjectName::Index(_, name)) = info.key.as_str().parse() {
@@ -112,9 +126,7 @@ impl Repository {
         for name in listed.difference(&have) {
             match self.load_segment(name, &fresh).await {
                 Ok(()) => {}
-                Err(Error::Storage(error)) if error.is_not_found() => {
-                    return Box::pin(self.read_index(damaged)).await;
-                }
+                Err(Error::Storage(error)) if error.is_not_found() => return Err(Error::Storage(error)),
                 Err(error) => self.report_segment(name, &error, damaged)?,
             }
         }
@@ -174,7 +186,19 @@ impl Repository {
                 .map(|_| ())
                 .map_err(Into::into)
         };
-        Ok(Segment::open(reader, &verify)?)
+        let segment = Segment::open(reader, &verify)?;
+        // Anybody can seal to a group; only its own members, and keepers, say where its chunks lie.
+        let of_group = |member: &keepwell_crypto::trust::Member| {
+            member.group == self.group() || member.roles.contains(Roles::KEEPER)
+        };
+        let signed_by_group = chain.member(&segment.signer()).is_some_and(of_group);
+        if segment.group() != self.group() || !signed_by_group {
+            return Err(Error::damaged(
+                "index",
+                "a segment is of another group, or signed by a member of one",
+            ));
+        }
+        Ok(segment)
     }
 
     /// Takes a segment into the cache, if that can be written, and into an index.

@@ -82,6 +82,10 @@ impl Hasher for IdHasher {
         self.0
     }
 
+    fn write_u64(&mut self, value: u64) {
+        self.0 ^= value;
+    }
+
     fn write(&mut self, bytes: &[u8]) {
         if let Some(first) = bytes.first_chunk::<8>() {
             self.0 ^= u64::from_le_bytes(*first);

@@ -22,6 +22,7 @@ pub mod show;
 pub mod snapshots;
 pub mod stats;
 pub mod tag;
+pub mod unforget;
 pub mod version;
 
 use anyhow::Result;
@@ -45,6 +46,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result<Exit> {
         Command::Check(args) => check::run(ctx, args).await,
         Command::Repair(args) => repair::run(ctx, args).await,
         Command::Forget(args) => forget::run(ctx, *args).await,
+        Command::Unforget(args) => unforget::run(ctx, args).await,
         Command::Prune(args) => prune::run(ctx, args).await,
         Command::Copy(args) => copy::run(ctx, args).await,
         Command::Key(args) => key::run(ctx, args).await,

@@ -38,6 +38,9 @@ pub struct Options {
     /// Repack at most so much in one run
     #[arg(long, value_name = "SIZE", value_parser = text::parse_bytes)]
     max_repack: Option<u64>,
+    /// Prune a store that cannot create exclusively: nothing else may work on the repository meanwhile
+    #[arg(long)]
+    exclusive: bool,
 }
 
 /// Runs `prune`.
@@ -85,6 +88,7 @@ async fn prune(repository: &Repository, options: &Options, dry_run: bool) -> Res
         dry_run,
         max_unused: options.max_unused / 100.0,
         max_repack_bytes: options.max_repack.unwrap_or(u64::MAX),
+        exclusive: options.exclusive,
         ..PruneOptions::default()
     };
     Ok(repository.prune(options).await?)

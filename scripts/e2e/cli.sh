@@ -182,6 +182,9 @@ expect 0 forget --keep-last 1 --dry-run
 says "would forget"
 expect 0 forget --keep-last 1 --prune
 says "no rule keeps it"
+expect 0 unforget
+says "could be brought back"
+expect 2 unforget 0123456789
 expect 0 check --read-data
 expect 0 restore "latest:$tree" --target "$work/after" --dataset "$tree"
 same "$tree" "$work/after"
@@ -356,7 +359,7 @@ expect 0 man
 expect 0 man --directory "$work/man"
 [ -s "$work/man/keepwell-backup.1" ] || fail "no manual page of backup"
 expect 0 version
-for command in "" init backup snapshots ls find show diff dump restore check repair forget prune copy key tag stats cache doctor completions man version; do
+for command in "" init backup snapshots ls find show diff dump restore check repair forget unforget prune copy key tag stats cache doctor completions man version; do
     # shellcheck disable=SC2086
     expect 0 help $command
 done

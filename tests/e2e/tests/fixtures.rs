@@ -22,7 +22,8 @@ use tempfile::TempDir;
 
 /// Every fixture there is, with the directory that its snapshots were taken of. One that is missing here, or there,
 /// fails a test.
-const FIXTURES: [(&str, &str); 1] = [("v1", "/tmp/keepwell-v1/tree")];
+const FIXTURES: [(&str, &str); 2] =
+    [("v1", "/tmp/keepwell-v1/tree"), ("v1-plans", "/tmp/keepwell-v1-plans/tree")];
 
 /// A fixture, copied: git keeps neither empty directories nor modes, and some tests write.
 struct Fixture {
@@ -168,6 +169,20 @@ async fn version_1_has_every_kind_of_object() {
         "trust",
     ];
     assert_eq!(kinds.collect::<BTreeSet<_>>(), BTreeSet::from(expected));
+}
+
+#[tokio::test]
+async fn plans_have_unique_names_and_are_merged() {
+    let fixture = Fixture::open(FIXTURES[1]).await;
+    let names = list_all(&*fixture.store, "gc/").await.unwrap();
+    let names: Vec<&str> = names.iter().map(|info| info.key.as_str()).collect();
+    let (verdicts, plans): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| name.ends_with(".kept"));
+    assert!(verdicts.len() >= 9 && plans.len() < verdicts.len(), "{names:?}");
+    let length = "gc/0000000000-00000000".len();
+    assert!(plans.iter().all(|name| name.len() == length), "{names:?}");
+    let old = Fixture::open(FIXTURES[0]).await;
+    let names = list_all(&*old.store, "gc/").await.unwrap();
+    assert!(names.iter().all(|info| !info.key.as_str().contains('-')), "{names:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -142,5 +142,8 @@ fn fields(report: &PruneReport) -> serde_json::Value {
         "kept": report.kept,
         "fenced": report.fenced,
         "segments_merged": report.segments_merged,
+        "plans_merged": report.plans_merged,
+        "records_swept": report.records_swept,
+        "nodes_read": report.nodes_read,
     })
 }

@@ -88,6 +88,7 @@ fn print(ctx: &Context, report: &RepairReport) {
     let fields = json!({
         "sound": report.after.is_sound(),
         "records_restored": report.records_restored,
+        "ends_fenced": report.ends_fenced,
         "packs_indexed": report.packs_indexed,
         "packs_replaced": report.packs_replaced,
         "chunks_restored": report.chunks_restored,

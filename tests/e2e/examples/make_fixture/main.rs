@@ -55,9 +55,37 @@ async fn main() -> Done {
     let snapshots = repository.snapshots().await?;
     let forgotten = snapshots.iter().find(|s| s.id.to_string() == first).ok_or("the first is not listed")?;
     repository.forget(&[(forgotten, "a fixture has one that is gone".to_owned())]).await?;
-    let report = repository.prune(PruneOptions { max_unused: 0.0, ..PruneOptions::default() }).await?;
+    let report = repository.prune(thorough()).await?;
     println!("{report:?}");
+    // One that was forgotten and came back, and so many more prunes that their plans are merged.
+    let snapshots = repository.snapshots().await?;
+    let returns = snapshots.iter().find(|s| s.id.to_string() == third).ok_or("the third is not listed")?;
+    repository.forget(&[(returns, "a mistake".to_owned())]).await?;
+    let forgotten = repository.forgotten().await?;
+    let mistake = forgotten.iter().find(|f| f.snapshot.id == returns.id).ok_or("it is not forgotten")?;
+    repository.undo_forget(mistake).await?;
+    for round in 0..9 {
+        scrap(&top, &repository, round).await?;
+    }
     fs::remove_dir_all(&tree)?;
+    Ok(())
+}
+
+fn thorough() -> PruneOptions {
+    PruneOptions { max_unused: 0.0, ..PruneOptions::default() }
+}
+
+/// Something that is backed up, forgotten, and pruned away.
+async fn scrap(top: &Path, repository: &Repository, round: u64) -> Done {
+    let directory = top.join("scrap");
+    fs::create_dir(&directory)?;
+    fs::write(directory.join("file"), text(100 + round, 2000))?;
+    let scrap = back_up(repository, &directory, None).await?;
+    fs::remove_dir_all(&directory)?;
+    let snapshots = repository.snapshots().await?;
+    let scrap = snapshots.iter().find(|s| s.id.to_string() == scrap).ok_or("the scrap is not listed")?;
+    repository.forget(&[(scrap, "scrap".to_owned())]).await?;
+    println!("{:?}", repository.prune(thorough()).await?);
     Ok(())
 }
 

@@ -52,6 +52,9 @@ impl Case {
             forget(&repository, &[snapshot]).await.unwrap();
             repository.prune(thorough()).await.unwrap();
         }
+        // The claims of all these sessions are swept; that of the next stays until another prune.
+        let report = back_up(&repository, dir).await.unwrap();
+        snapshots.push((snapshot_of(&repository, &report).await, tree::read(dir)));
         let copy = Memory::new();
         repository.create_copy(&copy).await.unwrap();
         let copy = World { store: copy, key: world.key.clone() };

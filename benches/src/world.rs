@@ -35,7 +35,12 @@ impl World {
 
     /// Opens the repository and backs a tree up.
     pub async fn back_up(&self, tree: &Tree) -> Result<BackupReport> {
-        let options = BackupOptions { dataset: "bench".to_owned(), ..BackupOptions::default() };
+        self.back_up_as("bench", tree).await
+    }
+
+    /// The same under the name of another dataset.
+    pub async fn back_up_as(&self, dataset: &str, tree: &Tree) -> Result<BackupReport> {
+        let options = BackupOptions { dataset: dataset.to_owned(), ..BackupOptions::default() };
         Ok(self.open().await?.backup(Arc::new(tree.clone()), options).await?)
     }
 

@@ -1,7 +1,8 @@
 //! The local cache: rebuildable, never trusted for deletion. Losing it costs time, not data.
 //!
-//! In a directory it holds, per store, decrypted index segments (ids and places of chunks) and the recipes of the last
-//! capture of each dataset (names and metadata), all 0600. It is the only place where the engine touches files.
+//! In a directory it holds, per store, decrypted index segments (ids and places of chunks), the recipes of the last
+//! capture of each dataset (names and metadata), and records as they are stored (signed or sealed), all 0600. It is the
+//! only place where the engine touches files.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,6 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 
 use crate::Error;
+
+/// Largest file that is read whole: a manifest of the largest size, sealed.
+const RECORD_MAX: usize = 80 << 20;
 
 /// Where cached files live.
 #[derive(Debug, Clone)]
@@ -74,6 +78,13 @@ impl Cache {
         }
     }
 
+    /// A whole file, unless it is larger than any record.
+    pub(crate) fn read(&self, name: &str) -> Option<Bytes> {
+        let file = self.open(name)?;
+        let length = usize::try_from(file.len()).ok().filter(|length| *length <= RECORD_MAX)?;
+        file.read_at(0, length).ok()
+    }
+
     /// Starts a file that appears under its name only when published.
     pub(crate) fn create(&self, name: &str) -> Result<CacheWriter, Error> {
         let out = match &self.0 {
@@ -124,6 +135,20 @@ impl Cache {
                 let map = map.lock().unwrap_or_else(PoisonError::into_inner);
                 let prefix = format!("{prefix}{directory}/");
                 map.keys().filter_map(|k| k.strip_prefix(&prefix)).map(str::to_owned).collect()
+            }
+        }
+    }
+
+    /// Removes everything below a sub-directory.
+    pub(crate) fn remove_below(&self, directory: &str) {
+        match &self.0 {
+            Place::Directory(path) => {
+                let _ = fs::remove_dir_all(path.join(directory));
+            }
+            Place::Memory(map, prefix) => {
+                let beneath = format!("{prefix}{directory}/");
+                let mut map = map.lock().unwrap_or_else(PoisonError::into_inner);
+                map.retain(|name, _| !name.starts_with(&beneath));
             }
         }
     }

@@ -26,6 +26,17 @@ pub enum Error {
     /// The trust chain is broken, or is not the one that the key file pins.
     #[error(transparent)]
     Trust(Arc<keepwell_crypto::trust::TrustError>),
+    /// The store shows less of the trust chain than this host has seen there, or another chain: revocations and keys
+    /// may have been taken back.
+    #[error(
+        "the trust chain ends with record {head}, or goes another way; this host has seen record {seen} in this store"
+    )]
+    TrustSetBack {
+        /// The newest record that was seen.
+        seen: u64,
+        /// The newest record that is there now.
+        head: u64,
+    },
     /// A source failed as a whole.
     #[error(transparent)]
     Source(Arc<SourceError>),
@@ -182,6 +193,9 @@ impl Error {
             Self::NoRepository { .. } => {
                 Some("`keepwell init` makes one; check the location if it should exist.".into())
             }
+            Self::TrustSetBack { .. } => Some(
+                "Somebody may be taking back a revocation. If the store was set back on purpose, clear the local cache (`keepwell cache clear`) and look at `keepwell key list` before you go on.".into(),
+            ),
             Self::NotAllowed { .. } => {
                 Some("Use a key file of the role that may: the owner's, a reader's or a keeper's.".into())
             }

@@ -23,7 +23,7 @@ use keepwell_crypto::trust::{Body, Chain, Member, Roles};
 use keepwell_crypto::{DomainId, MemberId};
 
 use crate::Error;
-use crate::repository::{Repository, read_keyring, seal_keyring};
+use crate::repository::{Repository, advance_chain, read_keyring, remember_head, seal_keyring};
 
 pub use erase::Erased;
 
@@ -43,12 +43,7 @@ impl Repository {
     /// Takes in what other owners appended meanwhile; gives the chain as it is now.
     async fn refreshed_chain(&self) -> Result<Chain, Error> {
         let mut chain = self.chain();
-        for info in self.list("trust/").await? {
-            let Ok(ObjectName::Trust(n)) = info.key.as_str().parse() else { continue };
-            if n > chain.head().0 {
-                chain.advance(&self.store().get(&info.key).await?)?;
-            }
-        }
+        advance_chain(&self.records(), &mut chain).await?;
         self.set_chain(chain.clone());
         Ok(chain)
     }
@@ -61,12 +56,13 @@ impl Repository {
     async fn append(&self, chain: &mut Chain, action: &'static str, body: Body) -> Result<(), Error> {
         let mut next = chain.clone();
         let bytes = next.append(&self.owner_keys(action)?.root, self.now(), body)?;
-        if !self.put_own(&names::trust_key(next.head().0), bytes).await? {
+        if !self.put_record(&names::trust_key(next.head().0), bytes).await? {
             return Err(Error::Invalid(
                 "another owner changed the keys at the same moment; nothing was changed, try again"
                     .to_owned(),
             ));
         }
+        remember_head(self.cache(), &next);
         self.set_chain(next.clone());
         *chain = next;
         Ok(())
@@ -108,7 +104,7 @@ impl Repository {
         let identity = &self.owner_keys(action)?.identity;
         let mut bodies = Vec::new();
         for member in in_force(chain) {
-            let mut keyring = read_keyring(self.store(), chain, member.id(), identity).await?;
+            let mut keyring = read_keyring(&self.records(), chain, member.id(), identity).await?;
             change(&mut keyring);
             let n = self.next_keyring(member.id()).await?;
             let (keyring, key, sealed) = seal_keyring(chain, &keyring, member, n)?;

@@ -13,7 +13,7 @@ use super::{BackupOptions, BackupReport, begin_uploads};
 use crate::Error;
 use crate::cache::{CacheWriter, CachedReader};
 use crate::error::shown;
-use crate::repository::{Repository, read_own_ends_back};
+use crate::repository::Repository;
 use crate::source::Source;
 use crate::write::{Ending, Session, Uploads};
 
@@ -49,7 +49,7 @@ impl Publisher {
         options: BackupOptions,
     ) -> Result<Self, Error> {
         let started = options.capture_time.unwrap_or_else(|| repository.now());
-        let session = Session::claim(repository).await?;
+        let mut session = Session::claim(repository).await?;
         let uploads = match begin_uploads(repository).await {
             Ok(uploads) => uploads,
             Err(error) => {
@@ -59,7 +59,7 @@ impl Publisher {
         };
         // Keyed by the domain: what is sealed to another one must not be reused.
         let tag = dataset_tag(&repository.domain_for(options.domain)?.id_key, &options.dataset);
-        let parent = match find_parent(repository, &session, &tag).await {
+        let parent = match find_parent(repository, &mut session, &tag).await {
             Ok(found) => found,
             Err(error) => {
                 session.abandon().await;
@@ -215,7 +215,8 @@ impl Publisher {
         let recipient = &self.repository.domain().recipient;
         let sealed = seal_record(std::slice::from_ref(recipient), &cbor)?;
         let size = sealed.len() as u64;
-        let (name, key) = self.repository.put_content(names::manifest_key, sealed).await?;
+        let (name, key) = self.repository.put_content(names::manifest_key, sealed.clone()).await?;
+        self.repository.records().keep(&key, &sealed);
         self.uploads.created(key.to_string(), size);
         Ok((name, snapshot_id(&cbor)))
     }
@@ -285,13 +286,16 @@ impl Publisher {
 /// The newest snapshot of the dataset by this writer. Checkpoints since then are left alone: their capture may be alive.
 async fn find_parent(
     repository: &Repository,
-    session: &Session,
+    session: &mut Session,
     tag: &[u8; 16],
 ) -> Result<Option<Parent>, Error> {
     let known = recipes::read_basis(repository.cache(), tag).map(|b| b.n);
-    let mut numbers = read_own_ends_back(repository, session.writer()).await?;
-    numbers.retain(|n| known.is_none_or(|known| *n >= known));
-    for n in numbers {
+    let mut last = None;
+    while let Some(n) = session.end_before(last).await? {
+        if known.is_some_and(|known| n < known) {
+            break;
+        }
+        last = Some(n);
         let end = match repository.read_end(session.writer(), n).await {
             Ok(end) if end.commit.dataset_tag == Some(*tag) => end.commit,
             Ok(_) | Err(Error::Damaged { .. }) => continue,

@@ -6,6 +6,7 @@ use keepwell_catalog::names::{self, ObjectName};
 use keepwell_crypto::MemberId;
 
 use super::CheckReport;
+use super::records::{check_keyrings, check_trust};
 use crate::Error;
 use crate::prune::{live_ends, open_sessions};
 use crate::repository::{End, Plans, Repository, Snapshot, read_ends, read_plans};
@@ -17,6 +18,11 @@ pub(super) struct History {
 }
 
 pub(super) async fn check(repository: &Repository, report: &mut CheckReport) -> Result<History, Error> {
+    repository.forget_records(); // what counts here is what the store holds
+    let chain = repository.chain();
+    let mut found = |key: keepwell_storage::Key, what: &str| report.found(key, what);
+    check_trust(repository.store(), &chain, &mut found).await?;
+    check_keyrings(repository.store(), &chain, &mut found).await?;
     let lists = listed_sessions(repository).await?;
     let (ends, undecided) = read_ends(repository).await?;
     for (name, reason) in &undecided {

@@ -48,7 +48,7 @@ pub(super) async fn verify(
     report: &mut ScrubReport,
 ) -> Result<Records, Error> {
     let store_id = check_hint(store, chain, report).await?;
-    check_keyrings(store, chain, report).await?;
+    check_keyrings(store, chain, &mut |key, what| report.found(key, what)).await?;
     let mut reader = Reader { store, chain, store_id, report };
     let mut records = Records::default();
     for name in stored.keys() {
@@ -79,21 +79,48 @@ async fn check_hint(
     }
 }
 
-async fn check_keyrings(
+/// Whether the store holds every keyring that the chain names.
+pub(super) async fn check_keyrings(
     store: &dyn ObjectStore,
     chain: &Chain,
-    report: &mut ScrubReport,
+    found: &mut (dyn FnMut(Key, &str) + Send),
 ) -> Result<(), Error> {
     for keyring in chain.members().filter_map(|member| chain.keyring(&member.id())) {
         let key: Key = keyring.name.parse().map_err(|e| Error::damaged("trust", e))?;
-        match store.get(&key).await {
-            Ok(bytes) if Digest::of(&bytes) == keyring.digest => {}
-            Ok(_) => report.found(key, "it is not the keyring that the trust chain names"),
-            Err(error) if error.is_not_found() => report.found(key, "it is missing"),
-            Err(error) => return Err(error.into()),
+        if let Some(what) = difference(store, &key, keyring.digest).await? {
+            found(key, what);
         }
     }
     Ok(())
+}
+
+/// Whether the store holds the very chain that was read when the repository was opened, perhaps from a cache.
+pub(super) async fn check_trust(
+    store: &dyn ObjectStore,
+    chain: &Chain,
+    found: &mut (dyn FnMut(Key, &str) + Send),
+) -> Result<(), Error> {
+    for (n, digest) in (0..).map_while(|n| Some((n, chain.record_digest(n)?))) {
+        let key = names::trust_key(n);
+        if let Some(what) = difference(store, &key, digest).await? {
+            found(key, what);
+        }
+    }
+    Ok(())
+}
+
+/// How an object that everybody knows by its hash differs from it.
+async fn difference(
+    store: &dyn ObjectStore,
+    key: &Key,
+    digest: Digest,
+) -> Result<Option<&'static str>, Error> {
+    match store.get(key).await {
+        Ok(bytes) if Digest::of(&bytes) == digest => Ok(None),
+        Ok(_) => Ok(Some("its bytes are not those that the trust chain names")),
+        Err(error) if error.is_not_found() => Ok(Some("it is missing")),
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl Reader<'_> {

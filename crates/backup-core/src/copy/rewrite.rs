@@ -17,7 +17,7 @@ use crate::backup::{
 use crate::browse::{FirstNames, Raw, Step, Tree, for_each_raw};
 use crate::env::Timestamp;
 use crate::error::shown;
-use crate::repository::{Repository, Snapshot, SnapshotState, read_own_ends_back};
+use crate::repository::{Repository, Snapshot, SnapshotState, read_own_ends};
 use crate::write::{Ending, PackSettings, Packer, Session, Uploads};
 
 /// Says what a rewriting leaves out. Asked for every key whose directory stays; what is below a directory that goes is
@@ -168,7 +168,7 @@ impl Repository {
         if writer != session.writer() || snapshot.commit.dataset_tag != Some(tag) {
             return Ok(false);
         }
-        let mut newer = read_own_ends_back(self, writer).await?;
+        let mut newer = read_own_ends(self, writer).await?;
         newer.retain(|other| *other > n);
         for other in newer {
             let end = self.read_end(writer, other).await?;

@@ -1,6 +1,6 @@
 //! Ends of sessions: commits, checkpoints, fences.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use keepwell_catalog::names::{self, ObjectName};
 use keepwell_catalog::{Commit, CommitKind};
@@ -24,6 +24,12 @@ pub(crate) struct End {
     pub stored: Option<i64>,
 }
 
+/// Ends of the writer itself that the listing at a claim goes back by, beyond the newest: datasets that are captured in
+/// turn find their last snapshot without another listing.
+const OWN_BACK: u64 = 500;
+/// The newest end of each writer, as last listed.
+const NEWEST: &str = "ends";
+
 /// What a new session says about those before it.
 #[derive(Debug, Default)]
 pub(crate) struct Before {
@@ -33,27 +39,55 @@ pub(crate) struct Before {
     pub previous: Vec<(u64, Digest)>,
     /// The newest end of every other writer.
     pub seen: Vec<(MemberId, u64)>,
+    pub own: OwnEnds,
+}
+
+/// Numbers of a writer's ends, as far back as somebody asked.
+#[derive(Debug, Default)]
+pub(crate) struct OwnEnds {
+    /// Ascending.
+    numbers: Vec<u64>,
+    /// Ends below this one were not listed.
+    from: u64,
+}
+
+impl OwnEnds {
+    /// The newest end below a number, or of all; lists older ones when those at hand do not reach so far.
+    pub async fn before(
+        &mut self,
+        repository: &Repository,
+        writer: MemberId,
+        below: Option<u64>,
+    ) -> Result<Option<u64>, Error> {
+        loop {
+            let end = below.map_or(self.numbers.len(), |below| self.numbers.partition_point(|n| *n < below));
+            match end.checked_sub(1) {
+                Some(at) => return Ok(Some(self.numbers[at])),
+                None if self.from == 0 => return Ok(None),
+                None => {
+                    self.numbers = read_own_ends(repository, writer).await?;
+                    self.from = 0;
+                }
+            }
+        }
+    }
 }
 
 /// Reads what a new session of `writer` has to name. Ends that are damaged are left out: a check reports them.
 ///
-/// Costs a listing, and a request for each end since the writer's last commit.
+/// Costs a listing from the newest ends on that this host knows, and a request for each end since the writer's last
+/// commit that the cache does not hold.
 pub(crate) async fn read_before(repository: &Repository, writer: MemberId) -> Result<Before, Error> {
-    let (mut own, mut others) = (Vec::new(), BTreeMap::new());
-    for info in repository.list("commits/").await? {
-        match info.key.as_str().parse() {
-            Ok(ObjectName::Commit(by, n)) if by == writer => own.push(n),
-            Ok(ObjectName::Commit(by, n)) => _ = others.insert(by, n),
-            _ => {}
-        }
-    }
-    let mut before = Before { next: own.last().map_or(0, |n| n + 1), ..Before::default() };
-    before.seen = others.into_iter().collect();
+    let (newest, mut own) = list_newest(repository, writer).await?;
+    let mut before = Before { next: newest.get(&writer).map_or(0, |n| n + 1), ..Before::default() };
+    before.seen = newest.into_iter().filter(|(by, _)| *by != writer).collect();
     let mut named = None; // ends up to this one are named by one that was read
-    for n in own.into_iter().rev() {
+    let mut last = None;
+    while let Some(n) = own.before(repository, writer, last).await? {
         if named.is_some_and(|named| n <= named) {
             break;
         }
+        last = Some(n);
         match read_end(repository, writer, n).await {
             Ok(end) => {
                 before.previous.push((n, end.digest));
@@ -66,7 +100,71 @@ pub(crate) async fn read_before(repository: &Repository, writer: MemberId) -> Re
         }
     }
     before.previous.sort_unstable();
+    before.own = own;
     Ok(before)
+}
+
+/// The newest end of every member, and the numbers of the writer's own ends.
+async fn list_newest(
+    repository: &Repository,
+    writer: MemberId,
+) -> Result<(BTreeMap<MemberId, u64>, OwnEnds), Error> {
+    let known = read_newest(repository);
+    let (newest, own) = list_from(repository, writer, &known).await?;
+    let (newest, own) = match known.iter().all(|(by, n)| newest.get(by) >= Some(n)) {
+        true => (newest, own),
+        false => list_from(repository, writer, &BTreeMap::new()).await?, // the cache is not of this store
+    };
+    if newest != known {
+        let lines: String = newest.iter().map(|(by, n)| format!("{by} {n}\n")).collect();
+        let _ = repository.cache().store(NEWEST, lines.as_bytes());
+    }
+    Ok((newest, own))
+}
+
+/// Lists ends, skipping those of each writer that are older than the known one. That one is listed again, so that a
+/// wrong cache shows.
+async fn list_from(
+    repository: &Repository,
+    writer: MemberId,
+    known: &BTreeMap<MemberId, u64>,
+) -> Result<(BTreeMap<MemberId, u64>, OwnEnds), Error> {
+    let members: BTreeSet<MemberId> = repository.chain().members().map(|member| member.id()).collect();
+    let first_of = |by: &MemberId| {
+        let back = if *by == writer { OWN_BACK } else { 0 };
+        known.get(by).map_or(0, |n| n.saturating_sub(back))
+    };
+    let skip = |by: &MemberId| first_of(by).checked_sub(1).map(|n| names::commit_key(*by, n));
+    let (mut newest, mut own) = (BTreeMap::new(), OwnEnds { numbers: Vec::new(), from: first_of(&writer) });
+    let mut after = members.first().and_then(skip);
+    loop {
+        let page = repository.store().list_page("commits/", after.as_ref()).await?;
+        let mut last = None;
+        for info in &page.objects {
+            let Ok(ObjectName::Commit(by, n)) = info.key.as_str().parse() else { continue };
+            if by == writer && n >= own.from {
+                own.numbers.push(n);
+            }
+            if members.contains(&by) {
+                newest.insert(by, n);
+            }
+            last = Some(by);
+        }
+        after = match page.objects.last() {
+            Some(end) if page.more => Some(end.key.clone()).max(last.as_ref().and_then(skip)),
+            _ => return Ok((newest, own)),
+        };
+    }
+}
+
+fn read_newest(repository: &Repository) -> BTreeMap<MemberId, u64> {
+    let bytes = repository.cache().read(NEWEST).unwrap_or_default();
+    let text = std::str::from_utf8(&bytes).unwrap_or_default();
+    let parse = |line: &str| {
+        let (by, n) = line.split_once(' ')?;
+        Some((by.parse().ok()?, n.parse::<u64>().ok().filter(|n| *n <= names::NUMBER_MAX)?))
+    };
+    text.lines().filter_map(parse).collect()
 }
 
 /// Every end, in order of writer and number, and the names of those that do not verify, with the reason.
@@ -87,15 +185,14 @@ pub(crate) async fn read_ends(repository: &Repository) -> Result<(Vec<End>, Vec<
     Ok((ends, undecided))
 }
 
-/// Numbers of a writer's ends, newest first.
-pub(crate) async fn read_own_ends_back(repository: &Repository, writer: MemberId) -> Result<Vec<u64>, Error> {
+/// Numbers of a writer's ends, ascending.
+pub(crate) async fn read_own_ends(repository: &Repository, writer: MemberId) -> Result<Vec<u64>, Error> {
     let mut numbers = Vec::new();
     for info in repository.list(&format!("commits/{writer}/")).await? {
         if let Ok(ObjectName::Commit(_, n)) = info.key.as_str().parse() {
             numbers.push(n);
         }
     }
-    numbers.reverse();
     Ok(numbers)
 }
 
@@ -108,9 +205,11 @@ impl Repository {
 
 /// Reads and verifies one end: signed by the writer itself, or a fence by a keeper.
 pub(crate) async fn read_end(repository: &Repository, writer: MemberId, n: u64) -> Result<End, Error> {
-    let bytes = repository.store().get(&names::commit_key(writer, n)).await?;
-    let chain = repository.chain_lock().read().unwrap_or_else(std::sync::PoisonError::into_inner);
-    verify_end(&chain, Some(repository.store_id()), writer, n, &bytes)
+    let prove = |bytes: &[u8]| {
+        let chain = repository.chain_lock().read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        verify_end(&chain, Some(repository.store_id()), writer, n, bytes)
+    };
+    repository.records().get(&names::commit_key(writer, n), prove).await
 }
 
 /// Verifies the stored bytes of an end, with public information only. `store` is left open where it is not known.

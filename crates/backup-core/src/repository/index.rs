@@ -5,11 +5,12 @@ use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use keepwell_catalog::names::ObjectName;
-use keepwell_catalog::{CatalogError, ContentName, IndexSet, Location, PackSet, ReadAt, Segment, names};
+use keepwell_catalog::{ContentName, IndexSet, Location, PackSet, ReadAt, Segment, names};
 use keepwell_crypto::ChunkId;
 use keepwell_crypto::trust::Roles;
 
 use super::Repository;
+use super::cached_segment::CachedSegment;
 use crate::Error;
 use crate::cache::{Cache, CachedFile};
 
@@ -18,20 +19,6 @@ const DIRECTORY: &str = "index";
 const ATTEMPTS: usize = 10;
 /// Of the memory limit, this part is for index segments held decoded.
 const MEMORY_SHARE: usize = 8;
-
-impl ReadAt for CachedFile {
-    fn len(&self) -> Result<u64, CatalogError> {
-        Ok(CachedFile::len(self))
-    }
-
-    fn read_at(&self, offset: u64, len: usize) -> Result<Bytes, CatalogError> {
-        CachedFile::read_at(self, offset, len).map_err(|source| CatalogError::ReadSegment {
-            offset,
-            len,
-            source: source.into(),
-        })
-    }
-}
 
 impl Repository {
     /// The index as last read.
@@ -156,7 +143,7 @@ impl Repository {
     async fn load_segment(&self, name: &ContentName, index: &IndexSet) -> Result<(), Error> {
         let cached = format!("{DIRECTORY}/{name}");
         if let Some(file) = self.cache().open(&cached)
-            && let Ok(segment) = self.open_segment(Box::new(file))
+            && let Ok(segment) = self.open_segment(Box::new(CachedSegment::new(self, *name, file)))
             && index.add(&name.to_string(), segment).is_ok()
         {
             return Ok(());
@@ -201,13 +188,21 @@ impl Repository {
         Ok(segment)
     }
 
-    /// Takes a segment into the cache, if that can be written, and into an index.
+    /// Takes a segment into the cache and into an index.
     pub(crate) fn adopt_segment(
         &self,
         name: &ContentName,
         plain: Bytes,
         index: &IndexSet,
     ) -> Result<(), Error> {
+        let file = self.cache_segment(name, plain);
+        let segment = self.open_segment(Box::new(CachedSegment::new(self, *name, file)))?;
+        index.add(&name.to_string(), segment)?;
+        Ok(())
+    }
+
+    /// Takes a segment into the cache; where that cannot be written it stays in memory.
+    pub(super) fn cache_segment(&self, name: &ContentName, plain: Bytes) -> CachedFile {
         let cached = format!("{DIRECTORY}/{name}");
         if let Err(error) = self.cache().store(&cached, &plain) {
             let reason = crate::error::one_line(&error);
@@ -215,12 +210,7 @@ impl Repository {
                 .note(&format!("the index is held in memory: the local cache is of no use ({reason})"));
             self.cache().remove(&cached);
         }
-        let reader: Box<dyn ReadAt> = match self.cache().open(&cached) {
-            Some(file) => Box::new(file),
-            None => Box::new(plain),
-        };
-        index.add(&name.to_string(), self.open_segment(reader)?)?;
-        Ok(())
+        self.cache().open(&cached).unwrap_or(CachedFile::Memory(plain))
     }
 
     fn drop_stale_segments(&self, listed: &BTreeSet<ContentName>) {

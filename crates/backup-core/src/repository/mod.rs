@@ -1,15 +1,20 @@
 //! An open repository: its store, its keys, its index.
 
 mod access;
+mod cached_segment;
 mod create;
 mod ends;
 mod index;
 mod open;
 mod plans;
+mod records;
 mod snapshots;
+#[cfg(test)]
+mod tests;
+mod trust;
 
 use std::fmt;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, Weak};
 
 use bytes::Bytes;
 use keepwell_catalog::{ContentName, IndexSet, PackSet, SegmentBuilder, names};
@@ -26,9 +31,9 @@ pub use open::{Builder, RepositoryHint};
 pub use snapshots::{Snapshot, SnapshotState};
 
 pub(crate) use create::seal_keyring;
-pub(crate) use ends::{Before, End, read_before, read_ends, read_own_ends_back, verify_end};
-pub(crate) use open::{read_chain, read_keyring};
+pub(crate) use ends::{Before, End, OwnEnds, read_before, read_ends, read_own_ends, verify_end};
 pub(crate) use plans::{Plans, read_plans, read_verdict};
+pub(crate) use trust::{advance_chain, read_chain, read_keyring, remember_head};
 
 use crate::Error;
 use crate::cache::Cache;
@@ -123,6 +128,10 @@ impl Repository {
         &*self.0.monitor
     }
 
+    fn downgrade(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.0)
+    }
+
     pub(crate) fn cache(&self) -> &Cache {
         &self.0.cache
     }
@@ -204,8 +213,8 @@ impl Repository {
 
     /// Creates an object whose name others may compete for. `false` when somebody else was first; our own bytes under
     /// the name (a response was lost) count as success.
-    pub(crate) async fn put_own(&self, key: &Key, body: Vec<u8>) -> Result<bool, Error> {
-        let body = Bytes::from(body);
+    pub(crate) async fn put_own(&self, key: &Key, body: impl Into<Bytes>) -> Result<bool, Error> {
+        let body: Bytes = body.into();
         match self.store().put_new(key, body.clone()).await {
             Ok(()) => Ok(true),
             Err(error) if error.is_already_exists() => Ok(self.store().get(key).await? == body),
@@ -225,19 +234,14 @@ impl Repository {
         Ok((name, key))
     }
 
-    /// The next session number of a writer that no listing shows as taken.
+    /// The next session number of a writer that no listing shows as taken, `after` being taken already.
     pub(crate) async fn next_session(&self, writer: MemberId, after: u64) -> Result<u64, Error> {
-        let from = after
-            .checked_sub(1)
-            .map(|n| names::commit_key(writer, n).to_string().replacen("commits/", "sessions/", 1));
-        let from = from.and_then(|text| format!("{text}/9999999999").parse::<Key>().ok());
-        let mut next = after;
-        let mut last = from;
+        let mut next = after + 1;
+        let mut last = Some(names::session_key(writer, after, names::NUMBER_MAX));
         loop {
             let page = self.store().list_page(&format!("sessions/{writer}/"), last.as_ref()).await?;
             for info in &page.objects {
-                if let Ok(keepwell_catalog::names::ObjectName::Session { n, .. }) = info.key.as_str().parse()
-                {
+                if let Ok(names::ObjectName::Session { n, .. }) = info.key.as_str().parse() {
                     next = next.max(n + 1);
                 }
             }

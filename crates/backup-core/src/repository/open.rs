@@ -3,14 +3,16 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use keepwell_catalog::names::ObjectName;
-use keepwell_catalog::{Segment, names, open_record};
+use keepwell_catalog::{Segment, open_record};
 use keepwell_crypto::keyfile::KeyFile;
-use keepwell_crypto::keyring::{DomainKeys, Keyring};
+use keepwell_crypto::keyring::DomainKeys;
 use keepwell_crypto::trust::{Chain, Roles};
-use keepwell_crypto::{Digest, DomainId, Identity, MemberId, Recipient, RepositoryId, StoreId};
+use keepwell_crypto::{DomainId, Identity, MemberId, Recipient, RepositoryId, StoreId};
 use keepwell_storage::{Key, ObjectStore, list_all};
 use serde::{Deserialize, Serialize};
 
+use super::records::Records;
+use super::trust::{open_chain, read_keyring};
 use super::{Access, Inner, Limits, Repository};
 use crate::Error;
 use crate::cache::Cache;
@@ -18,8 +20,8 @@ use crate::env::{Clock, Rng, SystemClock, SystemRng, Timestamp};
 use crate::monitor::{Monitor, Silent};
 
 pub(super) const HINT_KEY: &str = "keepwell.json";
-/// Largest keyring that is decoded.
-const KEYRING_MAX: usize = 4 << 20;
+/// Largest keys of an erasable domain that are decoded.
+const KEYS_MAX: usize = 1 << 20;
 /// Packs grow from this …
 const PACK_BYTES_MIN: usize = 16 << 20;
 /// … to this, with the size of the repository.
@@ -176,11 +178,15 @@ impl Builder {
     /// Opens the repository with a credential.
     ///
     /// Fails with [`Error::NoRepository`], [`Error::WrongKey`], or [`Error::Trust`] when the trust chain is broken or
-    /// does not begin with the genesis that the key file pins. Costs a request per record of the chain, and two more.
+    /// does not begin with the genesis that the key file pins; with [`Error::TrustSetBack`] when the store shows less of it
+    /// than this host has seen. Costs a request and a listing, and one request per record of the chain and for the keyring
+    /// where the cache does not hold them.
     pub async fn open(self, key: KeyFile) -> Result<Repository, Error> {
         let hint = RepositoryHint::read(&*self.store).await?;
         let store_id = hint.store.parse().map_err(|e| Error::damaged(HINT_KEY, e))?;
-        let chain = read_chain(&*self.store, Some(key.genesis)).await?;
+        let cache = self.cache.below(&format!("{store_id}"));
+        let records = Records { store: &*self.store, cache: &cache };
+        let chain = open_chain(&records, Some(key.genesis)).await?;
         if chain.repository_id() != key.repository {
             return Err(Error::WrongKey(format!(
                 "it belongs to repository {}, this is {}",
@@ -188,8 +194,7 @@ impl Builder {
                 chain.repository_id()
             )));
         }
-        let access = open_access(&*self.store, &chain, key).await?;
-        let cache = self.cache.below(&format!("{store_id}"));
+        let access = open_access(&records, &chain, key).await?;
         let index = RwLock::new(Repository::empty_index(self.limits.memory_bytes));
         Ok(Repository(Arc::new(Inner {
             store: self.store,
@@ -207,19 +212,7 @@ impl Builder {
     }
 }
 
-/// Reads and verifies the trust chain of a store.
-pub(crate) async fn read_chain(store: &dyn ObjectStore, pin: Option<Digest>) -> Result<Chain, Error> {
-    let mut objects = Vec::new();
-    for (n, info) in list_all(store, "trust/").await?.into_iter().enumerate() {
-        if info.key != names::trust_key(n as u64) {
-            return Err(Error::damaged(info.key, format_args!("record {n} of the trust chain is missing")));
-        }
-        objects.push(store.get(&info.key).await?);
-    }
-    Ok(Chain::load(objects, pin)?)
-}
-
-async fn open_access(store: &dyn ObjectStore, chain: &Chain, key: KeyFile) -> Result<Access, Error> {
+async fn open_access(records: &Records<'_>, chain: &Chain, key: KeyFile) -> Result<Access, Error> {
     let mut access = Access {
         repository: key.repository,
         member: None,
@@ -240,7 +233,7 @@ async fn open_access(store: &dyn ObjectStore, chain: &Chain, key: KeyFile) -> Re
             access.group = known.group;
             access.signing = Some(member.signing);
             let identity = member.identity;
-            access.groups = read_keyring(store, chain, id, &identity).await?.groups;
+            access.groups = read_keyring(records, chain, id, &identity).await?.groups;
             access.state = Some(identity);
             (id, access.state.as_ref())
         }
@@ -252,13 +245,13 @@ async fn open_access(store: &dyn ObjectStore, chain: &Chain, key: KeyFile) -> Re
             let reader =
                 reader.ok_or_else(|| Error::WrongKey("no member has a keyring that can read".into()))?;
             access.group = reader.group;
-            access.groups = read_keyring(store, chain, reader.id(), &owner.identity).await?.groups;
+            access.groups = read_keyring(records, chain, reader.id(), &owner.identity).await?.groups;
             (reader.id(), Some(&owner.identity))
         }
         (None, None) => return Err(Error::WrongKey("it holds no keys".into())),
     };
     let erasable = match identity {
-        Some(identity) => read_erasable(store, chain, keyring_of, identity).await?,
+        Some(identity) => read_erasable(records.store, chain, keyring_of, identity).await?,
         None => Vec::new(),
     };
     for (domain, keys) in erasable {
@@ -279,28 +272,6 @@ fn check_groups(access: &Access) -> Result<(), Error> {
     }
 }
 
-pub(crate) async fn read_keyring(
-    store: &dyn ObjectStore,
-    chain: &Chain,
-    member: MemberId,
-    identity: &Identity,
-) -> Result<Keyring, Error> {
-    let reference =
-        chain.keyring(&member).ok_or_else(|| Error::WrongKey(format!("member {member} has no keyring")))?;
-    let key: Key = reference.name.parse().map_err(|e| Error::damaged("trust", e))?;
-    let sealed = store.get(&key).await?;
-    if Digest::of(&sealed) != reference.digest {
-        return Err(Error::damaged(&key, "it is not the keyring that the trust chain names"));
-    }
-    let bytes = open_record(std::slice::from_ref(identity), &sealed, KEYRING_MAX)
-        .map_err(|e| Error::damaged(&key, e))?;
-    let keyring = Keyring::from_bytes(&bytes).map_err(|e| Error::damaged(&key, e))?;
-    if keyring.member != member || keyring.repository != chain.repository_id() {
-        return Err(Error::damaged(&key, "it belongs to somebody else"));
-    }
-    Ok(keyring)
-}
-
 /// The member's keys of every erasable domain that was not erased.
 async fn read_erasable(
     store: &dyn ObjectStore,
@@ -309,6 +280,10 @@ async fn read_erasable(
     identity: &Identity,
 ) -> Result<Vec<(DomainId, DomainKeys)>, Error> {
     let mut found: Vec<(DomainId, DomainKeys)> = Vec::new();
+    if !chain.domains().any(|domain| domain.erasable && !chain.is_erased(&domain.id)) {
+        return Ok(found);
+    }
+    // Never from the cache: these objects are apart so that they can be destroyed.
     for info in list_all(store, "keys/erasable/").await? {
         let Ok(ObjectName::ErasableKey { domain, member: whose, .. }) = info.key.as_str().parse() else {
             continue;
@@ -317,7 +292,7 @@ async fn read_erasable(
             continue;
         }
         let sealed = store.get(&info.key).await?;
-        let opened = open_record(std::slice::from_ref(identity), &sealed, KEYRING_MAX);
+        let opened = open_record(std::slice::from_ref(identity), &sealed, KEYS_MAX);
         let bytes = opened.map_err(|e| Error::damaged(&info.key, e))?;
         let keys = DomainKeys::from_bytes(&bytes).map_err(|e| Error::damaged(&info.key, e))?;
         // Anybody can seal to a member; what counts is what an owner signed. Of a rotation that was not completed the

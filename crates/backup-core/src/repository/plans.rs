@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use keepwell_catalog::names::{self, ObjectName, PlanName};
 use keepwell_catalog::{Kept, PackSet, Plan};
 use keepwell_crypto::trust::Roles;
@@ -13,8 +12,6 @@ use crate::Error;
 
 /// How often a listing of `gc/` is begun anew because a plan was merged while it was read.
 const ATTEMPTS: usize = 10;
-/// Where plans and verdicts are kept in the local cache. Their names are never used twice.
-const DIRECTORY: &str = "plans";
 
 /// All plans with their verdicts.
 #[derive(Debug, Clone, Default)]
@@ -89,66 +86,50 @@ async fn try_read(repository: &Repository) -> Result<Plans, Error> {
         }
         plans.plans.insert(*name, plan);
     }
-    forget_others(repository, &listed);
+    repository.keep_records("gc", |key| {
+        let file = key.rsplit('/').next().unwrap_or_default();
+        let plan = file.strip_suffix(".kept").unwrap_or(file).parse::<PlanName>();
+        plan.is_ok_and(|plan| listed.contains(&plan)) // others were merged
+    });
     Ok(plans)
 }
 
 async fn read_plan(repository: &Repository, name: PlanName) -> Result<Plan, Error> {
     let key = names::plan_key(name);
-    let decode = |bytes: &Bytes| {
+    let prove = |bytes: &[u8]| {
         let payload = repository.open_authored(&key, bytes, Plan::KIND, Roles::KEEPER)?;
         let plan = Plan::decode(&payload).map_err(|e| Error::damaged(&key, e))?;
         in_place(&key, plan.store == repository.store_id() && plan.name == name).map(|()| plan)
     };
-    read_cached(repository, &key, name, decode).await
+    read(repository, &key, name, prove).await
 }
 
 /// The names that the verdict on a plan releases; the plan itself need not exist any more.
 pub(crate) async fn read_verdict(repository: &Repository, name: PlanName) -> Result<BTreeSet<String>, Error> {
     let key = names::kept_key(name);
-    let decode = |bytes: &Bytes| {
+    let prove = |bytes: &[u8]| {
         let payload = repository.open_authored(&key, bytes, Kept::KIND, Roles::KEEPER)?;
         let kept = Kept::decode(&payload).map_err(|e| Error::damaged(&key, e))?;
         in_place(&key, kept.store == repository.store_id() && kept.name == name)?;
         Ok(kept.released.into_iter().collect())
     };
-    read_cached(repository, &key, name, decode).await
+    read(repository, &key, name, prove).await
 }
 
 fn in_place(key: &Key, is_in_place: bool) -> Result<(), Error> {
     if is_in_place { Ok(()) } else { Err(Error::damaged(key, "it belongs elsewhere")) }
 }
 
-/// From the cache if what it holds verifies, otherwise from the store. Names without a suffix are not cached: they come
-/// from a version that could not promise that they are unique.
-async fn read_cached<T>(
+/// Through the cache; but for names without a suffix: they come from a version that could not promise that they are
+/// used once.
+async fn read<T>(
     repository: &Repository,
     key: &Key,
     name: PlanName,
-    decode: impl Fn(&Bytes) -> Result<T, Error>,
+    prove: impl Fn(&[u8]) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let file = key.as_str().rsplit('/').next().unwrap_or_default();
-    let cached = format!("{DIRECTORY}/{file}");
-    let held = repository.cache().open(&cached).filter(|_| name.suffix().is_some());
-    let held = held.and_then(|file| file.read_at(0, usize::try_from(file.len()).ok()?).ok());
-    if let Some(Ok(found)) = held.map(|bytes| decode(&bytes)) {
-        return Ok(found);
-    }
-    let bytes = repository.store().get(key).await?;
-    let found = decode(&bytes)?;
-    if name.suffix().is_some() {
-        // A cache that cannot be written costs requests, nothing else.
-        let _ = repository.cache().store(&cached, &bytes);
-    }
-    Ok(found)
-}
-
-/// Drops plans from the cache that were merged into others.
-fn forget_others(repository: &Repository, listed: &BTreeSet<PlanName>) {
-    for file in repository.cache().list(DIRECTORY) {
-        let plan = file.strip_suffix(".kept").unwrap_or(&file).parse::<PlanName>();
-        if plan.is_ok_and(|plan| !listed.contains(&plan)) {
-            repository.cache().remove(&format!("{DIRECTORY}/{file}"));
-        }
+    match name.suffix() {
+        Some(_) => repository.records().get(key, prove).await,
+        None => prove(&repository.store().get(key).await?),
     }
 }

@@ -89,18 +89,24 @@ impl Repository {
     /// that the store tells, or else by those of the commits. Copies and rewritten snapshots stand where the first did.
     ///
     /// A damaged manifest does not hide its snapshot. Commits that do not verify are reported to the monitor and left
-    /// out. Costs a listing and two requests per snapshot.
+    /// out. Costs two listings, and two requests per snapshot where the cache does not hold its records.
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>, Error> {
         let (ends, undecided) = read_ends(self).await?;
         for (name, reason) in &undecided {
             self.monitor().problem(name, reason);
         }
         let retired = self.retired_as_far_as_readable().await?;
+        let is_live =
+            |end: &End| end.commit.kind == CommitKind::Snapshot && !retired.contains(&(end.writer, end.n));
+        let live: Vec<End> = ends.into_iter().filter(is_live).collect();
+        let manifests: BTreeSet<String> = live
+            .iter()
+            .filter_map(|end| end.commit.manifest.map(|name| names::manifest_key(&name).to_string()))
+            .collect();
+        self.keep_records("manifests", |name| manifests.contains(name));
         let mut snapshots = Vec::new();
-        for end in ends {
-            if end.commit.kind == CommitKind::Snapshot && !retired.contains(&(end.writer, end.n)) {
-                snapshots.extend(self.load_snapshot(end).await?);
-            }
+        for end in live {
+            snapshots.extend(self.load_snapshot(end).await?);
         }
         Ok(in_order(snapshots))
     }
@@ -144,13 +150,15 @@ impl Repository {
     }
 
     async fn read_manifest(&self, key: &Key, id: &SnapshotId) -> Result<Manifest, Error> {
-        let sealed = self.store().get(key).await?;
         let identities = &self.domain().identities;
-        let cbor = open_record(identities, &sealed, MANIFEST_MAX).map_err(|e| Error::damaged(key, e))?;
-        if snapshot_id(&cbor) != *id {
-            return Err(Error::damaged(key, "it is not the manifest that the commit names"));
-        }
-        let manifest = Manifest::decode(&cbor).map_err(|e| Error::damaged(key, e))?;
+        let manifest = self.records().get(key, |sealed| {
+            let cbor = open_record(identities, sealed, MANIFEST_MAX).map_err(|e| Error::damaged(key, e))?;
+            if snapshot_id(&cbor) != *id {
+                return Err(Error::damaged(key, "it is not the manifest that the commit names"));
+            }
+            Manifest::decode(&cbor).map_err(|e| Error::damaged(key, e))
+        });
+        let manifest = manifest.await?;
         if manifest.repository != self.id() {
             return Err(Error::damaged(key, "it belongs to another repository"));
         }
@@ -201,8 +209,7 @@ impl Repository {
 
     /// Reads a record signed by somebody who has, or had, a role; gives its payload.
     pub(crate) async fn read_authored(&self, key: &Key, kind: &str, role: Roles) -> Result<Vec<u8>, Error> {
-        let bytes = self.store().get(key).await?;
-        self.open_authored(key, &bytes, kind, role)
+        self.records().get(key, |bytes| self.open_authored(key, bytes, kind, role)).await
     }
 
     /// The same for stored bytes that are at hand.

@@ -12,7 +12,7 @@ use keepwell_crypto::{Digest, MemberId, SnapshotId};
 
 use crate::Error;
 use crate::alive::{self, AliveFile};
-use crate::repository::{Before, Repository, read_before};
+use crate::repository::{Before, OwnEnds, Repository, read_before};
 
 /// A session says that it is alive this often; a keeper fences one that has been silent for several times as long.
 pub(crate) const BEAT_EVERY: Duration = Duration::from_secs(60);
@@ -25,6 +25,7 @@ pub(crate) struct Session {
     n: u64,
     previous: Vec<(u64, Digest)>,
     seen: Vec<(MemberId, u64)>,
+    own: OwnEnds,
     beats: tokio::task::JoinHandle<()>,
     /// Held while the process lives, so that a keeper on this host knows at once that it died.
     _alive: Option<AliveFile>,
@@ -70,7 +71,7 @@ impl Session {
     pub async fn claim(repository: &Repository) -> Result<Self, Error> {
         let writer = repository.writer()?;
         let before = read_before(repository, writer).await?;
-        let mut n = repository.next_session(writer, before.next).await?;
+        let mut n = before.next;
         let alive = loop {
             let record = Record {
                 store: repository.store_id(),
@@ -84,13 +85,14 @@ impl Session {
             let signed = repository.sign(Record::KIND, record.encode())?;
             match repository.put_own(&names::session_key(writer, n, 0), signed).await {
                 Ok(true) => break alive,
-                Ok(false) => n += 1,
+                // An open session of this writer, at work or dead, has the number.
+                Ok(false) => n = repository.next_session(writer, n).await?,
                 Err(error) => return Err(error),
             }
         };
-        let Before { previous, seen, .. } = before;
+        let Before { previous, seen, own, .. } = before;
         let beats = tokio::spawn(beat(repository.clone(), writer, n));
-        Ok(Self { repository: repository.clone(), writer, n, previous, seen, beats, _alive: alive })
+        Ok(Self { repository: repository.clone(), writer, n, previous, seen, own, beats, _alive: alive })
     }
 
     pub fn writer(&self) -> MemberId {
@@ -99,6 +101,11 @@ impl Session {
 
     pub fn n(&self) -> u64 {
         self.n
+    }
+
+    /// The writer's newest end below a number, or of all that there were at the claim.
+    pub async fn end_before(&mut self, below: Option<u64>) -> Result<Option<u64>, Error> {
+        self.own.before(&self.repository, self.writer, below).await
     }
 
     /// Publishes the list and then the commit. [`Error::Fenced`] when a keeper ended the session first.
@@ -126,7 +133,7 @@ impl Session {
             supersedes: ending.supersedes,
         };
         let signed = repository.sign(Commit::KIND, commit.encode())?;
-        let committed = repository.put_own(&names::commit_key(self.writer, self.n), signed).await?;
+        let committed = repository.put_record(&names::commit_key(self.writer, self.n), signed).await?;
         alive::forget(repository.cache(), self.writer, self.n);
         if committed {
             Ok(commit)
@@ -184,7 +191,7 @@ pub(crate) async fn fence(
         supersedes: Vec::new(),
     };
     let signed = repository.sign(Commit::KIND, fence.encode())?;
-    let fenced = repository.put_own(&names::commit_key(writer, n), signed).await?;
+    let fenced = repository.put_record(&names::commit_key(writer, n), signed).await?;
     alive::forget(repository.cache(), writer, n);
     Ok(fenced)
 }

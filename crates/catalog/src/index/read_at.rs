@@ -15,6 +15,12 @@ pub trait ReadAt: Send + Sync {
 
     /// Exactly `len` bytes from `offset` on; an error when they reach past the end.
     fn read_at(&self, offset: u64, len: usize) -> Result<Bytes, CatalogError>;
+
+    /// Called when bytes that were read are not what they were written as: gets the whole anew from where it came from,
+    /// if there is such a place. `false` means that there is none, and what was read stays damaged.
+    fn renew(&self) -> Result<bool, CatalogError> {
+        Ok(false)
+    }
 }
 
 impl ReadAt for Bytes {

@@ -198,7 +198,18 @@ impl Segment {
         Ok(())
     }
 
+    /// A block; from a local copy that is damaged, after that was renewed.
     fn load_block(&self, number: usize) -> Result<Arc<Block>, CatalogError> {
+        match (self.read_block(number), &self.body) {
+            (Err(error), Body::Stored { source, .. }) => match source.renew()? {
+                true => self.read_block(number),
+                false => Err(error),
+            },
+            (read, _) => read,
+        }
+    }
+
+    fn read_block(&self, number: usize) -> Result<Arc<Block>, CatalogError> {
         const WHAT: &str = "index block";
         let Body::Stored { source, blocks, .. } = &self.body else {
             return Err(CatalogError::malformed(WHAT, "the segment is in memory"));

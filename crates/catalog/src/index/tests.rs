@@ -165,6 +165,39 @@ fn a_changed_byte_is_an_error_never_another_answer() {
 }
 
 /// The segment with other tables, signed by its author.
+/// A local copy whose blocks are damaged until it is renewed.
+struct Copied {
+    damaged: std::sync::Mutex<Bytes>,
+    sound: Bytes,
+}
+
+impl ReadAt for Copied {
+    fn len(&self) -> Result<u64, CatalogError> {
+        Ok(self.sound.len() as u64)
+    }
+
+    fn read_at(&self, offset: u64, len: usize) -> Result<Bytes, CatalogError> {
+        self.damaged.lock().unwrap().read_at(offset, len)
+    }
+
+    fn renew(&self) -> Result<bool, CatalogError> {
+        *self.damaged.lock().unwrap() = self.sound.clone();
+        Ok(true)
+    }
+}
+
+#[test]
+fn a_damaged_copy_is_renewed_when_a_block_is_needed() {
+    let sound = Bytes::from(build(0..5000));
+    let mut damaged = sound.to_vec();
+    damaged[100] ^= 1;
+    let copied = Copied { damaged: std::sync::Mutex::new(damaged.into()), sound };
+    let segment = Segment::open(Box::new(copied), &verify).unwrap();
+    for n in 0..5000 {
+        assert_eq!(segment.find(&id(n)).unwrap().len(), 1);
+    }
+}
+
 fn with_tables(plain: &[u8], change: impl Fn(&mut Tables)) -> Vec<u8> {
     let (rest, trailer) = plain.split_at(plain.len() - TRAILER_LEN);
     let trailer = Trailer::decode(trailer).unwrap();

@@ -1,0 +1,143 @@
+//! The trust chain and what it names: read once, then only what is new.
+
+use keepwell_catalog::{names, open_record};
+use keepwell_crypto::keyring::Keyring;
+use keepwell_crypto::trust::Chain;
+use keepwell_crypto::{Digest, Identity, MemberId};
+use keepwell_storage::{Key, ObjectStore};
+
+use super::records::Records;
+use crate::Error;
+use crate::cache::Cache;
+
+/// Largest keyring that is decoded.
+const KEYRING_MAX: usize = 4 << 20;
+/// Number and digest of the newest record that this host has seen in a store.
+const HEAD: &str = "trust.head";
+
+/// Reads and verifies the trust chain of a store, without a cache.
+pub(crate) async fn read_chain(store: &dyn ObjectStore, pin: Option<Digest>) -> Result<Chain, Error> {
+    open_chain(&Records { store, cache: &Cache::memory() }, pin).await
+}
+
+/// Reads and verifies the trust chain of a store: what this host has seen before comes from the cache.
+///
+/// Costs a listing, and a request per record that is new. [`Error::TrustSetBack`] when the store does not show a record
+/// that this host has seen there.
+pub(super) async fn open_chain(records: &Records<'_>, pin: Option<Digest>) -> Result<Chain, Error> {
+    let seen = read_head(records.cache);
+    let mut chain = match cached_chain(records, pin) {
+        Some(chain) => chain,
+        None => {
+            let key = names::trust_key(0);
+            match records.get(&key, |bytes| Ok(Chain::load([bytes], pin)?)).await {
+                Err(Error::Storage(error)) if error.is_not_found() => {
+                    return Err(keepwell_crypto::trust::TrustError::Empty.into());
+                }
+                chain => chain?,
+            }
+        }
+    };
+    advance_chain(records, &mut chain).await?;
+    match seen {
+        Some((n, digest)) if chain.record_digest(n) != Some(digest) => {
+            Err(Error::TrustSetBack { seen: n, head: chain.head().0 })
+        }
+        _ => Ok(chain),
+    }
+}
+
+/// Takes in what owners appended since, and remembers how far the chain went.
+pub(crate) async fn advance_chain(records: &Records<'_>, chain: &mut Chain) -> Result<(), Error> {
+    let known = chain.head().0;
+    let mut next = known;
+    let mut after = known.checked_sub(1).map(names::trust_key);
+    loop {
+        let page = records.store.list_page("trust/", after.as_ref()).await?;
+        for info in &page.objects {
+            let key = names::trust_key(next);
+            if info.key != key {
+                return Err(missing(known, next, Some(&info.key)));
+            }
+            if next > known {
+                let bytes = records.store.get(&key).await?;
+                chain.advance(&bytes)?;
+                records.keep(&key, &bytes);
+            }
+            next += 1;
+        }
+        match page.objects.last() {
+            Some(last) if page.more => after = Some(last.key.clone()),
+            _ => break,
+        }
+    }
+    if next <= known {
+        return Err(missing(known, next, None));
+    }
+    remember_head(records.cache, chain);
+    Ok(())
+}
+
+/// A record is not listed: one that was read before, or one that later records stand on.
+fn missing(known: u64, absent: u64, instead: Option<&Key>) -> Error {
+    match instead {
+        Some(key) if absent > known => {
+            Error::damaged(key, format_args!("record {absent} of the trust chain is missing"))
+        }
+        _ => Error::TrustSetBack { seen: known, head: absent.saturating_sub(1) },
+    }
+}
+
+/// As much of the chain as the cache holds, beginning with the genesis that the key file pins.
+fn cached_chain(records: &Records<'_>, pin: Option<Digest>) -> Option<Chain> {
+    let mut chain = records.cached(&names::trust_key(0), |bytes| Ok(Chain::load([bytes], pin)?))?;
+    while records.cached(&names::trust_key(chain.head().0 + 1), |bytes| Ok(chain.advance(bytes)?)).is_some() {
+    }
+    Some(chain)
+}
+
+fn read_head(cache: &Cache) -> Option<(u64, Digest)> {
+    let bytes = cache.read(HEAD)?;
+    let (fact, check) = std::str::from_utf8(&bytes).ok()?.trim_end().rsplit_once(' ')?;
+    if Digest::of(fact.as_bytes()).to_string() != check {
+        return None; // damaged: better no memory than a wrong one
+    }
+    let (n, digest) = fact.split_once(' ')?;
+    Some((n.parse().ok()?, digest.parse().ok()?))
+}
+
+/// Remembers how far the chain went: a store that shows less of it later is refused.
+pub(crate) fn remember_head(cache: &Cache, chain: &Chain) {
+    let (n, digest) = chain.head();
+    if read_head(cache) != Some((n, digest)) {
+        let fact = format!("{n} {digest}");
+        let check = Digest::of(fact.as_bytes());
+        // Without it a chain that was set back goes unnoticed here, as on a host that has never seen this store.
+        let _ = cache.store(HEAD, format!("{fact} {check}\n").as_bytes());
+    }
+}
+
+/// The keyring of a member that the chain names, opened with the member's or an owner's identity.
+pub(crate) async fn read_keyring(
+    records: &Records<'_>,
+    chain: &Chain,
+    member: MemberId,
+    identity: &Identity,
+) -> Result<Keyring, Error> {
+    let reference =
+        chain.keyring(&member).ok_or_else(|| Error::WrongKey(format!("member {member} has no keyring")))?;
+    let key: Key = reference.name.parse().map_err(|e| Error::damaged("trust", e))?;
+    let keyring = records.get(&key, |sealed| {
+        if Digest::of(sealed) != reference.digest {
+            return Err(Error::damaged(&key, "it is not the keyring that the trust chain names"));
+        }
+        let opened = open_record(std::slice::from_ref(identity), sealed, KEYRING_MAX);
+        let bytes = opened.map_err(|e| Error::damaged(&key, e))?;
+        Keyring::from_bytes(&bytes).map_err(|e| Error::damaged(&key, e))
+    });
+    let keyring = keyring.await?;
+    if keyring.member != member || keyring.repository != chain.repository_id() {
+        return Err(Error::damaged(&key, "it belongs to somebody else"));
+    }
+    Ok(keyring)
+}

@@ -90,12 +90,13 @@ fn an_incremental_backup_with_a_lost_cache_reads_nothing() {
         back_up(&world.open().await, source.path()).await.unwrap();
         let again = back_up(&world.open().await, source.path()).await.unwrap();
         assert_eq!((again.statistics.bytes_read, again.statistics.changed_files), (0, 0));
-        // Other tests change the time of the temporary directory above, which is part of the snapshot: its tree node.
-        assert!(again.statistics.new_chunks <= 1);
+        // Other tests change the time of the temporary directory above, which is part of the snapshot: a tree node on each
+        // of the two levels that a tree of this size may have.
+        assert!(again.statistics.new_chunks <= 2);
         let reread = BackupOptions { reread: true, verify: true, ..options() };
         let third = back_up_with(&world.open().await, source.path(), reread).await.unwrap();
         assert!(third.statistics.bytes_read > 10 * MIB as u64);
-        assert!(third.statistics.new_chunks <= 1);
+        assert!(third.statistics.new_chunks <= 2);
     });
 }
 

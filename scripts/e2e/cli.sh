@@ -222,6 +222,88 @@ expect 2 repair
 expect 0 repair --from "$work/copy" --yes
 expect 0 check --read-data
 
+step "copies of a profile: what goes where, what is away, what is too old"
+mkdir -p "$HOME/.config/keepwell" "$work/desk"
+printf 'one' >"$work/desk/file" && head -c 500000 /dev/urandom >"$work/desk/random"
+cat >"$HOME/.config/keepwell/config.toml" <<TOML
+[profile.desk]
+repository = "$work/desk-repository"
+paths = ["$work/desk"]
+[[profile.desk.copy]]
+name = "near"
+to = "$work/near"
+retention = { last = 2 }
+prune = true
+max-age = "7d"
+[[profile.desk.copy]]
+name = "far"
+to = "$work/far"
+only = "weekly"
+verify = "30d"
+[[profile.desk.copy]]
+name = "safe"
+to = "$work/safe/copy"
+when-attached = true
+TOML
+export KEEPWELL_PROFILE=desk
+expect 0 init
+for n in 1 2 3; do
+    echo "$n" >"$work/desk/file"
+    expect 0 backup
+done
+expect 0 copy --dry-run
+says "would copy"
+[ ! -e "$work/near" ] || fail "a dry run made a copy"
+expect 0 copy
+says "not attached"
+expect 0 copy --json
+[ "$(json copy copied)" = 0 ] || fail "something was copied twice"
+expect 0 -r "$work/near" snapshots --json
+[ "$(wc -l <"$work/out")" = 2 ] || fail "two snapshots were to be kept nearby"
+expect 0 -r "$work/far" snapshots --json
+[ "$(wc -l <"$work/out")" = 1 ] || fail "one of the week was to be kept far away"
+expect 0 copies
+says "up to date"
+says "not attached"
+expect 0 copy --to near
+expect 2 copy --to near latest
+mkdir -p "$work/safe" && cp -r "$work/near" "$work/safe/copy"
+expect 0 copy --to safe
+says "up to date"
+rm -r "$work/safe"
+expect 0 copies --json
+[ "$(json copy_state state)" = "not attached" ] || fail "a copy that is away is not told"
+sed -i 's/when-attached = true/when-attached = true\nmax-age = "1s"/' "$HOME/.config/keepwell/config.toml"
+sleep 2
+expect 15 copies
+says "the copy safe is too old"
+expect 15 copy
+sed -i '/max-age = "1s"/d' "$HOME/.config/keepwell/config.toml"
+
+step "a restore falls over to a copy, as a whole or for what is missing"
+cp -a "$work/desk-repository" "$work/desk-whole"
+find "$work/desk-repository/data" -type f -delete
+expect 0 restore "latest:$work/desk" --target "$work/fallen"
+says "is taken from the copy"
+same "$work/desk" "$work/fallen"
+expect 0 dump "latest:$work/desk/file"
+find "$work/desk-repository/meta" -type f -exec truncate -s 100 {} +
+expect 0 ls "latest:$work/desk"
+says "$work/desk/random"
+mv "$work/desk-repository" "$work/desk-gone"
+expect 0 restore "latest:$work/desk" --target "$work/fallen2"
+says "going on with the copy near"
+same "$work/desk" "$work/fallen2"
+expect 0 find random
+mv "$work/near" "$work/near-gone"
+expect 0 ls "latest:$work/desk"
+says "going on with the copy far"
+mv "$work/near-gone" "$work/near"
+rm -r "$work/desk-gone" && mv "$work/desk-whole" "$work/desk-repository"
+expect 0 check --read-data
+unset KEEPWELL_PROFILE
+rm "$HOME/.config/keepwell/config.toml"
+
 step "another repository, with a passphrase"
 export KEEPWELL_REPOSITORY=$work/second
 echo secret >"$work/passphrase" && echo wrong >"$work/wrong"
@@ -359,7 +441,7 @@ expect 0 man
 expect 0 man --directory "$work/man"
 [ -s "$work/man/keepwell-backup.1" ] || fail "no manual page of backup"
 expect 0 version
-for command in "" init backup snapshots ls find show diff dump restore check repair forget unforget prune copy key tag stats cache doctor completions man version; do
+for command in "" init backup snapshots ls find show diff dump restore check repair forget unforget prune copy copies key tag stats cache doctor completions man version; do
     # shellcheck disable=SC2086
     expect 0 help $command
 done

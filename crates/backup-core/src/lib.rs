@@ -111,6 +111,7 @@ pub use copy::{
 pub use error::Error;
 pub use keys::Erased;
 pub use prune::{Forgotten, PruneOptions, PruneReport};
+pub use read::Copies;
 pub use repair::RepairReport;
 pub use repository::{
     Access, Builder, CreateOptions, Created, Limits, Repository, RepositoryHint, Snapshot, SnapshotState,

@@ -7,7 +7,7 @@ use keepwell_catalog::Manifest;
 use keepwell_catalog::retention::{Candidate, RetentionPolicy, decide};
 
 use crate::env::Timestamp;
-use crate::repository::{Snapshot, SnapshotState};
+use crate::repository::{Snapshot, SnapshotState, in_order};
 
 /// Dataset of what was backed up only because a restore was about to change it. Its snapshots are of this and that, so
 /// their sizes are not compared.
@@ -20,6 +20,8 @@ pub struct Verdict<'s> {
     pub snapshot: &'s Snapshot,
     /// It stays.
     pub keep: bool,
+    /// It stays by a rule of the policy, and not only because of what always stays.
+    pub by_rule: bool,
     /// Why it is not trusted to fill a slot, if something speaks against it: `captured in the future`.
     pub anomaly: Option<String>,
     /// Why it stays or goes, for people. At least one.
@@ -28,10 +30,10 @@ pub struct Verdict<'s> {
 
 /// Decides about snapshots: each dataset of each host by itself, in the time zone of its newest snapshot.
 ///
-/// `snapshots` are in the order of [`Repository::snapshots`](crate::Repository::snapshots), from which some may be left
-/// out. Those committed at `proved` or before count as proven; see
+/// `snapshots` may come in any order, and from several stores; they are put into that of
+/// [`Repository::snapshots`](crate::Repository::snapshots). Those committed at `proved` or before count as proven; see
 /// [`Repository::proved_since`](crate::Repository::proved_since). One whose manifest cannot be read stays. The rules are
-/// those of [`keepwell_catalog::retention`]. Verdicts come dataset by dataset, those of one in the order given.
+/// those of [`keepwell_catalog::retention`]. Verdicts come dataset by dataset, those of one in that order.
 pub fn retain<'s>(
     policy: &RetentionPolicy,
     now: Timestamp,
@@ -40,7 +42,7 @@ pub fn retain<'s>(
 ) -> Vec<Verdict<'s>> {
     let mut groups: BTreeMap<(&str, &str), Vec<(&Snapshot, &Manifest)>> = BTreeMap::new();
     let mut verdicts = Vec::new();
-    for snapshot in snapshots {
+    for snapshot in in_order(snapshots.into_iter().collect()) {
         match &snapshot.state {
             SnapshotState::Readable(m) => {
                 groups.entry((&m.host, &m.dataset)).or_default().push((snapshot, m))
@@ -48,6 +50,7 @@ pub fn retain<'s>(
             _ => verdicts.push(Verdict {
                 snapshot,
                 keep: true,
+                by_rule: false,
                 anomaly: None,
                 reasons: vec!["its manifest cannot be read".to_owned()],
             }),
@@ -62,6 +65,7 @@ pub fn retain<'s>(
         verdicts.extend(members.into_iter().zip(decisions).map(|((snapshot, _), decision)| Verdict {
             snapshot,
             keep: decision.keep,
+            by_rule: decision.by_rule,
             anomaly: decision.anomaly,
             reasons: decision.reasons,
         }));

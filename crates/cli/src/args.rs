@@ -126,6 +126,7 @@ pub enum Command {
     Unforget(commands::unforget::Args),
     Prune(commands::prune::Args),
     Copy(commands::copy::Args),
+    Copies(commands::copies::Args),
     Key(commands::key::Args),
     Rewrite(commands::rewrite::Args),
     Tag(commands::tag::Args),

@@ -10,7 +10,7 @@ use anyhow::Result;
 use serde::Deserialize;
 
 use crate::exit::Complaint;
-use crate::retention::RetentionArgs;
+use crate::retention::{Age, RetentionArgs};
 use crate::text;
 
 /// The profile that is used when none is named, if the file has it.
@@ -67,12 +67,77 @@ pub struct Profile {
     pub require_mount: Option<PathBuf>,
     /// What `forget` keeps when it is told nothing else.
     pub retention: Option<RetentionArgs>,
+    /// Further places that hold the snapshots, or some of them, in the order in which they are asked.
+    #[serde(rename = "copy")]
+    pub copies: Vec<CopyConfig>,
     /// How much may be used.
     pub limits: Limits,
     /// What the location of a repository in the network does not say itself.
     pub storage: keepwell_storage::Settings,
     /// What a repository in the network is opened with.
     pub credentials: keepwell_storage::CredentialSources,
+}
+
+/// A copy: where it is, what goes there, and how long it stays.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CopyConfig {
+    /// Where it is.
+    pub to: String,
+    /// What people call it; by default the place.
+    name: Option<String>,
+    /// Only these datasets.
+    #[serde(default)]
+    pub datasets: Vec<String>,
+    /// Only of these hosts.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// Only with one of these tags.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Only one snapshot of each hour, day, week, month or year.
+    pub only: Option<Only>,
+    /// Only what is at most so much older than the newest.
+    pub within: Option<Age>,
+    /// What stays there; without it, everything.
+    pub retention: Option<RetentionArgs>,
+    /// Prune there after something was forgotten.
+    #[serde(default)]
+    pub prune: bool,
+    /// The key file, if the copy has keys of its own.
+    pub key_file: Option<PathBuf>,
+    /// A mount point that must be mounted before the place is touched.
+    pub require_mount: Option<PathBuf>,
+    /// That it is not there is no failure: a disk in a safe.
+    #[serde(default)]
+    pub when_attached: bool,
+    /// Before anything is copied, read and prove there what was not read within this time.
+    pub verify: Option<Age>,
+    /// Warn when the newest snapshot there is older than this.
+    pub max_age: Option<Age>,
+}
+
+impl CopyConfig {
+    /// What people call it.
+    pub fn name(&self) -> &str {
+        self.name.as_deref().unwrap_or(&self.to)
+    }
+}
+
+/// One snapshot of each of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Only {
+    /// Hour.
+    Hourly,
+    /// Day.
+    Daily,
+    /// ISO week.
+    Weekly,
+    /// Month.
+    Monthly,
+    /// Year.
+    Yearly,
 }
 
 /// How much may be used.
@@ -224,13 +289,18 @@ impl Profile {
         let storage = &mut self.storage;
         let storage = [&mut storage.ca_file, &mut storage.identity_file, &mut storage.known_hosts_file];
         let all = lists.chain(single.into_iter().flatten()).chain(storage.into_iter().flatten());
-        for path in all.chain(self.credentials.files_mut()) {
+        let copies =
+            self.copies.iter_mut().flat_map(|copy| copy.key_file.iter_mut().chain(&mut copy.require_mount));
+        for path in all.chain(self.credentials.files_mut()).chain(copies) {
             if let Ok(rest) = path.strip_prefix("~") {
                 *path = home.join(rest);
             }
         }
-        if let Some(rest) = self.repository.as_deref().and_then(|r| r.strip_prefix("~/")) {
-            self.repository = Some(home.join(rest).display().to_string());
+        let places = self.repository.iter_mut().chain(self.copies.iter_mut().map(|copy| &mut copy.to));
+        for place in places {
+            if let Some(rest) = place.strip_prefix("~/") {
+                *place = home.join(rest).display().to_string();
+            }
         }
     }
 }
@@ -255,6 +325,17 @@ within = "2d"
 [profile.default.limits]
 upload = "5MiB"
 memory = 134217728
+[[profile.default.copy]]
+name = "archive"
+to = "~/archive"
+only = "weekly"
+within = "1y"
+prune = true
+when-attached = true
+max-age = "14d"
+require-mount = "/mnt/archive"
+[profile.default.copy.retention]
+yearly = 7
 [profile.other]
 [profile.other.storage]
 endpoint = "https://s3.example.org"
@@ -286,6 +367,9 @@ secret-key-file = "~/secret"
         assert_eq!(profile.limits.memory, Some(Size(128 << 20)));
         let policy = profile.retention.unwrap().policy();
         assert!(policy.daily.is_some() && policy.within.is_some() && policy.hourly.is_none());
+        let [copy] = profile.copies.as_slice() else { panic!("{:?}", profile.copies) };
+        assert_eq!((copy.name(), copy.to.as_str()), ("archive", "/home/me/archive"));
+        assert!(copy.only == Some(Only::Weekly) && copy.when_attached && copy.retention.is_some());
         let other = read(GOOD, Some("other")).unwrap();
         assert_eq!(other.name.as_deref(), Some("other"));
         assert_eq!(other.storage.ca_file, Some("/home/me/ca.pem".into()));
@@ -301,6 +385,8 @@ secret-key-file = "~/secret"
             ("[profile.a]\ncompression-level = \"high\"\n", ":2:21:", "invalid type", ""),
             ("[profile.a\n", ":1:11:", "", ""),
             ("[profile.a.retention]\ndaily = \"many\"\n", ":2:9:", "`many` is no number", ""),
+            ("[[profile.a.copy]]\nonly = \"weekly\"\n", ":1:1:", "missing field `to`", ""),
+            ("[[profile.a.copy]]\nto = \"/x\"\nonly = \"weakly\"\n", ":3:8:", "unknown variant `weakly`", ""),
             ("[profile.a.storage]\npath-stile = true\n", ":2:1:", "`path-stile` is unknown", "`path-style`"),
             ("[profile.a.storage]\ntls-min = \"1.1\"\n", ":2:11:", "`1.1` is none of `1.2`, `1.3`", ""),
             (

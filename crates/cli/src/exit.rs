@@ -30,6 +30,8 @@ pub enum Exit {
     Damage = 13,
     /// The data was erased on purpose: its keys are destroyed.
     Erased = 14,
+    /// A copy is older than it may be.
+    Stale = 15,
     /// Stopped by a signal.
     Interrupted = 130,
 }

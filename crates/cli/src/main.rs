@@ -10,6 +10,7 @@ mod commands;
 mod config;
 mod confirm;
 mod context;
+mod copies;
 mod environment;
 mod exit;
 mod interrupt;

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use backup_core::{Cache, Limits, Repository, RepositoryHint};
+use backup_core::{Builder, Cache, Limits, Repository, RepositoryHint};
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_storage::ObjectStore;
 
 use crate::context::Context;
+use crate::copies::{self, Fallback};
 use crate::exit::Complaint;
 use crate::location::Location;
 use crate::progress::Progress;
@@ -46,15 +47,73 @@ pub async fn repository(ctx: &Context) -> Result<Opened> {
     credential(ctx).await?.open(ctx).await
 }
 
+/// The same for reading: what is lost or damaged there is taken from the copies that the profile names; and if it cannot
+/// be opened at all, the first of them that can be takes its place.
+pub async fn for_reading(ctx: &Context) -> Result<Opened> {
+    let first = match credential(ctx).await {
+        Ok(credential) => credential.open_with_copies(ctx).await,
+        Err(error) => Err(error),
+    };
+    let Err(error) = first else { return first };
+    if !is_about_the_place(&error) {
+        return Err(error);
+    }
+    for copy in &ctx.profile.copies {
+        let cctx = copies::context(ctx, copy);
+        let opened = async {
+            let place = Location::parse(&copy.to)?;
+            credential_at(&cctx, place, copy.key_file.as_ref()).await?.open_with_copies(&cctx).await
+        };
+        match opened.await {
+            Ok(opened) => {
+                ctx.printer.warn(format_args!(
+                    "the repository cannot be used ({}); going on with the copy {}",
+                    crate::exit::one_line(&error),
+                    copy.name()
+                ));
+                let fields =
+                    serde_json::json!({ "copy": copy.name(), "location": opened.location.to_string() });
+                ctx.printer.json("copy_used", fields);
+                return Ok(opened);
+            }
+            Err(why) => {
+                let why = crate::exit::one_line(&why);
+                ctx.printer.verbose(format_args!("the copy {} cannot be used: {why}", copy.name()));
+            }
+        }
+    }
+    Err(error)
+}
+
+/// Whether another place of the same repository may do where this one did not.
+fn is_about_the_place(error: &anyhow::Error) -> bool {
+    use backup_core::Error as E;
+    error.chain().filter_map(|cause| cause.downcast_ref::<E>()).any(|error| {
+        matches!(error, E::NoRepository { .. } | E::Storage(_) | E::Damaged { .. } | E::Trust(_))
+    })
+}
+
 /// Finds that repository and its key.
 pub async fn credential(ctx: &Context) -> Result<Credential> {
     let location = match Location::named(ctx)? {
         Some(location) => location,
         None => hinted(ctx)?.unwrap_or_else(|| Location::default_of(ctx)),
     };
+    credential_at(ctx, location, None).await
+}
+
+/// Finds the key to the repository at a place: the file named, or what can be found.
+pub async fn credential_at(
+    ctx: &Context,
+    location: Location,
+    key_file: Option<&PathBuf>,
+) -> Result<Credential> {
     let store = location.open(ctx).await?;
     let hint = RepositoryHint::read(&*store).await?;
-    let origin = secret::find_key(ctx, &location, &hint.repository)?;
+    let origin = match key_file {
+        Some(file) => Origin::File(file.clone()),
+        None => secret::find_key(ctx, &location, &hint.repository)?,
+    };
     let key = secret::load_key(ctx, &origin)?;
     let key_file = match origin {
         Origin::File(path) => Some(path),
@@ -66,13 +125,36 @@ pub async fn credential(ctx: &Context) -> Result<Credential> {
 impl Credential {
     /// Opens the repository with the key.
     pub async fn open(self, ctx: &Context) -> Result<Opened> {
+        self.open_using(ctx, None).await
+    }
+
+    /// The same, with the copies that the profile names at hand.
+    pub async fn open_with_copies(self, ctx: &Context) -> Result<Opened> {
+        let fallback = Fallback::new(ctx, &self.key, &self.location);
+        self.open_using(ctx, fallback).await
+    }
+
+    async fn open_using(self, ctx: &Context, fallback: Option<Box<Fallback>>) -> Result<Opened> {
         let progress = Progress::start(ctx);
-        let builder = Repository::builder(self.store).cache(cache(ctx)).limits(limits(ctx)?);
         let monitor: Arc<dyn backup_core::monitor::Monitor> = Arc::<Progress>::clone(&progress);
-        let repository = builder.monitor(monitor).open(self.key).await?;
+        let mut builder = builder(ctx, self.store)?.monitor(monitor);
+        if let Some(fallback) = fallback {
+            builder = builder.copies(fallback);
+        }
+        let repository = builder.open(self.key).await?;
         tracing::debug!(id = %repository.id(), store = %repository.store_id(), "opened");
         Ok(Opened { repository, progress, location: self.location })
     }
+}
+
+fn builder(ctx: &Context, store: Arc<dyn ObjectStore>) -> Result<Builder> {
+    Ok(Repository::builder(store).cache(cache(ctx)).limits(limits(ctx)?))
+}
+
+/// Opens the store of the same repository at a place, without showing anything.
+pub async fn quietly(ctx: &Context, place: &str, key: KeyFile) -> Result<Repository> {
+    let store = Location::parse(place)?.open(ctx).await?;
+    Ok(builder(ctx, store)?.open(key).await?)
 }
 
 /// The place that the named key file remembers: a key alone then suffices, as with a recovery kit.

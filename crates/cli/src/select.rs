@@ -33,6 +33,11 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Whether anything is asked for.
+    pub fn is_set(&self) -> bool {
+        self.host.is_some() || self.dataset.is_some() || !self.tag.is_empty()
+    }
+
     /// Whether a snapshot counts. One whose manifest cannot be read does only when nothing is asked for.
     pub fn accepts(&self, snapshot: &Snapshot) -> bool {
         if self.host.is_none() && self.dataset.is_none() && self.tag.is_empty() {

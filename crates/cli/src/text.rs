@@ -104,6 +104,23 @@ pub fn parse_span(text: &str) -> Result<Span, String> {
     Ok(span)
 }
 
+/// The moment a length of calendar time before another one, in the local time zone.
+pub fn before(moment: i64, length: Span) -> Result<i64> {
+    let then = zoned(moment).checked_sub(length).map_err(|e| Complaint::usage(e.to_string()))?;
+    Ok(i64::try_from(then.timestamp().as_nanosecond()).unwrap_or(i64::MIN))
+}
+
+/// How long ago a moment was, roughly: `5 h`, `12 days`.
+pub fn ago(now: i64, moment: i64) -> String {
+    let seconds = now.saturating_sub(moment).max(0) / 1_000_000_000;
+    match seconds {
+        0..120 => count(seconds.unsigned_abs(), "second", "seconds"),
+        120..7200 => count(seconds.unsigned_abs() / 60, "minute", "minutes"),
+        7200..172_800 => count(seconds.unsigned_abs() / 3600, "hour", "hours"),
+        _ => count(seconds.unsigned_abs() / 86_400, "day", "days"),
+    }
+}
+
 /// A moment as people write it, in the local time zone: `2026-11-20`, `2026-11-20 12:00`, or RFC 3339.
 ///
 /// A bare date means the end of that day. Nanoseconds since 1970.

@@ -54,7 +54,7 @@ pub async fn holdings(stores: &[&Repository]) -> Result<Holdings, Error> {
     for (number, store) in stores.iter().enumerate() {
         proved.push(store.proved_since().await?);
         for snapshot in store.snapshots().await? {
-            let id = origin_of(&snapshot);
+            let id = snapshot.origin_id();
             let held = by_id.entry(id).or_insert_with(|| Held { snapshot, by: vec![false; stores.len()] });
             held.by[number] = true;
         }
@@ -64,8 +64,10 @@ pub async fn holdings(stores: &[&Repository]) -> Result<Holdings, Error> {
     Ok(Holdings { snapshots, proved })
 }
 
-/// The id that a snapshot had where it was captured.
-fn origin_of(snapshot: &Snapshot) -> SnapshotId {
-    let origin = snapshot.manifest().ok().and_then(|m| m.extra.get(super::EXTRA_ORIGIN_SNAPSHOT));
-    origin.and_then(|bytes| bytes.as_slice().try_into().ok()).map_or(snapshot.id, SnapshotId::from_bytes)
+impl Snapshot {
+    /// The id that the snapshot had where it was captured; that of a copy under other keys differs from its own.
+    pub fn origin_id(&self) -> SnapshotId {
+        let origin = self.manifest().ok().and_then(|m| m.extra.get(super::EXTRA_ORIGIN_SNAPSHOT));
+        origin.and_then(|bytes| bytes.as_slice().try_into().ok()).map_or(self.id, SnapshotId::from_bytes)
+    }
 }

@@ -1,10 +1,13 @@
 //! Reading: from a chunk's id to its bytes, wherever they are.
 
 mod contents;
+mod copies;
 mod frames;
 mod nodes;
 
 pub(crate) use contents::Contents;
+pub use copies::Copies;
+pub(crate) use copies::CopySet;
 pub(crate) use frames::{fetch_frames, fetch_pack};
 pub(crate) use nodes::Nodes;
 
@@ -17,13 +20,29 @@ use crate::Error;
 use crate::pack::{chunk_from_frame, decode_frame};
 use crate::repository::Repository;
 
-/// Reads one chunk, trying every location that the index knows before it reports damage. If none is left, the index is
-/// read again, because a prune may have moved the chunk meanwhile, until that shows no place that was not tried.
+/// Reads one chunk, from this store or else from one of its copies.
 pub(crate) async fn read_chunk(
     repository: &Repository,
     kind: ChunkKind,
     id: &ChunkId,
 ) -> Result<Vec<u8>, Error> {
+    if repository.is_silent() {
+        let error = Error::ChunkLost { id: *id, reason: "the store does not answer".to_owned() };
+        return copies::read_elsewhere(repository, kind, id, error).await;
+    }
+    match read_here(repository, kind, id).await {
+        Err(error @ (Error::ChunkLost { .. } | Error::Storage(_))) => {
+            repository.note_failure(&error);
+            copies::read_elsewhere(repository, kind, id, error).await
+        }
+        done => done,
+    }
+}
+
+/// Reads one chunk of this store, trying every location that the index knows before it reports damage. If none is left,
+/// the index is read again, because a prune may have moved the chunk meanwhile, until that shows no place that was not
+/// tried.
+async fn read_here(repository: &Repository, kind: ChunkKind, id: &ChunkId) -> Result<Vec<u8>, Error> {
     let mut tried: HashSet<ContentName> = HashSet::new();
     let mut reason = String::from("no index segment lists it");
     let mut is_fresh = false;
@@ -43,6 +62,7 @@ pub(crate) async fn read_chunk(
                 Ok(chunk) => return Ok(chunk),
                 Err(error @ Error::NotAllowed { .. }) => return Err(error),
                 Err(error) => {
+                    repository.note_failure(&error);
                     reason = format!("pack {}: {}", location.pack.name, crate::error::one_line(&error));
                 }
             }

@@ -36,6 +36,11 @@ impl Repository {
         Ok(found)
     }
 
+    /// Whether a pack was found missing.
+    pub(crate) fn is_gone(&self, pack: &ContentName) -> bool {
+        self.0.gone.read().unwrap_or_else(PoisonError::into_inner).contains(pack)
+    }
+
     /// Remembers that a pack is not in the store any more; `false` if that was known.
     pub(crate) fn note_gone(&self, pack: ContentName) -> bool {
         let mut gone = self.0.gone.write().unwrap_or_else(PoisonError::into_inner);

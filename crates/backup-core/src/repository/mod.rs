@@ -28,6 +28,7 @@ use keepwell_storage::{Key, ObjectStore, list_all};
 pub use access::Access;
 pub use create::{CreateOptions, Created};
 pub use open::{Builder, RepositoryHint};
+pub(crate) use snapshots::in_order;
 pub use snapshots::{Snapshot, SnapshotState};
 
 pub(crate) use create::seal_keyring;
@@ -39,6 +40,7 @@ use crate::Error;
 use crate::cache::Cache;
 use crate::env::{Clock, Rng, Timestamp};
 use crate::monitor::Monitor;
+use crate::read::CopySet;
 
 /// How much the engine may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +74,7 @@ struct Inner {
     rng: Arc<dyn Rng>,
     monitor: Arc<dyn Monitor>,
     limits: Limits,
+    copies: CopySet,
 }
 
 impl fmt::Debug for Repository {
@@ -130,6 +133,10 @@ impl Repository {
 
     fn downgrade(&self) -> Weak<Inner> {
         Arc::downgrade(&self.0)
+    }
+
+    pub(crate) fn copy_set(&self) -> &CopySet {
+        &self.0.copies
     }
 
     pub(crate) fn cache(&self) -> &Cache {

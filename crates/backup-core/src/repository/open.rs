@@ -18,6 +18,7 @@ use crate::Error;
 use crate::cache::Cache;
 use crate::env::{Clock, Rng, SystemClock, SystemRng, Timestamp};
 use crate::monitor::{Monitor, Silent};
+use crate::read::{Copies, CopySet};
 
 pub(super) const HINT_KEY: &str = "keepwell.json";
 /// Largest keys of an erasable domain that are decoded.
@@ -97,6 +98,7 @@ pub struct Builder {
     rng: Arc<dyn Rng>,
     monitor: Arc<dyn Monitor>,
     limits: Limits,
+    copies: Option<Box<dyn Copies>>,
 }
 
 impl Repository {
@@ -110,6 +112,7 @@ impl Repository {
             rng: Arc::new(SystemRng),
             monitor: Arc::new(Silent),
             limits: Limits::default(),
+            copies: None,
         }
     }
 
@@ -175,6 +178,14 @@ impl Builder {
         self
     }
 
+    /// Where to look for chunks that this store has lost, or does not give because it does not answer any more. For
+    /// restoring and reading; check, repair and prune must see the store as it is and be opened without.
+    #[must_use]
+    pub fn copies(mut self, copies: Box<dyn Copies>) -> Self {
+        self.copies = Some(copies);
+        self
+    }
+
     /// Opens the repository with a credential.
     ///
     /// Fails with [`Error::NoRepository`], [`Error::WrongKey`], or [`Error::Trust`] when the trust chain is broken or
@@ -208,6 +219,7 @@ impl Builder {
             rng: self.rng,
             monitor: self.monitor,
             limits: self.limits,
+            copies: CopySet::new(self.copies),
         })))
     }
 }

@@ -1,5 +1,6 @@
 //! Snapshots: commits that publish one, with what their manifests say.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use keepwell_catalog::{Commit, CommitKind, Manifest, Retired, names, open_record, snapshot_id};
@@ -228,19 +229,20 @@ impl Repository {
 }
 
 /// Puts snapshots in the order of their first commits. No clock of a writer changes the order of what it wrote.
-fn in_order(mut snapshots: Vec<Snapshot>) -> Vec<Snapshot> {
+pub(crate) fn in_order<S: Borrow<Snapshot>>(mut snapshots: Vec<S>) -> Vec<S> {
     let line = |s: &Snapshot| (s.first.store, s.first.writer);
-    snapshots.sort_by_key(|s| (line(s), s.first.n, s.place()));
+    snapshots.sort_by_key(|s| (line(s.borrow()), s.borrow().first.n, s.borrow().place()));
     let mut not_before: Option<((StoreId, MemberId), Timestamp)> = None;
     let mut placed = Vec::with_capacity(snapshots.len());
     for snapshot in snapshots {
-        let told = if snapshot.is_republished() { None } else { snapshot.stored };
-        let time = told.unwrap_or(snapshot.first.time);
+        let it = snapshot.borrow();
+        let told = if it.is_republished() { None } else { it.stored };
+        let time = told.unwrap_or(it.first.time);
         let time = match not_before {
-            Some((of, earlier)) if of == line(&snapshot) => time.max(earlier),
+            Some((of, earlier)) if of == line(it) => time.max(earlier),
             _ => time,
         };
-        not_before = Some((line(&snapshot), time));
+        not_before = Some((line(it), time));
         placed.push((time, snapshot));
     }
     placed.sort_by_key(|(time, _)| *time); // stable: within a line the order stays

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use keepwell_catalog::{ContentName, EntryKind, Extent, PackClass, PackRef};
+use keepwell_catalog::{ContentName, EntryKind, Extent, Location, PackClass, PackRef};
 use keepwell_crypto::{ChunkId, ChunkKind, IdKey};
 
 use super::Work;
@@ -13,6 +13,7 @@ use super::job::Job;
 use crate::Error;
 use crate::pack::{FRAME_PLAIN_MAX, chunk_from_frame, decode_frame};
 use crate::read::{fetch_frames, fetch_pack, read_chunk};
+use crate::repository::Repository;
 use crate::target::TargetFile;
 
 /// Frames fetched in one go when only parts of a pack are needed.
@@ -34,6 +35,24 @@ struct Need {
     /// Which part of the chunk it is.
     skip: u32,
     take: u32,
+}
+
+/// Stands for a pack that is not in this store.
+const ELSEWHERE: u32 = u32::MAX;
+
+impl Need {
+    /// The same piece, from another place.
+    fn at_place(&self, packs: &mut Packs, found: &Location) -> Self {
+        let (pack, e) = (packs.number(found.pack), found.entry);
+        Self {
+            pack,
+            frame_offset: e.frame_offset,
+            frame_length: e.frame_length,
+            offset: e.offset,
+            length: e.length,
+            ..*self
+        }
+    }
 }
 
 /// Packs of a window, numbered.
@@ -80,7 +99,10 @@ pub(super) fn deliver(work: &Work, jobs: Vec<Job>) -> Result<(), Error> {
     let groups: Vec<&[Need]> = needs.chunk_by(|a, b| a.pack == b.pack).collect();
     in_parallel(work, groups.len(), 1, |range| {
         for group in &groups[range] {
-            from_pack(work, &packs[group[0].pack as usize], group, &jobs)?;
+            match packs.get(group[0].pack as usize) {
+                Some(pack) => from_pack(work, &work.repository, pack, group, &jobs)?,
+                None => from_copies(work, group, &jobs)?,
+            }
         }
         Ok(())
     })
@@ -139,14 +161,17 @@ fn prepare(
                 }
             }
             Extent::Chunk { id, offset, length } => {
-                let found = locate(work, id)?;
+                let (found, is_here) = locate(work, id)?;
                 if existing
                     .as_deref()
                     .is_some_and(|f| is_there(work, f, at, id, *offset, *length, &found, buffer))
                 {
                     same_bytes += u64::from(*length);
                 } else {
-                    let pack = packs.lock().unwrap_or_else(PoisonError::into_inner).number(found.pack);
+                    let pack = match is_here {
+                        true => packs.lock().unwrap_or_else(PoisonError::into_inner).number(found.pack),
+                        false => ELSEWHERE,
+                    };
                     let e = found.entry;
                     needs.push(Need {
                         pack,
@@ -214,7 +239,7 @@ fn is_there(
     id: &ChunkId,
     offset: u32,
     length: u32,
-    found: &keepwell_catalog::Location,
+    found: &Location,
     buffer: &mut Vec<u8>,
 ) -> bool {
     if offset != 0 || length != found.entry.length || length as usize > FRAME_PLAIN_MAX {
@@ -228,21 +253,46 @@ fn is_there(
         .is_ok_and(|key| key.chunk_id(ChunkKind::Content, buffer) == *id)
 }
 
-fn locate(work: &Work, id: &ChunkId) -> Result<keepwell_catalog::Location, Error> {
-    let found = work.repository.locate(id)?;
-    found
-        .into_iter()
-        .next()
-        .ok_or_else(|| Error::ChunkLost { id: *id, reason: "no index segment lists it".into() })
+/// A place of a chunk, and whether it is in this store; else it is in a copy.
+fn locate(work: &Work, id: &ChunkId) -> Result<(Location, bool), Error> {
+    if !work.repository.is_silent()
+        && let Some(found) = work.repository.locate(id)?.into_iter().next()
+    {
+        return Ok((found, true));
+    }
+    for (_, copy) in work.handle.block_on(work.repository.copies()) {
+        if let Some(found) = locate_in(work, copy, id) {
+            return Ok((found, false));
+        }
+    }
+    Err(Error::ChunkLost { id: *id, reason: "no index segment lists it".into() })
 }
 
-/// Delivers everything that is needed of one pack.
-fn from_pack(work: &Work, pack: &PackRef, needs: &[Need], jobs: &[Job]) -> Result<(), Error> {
-    let key = work.repository.id_key(pack.domain)?;
+fn locate_in(work: &Work, copy: &Repository, id: &ChunkId) -> Option<Location> {
+    if copy.index().is_empty() {
+        // A copy whose index cannot be read has nothing for us.
+        let _ = work.handle.block_on(copy.refresh_index());
+    }
+    copy.locate(id).ok()?.into_iter().next()
+}
+
+/// Delivers everything that is needed of one pack of the store, or of a copy.
+fn from_pack(
+    work: &Work,
+    repository: &Repository,
+    pack: &PackRef,
+    needs: &[Need],
+    jobs: &[Job],
+) -> Result<(), Error> {
+    let key = repository.id_key(pack.domain)?;
+    let is_here = repository.store_id() == work.repository.store_id();
     let frames: Vec<&[Need]> = needs.chunk_by(|a, b| a.frame_offset == b.frame_offset).collect();
     let wanted: u64 = frames.iter().map(|f| u64::from(f[0].frame_length)).sum();
+    if is_here && repository.is_silent() {
+        return from_copies(work, needs, jobs);
+    }
     if wanted * 2 >= pack.size {
-        match work.handle.block_on(fetch_pack(&work.repository, PackClass::Data, pack)) {
+        match work.handle.block_on(fetch_pack(repository, PackClass::Data, pack)) {
             Ok(whole) => {
                 for frame in frames {
                     let from = frame[0].frame_offset as usize;
@@ -251,8 +301,17 @@ fn from_pack(work: &Work, pack: &PackRef, needs: &[Need], jobs: &[Job]) -> Resul
                 }
                 return Ok(());
             }
-            Err(Error::Storage(error)) if error.is_not_found() && work.repository.note_gone(pack.name) => {
+            Err(Error::Storage(error))
+                if is_here && error.is_not_found() && repository.note_gone(pack.name) =>
+            {
                 return from_elsewhere(work, needs, jobs);
+            }
+            // What a copy has as a whole need not be picked from what is left here.
+            Err(error) if is_here => {
+                repository.note_failure(&error);
+                if !work.handle.block_on(repository.copies()).is_empty() {
+                    return from_copies(work, needs, jobs);
+                }
             }
             // Frame by frame, more of it may be left.
             Err(_) => {}
@@ -263,8 +322,11 @@ fn from_pack(work: &Work, pack: &PackRef, needs: &[Need], jobs: &[Job]) -> Resul
             .iter()
             .map(|f| f[0].frame_offset..f[0].frame_offset.saturating_add(f[0].frame_length))
             .collect();
-        let stored = work.handle.block_on(fetch_frames(&work.repository, PackClass::Data, pack, &ranges));
-        let stored = stored.unwrap_or_else(|_| vec![Bytes::new(); run.len()]);
+        let stored = work.handle.block_on(fetch_frames(repository, PackClass::Data, pack, &ranges));
+        let stored = stored.unwrap_or_else(|error| {
+            repository.note_failure(&error);
+            vec![Bytes::new(); run.len()]
+        });
         for (frame, stored) in run.iter().zip(stored) {
             from_frame(work, key, &stored, frame, jobs)?;
         }
@@ -272,34 +334,63 @@ fn from_pack(work: &Work, pack: &PackRef, needs: &[Need], jobs: &[Job]) -> Resul
     Ok(())
 }
 
-/// Delivers what a pack no longer holds from wherever the index places it now: a prune moved it.
+/// Delivers what a pack no longer holds from wherever the index places it now: a prune moved it, or it is lost.
 fn from_elsewhere(work: &Work, needs: &[Need], jobs: &[Job]) -> Result<(), Error> {
-    work.handle.block_on(work.repository.refresh_index())?;
-    let mut packs = Packs::default();
-    let mut moved = Vec::with_capacity(needs.len());
-    for need in needs {
-        let found = match locate(work, &need.id) {
-            Ok(found) => found,
-            Err(error) => {
-                jobs[need.job as usize].piece_done(work, Err(error))?;
-                continue;
-            }
-        };
-        let e = found.entry;
-        let pack = packs.number(found.pack);
-        moved.push(Need {
-            pack,
-            frame_offset: e.frame_offset,
-            frame_length: e.frame_length,
-            offset: e.offset,
-            length: e.length,
-            ..*need
-        });
+    if let Err(error) = work.handle.block_on(work.repository.refresh_index()) {
+        work.repository.note_failure(&error);
+        if !work.repository.is_silent() {
+            return Err(error);
+        }
     }
-    moved.sort_unstable_by_key(|n| (n.pack, n.frame_offset, n.offset, n.job, n.at));
-    moved
+    let mut packs = Packs::default();
+    let (mut moved, mut lost) = (Vec::with_capacity(needs.len()), Vec::new());
+    for need in needs {
+        match work.repository.locate(&need.id)?.into_iter().find(|l| !work.repository.is_gone(&l.pack.name)) {
+            Some(found) => moved.push(need.at_place(&mut packs, &found)),
+            None => lost.push(*need),
+        }
+    }
+    deliver_moved(work, &work.repository, &packs, moved, jobs)?;
+    from_copies(work, &lost, jobs)
+}
+
+/// Delivers what this store cannot give from the copies, each pack of theirs fetched once. What none has is looked for
+/// once more, wherever it may be, and then counts as lost.
+fn from_copies(work: &Work, needs: &[Need], jobs: &[Job]) -> Result<(), Error> {
+    let mut left = needs.to_vec();
+    for (name, copy) in work.handle.block_on(work.repository.copies()) {
+        let mut packs = Packs::default();
+        let (mut found, mut missing) = (Vec::new(), Vec::new());
+        for need in left {
+            match locate_in(work, copy, &need.id) {
+                Some(location) => found.push(need.at_place(&mut packs, &location)),
+                None => missing.push(need),
+            }
+        }
+        if !found.is_empty() {
+            work.repository.note_copy(name);
+        }
+        deliver_moved(work, copy, &packs, found, jobs)?;
+        left = missing;
+    }
+    for chunk in left.chunk_by(|a, b| a.id == b.id) {
+        let read = work.handle.block_on(read_chunk(&work.repository, ChunkKind::Content, &chunk[0].id));
+        hand_out(work, read.as_deref(), chunk, jobs)?;
+    }
+    Ok(())
+}
+
+fn deliver_moved(
+    work: &Work,
+    repository: &Repository,
+    packs: &Packs,
+    mut needs: Vec<Need>,
+    jobs: &[Job],
+) -> Result<(), Error> {
+    needs.sort_unstable_by_key(|n| (n.pack, n.frame_offset, n.offset, n.job, n.at));
+    needs
         .chunk_by(|a, b| a.pack == b.pack)
-        .try_for_each(|group| from_pack(work, &packs.list[group[0].pack as usize], group, jobs))
+        .try_for_each(|group| from_pack(work, repository, &packs.list[group[0].pack as usize], group, jobs))
 }
 
 /// Cuts frames into runs of bounded size.
@@ -324,23 +415,26 @@ fn from_frame(work: &Work, key: &IdKey, stored: &[u8], needs: &[Need], jobs: &[J
     let plain = decode_frame(stored, None).unwrap_or_default();
     for chunk in needs.chunk_by(|a, b| a.id == b.id) {
         let need = &chunk[0];
-        let slow;
-        let bytes =
-            match chunk_from_frame(&plain, need.offset, need.length, &need.id, ChunkKind::Content, key) {
-                Ok(bytes) => Ok(bytes),
-                Err(_) => {
-                    slow = work.handle.block_on(read_chunk(&work.repository, ChunkKind::Content, &need.id));
-                    slow.as_deref().map_err(Clone::clone)
-                }
-            };
-        for need in chunk {
-            let job = &jobs[need.job as usize];
-            let piece = match &bytes {
-                Ok(bytes) => write_piece(work, job, need, bytes),
-                Err(error) => Err(error.clone()),
-            };
-            job.piece_done(work, piece)?;
+        match chunk_from_frame(&plain, need.offset, need.length, &need.id, ChunkKind::Content, key) {
+            Ok(bytes) => hand_out(work, Ok(bytes), chunk, jobs)?,
+            Err(_) => {
+                let slow = work.handle.block_on(read_chunk(&work.repository, ChunkKind::Content, &need.id));
+                hand_out(work, slow.as_deref(), chunk, jobs)?;
+            }
         }
+    }
+    Ok(())
+}
+
+/// Writes a chunk wherever it is needed, or notes that it cannot be had.
+fn hand_out(work: &Work, chunk: Result<&[u8], &Error>, needs: &[Need], jobs: &[Job]) -> Result<(), Error> {
+    for need in needs {
+        let job = &jobs[need.job as usize];
+        let piece = match chunk {
+            Ok(bytes) => write_piece(work, job, need, bytes),
+            Err(error) => Err(error.clone()),
+        };
+        job.piece_done(work, piece)?;
     }
     Ok(())
 }

@@ -198,4 +198,6 @@ impl Repository {
 }
 
 #[cfg(test)]
+mod copies_tests;
+#[cfg(test)]
 mod tests;

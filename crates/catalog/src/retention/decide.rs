@@ -52,6 +52,8 @@ struct Member<'a> {
     anomaly: Option<Anomaly>,
     /// Why it stays.
     reasons: Vec<String>,
+    /// A rule keeps it.
+    by_rule: bool,
 }
 
 impl<'a> Member<'a> {
@@ -59,11 +61,16 @@ impl<'a> Member<'a> {
         let captured = Timestamp::from_nanosecond(i128::from(candidate.capture))
             .expect("every i64 of nanoseconds lies within the years that jiff knows")
             .to_zoned(zone.clone());
-        Member { candidate, captured, anomaly: None, reasons: Vec::new() }
+        Member { candidate, captured, anomaly: None, reasons: Vec::new(), by_rule: false }
     }
 
     fn is_credible(&self) -> bool {
         self.candidate.complete && self.anomaly.is_none()
+    }
+
+    fn keep_by_rule(&mut self, reason: String) {
+        self.by_rule = true;
+        self.reasons.push(reason);
     }
 
     fn has_credible_clock(&self) -> bool {
@@ -83,7 +90,7 @@ impl<'a> Member<'a> {
             };
             reasons.push(why.to_owned());
         }
-        Decision { id: self.candidate.id, keep, anomaly, reasons }
+        Decision { id: self.candidate.id, keep, by_rule: self.by_rule, anomaly, reasons }
     }
 }
 
@@ -213,7 +220,7 @@ impl Group<'_> {
                 member.reasons.push(format!("kept until {until}"));
             }
             if let Some(tag) = self.policy.tags.iter().find(|tag| candidate.tags.contains(tag)) {
-                member.reasons.push(format!("tag `{tag}`"));
+                member.keep_by_rule(format!("tag `{tag}`"));
             }
         }
     }
@@ -222,7 +229,7 @@ impl Group<'_> {
         let Some(slots) = self.policy.last else { return };
         let credible = self.members.iter_mut().rev().filter(|member| member.is_credible());
         for (number, member) in credible.take(slots.count()).enumerate() {
-            member.reasons.push(format!("last{}", of(number, slots)));
+            member.keep_by_rule(format!("last{}", of(number, slots)));
         }
     }
 
@@ -235,7 +242,7 @@ impl Group<'_> {
         if let Some(slots) = slots {
             for (number, (slot, at)) in occupants.iter().rev().take(slots.count()).enumerate() {
                 let reason = format!("{} {}{}", tier.name(), tier.label(*slot), of(number, slots));
-                self.members[*at].reasons.push(reason);
+                self.members[*at].keep_by_rule(reason);
             }
         }
         if let Some(span) = within {
@@ -243,7 +250,7 @@ impl Group<'_> {
             for (slot, at) in occupants {
                 if self.members[at].captured.timestamp() >= oldest {
                     let reason = format!("{} {} within {span:#}", tier.name(), tier.label(slot));
-                    self.members[at].reasons.push(reason);
+                    self.members[at].keep_by_rule(reason);
                 }
             }
         }
@@ -254,7 +261,7 @@ impl Group<'_> {
         let oldest = self.oldest_within(&span);
         for member in &mut self.members {
             if member.is_credible() && member.captured.timestamp() >= oldest {
-                member.reasons.push(format!("within {span:#}"));
+                member.keep_by_rule(format!("within {span:#}"));
             }
         }
     }

@@ -118,6 +118,8 @@ pub struct Decision {
     pub id: SnapshotId,
     /// It stays.
     pub keep: bool,
+    /// It stays by a rule of the policy, and not only because of what always stays.
+    pub by_rule: bool,
     /// Why it is not trusted to fill a slot: `captured in the future`. The first of the reasons says so too.
     pub anomaly: Option<String>,
     /// Why, for people: `daily 2026-11-20 (3 of 30)`. At least one.

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use backup_core::{CheckOptions, CheckReport, Finding, ReadData};
-use jiff::tz::TimeZone;
 use serde_json::json;
 
 use crate::context::Context;
-use crate::exit::{Complaint, Exit};
+use crate::exit::Exit;
 use crate::location::Location;
 use crate::retention::Age;
 use crate::{open, text};
@@ -70,10 +69,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
 }
 
 /// How long a length of calendar time has been, counted back from now.
-fn length(ctx: &Context, age: Age) -> Result<Duration> {
-    let now = jiff::Timestamp::from_nanosecond(i128::from(ctx.now()))?.to_zoned(TimeZone::system());
-    let then = now.checked_sub(age.span()).map_err(|e| Complaint::usage(e.to_string()))?;
-    Ok(now.timestamp().duration_since(then.timestamp()).unsigned_abs())
+pub fn length(ctx: &Context, age: Age) -> Result<Duration> {
+    let now = ctx.now();
+    Ok(Duration::from_nanos(now.abs_diff(text::before(now, age.span())?)))
 }
 
 /// Shows what a check found.

@@ -1,9 +1,14 @@
 //! `keepwell copy`.
 
+mod all;
+
+pub use all::warn_stale;
+
 use std::path::PathBuf;
 
 use anyhow::Result;
 use backup_core::{BackupOptions, RepositoryHint, Snapshot, SnapshotState};
+use keepwell_crypto::keyfile::KeyFile;
 use serde_json::json;
 
 use crate::context::Context;
@@ -15,13 +20,17 @@ use crate::{known, secret, text};
 
 const EXAMPLES: &str = "\
 Examples:
+  keepwell copy                                  to every copy that the profile names
+  keepwell copy --to cloud                       to one of these
+  keepwell copy --to safe --wait                 and wait until its disk is attached
   keepwell copy --to /mnt/disk/backup            everything, to a second disk
   keepwell copy latest --to /mnt/nas/backup
   keepwell copy --to /srv/other --to-key-file other.key
 
 Where there is no repository yet, one with the same keys is made: a copy that the same
 key file opens. Into a repository with other keys everything is encrypted anew. Only
-what is missing travels; an interrupted copy goes on where it was.";
+what is missing travels; an interrupted copy goes on where it was. `keepwell copies`
+shows what the copies of the profile hold, and how old they are.";
 
 /// Copy snapshots to another repository
 #[derive(Debug, clap::Args)]
@@ -29,12 +38,18 @@ what is missing travels; an interrupted copy goes on where it was.";
 pub struct Args {
     /// The snapshots; by default all
     snapshots: Vec<String>,
-    /// Where to
+    /// Where to: a place, or the name of a copy of the profile; by default to all of these
     #[arg(long, value_name = "PLACE")]
-    to: String,
+    to: Option<String>,
     /// The key file of the other repository, if it has keys of its own
     #[arg(long, value_name = "FILE")]
     to_key_file: Option<PathBuf>,
+    /// Wait until copies that are not there are attached
+    #[arg(long)]
+    wait: bool,
+    /// Only show what would be done
+    #[arg(short = 'n', long)]
+    dry_run: bool,
     #[command(flatten)]
     filter: Filter,
 }
@@ -51,35 +66,77 @@ struct Sums {
 
 /// Runs `copy`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
-    let place = Location::parse(&args.to)?;
-    let credential = open::credential(ctx).await?;
-    let key = credential.key.clone();
-    let key_file = credential.key_file.clone();
-    let opened = credential.open(ctx).await?;
-    if !is_repository(ctx, &place).await {
-        let store = place.create(ctx).await?;
-        opened.repository.create_copy(&*store).await?;
-        ctx.printer.say(format_args!("made a copy of the repository at {place}, with the same keys"));
-        if let Some(file) = key_file {
-            known::remember(ctx, &place, opened.repository.id(), &file)?;
-        }
-    }
-    let store = place.open(ctx).await?;
-    let hint = RepositoryHint::read(&*store).await?;
-    let target = if hint.repository == key.repository.to_string() {
-        key
-    } else {
-        other_key(ctx, &args, &place, &hint.repository)?
+    let configured = |to: &str| ctx.profile.copies.iter().find(|copy| copy.name() == to);
+    let Some(to) = &args.to else {
+        refuse_choice(&args)?;
+        return all::run(ctx, &ctx.profile.copies.iter().collect::<Vec<_>>(), args.wait, args.dry_run).await;
     };
-    let target = Credential { location: place.clone(), store, key: target, key_file: None }.open(ctx).await?;
+    if let Some(copy) = configured(to) {
+        refuse_choice(&args)?;
+        return all::run(ctx, &[copy], args.wait, args.dry_run).await;
+    }
+    let place = Location::parse(to)?;
+    let credential = open::credential(ctx).await?;
+    let key = Key { file: credential.key.clone(), path: credential.key_file.clone() };
+    let opened = credential.open(ctx).await?;
     let snapshots = opened.repository.snapshots().await?;
     let mut chosen = chosen(&snapshots, &args)?;
     leave_out_erased(ctx, &opened, &mut chosen);
+    if args.dry_run {
+        opened.progress.end();
+        let count = text::count(chosen.len() as u64, "snapshot", "snapshots");
+        ctx.printer.line(format_args!("would see to it that {count} are at {place}"));
+        return Ok(Exit::Done);
+    }
+    let target = open_target(ctx, &opened, &key, &place, args.to_key_file.as_ref()).await?;
     ctx.interrupt.ends_by_itself();
     let sums = copy(&opened, &target, &chosen).await;
     opened.progress.end();
     target.progress.end();
     Ok(print(ctx, &place, &sums?))
+}
+
+/// What is copied to a configured copy is configured.
+fn refuse_choice(args: &Args) -> Result<()> {
+    let chosen = !args.snapshots.is_empty() || args.to_key_file.is_some() || args.filter.is_set();
+    if chosen {
+        return Err(Complaint::usage("what goes to a copy of the profile stands in the profile")
+            .hint("Name another place with `--to PLACE` to choose snapshots, or leave the choice out.")
+            .into());
+    }
+    Ok(())
+}
+
+/// The key of the origin, and the file that it came from, if it was one.
+struct Key {
+    file: KeyFile,
+    path: Option<PathBuf>,
+}
+
+/// Opens the repository at a place, or makes a copy of the origin there.
+async fn open_target(
+    ctx: &Context,
+    from: &Opened,
+    key: &Key,
+    place: &Location,
+    other_key_file: Option<&PathBuf>,
+) -> Result<Opened> {
+    if !is_repository(ctx, place).await {
+        let store = place.create(ctx).await?;
+        from.repository.create_copy(&*store).await?;
+        ctx.printer.say(format_args!("made a copy of the repository at {place}, with the same keys"));
+        if let Some(file) = &key.path {
+            known::remember(ctx, place, from.repository.id(), file)?;
+        }
+    }
+    let store = place.open(ctx).await?;
+    let hint = RepositoryHint::read(&*store).await?;
+    let key = if hint.repository == key.file.repository.to_string() {
+        key.file.clone()
+    } else {
+        other_key(ctx, other_key_file, place, &hint.repository)?
+    };
+    Credential { location: place.clone(), store, key, key_file: None }.open(ctx).await
 }
 
 async fn is_repository(ctx: &Context, place: &Location) -> bool {
@@ -89,18 +146,15 @@ async fn is_repository(ctx: &Context, place: &Location) -> bool {
     }
 }
 
-fn other_key(
-    ctx: &Context,
-    args: &Args,
-    place: &Location,
-    id: &str,
-) -> Result<keepwell_crypto::keyfile::KeyFile> {
+fn other_key(ctx: &Context, named: Option<&PathBuf>, place: &Location, id: &str) -> Result<KeyFile> {
     let remembered = || known::Known::load(ctx).ok()?.key_file(place, id).map(PathBuf::from);
-    let file = args.to_key_file.clone().or_else(remembered);
+    let file = named.cloned().or_else(remembered);
     let file = file.unwrap_or_else(|| secret::default_key_file(ctx, id));
     if !file.exists() {
         let message = format!("there is no key at hand for the repository at `{place}`");
-        return Err(Complaint::new(Exit::WrongKey, message).hint("Name it: `--to-key-file FILE`.").into());
+        return Err(Complaint::new(Exit::WrongKey, message)
+            .hint("Name it: `--to-key-file FILE`, or `key-file` of the copy in the profile.")
+            .into());
     }
     secret::load_key(ctx, &secret::Origin::File(file))
 }

@@ -50,7 +50,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
             .into());
     }
     let part = Part::parse(&args.source)?;
-    let opened = open::repository(ctx).await?;
+    let opened = open::for_reading(ctx).await?;
     let snapshots = opened.repository.snapshots().await;
     opened.progress.end();
     let snapshots = snapshots?;

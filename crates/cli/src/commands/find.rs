@@ -44,7 +44,7 @@ pub struct Args {
 /// Runs `find`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let patterns = globs::patterns(&args.pattern)?;
-    let opened = open::repository(ctx).await?;
+    let opened = open::for_reading(ctx).await?;
     let snapshots = opened.repository.snapshots().await;
     opened.progress.end();
     let snapshots = snapshots?;

@@ -130,7 +130,7 @@ fn by_name<'s>(ctx: &Context, snapshots: &'s [Snapshot], args: &Args) -> Result<
         }
         if !verdicts.iter().any(|v| v.snapshot.id == snapshot.id) {
             let reasons = vec!["named".to_owned()];
-            verdicts.push(Verdict { snapshot, keep: false, anomaly: None, reasons });
+            verdicts.push(Verdict { snapshot, keep: false, by_rule: false, anomaly: None, reasons });
         }
     }
     Ok(verdicts)

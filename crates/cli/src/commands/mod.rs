@@ -4,6 +4,7 @@ pub mod backup;
 pub mod cache;
 pub mod check;
 pub mod completions;
+pub mod copies;
 pub mod copy;
 pub mod diff;
 pub mod doctor;
@@ -49,6 +50,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result<Exit> {
         Command::Unforget(args) => unforget::run(ctx, args).await,
         Command::Prune(args) => prune::run(ctx, args).await,
         Command::Copy(args) => copy::run(ctx, args).await,
+        Command::Copies(args) => copies::run(ctx, args).await,
         Command::Key(args) => key::run(ctx, args).await,
         Command::Rewrite(args) => rewrite::run(ctx, args).await,
         Command::Tag(args) => tag::run(ctx, args).await,

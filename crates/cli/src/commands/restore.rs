@@ -91,7 +91,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let part = Part::parse(&args.source)?;
     let target = std::path::absolute(&args.target).map_err(|e| Complaint::usage(e.to_string()))?;
     let select = globs::select(&args.include, &args.exclude)?;
-    let opened = open::repository(ctx).await?;
+    let opened = open::for_reading(ctx).await?;
     let snapshots = opened.repository.snapshots().await?;
     let snapshot = select::select(&snapshots, &args.filter, &part.name)?;
     let scopes = scopes(snapshot, part.path, &target, args.delete)?;
@@ -111,7 +111,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         opened.progress.end();
         confirm(ctx, "Restore over what is there?", Unattended::Refuse).inspect_err(|_| made.undo())?;
     }
-    let opened = if occupied { open::repository(ctx).await? } else { opened };
+    let opened = if occupied { open::for_reading(ctx).await? } else { opened };
     let saved = match occupied && !args.no_safety_snapshot {
         true => safety::back_up(ctx, &opened, &scopes, &args.source).await?,
         false => None,

@@ -1,0 +1,257 @@
+//! The copies of the profile: each gets what belongs there, and forgets what its own rules do not keep.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use backup_core::{CheckOptions, PruneOptions, ReadData, Snapshot};
+use serde_json::json;
+
+use super::{Key, Sums, copy, leave_out_erased, open_target};
+use crate::commands::check;
+use crate::config::CopyConfig;
+use crate::context::Context;
+use crate::copies;
+use crate::exit::{Complaint, Exit, exit_of, hints_of, one_line};
+use crate::location::Location;
+use crate::open::{self, Opened};
+use crate::table::{Align, Table};
+use crate::text;
+
+/// How often it is looked whether a copy has been attached.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// How a copy fared.
+struct Outcome {
+    state: &'static str,
+    exit: Exit,
+    sums: Sums,
+    forgotten: usize,
+    freed: u64,
+    held: Option<usize>,
+    newest: Option<i64>,
+}
+
+/// Brings copies up to date, one after the other; what fails with one does not stop the others.
+pub async fn run(ctx: &Context, chosen: &[&CopyConfig], wait: bool, dry_run: bool) -> Result<Exit> {
+    if chosen.is_empty() {
+        return Err(Complaint::usage("the profile names no copy, and no place is given")
+            .hint("Say `--to PLACE`, or add a `[[profile.NAME.copy]]` with a `to`.")
+            .into());
+    }
+    let credential = open::credential(ctx).await?;
+    let key = Key { file: credential.key.clone(), path: credential.key_file.clone() };
+    let opened = credential.open(ctx).await?;
+    let snapshots = opened.repository.snapshots().await?;
+    opened.progress.end();
+    ctx.interrupt.ends_by_itself();
+    let mut worst = Exit::Done;
+    let mut table = table();
+    for config in chosen {
+        let cctx = copies::context(ctx, config);
+        let done = one(&cctx, config, &opened, &key, &snapshots, wait, dry_run).await;
+        let outcome = done.unwrap_or_else(|error| failed(ctx, config, &error));
+        let stale = copies::is_stale(ctx, config, outcome.newest)?;
+        let exit = if stale && outcome.exit == Exit::Done { Exit::Stale } else { outcome.exit };
+        if stale {
+            warn_stale(ctx, config, outcome.newest);
+        }
+        if worst == Exit::Done {
+            worst = exit;
+        }
+        table.row(row(ctx, config, &outcome));
+        report(ctx, config, &outcome, stale);
+    }
+    for (n, line) in table.lines().into_iter().enumerate() {
+        ctx.printer.line(if n == 0 { ctx.printer.strong(&line) } else { line });
+    }
+    Ok(worst)
+}
+
+fn table() -> Table {
+    Table::new(&[
+        ("Copy", Align::Left),
+        ("State", Align::Left),
+        ("Copied", Align::Right),
+        ("Stored", Align::Right),
+        ("Forgot", Align::Right),
+        ("Holds", Align::Right),
+        ("Newest", Align::Left),
+    ])
+}
+
+fn row(ctx: &Context, config: &CopyConfig, outcome: &Outcome) -> Vec<String> {
+    vec![
+        config.name().to_owned(),
+        outcome.state.to_owned(),
+        text::number(outcome.sums.copied as u64),
+        text::bytes(outcome.sums.bytes),
+        text::number(outcome.forgotten as u64),
+        outcome.held.map_or_else(|| "-".to_owned(), |n| text::number(n as u64)),
+        outcome.newest.map_or_else(|| "-".to_owned(), |n| format!("{} ago", text::ago(ctx.now(), n))),
+    ]
+}
+
+/// Says that a copy is too old.
+pub fn warn_stale(ctx: &Context, config: &CopyConfig, newest: Option<i64>) {
+    let age = newest.map_or_else(
+        || "holds no snapshot that is known".to_owned(),
+        |n| format!("has nothing newer than {} ({} ago)", text::time(n), text::ago(ctx.now(), n)),
+    );
+    ctx.printer.warn(format_args!("the copy {} is too old: it {age}", config.name()));
+}
+
+fn report(ctx: &Context, config: &CopyConfig, outcome: &Outcome, stale: bool) {
+    let sums = &outcome.sums;
+    let fields = json!({
+        "name": config.name(),
+        "location": config.to,
+        "state": outcome.state,
+        "copied": sums.copied,
+        "skipped": sums.skipped,
+        "failed": sums.failed.iter().map(|(id, why)| json!({ "snapshot": id, "message": why })).collect::<Vec<_>>(),
+        "unread_items": sums.unread,
+        "stored_bytes": sums.bytes,
+        "forgotten": outcome.forgotten,
+        "bytes_freed": outcome.freed,
+        "snapshots": outcome.held,
+        "newest": outcome.newest.map(text::rfc3339),
+        "stale": stale,
+    });
+    ctx.printer.json("copy", fields);
+}
+
+fn failed(ctx: &Context, config: &CopyConfig, error: &anyhow::Error) -> Outcome {
+    ctx.printer.warn(format_args!("the copy {}: {}", config.name(), one_line(error)));
+    for hint in hints_of(error) {
+        ctx.printer.say(format_args!("  {hint}"));
+    }
+    let exit = exit_of(error);
+    Outcome { state: "failed", exit, newest: copies::remembered(ctx, config), ..Outcome::away() }
+}
+
+impl Outcome {
+    fn away() -> Self {
+        let sums = Sums::default();
+        Self {
+            state: "not attached",
+            exit: Exit::Done,
+            sums,
+            forgotten: 0,
+            freed: 0,
+            held: None,
+            newest: None,
+        }
+    }
+}
+
+async fn one(
+    ctx: &Context,
+    config: &CopyConfig,
+    from: &Opened,
+    key: &Key,
+    snapshots: &[Snapshot],
+    wait: bool,
+    dry_run: bool,
+) -> Result<Outcome> {
+    let place = Location::parse(&config.to)?;
+    if (config.when_attached || wait) && !attached(ctx, config, &place, wait).await {
+        let newest = copies::remembered(ctx, config);
+        return Ok(Outcome { newest, ..Outcome::away() });
+    }
+    if dry_run {
+        return plan(ctx, config, &place, key, snapshots).await;
+    }
+    let target = open_target(ctx, from, key, &place, config.key_file.as_ref()).await?;
+    verify(ctx, config, &target).await?;
+    let there = target.repository.snapshots().await?;
+    let selected = copies::selection(ctx.now(), config, snapshots);
+    let mut wanted: Vec<Snapshot> =
+        copies::missing(ctx.now(), config, selected, &there).into_iter().cloned().collect();
+    leave_out_erased(ctx, from, &mut wanted);
+    let sums = copy(from, &target, &wanted).await?;
+    let (forgotten, freed) = retire(ctx, config, &target).await?;
+    let there = target.repository.snapshots().await?;
+    target.progress.end();
+    let newest = copies::newest(&there);
+    copies::remember(ctx, config, newest)?;
+    let exit = if sums.failed.is_empty() && sums.unread == 0 { Exit::Done } else { Exit::Damage };
+    let state = if exit == Exit::Done { "up to date" } else { "incomplete" };
+    Ok(Outcome { state, exit, sums, forgotten, freed, held: Some(there.len()), newest })
+}
+
+/// Whether the place is there, which may be waited for.
+async fn attached(ctx: &Context, config: &CopyConfig, place: &Location, wait: bool) -> bool {
+    let mut told = false;
+    loop {
+        // A directory that is there and empty is a new disk, if its mount point is named and mounted.
+        let there = match place.open(ctx).await {
+            Ok(store) => {
+                backup_core::RepositoryHint::read(&*store).await.is_ok() || config.require_mount.is_some()
+            }
+            Err(_) if config.require_mount.is_some() => place.create(ctx).await.is_ok(),
+            Err(_) => false,
+        };
+        if there || !wait || ctx.interrupt.is_requested() {
+            return there;
+        }
+        if !told {
+            ctx.printer.say(format_args!("waiting until the copy {} is attached at {place}", config.name()));
+            told = true;
+        }
+        tokio::select! { () = tokio::time::sleep(LOOK_EVERY) => {}, () = ctx.interrupt.requested() => {} }
+    }
+}
+
+/// What would be copied.
+async fn plan(
+    ctx: &Context,
+    config: &CopyConfig,
+    place: &Location,
+    key: &Key,
+    snapshots: &[Snapshot],
+) -> Result<Outcome> {
+    let there = match super::is_repository(ctx, place).await {
+        true => {
+            let key_file = config.key_file.as_ref().or(key.path.as_ref());
+            let target = open::credential_at(ctx, place.clone(), key_file).await?.open(ctx).await?;
+            target.progress.end();
+            target.repository.snapshots().await?
+        }
+        false => Vec::new(),
+    };
+    let selected = copies::selection(ctx.now(), config, snapshots);
+    let copied = copies::missing(ctx.now(), config, selected, &there).len();
+    let (newest, held) = (copies::newest(&there), Some(there.len()));
+    let sums = Sums { copied, ..Sums::default() };
+    Ok(Outcome { state: "would copy", sums, held, newest, ..Outcome::away() })
+}
+
+/// Reads and proves what was not read for too long, before anything relies on it.
+async fn verify(ctx: &Context, config: &CopyConfig, target: &Opened) -> Result<()> {
+    let Some(age) = config.verify else { return Ok(()) };
+    let read = ReadData::OlderThan(check::length(ctx, age)?);
+    let found = target.repository.check(CheckOptions { read }).await?;
+    if found.is_sound() {
+        return Ok(());
+    }
+    check::print(ctx, &found);
+    Err(Complaint::new(Exit::Damage, format!("the copy {} is damaged", config.name()))
+        .hint(format!("`keepwell -r {} repair --read-data --from ORIGIN` heals it.", config.to))
+        .into())
+}
+
+/// Applies the copy's own rules.
+async fn retire(ctx: &Context, config: &CopyConfig, target: &Opened) -> Result<(usize, u64)> {
+    let there = target.repository.snapshots().await?;
+    let proved = target.repository.proved_since().await?;
+    let going = copies::going(ctx.now(), config, &there, proved);
+    if going.is_empty() {
+        return Ok((0, 0));
+    }
+    target.repository.forget(&going).await?;
+    let freed = match config.prune {
+        true => target.repository.prune(PruneOptions::default()).await?.bytes_freed,
+        false => 0,
+    };
+    Ok((going.len(), freed))
+}

@@ -1,0 +1,93 @@
+//! Rules of copies over months of a simulated clock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use backup_core::env::Clock;
+use backup_core::{BackupOptions, CreateOptions, Created};
+use keepwell_source_files::{FileOptions, FileSource};
+use keepwell_storage::Memory;
+
+use super::*;
+
+const DAY: i64 = 24 * 3600 * 1_000_000_000;
+/// A Monday: 2026-11-02.
+const BEGIN: i64 = 20_759 * DAY;
+
+#[derive(Debug, Default)]
+struct SetClock(AtomicI64);
+
+impl Clock for SetClock {
+    fn now(&self) -> i64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+async fn open_at(store: &Memory, key: &KeyFile, clock: &Arc<SetClock>) -> Repository {
+    let clock: Arc<dyn Clock> = Arc::<SetClock>::clone(clock);
+    Repository::builder(Arc::new(store.clone())).clock(clock).open(key.clone()).await.unwrap()
+}
+
+fn days(snapshots: &[Snapshot]) -> Vec<i64> {
+    snapshots.iter().map(|s| (select::taken(s) - BEGIN) / DAY).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_copy_has_its_own_choice_and_its_own_memory() {
+    let configs: Vec<CopyConfig> = [
+        "to = \"local\"\nretention = { within = \"6d\" }",
+        "to = \"cloud\"\nwithin = \"30d\"\nretention = { within = \"30d\" }",
+        "to = \"archive\"\nonly = \"weekly\"\nretention = { within = \"7y\" }",
+        "to = \"few\"\nonly = \"monthly\"\nhosts = [\"elsewhere\"]",
+    ]
+    .map(|text| toml::from_str(text).unwrap())
+    .into();
+    let clock = Arc::new(SetClock::default());
+    let origin = Memory::new();
+    let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
+    let key = Created::generate(&options, 1).unwrap().store(&origin).await.unwrap();
+    let repository = open_at(&origin, &key, &clock).await;
+    let mut copies = Vec::new();
+    for _ in &configs {
+        let store = Memory::new();
+        repository.create_copy(&store).await.unwrap();
+        copies.push(open_at(&store, &key, &clock).await);
+    }
+    let tree = tempfile::tempdir().unwrap();
+    let mut copied = vec![0; configs.len()];
+    for day in 0..60 {
+        clock.0.store(BEGIN + day * DAY, Ordering::SeqCst);
+        std::fs::write(tree.path().join("day"), day.to_string()).unwrap();
+        let files = FileOptions { paths: vec![tree.path().to_owned()], ..FileOptions::default() };
+        let source = FileSource::new(&files, Arc::new(backup_core::env::SystemClock)).unwrap();
+        let options = BackupOptions { dataset: "d".into(), host: "here".into(), ..BackupOptions::default() };
+        repository.backup(Arc::new(source), options).await.unwrap();
+        let snapshots = repository.snapshots().await.unwrap();
+        for (n, (config, copy)) in configs.iter().zip(&copies).enumerate() {
+            let now = clock.now();
+            let there = copy.snapshots().await.unwrap();
+            let wanted = missing(now, config, selection(now, config, &snapshots), &there);
+            let wanted: Vec<Snapshot> = wanted.into_iter().cloned().collect();
+            copied[n] += repository.copy_to_store(copy, &wanted).await.unwrap().copied.len();
+            let there = copy.snapshots().await.unwrap();
+            let going = going(now, config, &there, None);
+            if !going.is_empty() {
+                copy.forget(&going).await.unwrap();
+            }
+        }
+    }
+    let mut held = Vec::new();
+    for copy in &copies {
+        held.push(days(&copy.snapshots().await.unwrap()));
+    }
+    assert_eq!(held[0], (53..60).collect::<Vec<_>>(), "a week");
+    assert_eq!(held[1], (29..60).collect::<Vec<_>>(), "thirty days and the day before");
+    assert_eq!(held[2], [0, 7, 14, 21, 28, 35, 42, 49, 56], "the first of each week");
+    assert_eq!(held[3], [] as [i64; 0]);
+    assert_eq!(copied, [60, 60, 9, 0], "what was forgotten is not copied again");
+}

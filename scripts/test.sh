@@ -5,12 +5,13 @@
 # usage: scripts/test.sh [STAGE…]      without a stage: all of them, in order; a failed stage does not stop the rest
 #
 # environment: KEEPWELL_FUZZ_SECONDS   per fuzz target, default 5
+#              KEEPWELL_TEST_SERVERS   servers that `stores` runs, default: all
 #              KEEPWELL_ADVISORIES=1   `deny` also fetches the advisory database (needs the network)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
 
-STAGES=(tools fmt clippy deny test doctest api rescue e2e embed bench fuzz)
+STAGES=(tools fmt clippy deny test stores doctest api rescue e2e embed bench fuzz)
 
 # Installs the Debian packages, Rust components and cargo tools that the other stages use, if they are missing.
 stage_tools() {
@@ -53,6 +54,13 @@ stage_deny() {
 }
 
 stage_test() { cargo nextest run --workspace --locked --no-fail-fast --no-tests=pass --status-level fail --final-status-level slow; }
+
+# The conformance suite against real servers, which the tests start and stop; a server that does not start fails it.
+stage_stores() {
+    KEEPWELL_TEST_SERVERS=${KEEPWELL_TEST_SERVERS:-ceph,moto,azurite,gcs,sftp,webdav} \
+        cargo nextest run -p keepwell-storage --locked --all-features --no-fail-fast --test-threads 2 \
+        --status-level pass --final-status-level slow -E 'binary(servers)'
+}
 
 stage_doctest() { cargo test --workspace --locked --doc --quiet; }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use jiff::{Span, SpanRelativeTo};
 use keepwell_catalog::retention::{RetentionPolicy, Slots};
+use keepwell_storage::{CredentialSources, InvalidLocation, Location, Settings};
 use serde::Deserialize;
 
 /// A configuration file.
@@ -26,8 +27,14 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Job {
-    /// The directory of the repository, which exists already.
-    pub repository: AbsolutePath,
+    /// Where the repository is, which exists already.
+    pub repository: Place,
+    /// What the location of a repository in the network does not say itself.
+    #[serde(default)]
+    pub storage: Settings,
+    /// What a repository in the network is opened with.
+    #[serde(default)]
+    pub credentials: CredentialSources,
     /// Its key, not under a passphrase.
     pub key_file: AbsolutePath,
     /// What to back up.
@@ -94,6 +101,35 @@ impl TryFrom<PathBuf> for AbsolutePath {
             Ok(Self(path))
         } else {
             Err(format!("`{}` does not begin with `/`", path.display()))
+        }
+    }
+}
+
+/// A location; as a directory it begins with `/`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Place(String);
+
+impl Place {
+    /// The location.
+    pub fn location(&self) -> Result<Location, InvalidLocation> {
+        self.0.parse()
+    }
+}
+
+impl TryFrom<String> for Place {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let location: Location = text.parse().map_err(|error: InvalidLocation| match &error.hint {
+            Some(hint) => format!("{error}. {hint}"),
+            None => error.to_string(),
+        })?;
+        match &location.place {
+            keepwell_storage::Place::Directory(path) if !path.is_absolute() => {
+                Err(format!("`{}` does not begin with `/`", path.display()))
+            }
+            _ => Ok(Self(location.to_string())),
         }
     }
 }
@@ -239,10 +275,13 @@ every = "1h 30m"
 daily = 14
 yearly = "all"
 [job.mail]
-repository = "/srv/backup"
+repository = "s3://backups/mail?region=eu-central-1"
 key-file = "/etc/keepwell/home.key"
 paths = ["/var/mail"]
 every = "1d"
+[job.mail.credentials]
+access-key = "AK"
+secret-key-file = "/etc/keepwell/s3"
 "#;
 
     #[test]
@@ -280,6 +319,10 @@ every = "1d"
             (
                 job("every = \"1h\"\npaths = [\"/x\"]\n[job.a.retention]\ndaily = \"some\""),
                 "7:9: `some` is no number",
+            ),
+            (
+                "[job.a]\nrepository = \"s3://b?secret-key=x\"".to_owned(),
+                "2:14: `s3://b` is no place for a repository: the parameter `secret-key` looks like a secret",
             ),
             ("[job.\"../a\"]\n".to_owned(), "1:6: `../a` is no name of a job"),
             ("[jobs.a]\n".to_owned(), "1:2: unknown field `jobs`"),

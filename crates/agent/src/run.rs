@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use keepwell_catalog::retention::RetentionPolicy;
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_source_files::{FileOptions, FileSource};
-use keepwell_storage::{LocalFs, LocalOptions, RetryPolicy, Retrying};
+use keepwell_storage::{ConnectOptions, Purpose, RetryPolicy, Retrying, connect};
 
 use crate::config::{Job, JobName};
 use crate::state::State;
@@ -60,7 +60,13 @@ async fn open(job: &Job, state: &State, stop: &Stop) -> Result<Repository> {
         path.display()
     );
     let key = KeyFile::parse(&text).with_context(|| format!("read `{}`", path.display()))?;
-    let store = LocalFs::open(job.repository.as_path(), &LocalOptions::default()).await?;
+    let options = ConnectOptions {
+        settings: job.storage.clone(),
+        credentials: job.credentials.read()?,
+        ambient: job.credentials.ambient.unwrap_or(true),
+        ..ConnectOptions::default()
+    };
+    let store = connect(&job.repository.location()?, &options, Purpose::Open).await?;
     let store = StoppableStore::new(Retrying::new(store, RetryPolicy::default()), stop.clone());
     Ok(Repository::builder(Arc::new(store)).cache(Cache::directory(state.cache())).open(key).await?)
 }

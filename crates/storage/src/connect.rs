@@ -48,6 +48,10 @@ pub async fn connect(
         });
     }
     let settings = location.settings.clone().or(&options.settings);
+    #[cfg(feature = "sftp")]
+    if matches!(location.place, Place::Sftp { .. }) {
+        return crate::sftp::open(location, &settings, purpose).await;
+    }
     remote(location, &settings, options, purpose).await
 }
 

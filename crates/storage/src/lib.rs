@@ -41,8 +41,12 @@ mod recording;
 #[cfg(feature = "remote")]
 mod remote;
 mod retrying;
+#[cfg(feature = "sftp")]
+mod sftp;
 mod store;
 mod throttled;
+#[cfg(any(feature = "remote", feature = "sftp"))]
+mod tree;
 
 pub use connect::{ConnectOptions, Purpose, connect};
 pub use credentials::{CredentialSources, Credentials, SecretText};

@@ -49,7 +49,8 @@ pub struct Capabilities {
 /// then there whole, or not at all, and may still appear a little later.
 ///
 /// A key is either an object or the beginning of others: beside an object `a` a store may refuse `a/b`, and the
-/// reverse, as `Invalid`, because a directory tree cannot hold both.
+/// reverse, as `Invalid`, because a directory tree cannot hold both; it may go on refusing `a` when the last object
+/// beneath is gone.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + fmt::Debug {
     /// Stores a new object whole, or not at all.

@@ -106,3 +106,51 @@ async fn moto() {
     let options = s3_options(&server);
     run_suite(&format!("s3://{}", server.value("BUCKET")), "", &options).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn azurite() {
+    let Some(server) = Server::start("azurite") else { return };
+    let credentials = Credentials { account_key: Some(server.value("KEY").into()), ..Credentials::default() };
+    let settings = Settings {
+        endpoint: Some(server.value("ENDPOINT").into()),
+        account: Some(server.value("ACCOUNT").into()),
+        ..Settings::default()
+    };
+    let options = ConnectOptions { settings, credentials, ..ConnectOptions::default() };
+    let base = format!("azblob://{}", server.value("BUCKET"));
+    run_suite(&base, "", &options).await;
+    run_suite(&base, "/parts?part-size-mib=5", &options).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gcs() {
+    let Some(server) = Server::start("gcs") else { return };
+    let credentials = Credentials { token: Some("any".into()), ..Credentials::default() };
+    let settings = Settings { endpoint: Some(server.value("ENDPOINT").into()), ..Settings::default() };
+    let options = ConnectOptions { settings, credentials, ..ConnectOptions::default() };
+    run_suite(&format!("gs://{}", server.value("BUCKET")), "", &options).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webdav() {
+    let Some(server) = Server::start("webdav") else { return };
+    let credentials =
+        Credentials { password: Some(server.value("PASSWORD").into()), ..Credentials::default() };
+    let settings = Settings { user: Some(server.value("USER").into()), ..Settings::default() };
+    let options = ConnectOptions { settings, credentials, ..ConnectOptions::default() };
+    let base = server.value("ENDPOINT").replace("http://", "webdav://");
+    run_suite(base.trim_end_matches('/'), "", &options).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sftp() {
+    let Some(server) = Server::start("sftp") else { return };
+    let settings = Settings {
+        identity_file: Some(server.value("KEY_FILE").into()),
+        known_hosts_file: Some(server.value("KNOWN_HOSTS").into()),
+        ..Settings::default()
+    };
+    let options = ConnectOptions { settings, ..ConnectOptions::default() };
+    let [user, host, port, root] = ["USER", "HOST", "PORT", "ROOT"].map(|key| server.value(key));
+    run_suite(&format!("sftp://{user}@{host}:{port}{root}"), "", &options).await;
+}

@@ -125,6 +125,7 @@ impl Site {
                 new(Kind::AlreadyExists, "the object exists already".into())
             }
             ErrorKind::RangeNotSatisfied => new(Kind::OutOfRange, "the object is shorter".into()),
+            _ if facts.status == Some(416) => new(Kind::OutOfRange, "the object is shorter".into()),
             _ if operation == "get range" && error.message().contains("too little data") => {
                 new(Kind::OutOfRange, "the object is shorter".into())
             }
@@ -273,4 +274,80 @@ fn one_line(text: &str) -> String {
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let text = text.trim().trim_end_matches('.');
     text[..text.floor_char_boundary(WORDS_MAX)].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use opendal::Error;
+
+    use super::*;
+
+    fn site(service: Service) -> Site {
+        Site { service, container: "b".into(), prefix: "p/".into(), server: "https://s".into() }
+    }
+
+    fn s3(code: &str) -> Error {
+        let message = format!("S3Error {{ code: \"{code}\", message: \"no \\\"way\\\".\", resource: \"\" }}");
+        Error::new(ErrorKind::Unexpected, message)
+    }
+
+    #[test]
+    fn a_code_says_more_than_a_kind() {
+        for (code, kind, part) in [
+            ("NoSuchBucket", Kind::Invalid, "the bucket `b` does not exist"),
+            ("SlowDown", Kind::Throttled, "slow down (SlowDown, no \"way\")"),
+            ("ConditionalRequestConflict", Kind::Unavailable, "now"),
+            ("InvalidObjectState", Kind::Archived, "archive"),
+            ("QuotaExceeded", Kind::NoSpace, "full"),
+            ("ExpiredToken", Kind::PermissionDenied, "expired"),
+            ("BadDigest", Kind::Unavailable, "changed on the way"),
+            ("Unheard", Kind::Other, "Unheard"),
+        ] {
+            let error = site(Service::S3).failure("put", "data/x", &s3(code));
+            assert_eq!(error.kind, kind, "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_right_is_named_with_its_resource() {
+        let denied = Error::new(ErrorKind::PermissionDenied, "");
+        for (service, operation, part) in [
+            (Service::S3, "put", "s3:PutObject on arn:aws:s3:::b/p/data/x"),
+            (Service::S3, "list", "s3:ListBucket on arn:aws:s3:::b"),
+            (Service::Gcs, "delete", "storage.objects.delete on `p/data/x` in bucket `b`"),
+            (Service::Azblob, "get", "blobs/read (`r` of a SAS) on `p/data/x` in container `b`"),
+        ] {
+            let error = site(service).failure(operation, "data/x", &denied);
+            assert_eq!(error.kind, Kind::PermissionDenied);
+            assert!(error.to_string().contains(part) && error.hint.is_some(), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_status_counts_where_there_is_no_code() {
+        for (status, kind) in [
+            (401, Kind::PermissionDenied),
+            (403, Kind::PermissionDenied),
+            (416, Kind::OutOfRange),
+            (502, Kind::Unavailable),
+            (507, Kind::NoSpace),
+            (418, Kind::Other),
+        ] {
+            let error = Error::new(ErrorKind::Unexpected, "<html>\n</html>")
+                .with_context("response", format!("Parts {{ status: {status}, version: HTTP/1.1 }}"));
+            let error = site(Service::Webdav).failure("get", "x", &error);
+            assert_eq!(error.kind, kind, "{error}");
+            assert!(error.to_string().contains(&status.to_string()) || kind == Kind::OutOfRange, "{error}");
+        }
+    }
+
+    #[test]
+    fn our_own_condition_is_told_from_others() {
+        let failed = Error::new(ErrorKind::ConditionNotMatch, "");
+        assert!(site(Service::S3).failure("put", "x", &failed).is_already_exists());
+        assert_eq!(site(Service::S3).failure("get", "x", &failed).kind, Kind::Other);
+        let conflict = Error::new(ErrorKind::Conflict, "");
+        assert!(site(Service::Azblob).failure("put", "x", &conflict).is_retryable());
+    }
 }

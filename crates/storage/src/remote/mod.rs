@@ -1,6 +1,7 @@
 //! Stores in the network, through OpenDAL. Nothing outside this module names it.
 
 mod failure;
+mod listing;
 mod services;
 mod store;
 mod transport;
@@ -14,13 +15,24 @@ use crate::{ObjectStore, StorageError};
 
 /// What speaks on the other side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(dead_code, reason = "the others follow")]
 enum Service {
     S3,
     Gcs,
     Azblob,
     Webdav,
     Other,
+}
+
+impl Service {
+    /// Whether it creates an object only where there is none, whole and in one step.
+    fn creates_conditionally(self) -> bool {
+        matches!(self, Self::S3 | Self::Gcs | Self::Azblob)
+    }
+
+    /// Whether it has directories, which are no objects.
+    fn has_directories(self) -> bool {
+        matches!(self, Self::Webdav | Self::Other)
+    }
 }
 
 /// Bounds of transfers.
@@ -32,6 +44,8 @@ struct Limits {
     part_bytes: u64,
     /// Parts of an object on their way at a time.
     parallel_parts: usize,
+    /// The store is trusted to create only where there is nothing.
+    conditional_create: bool,
 }
 
 impl Limits {
@@ -39,7 +53,7 @@ impl Limits {
     const PART_MIB: u32 = 64;
     const PARALLEL_PARTS: u32 = 4;
 
-    fn new(settings: &Settings) -> Self {
+    fn new(service: Service, settings: &Settings) -> Self {
         let parallel = settings.parallel_parts.unwrap_or(Self::PARALLEL_PARTS).clamp(1, 64);
         Self {
             timeout: Duration::from_secs(
@@ -47,21 +61,26 @@ impl Limits {
             ),
             part_bytes: u64::from(settings.part_size_mib.unwrap_or(Self::PART_MIB).clamp(5, 5120)) << 20,
             parallel_parts: parallel as usize,
+            conditional_create: service.creates_conditionally()
+                && settings.conditional_create.unwrap_or(true),
         }
     }
 }
 
 /// Opens a store in the network.
-#[expect(clippy::unused_async, reason = "WebDAV is spoken to")]
 pub(crate) async fn open(
     location: &Location,
     settings: &Settings,
     options: &ConnectOptions,
-    _purpose: Purpose,
+    purpose: Purpose,
 ) -> Result<Arc<dyn ObjectStore>, StorageError> {
-    let limits = Limits::new(settings);
-    let transport = transport::transport(settings, options.ambient, limits.timeout)?;
     let parts = services::parts(location, settings, options)?;
+    let service = parts.site.service;
+    let limits = Limits::new(service, settings);
+    let transport = transport::transport(settings, options.ambient, limits.timeout)?;
     let store = store::OpendalStore::new(parts, transport, limits, location.place.to_string());
+    if service.has_directories() {
+        store.check_root(purpose).await?;
+    }
     Ok(Arc::new(store))
 }

@@ -1,5 +1,7 @@
 //! The operators of each service.
 
+use std::collections::BTreeMap;
+
 use opendal::Operator;
 
 use super::Service;
@@ -25,6 +27,13 @@ pub(super) fn parts(
     match &location.place {
         #[cfg(feature = "s3")]
         Place::S3 { bucket, prefix } => s3::parts(location, bucket, prefix, settings, options),
+        #[cfg(feature = "gcs")]
+        Place::Gcs { bucket, prefix } => gcs::parts(location, bucket, prefix, settings, options),
+        #[cfg(feature = "azblob")]
+        Place::Azblob { container, prefix } => azblob::parts(location, container, prefix, settings, options),
+        #[cfg(feature = "webdav")]
+        Place::Webdav { url } => webdav::parts(location, url, settings, options),
+        Place::Opendal { scheme, options: parameters } => other(location, scheme, parameters, options),
         _ => Err(not_built_in(location)),
     }
 }
@@ -58,6 +67,24 @@ fn no_region(location: &Location) -> StorageError {
 
 fn invalid(location: &Location, message: impl Into<String>) -> StorageError {
     StorageError::new(StorageErrorKind::Invalid, "open", &location.place, message)
+}
+
+/// Any other service, by what OpenDAL calls it and its options.
+fn other(
+    location: &Location,
+    scheme: &str,
+    parameters: &BTreeMap<String, String>,
+    options: &ConnectOptions,
+) -> Result<Parts, StorageError> {
+    opendal::init_default_registry();
+    let secrets =
+        options.credentials.options.iter().map(|(key, secret)| (key.clone(), secret.expose().to_owned()));
+    let pairs = parameters.clone().into_iter().chain(secrets);
+    let hot = Operator::via_iter(scheme, pairs).map_err(|error| match error.kind() {
+        opendal::ErrorKind::Unsupported => not_built_in(location),
+        _ => invalid(location, error.message()),
+    })?;
+    Ok(Parts { site: site(Service::Other, scheme, "", scheme), hot, cold: None })
 }
 
 fn no_credentials(location: &Location, names: &str) -> StorageError {
@@ -147,5 +174,127 @@ mod s3 {
             builder = builder.disable_config_load().disable_ec2_metadata();
         }
         builder
+    }
+}
+
+#[cfg(feature = "gcs")]
+mod gcs {
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD;
+    use opendal::services::Gcs;
+
+    use super::*;
+
+    pub(super) fn parts(
+        location: &Location,
+        bucket: &str,
+        prefix: &str,
+        settings: &Settings,
+        options: &ConnectOptions,
+    ) -> Result<Parts, StorageError> {
+        let credentials = &options.credentials;
+        if credentials.service_account.is_none() && credentials.token.is_none() && !options.ambient {
+            return Err(no_credentials(location, "a service account or a token"));
+        }
+        let server = match &settings.endpoint {
+            Some(endpoint) => check_protocol(endpoint, settings)?.to_string(),
+            None => "Google Cloud Storage".to_owned(),
+        };
+        let build = |class: Option<&str>| {
+            let mut builder = Gcs::default().bucket(bucket).root(prefix);
+            builder = builder.default_storage_class(class.unwrap_or_default());
+            if let Some(endpoint) = &settings.endpoint {
+                builder = builder.endpoint(endpoint);
+            }
+            if let Some(account) = &credentials.service_account {
+                builder = builder.credential(&BASE64_STANDARD.encode(account.expose()));
+            }
+            if let Some(token) = &credentials.token {
+                builder = builder.token(token.expose().to_owned());
+            }
+            if !options.ambient {
+                builder = builder.disable_config_load().disable_vm_metadata();
+            }
+            builder
+        };
+        let (hot, cold) = cold(location, settings, build)?;
+        Ok(Parts { site: site(Service::Gcs, bucket, prefix, server.trim_end_matches('/')), hot, cold })
+    }
+}
+
+#[cfg(feature = "azblob")]
+mod azblob {
+    use opendal::services::Azblob;
+
+    use super::*;
+
+    pub(super) fn parts(
+        location: &Location,
+        container: &str,
+        prefix: &str,
+        settings: &Settings,
+        options: &ConnectOptions,
+    ) -> Result<Parts, StorageError> {
+        let credentials = &options.credentials;
+        if credentials.account_key.is_none() && credentials.sas_token.is_none() && !options.ambient {
+            return Err(no_credentials(location, "an account key or a shared access signature"));
+        }
+        let endpoint = match (&settings.endpoint, &settings.account) {
+            (Some(endpoint), _) => check_protocol(endpoint, settings)?.to_string(),
+            (None, Some(account)) => format!("https://{account}.blob.core.windows.net"),
+            (None, None) => {
+                return Err(
+                    invalid(location, "no storage account is given").with_hint("Name it: `?account=…`.")
+                );
+            }
+        };
+        let endpoint = endpoint.trim_end_matches('/');
+        let mut builder = Azblob::default().container(container).root(prefix).endpoint(endpoint);
+        builder = builder.account_name(settings.account.as_deref().unwrap_or_default());
+        if let Some(key) = &credentials.account_key {
+            builder = builder.account_key(key.expose());
+        }
+        if let Some(token) = &credentials.sas_token {
+            builder = builder.sas_token(token.expose().trim_start_matches('?'));
+        }
+        let hot = operator(location, builder)?;
+        Ok(Parts { site: site(Service::Azblob, container, prefix, endpoint), hot, cold: None })
+    }
+}
+
+/// OpenDAL escapes paths itself.
+#[cfg(feature = "webdav")]
+fn percent_decoded(path: &str) -> String {
+    let form = path.replace('+', "%2B").replace('&', "%26").replace('=', "%3D");
+    url::form_urlencoded::parse(form.as_bytes()).next().map(|(path, _)| path.into_owned()).unwrap_or_default()
+}
+
+#[cfg(feature = "webdav")]
+mod webdav {
+    use opendal::services::Webdav;
+
+    use super::*;
+
+    pub(super) fn parts(
+        location: &Location,
+        url: &str,
+        settings: &Settings,
+        options: &ConnectOptions,
+    ) -> Result<Parts, StorageError> {
+        let parsed = check_protocol(url, settings)?;
+        let credentials = &options.credentials;
+        // Directories above the repository's are made as well, so they are not part of the endpoint.
+        let origin = parsed.origin().ascii_serialization();
+        let mut builder = Webdav::default().endpoint(&origin).root(&percent_decoded(parsed.path()));
+        if let Some(user) = &settings.user {
+            builder = builder.username(user);
+            builder =
+                builder.password(credentials.password.as_ref().map_or("", |password| password.expose()));
+        }
+        if let Some(token) = &credentials.token {
+            builder = builder.token(token.expose());
+        }
+        let hot = operator(location, builder)?;
+        Ok(Parts { site: site(Service::Webdav, url, "", url), hot, cold: None })
     }
 }

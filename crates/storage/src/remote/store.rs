@@ -2,21 +2,25 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use opendal::options::{ListOptions, WriteOptions};
-use opendal::{HttpTransporter, Operator, Writer};
+use md5::{Digest, Md5};
+use opendal::options::WriteOptions;
+use opendal::{HttpTransporter, Metadata, Operator, Writer};
 
 use super::failure::Site;
+use super::listing::{self, Position};
 use super::services::Parts;
 use super::{Limits, Service};
+use crate::connect::Purpose;
 use crate::store::check_prefix;
-use crate::{
-    Capabilities, Key, LIST_PAGE_MAX, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind,
-};
+use crate::{Capabilities, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind};
 
 /// Slowest upload that is not given up, in bytes per second.
 const UPLOAD_RATE_MIN: u64 = 32 << 10;
@@ -30,11 +34,13 @@ const COLD_PREFIX: &str = "data/";
 /// Every call is one attempt with a time limit. After any failure of an upload the whole object must be put again from
 /// its beginning; parts that were sent are removed, if the store lets us.
 pub(super) struct OpendalStore {
-    site: Site,
-    hot: Operator,
+    pub(super) site: Site,
+    pub(super) hot: Operator,
     cold: Option<Operator>,
-    limits: Limits,
+    pub(super) limits: Limits,
     place: String,
+    /// Listings that go on where a page ended, for a service that cannot start at a key.
+    pub(super) positions: Mutex<Vec<Position>>,
 }
 
 impl OpendalStore {
@@ -44,7 +50,16 @@ impl OpendalStore {
             operator.with_context(context)
         };
         let (hot, cold) = (with_transport(parts.hot), parts.cold.map(with_transport));
-        Self { site: parts.site, hot, cold, limits, place }
+        Self { site: parts.site, hot, cold, limits, place, positions: Mutex::default() }
+    }
+
+    /// Makes the directory, or makes sure that it is there.
+    pub(super) async fn check_root(&self, purpose: Purpose) -> Result<(), StorageError> {
+        let time = self.limits.timeout;
+        match purpose {
+            Purpose::Create => self.limited("create", &self.place, time, self.hot.create_dir("/")).await,
+            Purpose::Open => self.limited("open", &self.place, time, self.hot.stat("/")).await.map(drop),
+        }
     }
 
     fn operator_for(&self, key: &Key) -> &Operator {
@@ -52,7 +67,7 @@ impl OpendalStore {
     }
 
     /// One call with a time limit.
-    async fn limited<T>(
+    pub(super) async fn limited<T>(
         &self,
         operation: &'static str,
         subject: &str,
@@ -70,7 +85,7 @@ impl OpendalStore {
         let size = body.len() as u64;
         let time = self.limits.timeout + Duration::from_secs(size / UPLOAD_RATE_MIN);
         let options = WriteOptions {
-            if_not_exists: true,
+            if_not_exists: self.limits.conditional_create,
             concurrent: self.limits.parallel_parts,
             content_type: Some("application/octet-stream".into()),
             ..WriteOptions::default()
@@ -87,7 +102,33 @@ impl OpendalStore {
                 tracing::debug!(%error, "parts of an upload remain");
             }
         }
-        done
+        self.check_upload(key, body, done?).await
+    }
+
+    /// Compares what the store says it got, if it says so. What is not ours is removed again.
+    async fn check_upload(&self, key: &Key, body: &Bytes, stored: Metadata) -> Result<(), StorageError> {
+        let Some(said) = stored.content_md5().filter(|said| !said.is_empty()) else { return Ok(()) };
+        let body = body.clone();
+        let ours = tokio::task::spawn_blocking(move || BASE64_STANDARD.encode(Md5::digest(&body))).await;
+        if ours.is_ok_and(|ours| ours == said) {
+            return Ok(());
+        }
+        self.delete(key).await?;
+        let message = format!("the bytes changed on the way to {}", self.site.server);
+        Err(StorageError::new(StorageErrorKind::Unavailable, "put", key, message))
+    }
+
+    /// Fails if the name is taken, or is that of a directory. For stores that cannot create conditionally.
+    async fn check_free(&self, key: &Key) -> Result<(), StorageError> {
+        let stat = self.hot.stat(key.as_str());
+        match self.limited("put", key.as_str(), self.limits.timeout, stat).await {
+            Ok(found) if found.is_dir() => {
+                Err(StorageError::new(StorageErrorKind::Invalid, "put", key, "there are objects beneath it"))
+            }
+            Ok(_) => Err(StorageError::already_exists(key)),
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads `range`, or all of it. More than was asked for is an error, less is not.
@@ -134,6 +175,7 @@ impl OpendalStore {
         let stat =
             self.limited(operation, key.as_str(), self.limits.timeout, self.hot.stat(key.as_str())).await;
         match stat {
+            Ok(metadata) if metadata.is_dir() => Err(StorageError::not_found(operation, key)),
             Ok(metadata) => Ok(metadata.content_length()),
             Err(error) if error.is_not_found() && self.site.service == Service::S3 => {
                 Err(self.missing(operation, key).await)
@@ -143,29 +185,35 @@ impl OpendalStore {
     }
 }
 
-async fn send(writer: &mut Writer, body: &Bytes, part_bytes: u64) -> opendal::Result<()> {
+async fn send(writer: &mut Writer, body: &Bytes, part_bytes: u64) -> opendal::Result<Metadata> {
     let part = usize::try_from(part_bytes).unwrap_or(usize::MAX);
     let mut rest = body.clone();
     while rest.len() > part {
         writer.write(rest.split_to(part)).await?;
     }
     writer.write(rest).await?;
-    writer.close().await.map(drop)
+    writer.close().await
 }
 
 #[async_trait]
 impl ObjectStore for OpendalStore {
     async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError> {
+        if !self.limits.conditional_create {
+            self.check_free(key).await?;
+        }
         self.upload(key, &body).await
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
+        if self.site.service.has_directories() {
+            self.size("get", key).await?; // a directory may answer with a page for people
+        }
         self.read("get", key, None).await
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
         const OPERATION: &str = "get range";
-        if range.start < range.end {
+        if range.start < range.end && !self.site.service.has_directories() {
             match self.read(OPERATION, key, Some(&range)).await {
                 Ok(bytes) if bytes.len() as u64 == range.end - range.start => return Ok(bytes),
                 Ok(_) => {}
@@ -179,6 +227,8 @@ impl ObjectStore for OpendalStore {
             Err(StorageError::out_of_range(key, &range, size))
         } else if range.is_empty() {
             Ok(Bytes::new())
+        } else if self.site.service.has_directories() {
+            self.read(OPERATION, key, Some(&range)).await
         } else {
             let message = format!("{} sent less than was asked for", self.site.server);
             Err(StorageError::new(StorageErrorKind::Unavailable, OPERATION, key, message))
@@ -191,38 +241,17 @@ impl ObjectStore for OpendalStore {
 
     async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
         check_prefix(prefix)?;
-        let options = ListOptions {
-            recursive: true,
-            limit: Some(LIST_PAGE_MAX),
-            start_after: after.map(|key| key.as_str().to_owned()),
-            ..ListOptions::default()
-        };
-        let time = self.limits.timeout;
-        let opened = self.hot.lister_options(prefix, options);
-        let mut lister = self.limited("list", prefix, time, opened).await?;
-        let mut objects: Vec<ObjectInfo> = Vec::new();
-        while objects.len() < LIST_PAGE_MAX {
-            let next = async { lister.next().await.transpose() };
-            let Some(entry) = self.limited("list", prefix, time, next).await? else {
-                return Ok(Page { objects, more: false });
-            };
-            let Ok(key) = Key::new(entry.path()) else { continue }; // somebody else's
-            if objects.last().is_some_and(|last| last.key >= key) {
-                return Err(self
-                    .site
-                    .strange("list", &key, "does not list in the order of bytes")
-                    .with_hint(
-                        "S3 directory buckets and Azure's hierarchical namespaces cannot hold a repository.",
-                    ));
-            }
-            let modified = entry.metadata().last_modified().map(|time| time.into_inner().as_nanosecond());
-            let modified = modified.and_then(|time| i64::try_from(time).ok());
-            objects.push(ObjectInfo { key, size: entry.metadata().content_length(), modified });
-        }
-        Ok(Page { objects, more: true })
+        listing::page(self, prefix, after).await
     }
 
     async fn delete(&self, key: &Key) -> Result<(), StorageError> {
+        if self.site.service.has_directories() {
+            match self.size("delete", key).await {
+                Ok(_) => {}
+                Err(error) if error.is_not_found() => return Ok(()), // or a directory: never with all that is in it
+                Err(error) => return Err(error),
+            }
+        }
         let deleted = self.hot.delete(key.as_str());
         match self.limited("delete", key.as_str(), self.limits.timeout, deleted).await {
             Err(error) if error.is_not_found() => Ok(()),
@@ -231,7 +260,7 @@ impl ObjectStore for OpendalStore {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { conditional_create: true }
+        Capabilities { conditional_create: self.limits.conditional_create }
     }
 
     fn describe(&self) -> String {

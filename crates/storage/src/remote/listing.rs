@@ -1,0 +1,135 @@
+//! Listing in the order of bytes, a page at a time, with what each service offers for it.
+
+use std::sync::PoisonError;
+
+use futures_util::StreamExt;
+use opendal::options::ListOptions;
+use opendal::{Lister, Metadata};
+
+use super::Service;
+use super::store::OpendalStore;
+use crate::tree::{self, Child, Directories};
+use crate::{Key, LIST_PAGE_MAX, ObjectInfo, Page, StorageError};
+
+/// Listings kept for their next page; the oldest is given up first.
+const POSITIONS_MAX: usize = 16;
+
+/// A listing that stopped at the end of a page.
+pub(super) struct Position {
+    prefix: String,
+    /// The last key of that page.
+    last: Key,
+    lister: Lister,
+}
+
+pub(super) async fn page(
+    store: &OpendalStore,
+    prefix: &str,
+    after: Option<&Key>,
+) -> Result<Page, StorageError> {
+    match store.site.service {
+        Service::S3 | Service::Gcs => {
+            let lister = lister(store, prefix, after).await?;
+            fill(store, prefix, after, lister).await.map(|(page, _)| page)
+        }
+        Service::Azblob => sequential(store, prefix, after).await,
+        Service::Webdav | Service::Other => tree::page(store, prefix, after).await,
+    }
+}
+
+/// For a service that lists only from the beginning: goes on with the listing that ended at `after`, if it is still
+/// there, or else reads over everything before. So a listing of many pages costs a request for each.
+async fn sequential(store: &OpendalStore, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
+    let kept = after.and_then(|after| take(store, prefix, after));
+    let lister = match kept {
+        Some(lister) => lister,
+        None => lister(store, prefix, None).await?,
+    };
+    let (page, lister) = fill(store, prefix, after, lister).await?;
+    if let (true, Some(last)) = (page.more, page.objects.last()) {
+        let position = Position { prefix: prefix.to_owned(), last: last.key.clone(), lister };
+        let mut positions = store.positions.lock().unwrap_or_else(PoisonError::into_inner);
+        if positions.len() >= POSITIONS_MAX {
+            positions.remove(0);
+        }
+        positions.push(position);
+    }
+    Ok(page)
+}
+
+fn take(store: &OpendalStore, prefix: &str, after: &Key) -> Option<Lister> {
+    let mut positions = store.positions.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = positions.iter().position(|kept| kept.prefix == prefix && kept.last == *after)?;
+    Some(positions.remove(found).lister)
+}
+
+async fn lister(
+    store: &OpendalStore,
+    prefix: &str,
+    start_after: Option<&Key>,
+) -> Result<Lister, StorageError> {
+    let options = ListOptions {
+        recursive: true,
+        limit: Some(LIST_PAGE_MAX),
+        start_after: start_after.map(|key| key.as_str().to_owned()),
+        ..ListOptions::default()
+    };
+    store.limited("list", prefix, store.limits.timeout, store.hot.lister_options(prefix, options)).await
+}
+
+/// Takes the next page of objects that come after `after`.
+async fn fill(
+    store: &OpendalStore,
+    prefix: &str,
+    after: Option<&Key>,
+    mut lister: Lister,
+) -> Result<(Page, Lister), StorageError> {
+    let mut objects: Vec<ObjectInfo> = Vec::new();
+    while objects.len() < LIST_PAGE_MAX {
+        let next = async { lister.next().await.transpose() };
+        let Some(entry) = store.limited("list", prefix, store.limits.timeout, next).await? else {
+            return Ok((Page { objects, more: false }, lister));
+        };
+        let Ok(key) = Key::new(entry.path()) else { continue }; // somebody else's
+        if after.is_some_and(|after| key <= *after) {
+            continue;
+        }
+        if objects.last().is_some_and(|last| last.key >= key) {
+            return Err(store.site.strange("list", &key, "does not list in the order of bytes").with_hint(
+                "S3 directory buckets and Azure's hierarchical namespaces cannot hold a repository.",
+            ));
+        }
+        let (size, modified) = (entry.metadata().content_length(), modified(entry.metadata()));
+        objects.push(ObjectInfo { key, size, modified });
+    }
+    Ok((Page { objects, more: true }, lister))
+}
+
+fn modified(metadata: &Metadata) -> Option<i64> {
+    i64::try_from(metadata.last_modified()?.into_inner().as_nanosecond()).ok()
+}
+
+impl Directories for OpendalStore {
+    async fn children(&self, directory: &str) -> Result<Vec<Child>, StorageError> {
+        let (path, time) = (if directory.is_empty() { "/" } else { directory }, self.limits.timeout);
+        let mut lister = match self.limited("list", directory, time, self.hot.lister(path)).await {
+            Err(error) if error.is_not_found() => return Ok(Vec::new()),
+            lister => lister?,
+        };
+        let mut children = Vec::new();
+        loop {
+            let next = async { lister.next().await.transpose() };
+            let entry = match self.limited("list", directory, time, next).await {
+                Ok(Some(entry)) => entry,
+                Ok(None) => return Ok(children),
+                Err(error) if error.is_not_found() => return Ok(children),
+                Err(error) => return Err(error),
+            };
+            let Some(name) = entry.path().strip_prefix(directory).filter(|name| !name.is_empty()) else {
+                continue;
+            };
+            let size = entry.metadata().content_length();
+            children.push(Child { name: name.to_owned(), size, modified: modified(entry.metadata()) });
+        }
+    }
+}

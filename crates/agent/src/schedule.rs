@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use backup_core::env::{Clock, Timestamp};
 
-use crate::config::{AbsolutePath, Config, Job, JobName};
+use crate::config::{Config, Job, JobName, Place};
 use crate::due::{History, due};
 use crate::run::{Done, run};
 use crate::state::State;
@@ -39,7 +39,7 @@ pub enum Mode {
 /// Runs the jobs of a configuration.
 pub async fn work(config: Config, clock: Arc<dyn Clock>, stop: Stop, mode: Mode) -> Result<Outcome> {
     let state = State::open(config.state_directory.as_path())?;
-    let mut groups: BTreeMap<AbsolutePath, Vec<Planned>> = BTreeMap::new();
+    let mut groups: BTreeMap<Place, Vec<Planned>> = BTreeMap::new();
     for (name, job) in config.jobs {
         let history = History { succeeded: state.succeeded(&name)?, failed: None };
         groups.entry(job.repository.clone()).or_default().push(Planned { name, job, history });

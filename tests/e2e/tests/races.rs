@@ -293,7 +293,8 @@ fn everybody_with_credentials_of_their_own() {
         let reader = open(&keys[3]).await;
         assert_sound(&reader, "with credentials of their own").await;
         let listed = reader.snapshots().await.unwrap();
-        for (snapshot, tree) in taken.lock().unwrap().iter() {
+        let taken = std::mem::take(&mut *taken.lock().unwrap());
+        for (snapshot, tree) in &taken {
             let snapshot = listed.iter().find(|s| s.id == snapshot.id).expect("it is listed");
             let dir = String::from_utf8(snapshot.manifest().unwrap().paths[0].clone()).unwrap();
             assert_same(tree, &restored(&reader, snapshot, Path::new(&dir)).await, "own credentials");

@@ -1,6 +1,5 @@
 //! A member of the group that says of a chunk that it lies where it does not.
 
-use bytes::Bytes;
 use keepwell_catalog::{IndexEntry, PackClass, SegmentBuilder, names};
 use keepwell_crypto::ChunkKind;
 use keepwell_storage::ObjectStore;
@@ -26,7 +25,7 @@ fn a_false_entry_is_found_and_poisons_nobody_for_ever() {
         let (_, sealed) = hostile.seal_segment(builder, Vec::new()).unwrap();
         let name = crate::write::name_of(&sealed, [0; 4]);
         let key = names::index_key(hostile.group(), &name);
-        world.store.put_new(&key, Bytes::from(sealed)).await.unwrap();
+        world.store.put_new(&key, sealed).await.unwrap();
 
         let tree = TreeModel::default().with("h", Thing::file(secret));
         let victim = world.open(&world.key).await;

@@ -6,12 +6,13 @@
 #
 # environment: KEEPWELL_FUZZ_SECONDS   per fuzz target, default 5
 #              KEEPWELL_TEST_SERVERS   servers that `stores` runs, default: all
+#              KEEPWELL_SIM_SEEDS      simulated worlds, default 150
 #              KEEPWELL_ADVISORIES=1   `deny` also fetches the advisory database (needs the network)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
 
-STAGES=(tools fmt clippy deny test stores doctest api rescue e2e embed bench fuzz)
+STAGES=(tools fmt clippy deny test stores doctest api rescue e2e embed bench sim fuzz)
 
 # Installs the Debian packages, Rust components and cargo tools that the other stages use, if they are missing.
 stage_tools() {
@@ -37,9 +38,13 @@ as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 stage_fmt() {
     cargo fmt --all --check
     (cd fuzz && cargo fmt --all --check)
+    (cd tests/sim && cargo fmt --check)
 }
 
-stage_clippy() { cargo clippy --workspace --all-targets --locked --quiet -- -D warnings; }
+stage_clippy() {
+    cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+    (cd tests/sim && cargo clippy --all-targets --locked --quiet -- -D warnings)
+}
 
 # Licences, bans and sources are facts of Cargo.lock and need no network once the crates are fetched.
 stage_deny() {
@@ -84,6 +89,9 @@ stage_embed() { cargo run --locked --quiet -p keepwell-example-embed; }
 
 # One counted iteration of every benchmark shows that they run; the dev build is used, so the times mean nothing.
 stage_bench() { cargo run --locked --quiet -p keepwell-benches -- --once; }
+
+# The engine in simulated worlds; a workspace of its own (docs/simulation.md).
+stage_sim() { (cd tests/sim && cargo test --locked --quiet); }
 
 stage_fuzz() { scripts/fuzz.sh "${KEEPWELL_FUZZ_SECONDS:-5}"; }
 

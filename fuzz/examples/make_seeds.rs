@@ -246,7 +246,7 @@ fn records() -> Result<()> {
         dataset_tag: Some([3; 16]),
         supersedes: vec![5],
     };
-    let session = Session { store, writer, n: 7, k: 0, time: 1, kind: SessionKind::Writer };
+    let session = Session { store, writer, n: 7, k: 0, time: 1, kind: SessionKind::Writer, nonce: Some([9; 8]) };
     let object = ListedObject { name: format!("data/0f/{name}"), size: 1 << 24 };
     let list = List { store, writer, n: 7, objects: vec![object] };
     let forgotten = RetiredSnapshot { writer, seq: 7, reason: "not kept".to_owned() };

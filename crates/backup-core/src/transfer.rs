@@ -90,13 +90,37 @@ pub(crate) fn transfer(
     handle: &Handle,
     damaged: &mut dyn FnMut(&PackRef, Error) -> Result<(), Error>,
 ) -> Result<(), Error> {
+    let mut packers = Packers::new();
+    let mut wanted = wanted;
+    while !wanted.is_empty() {
+        wanted = transfer_these(origin, uploads, wanted, handle, damaged, &mut packers)?;
+    }
+    packers.into_values().try_for_each(|mut packer| packer.finish())
+}
+
+type Packers<'u> = BTreeMap<(PackClass, keepwell_crypto::DomainId), Packer<'u>>;
+
+/// One round of [`transfer`]; gives what a prune of the origin has moved to other packs meanwhile.
+fn transfer_these<'u>(
+    origin: &Repository,
+    uploads: &'u Uploads,
+    wanted: Wanted,
+    handle: &Handle,
+    damaged: &mut dyn FnMut(&PackRef, Error) -> Result<(), Error>,
+    packers: &mut Packers<'u>,
+) -> Result<Wanted, Error> {
     let contents = all_entries(origin, &wanted)?;
-    let mut packers: HashMap<(PackClass, keepwell_crypto::DomainId), Packer<'_>> = HashMap::new();
+    let mut moved = Wanted::new();
     for ((class, name), (pack, mut entries)) in wanted {
         entries.sort_unstable_by_key(|e| (e.frame_offset, e.offset));
         entries.dedup_by_key(|e| (e.frame_offset, e.offset));
         let fetched = match handle.block_on(fetch_pack(origin, class, &pack)) {
             Ok(fetched) => fetched,
+            Err(Error::Storage(error)) if error.is_not_found() && origin.note_gone(name) => {
+                handle.block_on(origin.refresh_index())?;
+                find_elsewhere(origin, class, &entries, &mut moved)?;
+                continue;
+            }
             Err(error) => {
                 damaged(&pack, error)?;
                 continue;
@@ -117,8 +141,8 @@ pub(crate) fn transfer(
             continue;
         }
         let packer = match packers.entry((class, pack.domain)) {
-            std::collections::hash_map::Entry::Occupied(slot) => slot.into_mut(),
-            std::collections::hash_map::Entry::Vacant(slot) => {
+            std::collections::btree_map::Entry::Occupied(slot) => slot.into_mut(),
+            std::collections::btree_map::Entry::Vacant(slot) => {
                 slot.insert(Packer::new(uploads, packer_settings(origin, class, pack.domain)?)?)
             }
         };
@@ -126,7 +150,25 @@ pub(crate) fn transfer(
             damaged(&pack, error)?;
         }
     }
-    packers.into_values().try_for_each(|mut packer| packer.finish())
+    Ok(moved)
+}
+
+/// Where the index places now what lay in a pack that is gone; the old place, if there is no other.
+fn find_elsewhere(
+    origin: &Repository,
+    class: PackClass,
+    entries: &[IndexEntry],
+    moved: &mut Wanted,
+) -> Result<(), Error> {
+    for entry in entries {
+        let found = origin.locate(&entry.id)?.into_iter().next().ok_or_else(|| Error::ChunkLost {
+            id: entry.id,
+            reason: "no index segment of the origin lists it".to_owned(),
+        })?;
+        let slot = moved.entry((class, found.pack.name));
+        slot.or_insert_with(|| (found.pack, Vec::new())).1.push(found.entry);
+    }
+    Ok(())
 }
 
 /// The pack as it is, under a fresh suffix.

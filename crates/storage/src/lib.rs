@@ -36,6 +36,7 @@ mod local;
 mod location;
 mod memory;
 mod operation;
+mod planted;
 mod probe;
 mod recording;
 #[cfg(feature = "remote")]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::planted::planted;
 use crate::{Capabilities, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind};
 
 /// How often and after which pauses [`Retrying`] tries again.
@@ -95,7 +96,7 @@ impl<S: ObjectStore> Retrying<S> {
     /// Decides whether an object that exists after a lost answer is the one that we put.
     async fn settle(&self, key: &Key, body: &Bytes, taken: StorageError) -> Result<(), StorageError> {
         match self.get(key).await {
-            Ok(stored) if stored == *body => Ok(()),
+            Ok(stored) if stored == *body || planted("retry-412-is-ours") => Ok(()),
             Ok(_) => Err(taken),
             Err(error) if error.kind == StorageErrorKind::PermissionDenied => {
                 self.settle_unread(key, body, taken).await
@@ -129,7 +130,10 @@ impl<S: ObjectStore> ObjectStore for Retrying<S> {
         loop {
             match self.inner.put_new(key, body.clone()).await {
                 Ok(()) => return Ok(()),
-                Err(taken) if taken.is_already_exists() && attempt > 1 => {
+                Err(full) if full.kind == StorageErrorKind::NoSpace && planted("swallow-full") => {
+                    return Ok(());
+                }
+                Err(taken) if taken.is_already_exists() && attempt > 1 && !planted("retry-412-fails") => {
                     return self.settle(key, &body, taken).await;
                 }
                 Err(error) => self.pause_or_give_up(attempt, error).await?,
@@ -176,7 +180,7 @@ impl<S: ObjectStore> fmt::Debug for Retrying<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Fault, Faulty, Memory, StorageErrorKind};
+    use crate::{Fault, Faulty, Memory};
 
     fn key() -> Key {
         "a".parse().unwrap()

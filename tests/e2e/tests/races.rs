@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use backup_core::env::Clock;
 use backup_core::{BackupOptions, Cache, Error, PruneOptions, Repository, Snapshot};
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_crypto::trust::Roles;
 use keepwell_e2e::gate::Gate;
 use keepwell_e2e::tree::{Tree, assert_same, put, read};
 use keepwell_e2e::{Dice, run, world};
+use keepwell_storage::ObjectStore;
 use world::{World, assert_sound, back_up, back_up_with, forget, options, restored, snapshot_of};
 
 const LARGE: usize = 600 << 10;
@@ -299,5 +301,76 @@ fn everybody_with_credentials_of_their_own() {
             let dir = String::from_utf8(snapshot.manifest().unwrap().paths[0].clone()).unwrap();
             assert_same(tree, &restored(&reader, snapshot, Path::new(&dir)).await, "own credentials");
         }
+    });
+}
+
+/// Two processes with one credential whose clocks stand still must not both take the same session for theirs.
+#[test]
+fn two_claims_at_the_same_moment_are_two_sessions() {
+    #[derive(Debug)]
+    struct Stopped;
+    impl Clock for Stopped {
+        fn now(&self) -> i64 {
+            7
+        }
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+    run(async {
+        let world = World::new().await;
+        let source = tempfile::tempdir().unwrap();
+        put(source.path(), "a", 1, LARGE);
+        let gate = Arc::new(Gate::new(world.store.clone(), "sessions/"));
+        let open = async |store: Arc<dyn ObjectStore>| {
+            let builder = Repository::builder(store).clock(Arc::new(Stopped)).limits(world::LIMITS);
+            builder.open(world.key.clone()).await.unwrap()
+        };
+        let (slow, fast) = (open(gate.clone()).await, open(Arc::new(world.store.clone())).await);
+        let others = async {
+            gate.reached().await; // the slower one has chosen its number
+            let report = back_up(&fast, source.path()).await.unwrap();
+            gate.open();
+            report
+        };
+        let (slow, fast) = tokio::join!(back_up(&slow, source.path()), others);
+        assert_ne!(slow.unwrap().seq, fast.seq);
+    });
+}
+
+/// What a prune of the origin moves while a copy is at work is found where it lies now.
+#[test]
+fn a_copy_follows_what_a_prune_of_the_origin_moves() {
+    run(async {
+        let world = World::new().await;
+        let (source, churn) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for i in 0..6 {
+            put(source.path(), &format!("{i}"), i, LARGE);
+            put(churn.path(), &format!("{i}"), i, LARGE);
+        }
+        put(churn.path(), "own", 77, LARGE);
+        let keeper = world.open().await;
+        let options = BackupOptions { dataset: "churn".into(), ..options() };
+        let gone = back_up_with(&keeper, churn.path(), options).await.unwrap();
+        let report = back_up(&keeper, source.path()).await.unwrap();
+        let snapshot = snapshot_of(&keeper, &report).await;
+        let copy = keepwell_storage::Memory::new();
+        keeper.create_copy(&copy).await.unwrap();
+        let gate = Arc::new(Gate::new(copy, "sessions/"));
+        let target = world.open_with(gate.clone(), Cache::memory()).await.unwrap();
+        let origin = world.open().await;
+        let prune = async {
+            gate.reached().await; // the index of the origin has been read
+            let gone = snapshot_of(&keeper, &gone).await;
+            forget(&keeper, &[gone]).await.unwrap();
+            let pruned = keeper.prune(prune_options(Duration::ZERO)).await.unwrap();
+            assert!(pruned.packs_repacked > 0 && pruned.objects_deleted > 0, "{pruned:?}");
+            gate.open();
+        };
+        let snapshots = [snapshot.clone()];
+        let (copied, ()) = tokio::join!(origin.copy_to_store(&target, &snapshots), prune);
+        assert_eq!(copied.unwrap().copied, [snapshot.id]);
+        let there = target.snapshots().await.unwrap();
+        assert_same(&read(source.path()), &restored(&target, &there[0], source.path()).await, "copied");
     });
 }

@@ -16,7 +16,7 @@ mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keepwell_catalog::{MapBuilder, PackClass, RecipeWriter, Statistics};
+use keepwell_catalog::{MapBuilder, PackClass, PackSet, RecipeWriter, Statistics};
 use keepwell_crypto::{DomainId, SnapshotId};
 
 use self::assemble::{Assembled, Assembler, Nodes};
@@ -27,6 +27,7 @@ use self::worker::{Shop, Worker};
 use crate::Error;
 use crate::chunker::{ChunkSizes, Chunker};
 use crate::env::Timestamp;
+use crate::planted::planted;
 use crate::repository::{Repository, read_plans};
 use crate::source::Source;
 use crate::write::{Known, PackSettings, Packer, Uploads};
@@ -254,8 +255,15 @@ fn first_reason(a: Result<(), Error>, b: Result<(), Error>) -> Result<(), Error>
 
 /// Reads the plans, then the index, as docs/pruning.md demands. Must follow the claim of the session.
 pub(crate) async fn begin_uploads(repository: &Repository) -> Result<Uploads, Error> {
+    if planted("stale-cache") && !repository.index().is_empty() {
+        return Ok(Uploads::new(
+            repository.clone(),
+            Arc::new(Known::new(repository.index(), PackSet::default())),
+        ));
+    }
     let plans = read_plans(repository).await?;
     repository.refresh_index().await?;
-    let known = Known::new(repository.index(), plans.doomed_packs());
+    let doomed = if planted("reuse-doomed") { PackSet::default() } else { plans.doomed_packs() };
+    let known = Known::new(repository.index(), doomed);
     Ok(Uploads::new(repository.clone(), Arc::new(known)))
 }

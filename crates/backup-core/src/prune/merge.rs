@@ -7,6 +7,7 @@ use keepwell_catalog::{Kept, PackClass, PackSet, Segment, SegmentBuilder, merge,
 
 use super::verdict::delete_all;
 use crate::Error;
+use crate::planted::planted;
 use crate::repository::{Repository, read_plans};
 use crate::write::{Ending, Session, name_of};
 
@@ -19,7 +20,10 @@ const ENTRIES_MAX: u64 = 4_000_000;
 pub(super) async fn merge_segments(repository: &Repository) -> Result<u64, Error> {
     repository.refresh_index().await?;
     let plans = read_plans(repository).await?;
-    let dead = PackSet::from_keys(plans.dead());
+    let dead = match planted("merge-drops-doomed") {
+        true => plans.doomed_packs(),
+        false => PackSet::from_keys(plans.dead()),
+    };
     let index = repository.index();
     let mut merged = 0;
     for class in [PackClass::Meta, PackClass::Data] {
@@ -51,10 +55,15 @@ async fn merge_these(
     inputs: Vec<(Arc<str>, Arc<Segment>)>,
     dead: PackSet,
 ) -> Result<(), Error> {
-    let input_names: Vec<String> = inputs.iter().map(|(name, _)| name.to_string()).collect();
+    let mut input_names: Vec<String> = inputs.iter().map(|(name, _)| name.to_string()).collect();
     let session = Session::claim(repository).await?;
     let there = repository.clone();
     let listed = input_names.clone();
+    if planted("merge-deletes-first") {
+        let group = repository.group();
+        let keys: Vec<String> = input_names.iter().map(|name| format!("index/{group}/{name}")).collect();
+        delete_segments(repository, &keys).await?;
+    }
     let task = tokio::task::spawn_blocking(move || build(&there, class, &inputs, &dead, listed));
     let built = task.await.map_err(|e| Error::Task(e.to_string()))?;
     let stored = match built {
@@ -74,7 +83,13 @@ async fn merge_these(
             return Err(error);
         }
     };
+    let stays: Vec<String> = created.iter().map(|(key, _)| key.clone()).collect();
     session.end(Ending::index_only(created)).await?;
+    if planted("merge-deletes-all") {
+        let listed = repository.list(&format!("index/{}/", repository.group())).await?;
+        let others = listed.iter().filter(|info| !stays.contains(&info.key.to_string()));
+        input_names = others.map(|info| info.key.last_component().to_owned()).collect();
+    }
     let keys: Vec<String> = input_names.iter().map(|n| format!("index/{}/{n}", repository.group())).collect();
     delete_segments(repository, &keys).await?;
     repository.refresh_index().await?;

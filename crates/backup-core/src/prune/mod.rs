@@ -21,6 +21,7 @@ use keepwell_catalog::{Plan, names};
 use keepwell_crypto::MemberId;
 
 use crate::Error;
+use crate::planted::planted;
 use crate::repository::{Repository, read_plans};
 
 pub(crate) use merge::delete_segments;
@@ -113,8 +114,9 @@ impl Repository {
         for _ in 0..RESTARTS_MAX {
             let retired = self.retired().await?; // step 1
             match self.prune_with(retired.clone(), options.clone()).await {
-                // Another keeper retired a snapshot meanwhile and removed its manifest: begin again, knowing it.
-                Err(Error::Damaged { .. }) if self.retired().await? != retired => {}
+                // Another keeper retired a snapshot meanwhile and removed its manifest, or its packs and their entries:
+                // begin again, knowing it.
+                Err(Error::Damaged { .. } | Error::ChunkLost { .. }) if self.retired().await? != retired => {}
                 ended => return ended,
             }
         }
@@ -145,6 +147,9 @@ impl Repository {
         report.packs_repacked = moved.packs.len() as u64;
         let condemned = scan.condemned(&moved.packs);
         if !condemned.is_empty() {
+            if planted("sessions-before-plan") {
+                sessions::settle_sessions(self, options.fence_after).await?;
+            }
             let name = self.write_plan(condemned.clone(), Vec::new()).await?; // step 4
             self.decide_and_delete(name, condemned.into_iter().collect(), &scan, &options, &mut report)
                 .await?;
@@ -195,12 +200,26 @@ impl Repository {
         options: &PruneOptions,
         report: &mut PruneReport,
     ) -> Result<(), Error> {
-        report.fenced += sessions::settle_sessions(self, options.fence_after).await?; // step 5
-        let kept = verdict::decide(self, plan, &condemned, &scan.retired).await?; // steps 6 and 7
+        if planted("delete-before-verdict") {
+            verdict::delete_all(self, &condemned.iter().cloned().collect::<Vec<_>>()).await?;
+        }
+        if planted("verdict-before-fence") {
+            verdict::decide(self, plan, &condemned, &scan.retired).await?;
+        }
+        if !planted("sessions-before-plan") {
+            report.fenced += sessions::settle_sessions(self, options.fence_after).await?; // step 5
+        }
+        let mut kept = verdict::decide(self, plan, &condemned, &scan.retired).await?; // steps 6 and 7
+        if planted("release-nothing") {
+            kept.clear();
+        }
         report.kept += kept.len() as u64;
         let doomed: Vec<String> = condemned.difference(&kept).cloned().collect();
         report.bytes_freed += doomed.iter().filter_map(|name| scan.size_of(name)).sum::<u64>();
         report.objects_deleted += verdict::delete_all(self, &doomed).await?; // step 8
+        if planted("withdraw-plan") {
+            verdict::delete_all(self, &[names::plan_key(plan).to_string()]).await?;
+        }
         Ok(())
     }
 }

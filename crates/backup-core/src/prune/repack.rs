@@ -1,6 +1,6 @@
 //! Repacking: what is live in packs that are mostly unused moves into new ones, in an ordinary session.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef};
 use keepwell_crypto::ChunkId;
@@ -61,15 +61,15 @@ async fn copy(repository: &Repository, scan: &Scan) -> Result<(Uploads, BTreeSet
     let handle = tokio::runtime::Handle::current();
     let task = tokio::task::spawn_blocking(move || {
         let mut moved = BTreeSet::new();
-        let mut packers: HashMap<(PackClass, keepwell_crypto::DomainId), Packer<'_>> = HashMap::new();
+        let mut packers: BTreeMap<(PackClass, keepwell_crypto::DomainId), Packer<'_>> = BTreeMap::new();
         for (used, entries) in packs {
             let fetched = match handle.block_on(fetch_pack(&repository, used.class, &used.pack)) {
                 Err(Error::Storage(error)) if error.is_not_found() => continue,
                 fetched => fetched?,
             };
             let packer = match packers.entry((used.class, used.pack.domain)) {
-                std::collections::hash_map::Entry::Occupied(slot) => slot.into_mut(),
-                std::collections::hash_map::Entry::Vacant(slot) => slot.insert(Packer::new(
+                std::collections::btree_map::Entry::Occupied(slot) => slot.into_mut(),
+                std::collections::btree_map::Entry::Vacant(slot) => slot.insert(Packer::new(
                     &uploads_there,
                     packer_settings(&repository, used.class, used.pack.domain)?,
                 )?),

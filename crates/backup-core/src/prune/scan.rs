@@ -9,6 +9,7 @@ use keepwell_crypto::{ChunkId, MemberId};
 use super::{PruneOptions, PruneReport};
 use crate::Error;
 use crate::mark::{Marks, Visitor, preferred};
+use crate::planted::planted;
 use crate::read::Nodes;
 use crate::remembered::{Reached, Remembered};
 use crate::repository::{End, Plans, Repository, read_ends, read_plans};
@@ -61,7 +62,12 @@ pub(crate) fn live_ends<'e>(ends: &'e [End], retired: &BTreeSet<(MemberId, u64)>
     let is_live = |end: &&End| match end.commit.kind {
         CommitKind::Snapshot => !retired.contains(&(end.writer, end.n)),
         CommitKind::Checkpoint => {
-            !superseded.contains(&(end.writer, end.n)) && !retired.contains(&(end.writer, end.n))
+            let later =
+                |e: &&End| e.writer == end.writer && e.n > end.n && e.commit.kind == CommitKind::Snapshot;
+            let superseded = superseded.contains(&(end.writer, end.n))
+                || planted("checkpoint-superseded-by-any") && ends.iter().any(|e| later(&e))
+                || planted("checkpoint-is-no-root");
+            !superseded && !retired.contains(&(end.writer, end.n))
         }
         CommitKind::Fence | CommitKind::IndexOnly => false,
     };

@@ -9,6 +9,7 @@ use keepwell_crypto::MemberId;
 use super::verdict::delete_all;
 use crate::Error;
 use crate::alive;
+use crate::planted::planted;
 use crate::repository::Repository;
 use crate::write::fence;
 
@@ -38,6 +39,9 @@ pub(super) async fn end_dead_sessions(repository: &Repository, fence_after: Dura
 }
 
 async fn settle(repository: &Repository, fence_after: Duration, patience: Patience) -> Result<u64, Error> {
+    if planted("skip-fence") {
+        return Ok(0);
+    }
     let mut fenced = 0;
     let first = open_sessions(repository).await?;
     let mut waiting: BTreeMap<(MemberId, u64), (u64, Duration)> = BTreeMap::new();

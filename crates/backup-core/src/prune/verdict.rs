@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use super::scan::{decided_ends, live_ends, needed_state, roots_of};
 use crate::Error;
 use crate::mark::{Marks, Visitor};
+use crate::planted::planted;
 use crate::read::Nodes;
 use crate::remembered::{Reached, Remembered};
 use crate::repository::{Repository, read_plans, read_verdict};
@@ -33,11 +34,18 @@ pub(super) async fn decide(
     if let Some(released) = plans.verdicts.get(&plan) {
         return Ok(released.clone());
     }
-    let live = live_ends(&ends, retired);
+    let late = if planted("retirements-read-late") { repository.retired().await? } else { retired.clone() };
+    let live = live_ends(&ends, &late);
     let roots = roots_of(repository, &live).await?;
-    let others_doomed = PackSet::from_keys(plans.doomed_except(Some(plan)));
+    let mut others_doomed = PackSet::from_keys(plans.doomed_except(Some(plan)));
+    if planted("rescan-ignores-others") {
+        others_doomed = PackSet::default();
+    }
     let ours = PackSet::from_keys(condemned.iter().map(String::as_str));
     let mut kept = needed_packs(repository, roots, ours, others_doomed).await?;
+    if planted("no-rescan") {
+        kept.clear();
+    }
     for end in &live {
         let manifest = end.commit.manifest.map(|name| names::manifest_key(&name).to_string());
         kept.extend(manifest.filter(|key| condemned.contains(key)));
@@ -46,7 +54,7 @@ pub(super) async fn decide(
     kept.extend(needed_state(&ends).into_iter().filter(|key| condemned.contains(key)));
     let record = Kept { store: repository.store_id(), name: plan, released: kept.iter().cloned().collect() };
     let signed = repository.sign(Kept::KIND, record.encode())?;
-    if repository.put_own(&names::kept_key(plan), signed).await? {
+    if repository.put_own(&names::kept_key(plan), signed).await? || planted("verdict-not-binding") {
         return Ok(kept);
     }
     // The plan may have been merged since; its verdict stays.

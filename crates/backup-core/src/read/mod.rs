@@ -18,6 +18,7 @@ use keepwell_crypto::{ChunkId, ChunkKind};
 
 use crate::Error;
 use crate::pack::{chunk_from_frame, decode_frame};
+use crate::planted::planted;
 use crate::repository::Repository;
 
 /// Reads one chunk, from this store or else from one of its copies.
@@ -50,7 +51,7 @@ async fn read_here(repository: &Repository, kind: ChunkKind, id: &ChunkId) -> Re
         let mut locations = repository.locate(id)?;
         locations.retain(|location| !tried.contains(&location.pack.name));
         if locations.is_empty() {
-            if is_fresh {
+            if is_fresh || planted("reader-looks-once") {
                 return Err(Error::ChunkLost { id: *id, reason });
             }
             // Whether this changes the index is no answer: another thread may have read it a moment ago.

@@ -40,6 +40,7 @@ use crate::Error;
 use crate::cache::Cache;
 use crate::env::{Clock, Rng, Timestamp};
 use crate::monitor::Monitor;
+use crate::planted::planted;
 use crate::read::CopySet;
 
 /// How much the engine may use.
@@ -152,9 +153,13 @@ impl Repository {
     }
 
     pub(crate) fn random_suffix(&self) -> [u8; 4] {
-        let mut suffix = [0; 4];
-        self.0.rng.fill(&mut suffix);
-        suffix
+        if planted("same-suffix") { [7; 4] } else { self.random() }
+    }
+
+    pub(crate) fn random<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.0.rng.fill(&mut bytes);
+        bytes
     }
 
     /// The group that new snapshots belong to.
@@ -224,7 +229,9 @@ impl Repository {
         let body: Bytes = body.into();
         match self.store().put_new(key, body.clone()).await {
             Ok(()) => Ok(true),
-            Err(error) if error.is_already_exists() => Ok(self.store().get(key).await? == body),
+            Err(error) if error.is_already_exists() && !planted("own-412-fails") => {
+                Ok(self.store().get(key).await? == body || planted("own-412-is-ours"))
+            }
             Err(error) => Err(error.into()),
         }
     }

@@ -11,6 +11,7 @@ use keepwell_storage::Key;
 use super::{End, Repository, read_ends};
 use crate::Error;
 use crate::env::Timestamp;
+use crate::planted::planted;
 
 /// Largest manifest that is decoded.
 const MANIFEST_MAX: usize = 64 << 20;
@@ -97,8 +98,11 @@ impl Repository {
             self.monitor().problem(name, reason);
         }
         let retired = self.retired_as_far_as_readable().await?;
-        let is_live =
-            |end: &End| end.commit.kind == CommitKind::Snapshot && !retired.contains(&(end.writer, end.n));
+        let is_snapshot = |end: &End| {
+            end.commit.kind == CommitKind::Snapshot
+                || planted("lists-checkpoints") && end.commit.kind == CommitKind::Checkpoint
+        };
+        let is_live = |end: &End| is_snapshot(end) && !retired.contains(&(end.writer, end.n));
         let live: Vec<End> = ends.into_iter().filter(is_live).collect();
         let manifests: BTreeSet<String> = live
             .iter()

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use super::Known;
 use crate::Error;
 use crate::pack::FinishedPack;
+use crate::planted::planted;
 use crate::repository::Repository;
 
 /// Packs being stored at once; each holds its bytes in memory.
@@ -112,6 +113,9 @@ impl Uploads {
     /// Waits for every pack and writes the rest of the index. Afterwards more packs may be submitted.
     pub async fn flush(&self) -> Result<(), Error> {
         let mut running = std::mem::take(&mut *lock(&self.0.running));
+        if planted("commit-before-packs") {
+            running.detach_all();
+        }
         while let Some(ended) = running.join_next().await {
             ended.map_err(|e| Error::Task(e.to_string()))?;
         }
@@ -144,6 +148,9 @@ impl Uploads {
 
     /// Reads plans and index anew after a checkpoint's new session was claimed.
     pub async fn renew(&self) -> Result<(), Error> {
+        if planted("checkpoint-keeps-index") {
+            return Ok(());
+        }
         let plans = crate::repository::read_plans(&self.0.repository).await?;
         self.0.repository.refresh_index().await?;
         self.0.known.renew(self.0.repository.index(), plans.doomed_packs());
@@ -185,7 +192,7 @@ impl Inner {
     }
 
     async fn write_segment(&self, class: PackClass, packs: Vec<FinishedPack>) -> Result<(), Error> {
-        if packs.is_empty() {
+        if packs.is_empty() || planted("commit-before-index") {
             return Ok(());
         }
         let ids: Vec<ChunkId> = packs.iter().flat_map(|p| p.entries.iter().map(|e| e.id)).collect();

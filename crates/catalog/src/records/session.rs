@@ -29,6 +29,8 @@ pub struct Session {
     pub time: i64,
     /// What the session does.
     pub kind: SessionKind,
+    /// Random in a claim, so that no two claims have the same bytes, whatever the clocks of their hosts say.
+    pub nonce: Option<[u8; 8]>,
 }
 
 impl Session {
@@ -45,12 +47,16 @@ impl Session {
         map.uint(3, self.k);
         map.int(4, self.time);
         map.uint(5, self.kind.code());
+        if let Some(nonce) = &self.nonce {
+            map.bytes(6, nonce);
+        }
         map.finish()
     }
 
     /// Reads the payload of a session record.
     pub fn decode(bytes: &[u8]) -> Result<Self, CatalogError> {
-        let (mut store, mut writer, mut n, mut k, mut time, mut kind) = (None, None, None, None, None, None);
+        let (mut store, mut writer, mut n, mut k, mut time) = (None, None, None, None, None);
+        let (mut kind, mut nonce) = (None, None);
         read_map(Self::WHAT, bytes, |reader, key| {
             match key {
                 0 => store = Some(StoreId::from_bytes(reader.exact()?)),
@@ -59,6 +65,7 @@ impl Session {
                 3 => k = Some(reader.uint()?),
                 4 => time = Some(reader.int()?),
                 5 => kind = Some(SessionKind::from_code(reader.uint()?)?),
+                6 => nonce = Some(reader.exact()?),
                 _ => return Ok(false),
             }
             Ok(true)
@@ -70,6 +77,7 @@ impl Session {
             k: required(Self::WHAT, "beat", k)?,
             time: required(Self::WHAT, "time", time)?,
             kind: required(Self::WHAT, "kind", kind)?,
+            nonce,
         })
     }
 }

@@ -136,9 +136,19 @@ fn commit_bytes() {
 
 #[test]
 fn session_and_list_bytes() {
-    let session =
-        Session { store: STORE, writer: WRITER, n: 1, k: 23, time: TIME, kind: SessionKind::Reader };
+    let session = Session {
+        store: STORE,
+        writer: WRITER,
+        n: 1,
+        k: 23,
+        time: TIME,
+        kind: SessionKind::Reader,
+        nonce: None,
+    };
     golden(&session, &session.encode(), Session::decode, SESSION);
+    let claim = Session { k: 0, nonce: Some([7; 8]), ..session };
+    assert!(claim.encode().ends_with(&[5, 1, 6, 0x48, 7, 7, 7, 7, 7, 7, 7, 7]));
+    assert_eq!(Session::decode(&claim.encode()).unwrap(), claim);
     let objects = vec![ListedObject { name: "data/00/x".into(), size: 65_536 }];
     let list = List { store: STORE, writer: WRITER, n: 24, objects };
     golden(&list, &list.encode(), List::decode, LIST);

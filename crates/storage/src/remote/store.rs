@@ -127,27 +127,8 @@ impl OpendalStore {
             }
             Ok(_) => Err(StorageError::already_exists(key)),
             Err(error) if error.is_not_found() => Ok(()),
-            Err(error) if self.is_beneath_object(key.as_str(), &error).await => {
-                let message = "it would stand beneath an object";
-                Err(StorageError::new(StorageErrorKind::Invalid, "put", key, message))
-            }
             Err(error) => Err(error),
         }
-    }
-
-    /// Whether a refusal means that a directory on the way is an object: Apache calls it a bad request.
-    pub(super) async fn is_beneath_object(&self, path: &str, error: &StorageError) -> bool {
-        if error.kind != StorageErrorKind::Other || !self.site.service.has_directories() {
-            return false;
-        }
-        for (end, _) in path.match_indices('/') {
-            let above = self.hot.stat(&path[..end]);
-            if self.limited("head", path, self.limits.timeout, above).await.is_ok_and(|found| found.is_file())
-            {
-                return true;
-            }
-        }
-        false
     }
 
     /// Reads `range`, or all of it. More than was asked for is an error, less is not.
@@ -198,9 +179,6 @@ impl OpendalStore {
             Ok(metadata) => Ok(metadata.content_length()),
             Err(error) if error.is_not_found() && self.site.service == Service::S3 => {
                 Err(self.missing(operation, key).await)
-            }
-            Err(error) if self.is_beneath_object(key.as_str(), &error).await => {
-                Err(StorageError::not_found(operation, key))
             }
             Err(error) => Err(error),
         }

@@ -99,6 +99,7 @@ pub mod target;
 #[cfg(test)]
 mod testing;
 mod transfer;
+pub mod wal;
 mod write;
 
 pub use backup::{BackupOptions, BackupReport};

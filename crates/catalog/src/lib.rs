@@ -18,6 +18,7 @@ mod recipe;
 pub mod records;
 pub mod retention;
 mod seal;
+pub mod wal;
 
 pub use entry::{Entry, EntryKind, INLINE_EXTENTS_MAX};
 pub use error::{CatalogError, MapError};
@@ -36,6 +37,6 @@ pub use names::{ContentName, ObjectName, PackClass, PlanName};
 pub use recipe::{RecipeReader, RecipeRef, RecipeWriter, SubRecord};
 pub use records::{
     Commit, CommitKind, Kept, List, ListedObject, Manifest, Marks, Plan, Problem, Retired, RetiredSnapshot,
-    Session, SessionKind, Statistics, dataset_tag, snapshot_id,
+    Session, SessionKind, Statistics, WalCluster, WalHeader, dataset_tag, snapshot_id,
 };
 pub use seal::{RECORD_BYTES_MAX, open_record, seal_record};

@@ -8,6 +8,8 @@ use crate::ids::ChunkId;
 use crate::random::random_bytes;
 
 const GEAR_CONTEXT: &str = "keepwell.v1 gear table";
+/// Follows the numbers of [`ChunkKind`], so that no piece of a log has the hash of a chunk.
+const WAL_TYPE: u8 = 2;
 const BOUNDARY_CONTEXT: &str = "keepwell.v1 node boundary";
 
 /// What a chunk holds. Part of its id, so that content can never pass as a tree node.
@@ -47,6 +49,15 @@ impl IdKey {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         hasher.update(&[kind as u8]).update(plaintext);
         ChunkId::from_bytes(*hasher.finalize().as_bytes())
+    }
+
+    /// What a piece of an archived log is named by: the first half of BLAKE3 keyed over `2 ‖ plaintext`.
+    pub fn wal_hash(&self, plaintext: &[u8]) -> [u8; 16] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        hasher.update(&[WAL_TYPE]).update(plaintext);
+        let mut half = [0; 16];
+        hasher.finalize_xof().fill(&mut half);
+        half
     }
 
     /// The table of the content-defined chunker. Keyed, so that lengths of chunks do not identify a known file.

@@ -13,11 +13,13 @@ mod commit;
 mod gc;
 mod manifest;
 mod session;
+mod wal;
 
 pub use commit::{Commit, CommitKind, dataset_tag};
 pub use gc::{Kept, Marks, Plan, Retired, RetiredSnapshot};
 pub use manifest::{FORMAT_VERSION, Manifest, Problem, Statistics, snapshot_id};
 pub use session::{List, ListedObject, Session, SessionKind};
+pub use wal::{WalCluster, WalHeader};
 
 #[cfg(test)]
 mod tests;

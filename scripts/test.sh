@@ -7,12 +7,13 @@
 # environment: KEEPWELL_FUZZ_SECONDS   per fuzz target, default 5
 #              KEEPWELL_TEST_SERVERS   servers that `stores` runs, default: those that pass (azurite and webdav do not yet)
 #              KEEPWELL_SIM_SEEDS      simulated worlds, default 150
+#              KEEPWELL_TEST_POSTGRES  majors to test against, default "15 17"
 #              KEEPWELL_ADVISORIES=1   `deny` also fetches the advisory database (needs the network)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
 
-STAGES=(tools fmt clippy deny test stores doctest api rescue e2e embed bench sim fuzz)
+STAGES=(tools fmt clippy deny test stores postgres doctest api rescue e2e embed bench sim fuzz)
 
 # Installs the Debian packages, Rust components and cargo tools that the other stages use, if they are missing.
 stage_tools() {
@@ -42,7 +43,7 @@ stage_fmt() {
 }
 
 stage_clippy() {
-    cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+    cargo clippy --workspace --all-targets --features keepwell-source-postgres/test-servers --locked --quiet -- -D warnings
     (cd tests/sim && cargo clippy --all-targets --locked --quiet -- -D warnings)
 }
 
@@ -65,6 +66,17 @@ stage_stores() {
     KEEPWELL_TEST_SERVERS=${KEEPWELL_TEST_SERVERS:-ceph,moto,gcs,sftp} \
         cargo nextest run -p keepwell-storage --locked --all-features --no-fail-fast --test-threads 2 \
         --status-level pass --final-status-level slow -E 'binary(servers)'
+}
+
+# Against real PostgreSQL servers, 15 and 17 unless KEEPWELL_TEST_POSTGRES names others ("14 15 16 17 18").
+stage_postgres() {
+    local major
+    cargo nextest run --locked -p keepwell-source-postgres --features test-servers --test servers --status-level fail --final-status-level slow
+    cargo build --locked --quiet -p keepwell-cli
+    for major in ${KEEPWELL_TEST_POSTGRES:-15 17}; do
+        [ -n "$(scripts/servers/postgres.sh install "$major" | sed -n 's/^CLIENT_BIN=//p')" ] || continue
+        scripts/postgres-wal.sh "$major"
+    done
 }
 
 stage_doctest() { cargo test --workspace --locked --doc --quiet; }

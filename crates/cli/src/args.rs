@@ -133,6 +133,7 @@ pub enum Command {
     Stats(commands::stats::Args),
     Cache(commands::cache::Args),
     Doctor(commands::doctor::Args),
+    Wal(commands::wal::Args),
     Completions(commands::completions::Args),
     Man(commands::man::Args),
     Version(commands::version::Args),

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use keepwell_source_postgres::options::{Surroundings, Variables};
+
 /// What the environment says, read once at the start.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
@@ -26,6 +28,10 @@ pub struct Environment {
     pub profile: Option<String>,
     /// `KEEPWELL_CACHE_DIR`
     pub cache_dir: Option<PathBuf>,
+    /// Variables whose names begin with `PG`, as libpq reads them. `Debug` shows no value.
+    pub postgres: Variables,
+    /// `USER` or `LOGNAME`: the database role by default.
+    pub user: Option<String>,
     /// `KEEPWELL_LOG`: a filter such as `debug` or `backup_core=trace`.
     pub log: Option<String>,
     /// `NO_COLOR`, when it is not empty.
@@ -57,6 +63,10 @@ impl Environment {
             config: path("KEEPWELL_CONFIG"),
             profile: text("KEEPWELL_PROFILE"),
             cache_dir: path("KEEPWELL_CACHE_DIR"),
+            postgres: std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .collect(),
+            user: text("USER").or_else(|| text("LOGNAME")),
             log: text("KEEPWELL_LOG"),
             no_color: text("NO_COLOR").is_some(),
             dumb_terminal: text("TERM").is_some_and(|term| term == "dumb"),
@@ -85,6 +95,11 @@ impl Environment {
     /// The home directory; `/` for a process without one, as a service may be.
     pub fn home(&self) -> PathBuf {
         self.home.clone().unwrap_or_else(|| PathBuf::from("/"))
+    }
+
+    /// What a connection to PostgreSQL is made out from, beside its connection string.
+    pub fn surroundings(&self) -> Surroundings {
+        Surroundings { variables: self.postgres.clone(), home: self.home.clone(), user: self.user.clone() }
     }
 
     fn user_dir(&self, xdg: Option<&PathBuf>, below_home: &str) -> PathBuf {

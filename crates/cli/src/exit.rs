@@ -7,6 +7,9 @@ use backup_core::Error as CoreError;
 use keepwell_crypto::CryptoError;
 use keepwell_crypto::keyfile::{KeyFileError, UnprotectError};
 use keepwell_crypto::trust::TrustError;
+use keepwell_source_postgres::archive::ArchiveError;
+use keepwell_source_postgres::receive::ReceiveError;
+use keepwell_source_postgres::wire::PgError;
 use keepwell_storage::{StorageError, StorageErrorKind};
 
 /// How a command ends. The numbers are documented in `docs/scripting.md` and never change.
@@ -34,6 +37,8 @@ pub enum Exit {
     Stale = 15,
     /// Stopped by a signal.
     Interrupted = 130,
+    /// `wal get` failed. A recovering server takes anything up to 125 for the end of the WAL, and would open.
+    Recovery = 255,
 }
 
 impl Exit {
@@ -104,6 +109,15 @@ fn exit_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = cause.downcast_ref::<StorageError>() {
         return exit_of_storage(error);
     }
+    if let Some(ReceiveError::Repository(error)) = cause.downcast_ref::<ReceiveError>() {
+        return exit_of_core(error);
+    }
+    if let Some(error) = cause.downcast_ref::<ArchiveError>() {
+        return Some(match error {
+            ArchiveError::Repository(error) => return exit_of_core(error),
+            _ => Exit::Damage,
+        });
+    }
     if cause.downcast_ref::<KeyFileError>().is_some() || cause.downcast_ref::<UnprotectError>().is_some() {
         return Some(Exit::WrongKey);
     }
@@ -146,6 +160,12 @@ pub fn hints_of(error: &anyhow::Error) -> Vec<String> {
             hints.extend(complaint.hints.iter().cloned());
         } else if let Some(core) = cause.downcast_ref::<CoreError>() {
             hints.extend(core.hint());
+        } else if let Some(receive) = cause.downcast_ref::<ReceiveError>() {
+            hints.extend(receive.hint());
+        } else if let Some(archive) = cause.downcast_ref::<ArchiveError>() {
+            hints.extend(archive.hint());
+        } else if let Some(server) = cause.downcast_ref::<PgError>() {
+            hints.extend(server.hint());
         } else if let Some(storage) = cause.downcast_ref::<StorageError>() {
             hints.extend(storage.hint.clone());
         }

@@ -47,19 +47,29 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version are asked for; everything else is a mistake. Nothing can be done if printing fails.
             let _ = error.print();
-            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
+            return match error.use_stderr() {
+                true if serves_recovery() => Exit::Recovery.into(),
+                true => Exit::Usage.into(),
+                false => Exit::Done.into(),
+            };
         }
     };
     start_logging(&environment);
     let printer = Arc::new(Printer::new(&arguments.global, &environment));
     let outcome = run(arguments, environment, &printer);
     let exit = outcome.unwrap_or_else(|error| {
-        let exit = exit::exit_of(&error);
+        let exit = if serves_recovery() { Exit::Recovery } else { exit::exit_of(&error) };
         printer.error(&exit::one_line(&error), &exit::hints_of(&error), exit.number());
         exit
     });
     // Threads that still work on something that nobody waits for must not hold up the end.
     std::process::exit(i32::from(exit.number()))
+}
+
+/// Whether a recovering server asks for WAL: then every failure must look like one to it.
+fn serves_recovery() -> bool {
+    let words: Vec<_> = std::env::args_os().collect();
+    words.windows(2).any(|pair| pair[0] == "wal" && pair[1] == "get")
 }
 
 fn run(arguments: Arguments, environment: Environment, printer: &Arc<Printer>) -> Result<Exit> {

@@ -83,8 +83,8 @@ impl Content for StoppableContent {
     }
 }
 
-/// What may still be stored after an interrupt: the records that end a session.
-const LAST_WORDS: [&str; 2] = ["commits/", "sessions/"];
+/// What may still be stored after an interrupt: the records that end a session, and the last of a log.
+const LAST_WORDS: [&str; 3] = ["commits/", "sessions/", "wal/"];
 
 /// A store that passes everything through until the interrupt.
 pub struct StoppableStore<S> {

@@ -25,6 +25,7 @@ pub mod stats;
 pub mod tag;
 pub mod unforget;
 pub mod version;
+pub mod wal;
 
 use anyhow::Result;
 
@@ -56,6 +57,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result<Exit> {
         Command::Tag(args) => tag::run(ctx, args).await,
         Command::Stats(args) => stats::run(ctx, args).await,
         Command::Cache(args) => cache::run(ctx, args),
+        Command::Wal(args) => wal::run(ctx, args).await,
         Command::Doctor(args) => doctor::run(ctx, args).await,
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),

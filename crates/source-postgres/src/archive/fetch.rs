@@ -1,0 +1,121 @@
+//! What a recovering server asks for: one file of WAL, or a history file.
+
+use backup_core::wal::WalReader;
+use keepwell_catalog::wal::WalPlace;
+use keepwell_crypto::MemberId;
+
+use super::survey::segment_size;
+use super::{ArchiveError, Coverage, Covered};
+use crate::lsn::{Segment, SegmentSize, Timeline};
+
+/// What became of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fetched {
+    /// The file.
+    Found(Vec<u8>),
+    /// It is not in the archive, and the archive has no gap here: the end of what is known.
+    Missing,
+}
+
+/// Fetches a file by the name that PostgreSQL gives it.
+///
+/// The last file of a timeline is served as far as it was archived and filled up with zeros, so that recovery reaches
+/// the last archived transaction. A file that is missing between others is an error and not [`Fetched::Missing`]: a
+/// server that is told of a missing file ends its recovery there and opens, as if nothing were wrong.
+pub async fn fetch(reader: &WalReader, name: &str) -> Result<Fetched, ArchiveError> {
+    if let Some(timeline) = name.strip_suffix(".history") {
+        let number = if timeline.len() == 8 { u32::from_str_radix(timeline, 16).ok() } else { None };
+        return match number.and_then(Timeline::new) {
+            Some(timeline) => history(reader, timeline).await,
+            None => Ok(Fetched::Missing),
+        };
+    }
+    let mut damage = None;
+    for writer in reader.writers().await? {
+        match segment(reader, writer, name).await {
+            Ok(Fetched::Missing) => {}
+            Ok(found) => return Ok(found),
+            // Somebody else may have archived it in full.
+            Err(error) => damage = Some(error),
+        }
+    }
+    damage.map_or(Ok(Fetched::Missing), Err)
+}
+
+async fn history(reader: &WalReader, timeline: Timeline) -> Result<Fetched, ArchiveError> {
+    let mut found: Option<Vec<u8>> = None;
+    for writer in reader.writers().await? {
+        for piece in reader.histories(writer, timeline.get()).await? {
+            if found.as_ref().is_some_and(|other| *other != piece.plaintext) {
+                return Err(ArchiveError::Conflict { file: timeline.history_file() });
+            }
+            found = Some(piece.plaintext);
+        }
+    }
+    Ok(found.map_or(Fetched::Missing, Fetched::Found))
+}
+
+async fn segment(reader: &WalReader, writer: MemberId, name: &str) -> Result<Fetched, ArchiveError> {
+    let timeline = name.get(..8).and_then(|text| u32::from_str_radix(text, 16).ok()).and_then(Timeline::new);
+    let file =
+        name.get(8..).filter(|rest| rest.len() == 16).and_then(|rest| u64::from_str_radix(rest, 16).ok());
+    let (Some(timeline), Some(file)) = (timeline, file) else { return Ok(Fetched::Missing) };
+    let is_of = |piece: &keepwell_catalog::wal::WalName, wanted: u64| matches!(piece.place, WalPlace::Bytes { file, .. } if file == wanted);
+    let page = reader.some_from(writer, timeline.get(), file).await?;
+    let pieces: Vec<_> = page.iter().copied().filter(|piece| is_of(piece, file)).collect();
+    let more_follows =
+        page.iter().any(|piece| matches!(piece.place, WalPlace::Bytes { file: other, .. } if other > file));
+    let gap = || ArchiveError::Gap { file: name.to_owned(), timeline };
+    let Some(first) = pieces.first() else {
+        let begins_later = !more_follows
+            || reader.some_from(writer, timeline.get(), 0).await?.first().is_none_or(
+                |piece| !matches!(piece.place, WalPlace::Bytes { file: other, .. } if other < file),
+            );
+        return if begins_later { Ok(Fetched::Missing) } else { Err(gap()) };
+    };
+    let size = segment_size(reader, first).await?;
+    let Covered::One(coverage) = Coverage::of(&pieces) else {
+        return Err(ArchiveError::Conflict { file: name.to_owned() });
+    };
+    if coverage.end == 0 || coverage.end < size.get() && more_follows {
+        return Err(gap());
+    }
+    let mut content = vec![0; size.get() as usize];
+    for (from, to, piece) in &coverage.pieces {
+        let bytes = reader.read(piece).await?.plaintext;
+        let fits = content.get_mut(*from as usize..*to as usize).filter(|part| part.len() == bytes.len());
+        let wrong = || ArchiveError::NotThatWal {
+            file: name.to_owned(),
+            reason: "a piece reaches past its end".into(),
+        };
+        fits.ok_or_else(wrong)?.copy_from_slice(&bytes);
+    }
+    check_first_page(&content, reader.system(), timeline, file, size)
+        .map_err(|reason| ArchiveError::NotThatWal { file: name.to_owned(), reason })?;
+    Ok(Fetched::Found(content))
+}
+
+/// Every segment begins with a page that says which cluster's it is and where it belongs.
+fn check_first_page(
+    content: &[u8],
+    system: u64,
+    timeline: Timeline,
+    file: u64,
+    size: SegmentSize,
+) -> Result<(), String> {
+    let header = content.get(..40).ok_or("it is too short")?;
+    let u64_at = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap_or_default());
+    let u32_at = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap_or_default());
+    let start = Segment::of_file(timeline, file, size).map(|segment| size.start_of(segment.number).get());
+    // xlp_magic is 0xD1xx in all versions since 9.6 or so; bit 1 of xlp_info says that the long header follows.
+    if header[1] != 0xd1 || header[2] & 0x02 == 0 {
+        return Err("it does not begin with a page of WAL".to_owned());
+    }
+    if u64_at(24) != system {
+        return Err(format!("it is WAL of cluster {}", u64_at(24)));
+    }
+    if Some(u64_at(8)) != start || u32_at(32) != size.get() {
+        return Err(format!("it is WAL of another place, byte {}", u64_at(8)));
+    }
+    Ok(())
+}

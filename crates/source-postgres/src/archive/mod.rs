@@ -1,0 +1,59 @@
+//! What is archived of a cluster's WAL, and serving it to a recovering server.
+
+mod coverage;
+mod fetch;
+mod survey;
+
+pub use fetch::{Fetched, fetch};
+pub use survey::{Gap, GapKind, Stretch, Survey, survey};
+
+pub(crate) use coverage::{Coverage, Covered};
+
+use crate::lsn::Timeline;
+
+/// Why an archive could not be read, or must not be relied on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArchiveError {
+    /// The repository.
+    #[error(transparent)]
+    Repository(#[from] backup_core::Error),
+    /// Two different contents are archived for the same stretch of WAL.
+    #[error("`{file}` is archived with two different contents")]
+    Conflict {
+        /// Name of the WAL file.
+        file: String,
+    },
+    /// WAL is missing although later WAL of the same timeline is there.
+    #[error("`{file}` is missing from the archive, and later WAL of timeline {timeline} is there")]
+    Gap {
+        /// Name of the WAL file.
+        file: String,
+        /// Its timeline.
+        timeline: Timeline,
+    },
+    /// What is archived is not WAL of this cluster at this place.
+    #[error("`{file}` does not fit: {reason}")]
+    NotThatWal {
+        /// Name of the WAL file.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl ArchiveError {
+    /// What the operator may do about it, if there is something to say.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Repository(error) => error.hint(),
+            Self::Gap { .. } => Some(
+                "Recovery can end before the gap, or begin with a base backup after it; `keepwell wal gaps` shows all.".into(),
+            ),
+            Self::Conflict { .. } => {
+                Some("Two servers that both believed to be the primary wrote WAL; restore to a time before.".into())
+            }
+            Self::NotThatWal { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Where and how to connect: connection strings, URIs, service files, `PG*` variables and `.pgpass`, as libpq reads them.
+
+mod parse;
+mod resolve;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use keepwell_crypto::Secret;
+
+pub use resolve::{Surroundings, Variables};
+
+/// Why connection options could not be made out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OptionsError {
+    /// The text is neither a list of `keyword=value` nor a URI. The text itself is not repeated: it may hold a password.
+    #[error("the connection string cannot be read: {reason}")]
+    Syntax {
+        /// What is wrong, without the text.
+        reason: String,
+    },
+    /// A keyword that libpq does not know either.
+    #[error("`{keyword}` is not a connection option")]
+    UnknownKeyword {
+        /// The keyword.
+        keyword: String,
+    },
+    /// A value that the keyword cannot have.
+    #[error("the connection option `{keyword}` cannot be `{value}`: {reason}")]
+    BadValue {
+        /// The keyword.
+        keyword: &'static str,
+        /// The value; never that of a secret.
+        value: String,
+        /// What it must be.
+        reason: String,
+    },
+    /// A thing that libpq can do and this client cannot.
+    #[error("the connection option `{keyword}={value}` is not supported")]
+    Unsupported {
+        /// The keyword.
+        keyword: &'static str,
+        /// The value; never that of a secret.
+        value: String,
+    },
+    /// The service is in no service file.
+    #[error("the service `{service}` is defined nowhere")]
+    NoService {
+        /// Its name.
+        service: String,
+    },
+    /// A file that the options name cannot be read.
+    #[error("read `{path}`")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// How much TLS there must be. The words are libpq's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SslMode {
+    /// None.
+    Disable,
+    /// Only if the server refuses us without.
+    Allow,
+    /// If the server has it.
+    #[default]
+    Prefer,
+    /// Required. The server's certificate is checked only if there is a root certificate file.
+    Require,
+    /// Required, with a certificate of a known authority, for whatever name.
+    VerifyCa,
+    /// Required, with a certificate of a known authority for the host's name.
+    VerifyFull,
+}
+
+/// Whether the password exchange must be bound to the TLS channel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ChannelBinding {
+    /// Never.
+    Disable,
+    /// If both sides can.
+    #[default]
+    Prefer,
+    /// Required: nobody in between can then have passed the exchange on.
+    Require,
+}
+
+/// Which of several servers will do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TargetSession {
+    /// Any that lets us in.
+    #[default]
+    Any,
+    /// One whose sessions may write.
+    ReadWrite,
+    /// One whose sessions may not.
+    ReadOnly,
+    /// A server that is not in recovery.
+    Primary,
+    /// A server in recovery.
+    Standby,
+    /// A standby if there is one, else any.
+    PreferStandby,
+}
+
+/// How a TLS connection begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SslNegotiation {
+    /// After a question in clear; every server knows it.
+    #[default]
+    Postgres,
+    /// At once (PostgreSQL 17 and newer).
+    Direct,
+}
+
+/// Where trusted authorities come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RootCerts {
+    /// A PEM file; `required` when somebody named it.
+    File {
+        /// Where.
+        path: PathBuf,
+        /// Whether it is an error if it does not exist.
+        required: bool,
+    },
+    /// Those of the operating system.
+    System,
+}
+
+/// One server to try.
+#[derive(Debug, Clone)]
+pub struct HostOptions {
+    /// What certificates and `.pgpass` know it by: a host name, an address, or a directory of a Unix socket.
+    pub name: String,
+    /// The address to use instead of looking the name up.
+    pub address: Option<IpAddr>,
+    /// TCP port, or the number in the name of the Unix socket.
+    pub port: u16,
+    /// The password for this server.
+    pub password: Option<Secret>,
+}
+
+impl HostOptions {
+    /// Whether `name` is the directory of a Unix socket.
+    pub fn is_unix(&self) -> bool {
+        self.name.starts_with('/')
+    }
+
+    /// The server as people name it: `db1:5432`, `/run/postgresql:5432`.
+    pub fn describe(&self) -> String {
+        format!("{}:{}", self.name, self.port)
+    }
+}
+
+/// Everything needed to connect; made by [`ConnectOptions::resolve`].
+///
+/// `Debug` shows no password.
+#[derive(Debug, Clone)]
+pub struct ConnectOptions {
+    /// Servers in the order in which they are tried; at least one.
+    pub hosts: Vec<HostOptions>,
+    /// The role.
+    pub user: String,
+    /// The database.
+    pub database: String,
+    /// TLS or not.
+    pub ssl_mode: SslMode,
+    /// How TLS begins.
+    pub ssl_negotiation: SslNegotiation,
+    /// Trusted authorities.
+    pub root_certs: RootCerts,
+    /// Our certificate and key, PEM files.
+    pub client_cert: Option<(PathBuf, PathBuf)>,
+    /// Certificate revocation list, a PEM file.
+    pub crl: Option<PathBuf>,
+    /// Channel binding of the password exchange.
+    pub channel_binding: ChannelBinding,
+    /// Which server will do.
+    pub target: TargetSession,
+    /// How long one server may take to let us in; `None` waits for as long as the system does.
+    pub connect_timeout: Option<Duration>,
+    /// Shown in `pg_stat_activity` and `pg_stat_replication`.
+    pub application_name: String,
+    /// Settings for the session, as in `-c work_mem=8MB`.
+    pub session_options: Option<String>,
+}

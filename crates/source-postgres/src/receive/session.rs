@@ -1,0 +1,278 @@
+//! One connection: from where the archive ends to where the stream does.
+
+use std::time::Duration;
+
+use backup_core::wal::WalWriter;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::begin::{self, Begin};
+use super::block::{Block, Different};
+use super::uploads::Uploads;
+use super::{ReceiveError, Receiver, told};
+use crate::lsn::{Lsn, SegmentSize};
+use crate::replication::{Begun, StreamEnd, SystemId, WalMessage, WalStream};
+use crate::wire::{Client, PgError};
+
+/// The server hears from us at least this often; it gives up after `wal_sender_timeout`, 60 s by default.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// 2000-01-01 in seconds since 1970.
+const POSTGRES_EPOCH_S: i64 = 946_684_800;
+/// When told to stop, at most this long is waited for the store.
+const LAST_WAIT: Duration = Duration::from_secs(30);
+
+/// Why a stream of one timeline is over.
+enum Over {
+    /// The server has no more of it.
+    Server,
+    /// We are told to stop, or have all that was asked for.
+    Us,
+}
+
+impl Receiver {
+    /// Connects and streams until the server goes away, or we are to stop.
+    pub(super) async fn session(&mut self) -> Result<(), ReceiveError> {
+        let mut client = Client::connect(&self.connect).await?;
+        let identity = client.identify().await?;
+        let size = client.segment_size().await?;
+        let archive = self.archive_of(identity.system_id, size).await?;
+        self.progress.send_modify(|p| {
+            p.connections += 1;
+            p.system = Some(identity.system_id);
+            p.server_end = identity.position;
+        });
+        let slot = begin::slot(&mut client, &self.options).await?;
+        let mut begin = begin::find(&mut client, &archive, &identity, size, slot.as_ref()).await?;
+        loop {
+            let end = match self.timeline(&mut client, &archive, size, &begin).await {
+                Ok(end) => end,
+                Err(ReceiveError::Server(error)) if is_gone(&error) => {
+                    begin = self.across_gap(&mut client, size, &begin).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let Some(StreamEnd::Switch { next, at }) = end else { return Ok(()) };
+            let history = client.history(next).await?;
+            begin::keep_histories(&mut client, &archive, &history).await?;
+            self.repository
+                .monitor()
+                .note(&format!("timeline {next} goes on where {} ended, at {at}", begin.timeline));
+            begin = Begin { timeline: next, durable: at, ..begin::fresh(&history, at, size) };
+        }
+    }
+
+    async fn archive_of(&mut self, system: SystemId, size: SegmentSize) -> Result<WalWriter, ReceiveError> {
+        if let Some(archive) = &self.archive {
+            return match SystemId::new(archive.system()) {
+                expected if expected == system => Ok(archive.clone()),
+                expected => Err(ReceiveError::OtherCluster { expected, found: system }),
+            };
+        }
+        let options = &self.options;
+        let archive =
+            self.repository.wal_writer(&options.dataset, system.get(), size.get(), options.rebind).await?;
+        self.archive = Some(archive.clone());
+        Ok(archive)
+    }
+
+    /// The server has removed what comes next: goes on with the oldest that it still has, and says so.
+    async fn across_gap(
+        &mut self,
+        client: &mut Client,
+        size: SegmentSize,
+        begin: &Begin,
+    ) -> Result<Begin, ReceiveError> {
+        let identity = client.identify().await?;
+        let history = client.history(identity.timeline).await?;
+        let slot = match &self.options.slot {
+            Some(name) => client.slot(name).await?.and_then(|slot| slot.restart),
+            None => None,
+        };
+        let next = begin::fresh(&history, slot.unwrap_or(identity.position), size);
+        if next.at <= begin.at {
+            return Err(ReceiveError::Diverged {
+                timeline: begin.timeline,
+                archived: begin.durable,
+                reason: "has removed the WAL that follows".to_owned(),
+            });
+        }
+        self.progress.send_modify(|p| p.gaps += 1);
+        self.repository.monitor().note(&format!(
+            "the server has removed WAL from {} on; the archive has a gap up to {}, and recovery needs a base backup taken after it",
+            begin.durable, next.at
+        ));
+        Ok(next)
+    }
+
+    /// Streams one timeline. `None` when we are to stop or the server closed the stream.
+    async fn timeline(
+        &mut self,
+        client: &mut Client,
+        archive: &WalWriter,
+        size: SegmentSize,
+        begin: &Begin,
+    ) -> Result<Option<StreamEnd>, ReceiveError> {
+        let stream = match client.start_wal(self.options.slot.as_ref(), begin.at, begin.timeline).await? {
+            Begun::Stream(stream) => stream,
+            Begun::Ended(end) => return Ok(Some(end)),
+        };
+        self.progress.send_modify(|p| {
+            p.streaming = true;
+            p.timeline = Some(begin.timeline);
+            p.received = begin.at;
+            p.durable = begin.durable;
+        });
+        let mut flow = Flow {
+            receiver: self,
+            stream,
+            archive,
+            uploads: Uploads::new(self.repository.clone(), archive.clone()),
+            block: Block::new(size, begin.timeline, begin.at, &begin.names),
+            tail_due: None,
+        };
+        let over = flow.run().await?;
+        flow.last_words(&over).await?;
+        match over {
+            Over::Server => flow.stream.end(true).await.map(Some).map_err(Into::into),
+            Over::Us => {
+                // The server may be dead or far ahead; the archive is complete either way.
+                let _ = tokio::time::timeout(Duration::from_secs(5), flow.stream.end(false)).await;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Whether the server no longer has the WAL that was asked for.
+fn is_gone(error: &PgError) -> bool {
+    matches!(error, PgError::Server { error, .. } if error.code == "58P01")
+}
+
+struct Flow<'a> {
+    receiver: &'a Receiver,
+    stream: WalStream<'a>,
+    archive: &'a WalWriter,
+    uploads: Uploads,
+    block: Block,
+    /// When what is unsent must go out as a tail.
+    tail_due: Option<Instant>,
+}
+
+impl Flow<'_> {
+    async fn run(&mut self) -> Result<Over, ReceiveError> {
+        let mut report = tokio::time::interval(REPORT_EVERY);
+        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stop = self.receiver.stop.clone();
+        loop {
+            if self.receiver.is_done() {
+                return Ok(Over::Us);
+            }
+            let due = self.tail_due;
+            tokio::select! {
+                biased;
+                () = told(&mut stop) => return Ok(Over::Us),
+                durable = self.uploads.next(), if !self.uploads.is_empty() => self.stored(durable?).await?,
+                _ = report.tick() => self.report().await?,
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.send_tail(),
+                message = self.stream.next(), if self.uploads.has_room() => match message? {
+                    None => return Ok(Over::Server),
+                    Some(WalMessage::Data { start, server_end, data }) => self.data(start, server_end, &data)?,
+                    Some(WalMessage::KeepAlive { server_end, reply }) => {
+                        self.receiver.progress.send_modify(|p| p.server_end = server_end);
+                        if reply {
+                            self.report().await?;
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    fn data(&mut self, start: Lsn, server_end: Lsn, data: &[u8]) -> Result<(), ReceiveError> {
+        if start != self.block.end() {
+            let fact = format!("it sends WAL from {start} on where {} comes next", self.block.end());
+            return Err(PgError::Protocol(fact).into());
+        }
+        let timeline = self.receiver.progress.borrow().timeline.unwrap_or(crate::lsn::Timeline::FIRST);
+        let mut left = data;
+        while !left.is_empty() {
+            let taken = self.block.take(left, |bytes| self.archive.hash(bytes));
+            let taken = taken.map_err(|Different(at)| ReceiveError::Different { timeline, at })?;
+            left = &left[taken..];
+            if self.block.is_full() {
+                self.send_block();
+            }
+        }
+        self.receiver.progress.send_modify(|p| {
+            p.received = self.block.end();
+            p.server_end = p.server_end.max(server_end);
+        });
+        if self.block.unsent() == 0 {
+            self.tail_due = None;
+        } else if self.receiver.options.synchronous {
+            if self.uploads.is_empty() {
+                self.send_tail();
+            }
+        } else if self.tail_due.is_none() {
+            self.tail_due = Some(Instant::now() + self.receiver.options.tail_every);
+        }
+        Ok(())
+    }
+
+    fn send_block(&mut self) {
+        let piece = self.block.whole();
+        self.block = self.block.next(self.archive.hash(&piece.bytes));
+        self.uploads.send(piece);
+        self.tail_due = None;
+    }
+
+    fn send_tail(&mut self) {
+        self.tail_due = None;
+        if let Some(piece) = self.block.tail(|bytes| self.archive.hash(bytes)) {
+            self.uploads.send(piece);
+        }
+    }
+
+    /// The log is durable up to here.
+    async fn stored(&mut self, durable: Lsn) -> Result<(), ReceiveError> {
+        self.receiver.progress.send_modify(|p| {
+            p.durable = p.durable.max(durable);
+            p.pieces += 1;
+        });
+        if self.receiver.options.synchronous && self.uploads.is_empty() {
+            self.send_tail();
+        }
+        self.report().await
+    }
+
+    async fn report(&mut self) -> Result<(), ReceiveError> {
+        let progress = *self.receiver.progress.borrow();
+        let micros = self.receiver.clock.now() / 1000 - POSTGRES_EPOCH_S * 1_000_000;
+        // What was archived before this connection need not have been received again in it yet.
+        let written = self.block.end().max(progress.durable);
+        Ok(self.stream.report(written, progress.durable, micros).await?)
+    }
+
+    /// Archives what there is, and tells the server, before the stream ends.
+    async fn last_words(&mut self, over: &Over) -> Result<(), ReceiveError> {
+        self.send_tail();
+        let rest = async {
+            while !self.uploads.is_empty() {
+                let durable = self.uploads.next().await?;
+                self.receiver.progress.send_modify(|p| {
+                    p.durable = p.durable.max(durable);
+                    p.pieces += 1;
+                });
+            }
+            Ok::<(), ReceiveError>(())
+        };
+        match over {
+            Over::Server => rest.await?,
+            Over::Us => tokio::time::timeout(LAST_WAIT, rest).await.unwrap_or(Ok(()))?,
+        }
+        match over {
+            Over::Server => Ok(()),
+            Over::Us => self.report().await,
+        }
+    }
+}

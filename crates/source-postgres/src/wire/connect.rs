@@ -1,0 +1,224 @@
+//! Getting a session: host after host, TLS as `sslmode` has it, who we are, and whether the server is the right one.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+
+use postgres_protocol::message::backend::Message as Parsed;
+use postgres_protocol::message::frontend;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio_rustls::TlsConnector;
+
+use super::auth::authenticate;
+use super::client::Client;
+use super::error::PgError;
+use super::frame::{Io, Message, Wire};
+use super::tls;
+use crate::options::{ConnectOptions, HostOptions, SslMode, SslNegotiation, TargetSession};
+
+/// Oldest server that is supported.
+const MAJOR_MIN: u32 = 14;
+/// An honest server reports some fifteen.
+const PARAMETERS_MAX: usize = 1000;
+
+/// What protects a connection.
+pub(super) enum Channel {
+    /// Nothing.
+    Clear,
+    /// A Unix socket: nobody but root can listen.
+    Local,
+    /// TLS; with what a password exchange can be bound to.
+    Tls { end_point: Option<Vec<u8>> },
+}
+
+/// One way to try a host.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    Clear,
+    /// TLS, but a server without it is fine.
+    TlsIfOffered,
+    Tls,
+}
+
+impl Client {
+    /// Connects to the first server that will do, in the mode in which ordinary SQL and replication commands both work
+    /// and an ordinary line of pg_hba.conf is enough. The role needs the REPLICATION attribute.
+    ///
+    /// Errors name the server; with several servers the last error lists what each said.
+    pub async fn connect(options: &ConnectOptions) -> Result<Self, PgError> {
+        let mut reasons = Vec::new();
+        let mut wanted = vec![options.target];
+        if options.target == TargetSession::PreferStandby {
+            wanted = vec![TargetSession::Standby, TargetSession::Any];
+        }
+        for target in wanted {
+            for host in &options.hosts {
+                let error = match within(options, host, one_host(options, host)).await {
+                    Ok(client) => match client.is_of_kind(target) {
+                        Ok(()) => return Ok(client),
+                        Err(error) => error,
+                    },
+                    Err(error) => error,
+                };
+                if options.hosts.len() == 1 && options.target != TargetSession::PreferStandby {
+                    return Err(error);
+                }
+                reasons.push(crate::one_line(&error));
+            }
+        }
+        Err(PgError::NoServer { count: options.hosts.len(), reasons: reasons.join("; ") })
+    }
+}
+
+async fn within<T>(
+    options: &ConnectOptions,
+    host: &HostOptions,
+    work: impl Future<Output = Result<T, PgError>>,
+) -> Result<T, PgError> {
+    match options.connect_timeout {
+        None => work.await,
+        Some(limit) => tokio::time::timeout(limit, work)
+            .await
+            .unwrap_or_else(|_| Err(PgError::Timeout { host: host.describe(), seconds: limit.as_secs() })),
+    }
+}
+
+/// Tries one server in the ways that `sslmode` allows, in its order.
+async fn one_host(options: &ConnectOptions, host: &HostOptions) -> Result<Client, PgError> {
+    let attempts: &[Attempt] = match options.ssl_mode {
+        _ if host.is_unix() => &[Attempt::Clear],
+        SslMode::Disable => &[Attempt::Clear],
+        SslMode::Allow => &[Attempt::Clear, Attempt::Tls],
+        SslMode::Prefer => &[Attempt::TlsIfOffered, Attempt::Clear],
+        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => &[Attempt::Tls],
+    };
+    let mut first = None;
+    for attempt in attempts {
+        let error = match session(options, host, *attempt).await {
+            Ok(client) => return Ok(client),
+            Err(error) => error,
+        };
+        let other_way_may_help = match &error {
+            PgError::Tls { .. } => true,
+            // pg_hba.conf may have a line for one way and not for the other.
+            PgError::Refused { error, .. } => error.code.starts_with("28"),
+            _ => false,
+        };
+        if !other_way_may_help {
+            return Err(first.unwrap_or(error));
+        }
+        first.get_or_insert(error);
+    }
+    Err(first.expect("there is at least one way to try"))
+}
+
+async fn session(options: &ConnectOptions, host: &HostOptions, attempt: Attempt) -> Result<Client, PgError> {
+    let (io, channel) = open(options, host, attempt).await?;
+    start(io, &channel, options, host).await
+}
+
+async fn open(
+    options: &ConnectOptions,
+    host: &HostOptions,
+    attempt: Attempt,
+) -> Result<(Box<dyn Io>, Channel), PgError> {
+    let fail = |source| PgError::Connect { host: host.describe(), source };
+    if host.is_unix() {
+        let path = format!("{}/.s.PGSQL.{}", host.name, host.port);
+        return Ok((Box::new(UnixStream::connect(path).await.map_err(fail)?), Channel::Local));
+    }
+    let mut stream = dial(host).await.map_err(fail)?;
+    stream.set_nodelay(true).map_err(fail)?;
+    if attempt == Attempt::Clear {
+        return Ok((Box::new(stream), Channel::Clear));
+    }
+    if options.ssl_negotiation == SslNegotiation::Postgres && !ask_for_tls(&mut stream, host).await? {
+        return match attempt {
+            Attempt::TlsIfOffered => Ok((Box::new(stream), Channel::Clear)),
+            _ => Err(PgError::Tls { host: host.describe(), fact: "does not offer TLS".to_owned() }),
+        };
+    }
+    let broken =
+        |error: String| PgError::Tls { host: host.describe(), fact: format!("fails at TLS: {error}") };
+    let config = tls::config(options)?;
+    let name = ServerName::try_from(host.name.clone()).map_err(|error| broken(error.to_string()))?;
+    let stream =
+        TlsConnector::from(config).connect(name, stream).await.map_err(|error| broken(error.to_string()))?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let end_point = certificate.and_then(|certificate| tls::end_point(certificate));
+    Ok((Box::new(stream), Channel::Tls { end_point }))
+}
+
+async fn dial(host: &HostOptions) -> io::Result<TcpStream> {
+    let addresses: Vec<SocketAddr> = match host.address {
+        Some(address) => vec![(address, host.port).into()],
+        None => lookup_host((host.name.as_str(), host.port)).await?.collect(),
+    };
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Asks whether the server does TLS. Reads one byte and no more: what follows it in clear must not be trusted later.
+async fn ask_for_tls(stream: &mut TcpStream, host: &HostOptions) -> Result<bool, PgError> {
+    let mut request = bytes::BytesMut::new();
+    frontend::ssl_request(&mut request);
+    stream.write_all(&request).await.map_err(PgError::Broken)?;
+    match stream.read_u8().await.map_err(PgError::Broken)? {
+        b'S' => Ok(true),
+        b'N' => Ok(false),
+        _ => Err(PgError::Tls { host: host.describe(), fact: "gives no answer about TLS".to_owned() }),
+    }
+}
+
+/// From an open connection to a session that waits for commands.
+pub(super) async fn start(
+    io: Box<dyn Io>,
+    channel: &Channel,
+    options: &ConnectOptions,
+    host: &HostOptions,
+) -> Result<Client, PgError> {
+    let mut wire = Wire::new(io);
+    let mut parameters = vec![
+        ("user", options.user.as_str()),
+        ("database", options.database.as_str()),
+        ("replication", "database"),
+        ("application_name", options.application_name.as_str()),
+        ("client_encoding", "UTF8"),
+        // Base backups and streams take as long as they take.
+        ("statement_timeout", "0"),
+    ];
+    if let Some(session) = &options.session_options {
+        parameters.push(("options", session));
+    }
+    frontend::startup_message(parameters, &mut wire.output)
+        .map_err(|_| PgError::Protocol("a connection option holds a zero byte".to_owned()))?;
+    wire.flush().await?;
+    authenticate(&mut wire, options, host, channel).await?;
+    let mut client = Client::new(wire, host.describe());
+    loop {
+        match client.wire.next().await? {
+            Message::Other(Parsed::ParameterStatus(body)) => client.remember(&body, PARAMETERS_MAX)?,
+            Message::Other(Parsed::BackendKeyData(_)) | Message::Notice => {}
+            Message::Other(Parsed::ReadyForQuery(_)) => break,
+            Message::Error(error) => return Err(PgError::Refused { host: host.describe(), error }),
+            _ => {
+                return Err(PgError::Protocol(
+                    "a message that does not belong into the start of a session".to_owned(),
+                ));
+            }
+        }
+    }
+    if client.major() < MAJOR_MIN {
+        let version = client.parameter("server_version").unwrap_or("of unknown version").to_owned();
+        return Err(PgError::TooOld { host: host.describe(), version });
+    }
+    Ok(client)
+}

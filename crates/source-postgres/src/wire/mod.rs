@@ -1,0 +1,20 @@
+//! The client side of the frontend/backend protocol, as far as a walsender needs it: simple queries and COPY.
+
+mod auth;
+mod client;
+mod connect;
+mod error;
+mod frame;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+pub(crate) use client::Answer;
+pub use client::{Client, CopyBoth, CopyOut, Rows};
+pub use error::{PgError, ServerError};
+
+/// Feeds bytes of a server to the framing until they end or are refused; for the fuzzer.
+#[doc(hidden)]
+pub fn fuzz_frames(bytes: &[u8]) {
+    frame::fuzz(bytes);
+}

@@ -8,7 +8,9 @@ use anyhow::Context;
 use async_trait::async_trait;
 use backup_core::source::{Found, Item, Opened, Preflight, Source, SourceError};
 use bytes::Bytes;
-use keepwell_storage::{Capabilities, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind};
+use keepwell_storage::{
+    Capabilities, Control, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -142,6 +144,10 @@ impl<S: ObjectStore> ObjectStore for StoppableStore<S> {
 
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+
+    fn control(&self) -> Option<Arc<dyn Control>> {
+        self.inner.control()
     }
 }
 

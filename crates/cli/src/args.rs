@@ -133,6 +133,7 @@ pub enum Command {
     Stats(commands::stats::Args),
     Cache(commands::cache::Args),
     Doctor(commands::doctor::Args),
+    Policy(commands::policy::Args),
     Wal(commands::wal::Args),
     Completions(commands::completions::Args),
     Man(commands::man::Args),

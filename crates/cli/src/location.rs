@@ -4,12 +4,13 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 use backup_core::Error as CoreError;
 use keepwell_storage::{
-    ConnectOptions, LocalFs, LocalOptions, ObjectStore, Place, ProbeReport, Purpose, RateLimits, RetryPolicy,
-    Retrying, StorageErrorKind, Throttled, connect, probe,
+    ConnectOptions, LocalFs, LocalOptions, ObjectStore, Place, ProbeOptions, ProbeReport, Purpose,
+    RateLimits, RetryPolicy, Retrying, Role, StorageErrorKind, Throttled, connect, probe,
 };
 
 use crate::config::Profile;
@@ -73,17 +74,39 @@ impl Location {
     }
 
     /// Runs the live self-test of the store, which must be there.
-    pub async fn probe(&self, ctx: &Context) -> Result<ProbeReport> {
+    pub async fn probe(&self, ctx: &Context, role: Role) -> Result<ProbeReport> {
         let options = self.options(ctx)?;
         let report = match self.path() {
             Some(path) => LocalFs::open(path, &options.local).await.map_err(CoreError::from)?.probe().await,
             None => {
                 let store = connect(&self.0, &options, Purpose::Open).await.map_err(CoreError::from)?;
                 let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, RetryPolicy::default()));
-                probe(&store).await
+                let now = || SystemTime::UNIX_EPOCH + Duration::from_nanos(ctx.now().try_into().unwrap_or(0));
+                probe(&store, &ProbeOptions { role, prefix: self.prefix(), now: &now }).await
             }
         };
         Ok(report.map_err(CoreError::from)?)
+    }
+
+    /// Bucket and prefix, if it is one of an S3 service.
+    pub fn bucket(&self) -> Option<(&str, &str)> {
+        match &self.0.place {
+            Place::S3 { bucket, prefix } => Some((bucket, prefix)),
+            _ => None,
+        }
+    }
+
+    /// Whether the service is not the vendor's own.
+    pub fn has_endpoint(&self, ctx: &Context) -> Result<bool> {
+        Ok(self.0.settings.endpoint.is_some() || self.options(ctx)?.settings.endpoint.is_some())
+    }
+
+    /// What our keys begin with in a bucket.
+    pub fn prefix(&self) -> &str {
+        match &self.0.place {
+            Place::S3 { prefix, .. } | Place::Gcs { prefix, .. } | Place::Azblob { prefix, .. } => prefix,
+            _ => "",
+        }
     }
 
     /// What the profile that knows this place says about it.

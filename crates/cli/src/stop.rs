@@ -9,7 +9,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use backup_core::source::{Content, Found, Item, Opened, Piece, Preflight, Source, SourceError};
 use bytes::Bytes;
-use keepwell_storage::{Capabilities, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind};
+use keepwell_storage::{
+    Capabilities, Control, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind,
+};
 
 use crate::context::Context;
 use crate::interrupt::Interrupt;
@@ -158,5 +160,9 @@ impl<S: ObjectStore> ObjectStore for StoppableStore<S> {
 
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+
+    fn control(&self) -> Option<Arc<dyn Control>> {
+        self.inner.control()
     }
 }

@@ -2,12 +2,15 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Capabilities, Key, ObjectInfo, ObjectStore, Operation, Page, StorageError, StorageErrorKind};
+use crate::{
+    Capabilities, Control, Key, ObjectInfo, ObjectStore, Operation, Page, StorageError, StorageErrorKind,
+};
 
 /// What goes wrong, and at which call. Calls of all operations count together, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +137,10 @@ impl<S: ObjectStore> ObjectStore for Faulty<S> {
 
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+
+    fn control(&self) -> Option<Arc<dyn Control>> {
+        self.inner.control()
     }
 }
 

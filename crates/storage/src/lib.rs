@@ -28,6 +28,7 @@
 
 pub mod conformance;
 mod connect;
+mod control;
 mod credentials;
 mod error;
 mod faulty;
@@ -42,6 +43,8 @@ mod recording;
 #[cfg(feature = "remote")]
 mod remote;
 mod retrying;
+#[cfg(feature = "s3")]
+mod s3;
 #[cfg(feature = "sftp")]
 mod sftp;
 mod store;
@@ -50,6 +53,10 @@ mod throttled;
 mod tree;
 
 pub use connect::{ConnectOptions, Purpose, connect};
+pub use control::{
+    Answer, BucketFacts, Control, Danger, LifecycleRule, ObjectLock, ThawSpeed, Tier, Transition, Versioning,
+    When,
+};
 pub use credentials::{CredentialSources, Credentials, SecretText};
 pub use error::{StorageError, StorageErrorKind};
 pub use faulty::{Fault, Faulty};
@@ -58,7 +65,9 @@ pub use local::{LocalFs, LocalOptions};
 pub use location::{Checksum, InvalidLocation, Location, Place, ServerEncryption, Settings, TlsVersion};
 pub use memory::Memory;
 pub use operation::Operation;
-pub use probe::{ExclusiveBy, FileSystemReport, ProbeReport, probe};
+pub use probe::{
+    BucketReport, ExclusiveBy, FileSystemReport, ProbeOptions, ProbeReport, Right, Rights, Role, probe,
+};
 pub use recording::{Count, Recorded, Recording};
 pub use retrying::{RetryPolicy, Retrying};
 pub use store::{Capabilities, LIST_PAGE_MAX, ObjectInfo, ObjectStore, Page, list_all};

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Capabilities, Key, ObjectInfo, ObjectStore, Operation, Page, StorageError};
+use crate::{Capabilities, Control, Key, ObjectInfo, ObjectStore, Operation, Page, StorageError};
 
 /// A store that counts its calls, so that a test can assert what an operation costs.
 ///
@@ -168,6 +168,10 @@ impl<S: ObjectStore> ObjectStore for Recording<S> {
 
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+
+    fn control(&self) -> Option<Arc<dyn Control>> {
+        self.inner.control()
     }
 }
 

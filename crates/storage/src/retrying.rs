@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::planted::planted;
-use crate::{Capabilities, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind};
+use crate::{Capabilities, Control, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind};
 
 /// How often and after which pauses [`Retrying`] tries again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +168,10 @@ impl<S: ObjectStore> ObjectStore for Retrying<S> {
 
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+
+    fn control(&self) -> Option<Arc<dyn Control>> {
+        self.inner.control()
     }
 }
 

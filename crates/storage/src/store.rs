@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Key, StorageError};
+use crate::{Control, Key, StorageError};
 
 /// Most objects that one call of [`ObjectStore::list_page`] returns.
 pub const LIST_PAGE_MAX: usize = 1000;
@@ -89,6 +89,11 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
 
     /// Where the store is, for messages; never with credentials.
     fn describe(&self) -> String;
+
+    /// Requests beyond these, where the store knows some. A wrapper passes on what it wraps.
+    fn control(&self) -> Option<Arc<dyn Control>> {
+        None
+    }
 }
 
 /// Lists every object under `prefix`, in byte order.
@@ -154,5 +159,9 @@ impl<S: ObjectStore + ?Sized> ObjectStore for Arc<S> {
 
     fn describe(&self) -> String {
         (**self).describe()
+    }
+
+    fn control(&self) -> Option<Arc<dyn Control>> {
+        (**self).control()
     }
 }

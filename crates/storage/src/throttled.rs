@@ -3,14 +3,14 @@
 use std::fmt;
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::{Capabilities, Key, ObjectInfo, ObjectStore, Page, StorageError};
+use crate::{Capabilities, Control, Key, ObjectInfo, ObjectStore, Page, StorageError};
 
 /// Transfers up to this size are charged but not delayed, so that a large object cannot hold up the small ones that
 /// keep a session alive.
@@ -116,6 +116,10 @@ impl<S: ObjectStore> ObjectStore for Throttled<S> {
 
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+
+    fn control(&self) -> Option<Arc<dyn Control>> {
+        self.inner.control()
     }
 }
 

@@ -1,6 +1,7 @@
 //! `keepwell doctor`.
 
 use anyhow::Result;
+use keepwell_storage::Role;
 use serde_json::json;
 
 use crate::context::Context;
@@ -10,10 +11,17 @@ use crate::{open, text};
 
 /// Test this machine, the repository's store and the key
 ///
-/// Races writers for names in the store, looks at its file system and its free space, and tries the key. Leaves nothing
-/// behind. Exit code 1 when something needs attention.
+/// Races writers for names in the store, tries what the store's credentials may do to an object, asks how the bucket is set
+/// up (versions, locks, lifecycle rules, clock) or looks at the file system, and tries the key. Leaves nothing behind that it
+/// may delete. Exit code 1 when something needs attention.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Test as what a backup host should have: credentials that can neither delete nor overwrite
+    ///
+    /// Goes by itself where the key is a writer's.
+    #[arg(long)]
+    as_writer: bool,
+}
 
 /// Collects findings.
 struct Findings<'a> {
@@ -27,6 +35,11 @@ impl Findings<'_> {
         self.ctx.printer.json("finding", json!({ "ok": true, "message": text }));
     }
 
+    fn note(&self, text: String) {
+        self.ctx.printer.line(format_args!("{} {text}", self.ctx.printer.colored("33", "note    ")));
+        self.ctx.printer.json("finding", json!({ "ok": true, "note": true, "message": text }));
+    }
+
     fn bad(&mut self, exit: Exit, text: String) {
         self.ctx.printer.line(format_args!("{} {text}", self.ctx.printer.colored("31;1", "problem ")));
         self.ctx.printer.json("finding", json!({ "ok": false, "message": text }));
@@ -37,14 +50,19 @@ impl Findings<'_> {
 }
 
 /// Runs `doctor`.
-pub async fn run(ctx: &Context, _: Args) -> Result<Exit> {
+pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let mut findings = Findings { ctx, worst: Exit::Done };
     machine(&mut findings);
     let location = Location::named(ctx)?.unwrap_or_else(|| Location::default_of(ctx));
-    store(&mut findings, &location).await;
-    match open::repository(ctx).await {
+    let opened = open::repository(ctx).await;
+    let is_writer = opened.as_ref().is_ok_and(|opened| !opened.repository.can_read());
+    let role = if args.as_writer || is_writer { Role::Writer } else { Role::Keeper };
+    if let Ok(opened) = &opened {
+        opened.progress.end();
+    }
+    store(&mut findings, &location, role).await;
+    match opened {
         Ok(opened) => {
-            opened.progress.end();
             let (id, access) = (opened.repository.id(), opened.repository.access().describe());
             findings.good(format!("the key opens repository {id}, as {access}"));
             if !opened.repository.can_read() {
@@ -77,8 +95,8 @@ fn machine(findings: &mut Findings<'_>) {
     findings.good(format!("the cache is in {}", ctx.cache_dir().display()));
 }
 
-async fn store(findings: &mut Findings<'_>, location: &Location) {
-    let report = location.probe(findings.ctx).await;
+async fn store(findings: &mut Findings<'_>, location: &Location, role: Role) {
+    let report = location.probe(findings.ctx, role).await;
     match report {
         Ok(report) => {
             if let Some(fs) = &report.file_system {
@@ -88,9 +106,13 @@ async fn store(findings: &mut Findings<'_>, location: &Location) {
             for finding in &report.findings {
                 findings.good(finding.clone());
             }
-            if !report.conditional_create() {
-                findings.bad(Exit::Failed, "the store lets writers overwrite each other".to_owned());
+            for note in &report.notes {
+                findings.note(note.clone());
             }
+            for problem in &report.problems {
+                findings.bad(Exit::Failed, problem.clone());
+            }
+            findings.ctx.printer.json("store", json!(report));
         }
         Err(error) => findings.bad(Exit::Failed, one_line(&error)),
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use backup_core::{CreateOptions, Created, RepositoryHint};
 use keepwell_crypto::RepositoryId;
-use keepwell_storage::ObjectStore;
+use keepwell_storage::{ObjectStore, Role};
 use serde_json::json;
 
 use crate::context::Context;
@@ -80,9 +80,18 @@ pub async fn create(
     if RepositoryHint::read(&*store).await.is_ok() {
         return Err(backup_core::Error::RepositoryExists { place: format!("`{location}`") }.into());
     }
-    let probe = location.probe(ctx).await.context("test the store")?;
-    for finding in &probe.findings {
+    let probe = location.probe(ctx, Role::Keeper).await.context("test the store")?;
+    for finding in probe.findings.iter().chain(&probe.notes) {
         ctx.printer.verbose(finding);
+    }
+    for problem in &probe.problems {
+        ctx.printer.warn(problem);
+    }
+    if let Some(problem) = probe.bucket.as_ref().and_then(|bucket| bucket.lifecycle_problems.first()) {
+        let complaint = Complaint::new(Exit::Failed, problem.clone());
+        return Err(complaint
+            .hint("Nothing was made. Change the rule, then run `keepwell init` again.")
+            .into());
     }
     let options = CreateOptions {
         owner: owner.unwrap_or_else(|| user_and_host(ctx)),

@@ -15,6 +15,7 @@ pub mod init;
 pub mod key;
 pub mod ls;
 pub mod man;
+pub mod policy;
 pub mod prune;
 pub mod repair;
 pub mod restore;
@@ -59,6 +60,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result<Exit> {
         Command::Cache(args) => cache::run(ctx, args),
         Command::Wal(args) => wal::run(ctx, args).await,
         Command::Doctor(args) => doctor::run(ctx, args).await,
+        Command::Policy(args) => policy::run(ctx, args).await,
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
         Command::Version(args) => version::run(ctx, args),

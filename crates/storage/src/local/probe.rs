@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::errno::storage_error;
 use super::put::{Placed, TEMP_SUFFIX, Temp, place};
 use super::{Disk, LocalFs};
-use crate::probe::{ExclusiveBy, FileSystemReport, ProbeReport};
+use crate::probe::{ExclusiveBy, FileSystemReport, ProbeReport, Right, Role};
 use crate::{ObjectStore, StorageError};
 
 const GIB: u64 = 1 << 30;
@@ -45,8 +45,11 @@ impl LocalFs {
     pub async fn probe(&self) -> Result<ProbeReport, StorageError> {
         let store: Arc<dyn ObjectStore> = Arc::new(self.clone());
         let file_system = self.run(|disk| disk.probe()).await?;
-        let mut report = crate::probe::probe(&store).await?;
+        let mut report = crate::probe::objects(&store, Role::Keeper).await?;
         report.findings.extend(findings(&file_system));
+        if report.rights.delete == Right::No {
+            report.problems.push("What was deleted is still there.".into());
+        }
         report.file_system = Some(file_system);
         Ok(report)
     }

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::connect::{ConnectOptions, Purpose};
+#[cfg(feature = "s3")]
+use crate::location::Place;
 use crate::location::{Location, Settings};
-use crate::{ObjectStore, StorageError};
+use crate::{Control, ObjectStore, StorageError};
 
 /// What speaks on the other side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,10 +79,42 @@ pub(crate) async fn open(
     let parts = services::parts(location, settings, options)?;
     let service = parts.site.service;
     let limits = Limits::new(service, settings);
-    let transport = transport::transport(settings, options.ambient, limits.timeout)?;
-    let store = store::OpendalStore::new(parts, transport, limits, location.place.to_string());
+    let client = transport::client(settings, options.ambient, limits.timeout)?;
+    let control = control(location, settings, options, &client, limits.timeout);
+    let transport = transport::transport(client);
+    let store =
+        store::OpendalStore::new(parts, transport, limits, location.place.to_string()).with_control(control);
     if service.has_directories() {
         store.check_root(purpose).await?;
     }
     Ok(Arc::new(store))
+}
+
+/// What the service knows beyond objects.
+#[cfg(feature = "s3")]
+fn control(
+    location: &Location,
+    settings: &Settings,
+    options: &ConnectOptions,
+    client: &reqwest::Client,
+    timeout: Duration,
+) -> Option<Arc<dyn Control>> {
+    match &location.place {
+        Place::S3 { bucket, prefix } => {
+            let client = crate::s3::connect(bucket, prefix, settings, options, client.clone(), timeout)?;
+            Some(Arc::new(client))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(not(feature = "s3"))]
+fn control(
+    _: &Location,
+    _: &Settings,
+    _: &ConnectOptions,
+    _: &reqwest::Client,
+    _: Duration,
+) -> Option<Arc<dyn Control>> {
+    None
 }

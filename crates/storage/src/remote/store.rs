@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,7 +20,7 @@ use super::services::Parts;
 use super::{Limits, Service};
 use crate::connect::Purpose;
 use crate::store::check_prefix;
-use crate::{Capabilities, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind};
+use crate::{Capabilities, Control, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind};
 
 /// Slowest upload that is not given up, in bytes per second.
 const UPLOAD_RATE_MIN: u64 = 32 << 10;
@@ -41,6 +41,7 @@ pub(super) struct OpendalStore {
     place: String,
     /// Listings that go on where a page ended, for a service that cannot start at a key.
     pub(super) positions: Mutex<Vec<Position>>,
+    control: Option<Arc<dyn Control>>,
 }
 
 impl OpendalStore {
@@ -50,7 +51,11 @@ impl OpendalStore {
             operator.with_context(context)
         };
         let (hot, cold) = (with_transport(parts.hot), parts.cold.map(with_transport));
-        Self { site: parts.site, hot, cold, limits, place, positions: Mutex::default() }
+        Self { site: parts.site, hot, cold, limits, place, positions: Mutex::default(), control: None }
+    }
+
+    pub(super) fn with_control(self, control: Option<Arc<dyn Control>>) -> Self {
+        Self { control, ..self }
     }
 
     /// Makes the directory, or makes sure that it is there.
@@ -265,6 +270,10 @@ impl ObjectStore for OpendalStore {
 
     fn describe(&self) -> String {
         self.place.clone()
+    }
+
+    fn control(&self) -> Option<Arc<dyn Control>> {
+        self.control.clone()
     }
 }
 

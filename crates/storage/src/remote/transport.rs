@@ -26,11 +26,16 @@ const REDIRECTS_MAX: usize = 5;
 const LISTING_WORDS: &[&str] = &["list-type=", "comp=list", "prefix=", "delimiter=", "maxResults="];
 
 /// The transport of one store.
-pub(super) fn transport(
+pub(super) fn transport(client: reqwest::Client) -> HttpTransporter {
+    HttpTransporter::new(Bounded(ReqwestTransport::new(client)))
+}
+
+/// The connections of one store.
+pub(super) fn client(
     settings: &Settings,
     ambient: bool,
     timeout: Duration,
-) -> Result<HttpTransporter, StorageError> {
+) -> Result<reqwest::Client, StorageError> {
     let version = match settings.tls_min {
         Some(TlsVersion::Tls13) => tls::Version::TLS_1_3,
         Some(TlsVersion::Tls12) | None => tls::Version::TLS_1_2,
@@ -48,8 +53,7 @@ pub(super) fn transport(
     if let Some(file) = &settings.ca_file {
         builder = builder.tls_certs_merge(certificates(file)?);
     }
-    let client = builder.build().map_err(|error| invalid("the connection cannot be set up", &error))?;
-    Ok(HttpTransporter::new(Bounded(ReqwestTransport::new(client))))
+    builder.build().map_err(|error| invalid("the connection cannot be set up", &error))
 }
 
 /// Refuses plain http, but to this host, or if it was asked for.

@@ -1,0 +1,179 @@
+//! What may these credentials do to an object that is there?
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::creates::refusal;
+use super::{ProbeReport, Role, fresh_key};
+use crate::control::Versioning;
+use crate::{Control, Key, ObjectStore, StorageError, StorageErrorKind};
+
+/// What credentials may do, as tried on an object of our own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rights {
+    /// Read an object.
+    pub read: Right,
+    /// List objects; a listing shows at once what was stored.
+    pub list: Right,
+    /// Replace an object.
+    pub overwrite: Right,
+    /// Delete an object.
+    pub delete: Right,
+    /// Delete a version for good, where deleting alone only hides.
+    pub delete_version: Right,
+}
+
+/// Whether something may be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Right {
+    /// It was done.
+    Yes,
+    /// It was refused.
+    No,
+    /// It was not tried, or cannot be.
+    #[default]
+    Unknown,
+}
+
+impl Right {
+    fn of(done: bool) -> Self {
+        if done { Self::Yes } else { Self::No }
+    }
+}
+
+/// Tries everything on one object.
+pub(super) async fn examine(
+    store: &Arc<dyn ObjectStore>,
+    report: &mut ProbeReport,
+) -> Result<(), StorageError> {
+    let key = fresh_key(store)?;
+    store.put_new(&key, Bytes::from_static(b"probe")).await?;
+    let tried = attempt(store, &key, report).await;
+    // Deleted for good if we can; it was deleted already if all went well.
+    let cleaned = refusal(store.delete(&key).await);
+    tried?;
+    cleaned.map(drop)
+}
+
+async fn attempt(
+    store: &Arc<dyn ObjectStore>,
+    key: &Key,
+    report: &mut ProbeReport,
+) -> Result<(), StorageError> {
+    report.rights.read = Right::of(refusal(store.get(key).await)?.is_some());
+    report.rights.list = listed(&**store, key, report).await?;
+    if let Some(control) = store.control() {
+        overwrite(&*control, key, report).await?;
+    }
+    report.rights.delete = match refusal(store.delete(key).await)? {
+        None => Right::No,
+        // What the credentials cannot read they cannot look at again: the store said that it is done.
+        Some(()) => match store.head(key).await {
+            Ok(_) => Right::No,
+            Err(error) if error.is_not_found() || error.kind == StorageErrorKind::PermissionDenied => {
+                Right::Yes
+            }
+            Err(error) => return Err(error),
+        },
+    };
+    Ok(())
+}
+
+async fn listed(store: &dyn ObjectStore, key: &Key, report: &mut ProbeReport) -> Result<Right, StorageError> {
+    let Some(found) = refusal(crate::list_all(store, "probe/").await)? else {
+        return Ok(Right::No);
+    };
+    if !found.iter().any(|info| info.key == *key) {
+        report.problems.push(
+            "A listing did not show what had just been stored: a prune could miss what a backup relies on."
+                .into(),
+        );
+    }
+    Ok(Right::Yes)
+}
+
+async fn overwrite(control: &dyn Control, key: &Key, report: &mut ProbeReport) -> Result<(), StorageError> {
+    match control.overwrite(key, Bytes::from_static(b"replaced")).await {
+        Ok(version) => {
+            report.rights.overwrite = Right::Yes;
+            if let Some(version) = version {
+                let deleted = refusal(control.delete_version(key, &version).await)?;
+                report.rights.delete_version = Right::of(deleted.is_some());
+            }
+        }
+        Err(error)
+            if matches!(error.kind, StorageErrorKind::PermissionDenied | StorageErrorKind::AlreadyExists) =>
+        {
+            report.rights.overwrite = Right::No;
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// What the rights mean for somebody in that role.
+pub(super) fn judge(report: &mut ProbeReport, role: Role) {
+    let rights = report.rights;
+    if rights.list == Right::No {
+        report.problems.push("These credentials may not list objects, which every command must.".into());
+    }
+    match role {
+        Role::Keeper => judge_keeper(report, rights),
+        Role::Writer => judge_writer(report, rights),
+    }
+}
+
+fn judge_keeper(report: &mut ProbeReport, rights: Rights) {
+    match rights.delete {
+        Right::Yes => report.findings.push("These credentials may delete, as `prune` must.".into()),
+        Right::No => report.notes.push(
+            "These credentials may not delete: backups and restores work, `prune` does not. A few small objects remain \
+             under `probe/`."
+                .into(),
+        ),
+        Right::Unknown => {}
+    }
+    if rights.read == Right::No {
+        report.problems.push("These credentials may not read what they stored.".into());
+    }
+}
+
+fn judge_writer(report: &mut ProbeReport, rights: Rights) {
+    let versioning = report.bucket.as_ref().and_then(|bucket| bucket.versioning);
+    let kept = versioning == Some(Versioning::Enabled) && rights.delete_version == Right::No;
+    let mut say = |right: Right, done: &str, refused: &str, unknown: &str| {
+        match right {
+        Right::No => report.findings.push(refused.into()),
+        Right::Unknown => report.notes.push(unknown.into()),
+        Right::Yes if kept => report.notes.push(format!(
+            "{done} The bucket keeps the old version, which these credentials cannot remove, so a keeper can bring it back; \
+             better is a policy that refuses it (`keepwell policy writer`)."
+        )),
+        Right::Yes => report.problems.push(format!(
+            "{done} Whoever takes over this host can destroy its backups. Give it a policy of its own: `keepwell policy \
+             writer` prints one."
+        )),
+    }
+    };
+    say(
+        rights.delete,
+        "This writer can delete objects.",
+        "This writer cannot delete: it was tried, and refused.",
+        "Whether this writer can delete was not found out.",
+    );
+    say(
+        rights.overwrite,
+        "This writer can overwrite objects.",
+        "This writer cannot overwrite: it was tried, and refused.",
+        "Whether this writer can overwrite was not checked: there is no common way to try it on such a store.",
+    );
+    if rights.delete_version == Right::Yes {
+        report.problems.push("This writer can delete versions for good.".into());
+    }
+    if rights.delete == Right::No {
+        report.notes.push("A few small objects of this test remain under `probe/`.".into());
+    }
+}

@@ -141,13 +141,34 @@ fn an_unreadable_end_that_published_nothing_is_fenced_by_a_repair() {
         let report = back_up(repository, &tree(2)).await;
         world.delete(key.as_str()).await;
         world.store.put_new(&key, Bytes::from_static(b"rot")).await.unwrap();
-        assert!(matches!(repository.prune(thorough()).await, Err(Error::Damaged { .. })));
+        let elsewhere = world.open(&world.key).await; // whose cache does not hold the end
+        assert!(matches!(elsewhere.prune(thorough()).await, Err(Error::Damaged { .. })));
         let repaired = repository.repair(None, ReadData::Nothing).await.unwrap();
         assert_eq!(repaired.ends_fenced, 1);
         assert!(repaired.after.is_sound(), "{:?}", repaired.after.findings);
         repository.prune(thorough()).await.unwrap();
         let snapshot = snapshot_of(repository, &report).await;
         assert_same(&restored(repository, &snapshot).await, &tree(2).as_restored());
+    });
+}
+
+#[test]
+fn nothing_is_deleted_on_the_word_of_a_cache() {
+    block_on(async {
+        let world = World::new().await;
+        let repository = &world.repository;
+        let old = back_up(repository, &tree(1)).await;
+        let newest = back_up(repository, &tree(2)).await;
+        let old = snapshot_of(repository, &old).await;
+        repository.forget(&[(&old, "old".into())]).await.unwrap();
+        // The cache holds the newest commit, sound; the store does not.
+        let key = names::commit_key(repository.access().member().unwrap(), newest.seq);
+        world.delete(key.as_str()).await;
+        world.store.put_new(&key, Bytes::from_static(b"rot")).await.unwrap();
+        let packs = [world.names("data/").await, world.names("meta/").await];
+        assert!(matches!(repository.prune(thorough()).await, Err(Error::Damaged { .. })));
+        let left = [world.names("data/").await, world.names("meta/").await];
+        assert!(packs.iter().flatten().all(|pack| left.iter().flatten().any(|other| other == pack)));
     });
 }
 

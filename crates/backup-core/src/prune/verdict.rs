@@ -21,13 +21,15 @@ const DELETES_MAX: usize = 16;
 
 /// Rescans and creates the verdict on a plan. Gives the names it keeps; if somebody else decided first, theirs.
 ///
-/// The order of reading is commits, index, other plans: see docs/pruning.md.
+/// The order of reading is commits, index, other plans: see docs/pruning.md. All records are read from the store: what is
+/// deleted afterwards is never deleted on the word of a cache.
 pub(super) async fn decide(
     repository: &Repository,
     plan: PlanName,
     condemned: &BTreeSet<String>,
     retired: &BTreeSet<(MemberId, u64)>,
 ) -> Result<BTreeSet<String>, Error> {
+    repository.forget_records();
     let ends = decided_ends(repository).await?;
     repository.refresh_index().await?;
     let plans = read_plans(repository).await?;

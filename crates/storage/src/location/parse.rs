@@ -70,6 +70,9 @@ pub(super) fn location(text: &str) -> Result<Location, InvalidLocation> {
     if url.fragment().is_some() {
         return Err(fail("it has a `#`; write it as `%23`".into()));
     }
+    if has_dots(text) {
+        return Err(fail("a directory in it is `.` or `..`".into()));
+    }
     let place = place(scheme, &url, &fail)?;
     let common = if scheme == "sftp" { &[][..] } else { COMMON };
     let settings = settings(&url, known, common, &fail)?;
@@ -255,6 +258,12 @@ fn unknown_scheme(scheme: &str, fail: impl Fn(String) -> InvalidLocation) -> Inv
 fn closest<'a>(given: &str, known: &[&'a str]) -> Option<&'a str> {
     let (distance, word) = known.iter().map(|word| (strsim::levenshtein(given, word), *word)).min()?;
     (distance <= 1 + given.len() / 4).then_some(word)
+}
+
+/// Whether a component is `.` or `..`, also escaped: a parser of URLs takes them away without a word.
+fn has_dots(text: &str) -> bool {
+    let path = text.split(['?', '#']).next().unwrap_or_default();
+    path.split('/').any(|part| matches!(part.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | ".."))
 }
 
 fn is_scheme(text: &str) -> bool {

@@ -87,7 +87,7 @@ fixtures() {
     done
 }
 
-cargo build --locked --quiet -p keepwell-cli
+cargo build --locked --quiet --workspace --bins --tests
 keepwell=$(cargo metadata --locked --no-deps --format-version 1 | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/keepwell
 export KEEPWELL_CACHE_DIR=$work/cache KEEPWELL_CONFIG=/dev/null
 our_own

@@ -72,7 +72,7 @@ stage_stores() {
 stage_postgres() {
     local major
     cargo nextest run --locked -p keepwell-source-postgres --features test-servers --test servers --status-level fail --final-status-level slow
-    cargo build --locked --quiet -p keepwell-cli
+    cargo build --locked --quiet --workspace --bins --tests # built already for the stage `test`
     for major in ${KEEPWELL_TEST_POSTGRES:-15 17}; do
         [ -n "$(scripts/servers/postgres.sh install "$major" | sed -n 's/^CLIENT_BIN=//p')" ] || continue
         scripts/postgres-wal.sh "$major"
@@ -88,7 +88,7 @@ stage_rescue() { scripts/rescue.sh; }
 
 stage_e2e() {
     local script failed=0
-    cargo build --locked --quiet -p keepwell-cli
+    cargo build --locked --quiet --workspace --bins --tests # built already for the stage `test`
     for script in scripts/e2e/*.sh; do
         [ -e "$script" ] || { echo "no end-to-end scripts"; break; }
         echo "-- $script"

@@ -325,7 +325,8 @@ expect 12 --key-file "$key" snapshots
 expect 12 --key-file "$work/passphrase" snapshots
 expect 2 snapshots --no-such-option
 expect 2 backup "$work/does-not-exist"
-expect 2 -r s3://bucket snapshots
+expect 1 -r s3://bucket snapshots
+says "no region is given"
 
 step "a credential that cannot read"
 expect 0 key enroll --name web1 --role writer --output "$work/writer.key"

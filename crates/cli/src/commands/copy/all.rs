@@ -50,7 +50,7 @@ pub async fn run(ctx: &Context, chosen: &[&CopyConfig], wait: bool, dry_run: boo
         let cctx = copies::context(ctx, config);
         let done = one(&cctx, config, &opened, &key, &snapshots, wait, dry_run).await;
         let outcome = done.unwrap_or_else(|error| failed(ctx, config, &error));
-        let stale = copies::is_stale(ctx, config, outcome.newest)?;
+        let stale = !dry_run && copies::is_stale(ctx, config, outcome.newest)?;
         let exit = if stale && outcome.exit == Exit::Done { Exit::Stale } else { outcome.exit };
         if stale {
             warn_stale(ctx, config, outcome.newest);

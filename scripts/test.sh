@@ -13,7 +13,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
 
-STAGES=(tools fmt clippy deny test stores postgres doctest api rescue e2e embed bench sim fuzz)
+STAGES=(tools fmt clippy deny test doctest api rescue e2e embed bench fuzz)
+# Asked for by name: they start real servers or simulate for minutes. `stores`, `postgres`, `sim`.
 
 # Installs the Debian packages, Rust components and cargo tools that the other stages use, if they are missing.
 stage_tools() {

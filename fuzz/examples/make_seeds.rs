@@ -8,9 +8,9 @@ use std::fs;
 use backup_core::pack::{FrameInfo, PackDirectory};
 use keepwell_catalog::{
     Commit, CommitKind, ContentName, Entry, EntryKind, Extent, IndexEntry, Kept, List, ListedObject,
-    Manifest, MapBuilder, MapKey, Marks, MemoryNodes, NodeSource, ObjectName, PackClass, PackRef, Plan, PlanName,
-    Problem, RecipeWriter, Retired, RetiredSnapshot, SegmentBuilder, Session, SessionKind, Statistics,
-    push_entry,
+    Manifest, MapBuilder, MapKey, Marks, MemoryNodes, NodeSource, ObjectName, PackClass, PackRef, Plan,
+    PlanName, Problem, RecipeWriter, Retired, RetiredSnapshot, SegmentBuilder, Session, SessionKind,
+    Statistics, push_entry,
 };
 use keepwell_crypto::keyfile::{KeyFile, MemberKeys, OwnerKeys};
 use keepwell_crypto::keyring::{DomainKeys, GroupKeys, Keyring};
@@ -246,7 +246,8 @@ fn records() -> Result<()> {
         dataset_tag: Some([3; 16]),
         supersedes: vec![5],
     };
-    let session = Session { store, writer, n: 7, k: 0, time: 1, kind: SessionKind::Writer, nonce: Some([9; 8]) };
+    let session =
+        Session { store, writer, n: 7, k: 0, time: 1, kind: SessionKind::Writer, nonce: Some([9; 8]) };
     let object = ListedObject { name: format!("data/0f/{name}"), size: 1 << 24 };
     let list = List { store, writer, n: 7, objects: vec![object] };
     let forgotten = RetiredSnapshot { writer, seq: 7, reason: "not kept".to_owned() };

@@ -351,6 +351,7 @@ step "revoked: what it wrote stays, what it writes does not count"
 expect 0 key revoke web1 --yes
 expect 0 key list
 says "revoked from"
+expect 0 key revoke web1 --yes # as if the first had been interrupted before the keys were rotated
 expect 12 --key-file "$work/writer.key" backup "$tree/odd"
 says "was revoked"
 expect 0 restore "latest:$tree/odd" --target "$work/by-writer2" --dataset by-writer
@@ -361,6 +362,13 @@ step "a reader, another owner, a recovery kit alone on a fresh machine"
 expect 0 key enroll --name desk --role reader --output "$work/reader.key"
 expect 0 --key-file "$work/reader.key" restore "latest:$tree/odd" --target "$work/by-reader"
 expect 12 --key-file "$work/reader.key" backup "$tree/odd"
+cp -a "$KEEPWELL_REPOSITORY" "$work/ahead"
+expect 0 -r "$work/ahead" key enroll --name late --role reader --output "$work/late.key"
+expect 0 key enroll --name late --role reader --output "$work/late.key" # as if it had been interrupted after the file
+says "going on with the key"
+expect 1 key enroll --name late --role reader --output "$work/late.key"
+says "exists already"
+expect 0 --key-file "$work/late.key" restore "latest:$tree/odd" --target "$work/by-late"
 expect 0 key enroll --name bob --role owner --output "$work/owner.key"
 expect 0 --key-file "$work/owner.key" check --read-data
 expect 0 key kit --output "$work/kit.txt"

@@ -4,8 +4,9 @@
 //! was opened with: what changes here counts for it when it is opened again.
 //!
 //! Objects are stored before the record that names them, so a crash leaves keyrings that nobody looks at, never a record
-//! without its keyring. Two owners who act at the same moment cannot both win: the slower one gets an error and has
-//! changed nothing that counts.
+//! without its keyring; and what makes a change count comes last, so that until then everybody goes on as before. Each of
+//! these calls completes what an interrupted one of its kind began. Two owners who act at the same moment cannot both
+//! win: the slower one gets an error and has changed nothing that counts.
 
 mod erase;
 mod member;
@@ -20,19 +21,16 @@ use bytes::Bytes;
 use keepwell_catalog::names::{self, ObjectName};
 use keepwell_crypto::keyfile::OwnerKeys;
 use keepwell_crypto::trust::{Body, Chain, Member, Roles};
-use keepwell_crypto::{DomainId, MemberId};
+use keepwell_crypto::{DomainId, MemberId, Recipient};
 
 use crate::Error;
 use crate::repository::{Repository, advance_chain, read_keyring, remember_head, seal_keyring};
 
 pub use erase::Erased;
 
-/// Members with one of these can decrypt.
-pub(crate) const READING: [Roles; 2] = [Roles::READER, Roles::KEEPER];
-
 /// Whether somebody with these roles gets the keys that decrypt.
 fn reads(roles: Roles) -> bool {
-    READING.iter().any(|role| roles.contains(*role))
+    roles.intersects(Roles::READER | Roles::KEEPER)
 }
 
 impl Repository {
@@ -58,7 +56,7 @@ impl Repository {
         let bytes = next.append(&self.owner_keys(action)?.root, self.now(), body)?;
         if !self.put_record(&names::trust_key(next.head().0), bytes).await? {
             return Err(Error::Invalid(
-                "another owner changed the keys at the same moment; nothing was changed, try again"
+                "another owner changed the keys at the same moment; nothing of yours counts yet, try again"
                     .to_owned(),
             ));
         }
@@ -92,12 +90,13 @@ impl Repository {
         Ok(numbers)
     }
 
-    /// Gives every member that is not revoked a new keyring: as it is, changed by `change`, sealed to the owners in force.
+    /// Gives every member that is not revoked a new keyring: as it is, changed by `change`, sealed to `owners`.
     ///
     /// The objects are stored at once. Gives the records that make them count, for the caller to append.
     async fn reissue(
         &self,
         chain: &Chain,
+        owners: &[Recipient],
         action: &'static str,
         change: impl Fn(&mut keepwell_crypto::keyring::Keyring),
     ) -> Result<Vec<Body>, Error> {
@@ -107,7 +106,7 @@ impl Repository {
             let mut keyring = read_keyring(&self.records(), chain, member.id(), identity).await?;
             change(&mut keyring);
             let n = self.next_keyring(member.id()).await?;
-            let (keyring, key, sealed) = seal_keyring(chain, &keyring, member, n)?;
+            let (keyring, key, sealed) = seal_keyring(owners, &keyring, member, n)?;
             self.put_new(&key, Bytes::from(sealed)).await?;
             bodies.push(Body::Keyring { member: member.id(), keyring });
         }

@@ -20,9 +20,30 @@ pub async fn at_every_call<V: Future<Output = ()>>(
     attempt: impl AsyncFn(&Repository) -> Result<(), backup_core::Error>,
     verify: impl Fn(World, bool, String) -> V,
 ) -> u64 {
+    from_call(1, base, attempt, verify).await
+}
+
+/// As [`at_every_call`], without the calls that open the repository: these only read, one for each record of the trust
+/// chain, and the operations tried by the other function open it in the same way.
+pub async fn at_every_call_once_open<V: Future<Output = ()>>(
+    base: &World,
+    attempt: impl AsyncFn(&Repository) -> Result<(), backup_core::Error>,
+    verify: impl Fn(World, bool, String) -> V,
+) -> u64 {
+    let store: Arc<Faulty<Memory>> = Arc::new(Faulty::new(base.fork().store, Fault::None));
+    base.open_with(store.clone(), Cache::memory()).await.unwrap();
+    from_call(store.calls() + 1, base, attempt, verify).await
+}
+
+async fn from_call<V: Future<Output = ()>>(
+    first: u64,
+    base: &World,
+    attempt: impl AsyncFn(&Repository) -> Result<(), backup_core::Error>,
+    verify: impl Fn(World, bool, String) -> V,
+) -> u64 {
     let mut attempts = 0;
     for kind in KINDS {
-        for n in 1.. {
+        for n in first.. {
             let world = base.fork();
             let store: Arc<Faulty<Memory>> = Arc::new(Faulty::new(world.store.clone(), kind(n)));
             let opened = world.open_with(store.clone(), Cache::memory()).await;

@@ -42,17 +42,52 @@ impl Dice {
     }
 }
 
-/// Runs a test on a runtime of its own, and fails it if it takes longer than `limit`: a part that waits for another
-/// for ever must not stop the whole suite.
+/// A test in which the process does next to nothing for so long is stuck.
+const IDLE: Duration = Duration::from_secs(60);
+/// Next to nothing.
+const IDLE_WORK: Duration = Duration::from_millis(50);
+
+/// Runs a test on a runtime of its own, and fails it if its process works for longer than `limit`, or does nothing for a
+/// minute: a part that waits for another for ever must not stop the whole suite. What is measured is processor time, so
+/// that a crowded machine fails nobody.
 pub fn within(limit: Duration, test: impl Future<Output = ()>) {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(2).enable_all().build().unwrap();
-    let ended = runtime.block_on(async { tokio::time::timeout(limit, test).await });
+    let stuck = runtime.block_on(async {
+        tokio::select! {
+            () = test => None,
+            why = stuck(limit) => Some(why),
+        }
+    });
     runtime.shutdown_background();
-    assert!(ended.is_ok(), "still at work after {limit:?}: parts of it wait for each other");
+    assert_eq!(stuck, None);
 }
 
-/// As [`within`], with the limit that suits most tests.
+/// Waits until the process has worked for too long, or not at all.
+async fn stuck(limit: Duration) -> String {
+    let (begun, mut last) = (worked(), worked());
+    loop {
+        tokio::time::sleep(IDLE).await;
+        let now = worked();
+        if now.saturating_sub(begun) > limit {
+            return format!("still at work after {limit:?} of processor time");
+        }
+        if now.saturating_sub(last) < IDLE_WORK {
+            return format!("nothing was done for {IDLE:?}: parts of it wait for each other");
+        }
+        last = now;
+    }
+}
+
+/// Processor time of this process and of its children that have ended, in ticks of 10 ms.
+fn worked() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields = stat.rsplit(')').next().unwrap().split_whitespace();
+    let ticks: u64 = fields.skip(11).take(4).map(|field| field.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(10 * ticks)
+}
+
+/// As [`within`], with a limit that suits most tests.
 pub fn run(test: impl Future<Output = ()>) {
     within(Duration::from_secs(240), test);
 }

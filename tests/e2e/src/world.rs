@@ -11,6 +11,7 @@ use backup_core::{
 };
 use keepwell_catalog::MapKey;
 use keepwell_crypto::keyfile::KeyFile;
+use keepwell_crypto::trust::Roles;
 use keepwell_source_files::{FileOptions, FileSource, FileTarget, TargetOptions};
 use keepwell_storage::{Memory, ObjectStore, list_all};
 
@@ -61,6 +62,13 @@ impl World {
 pub async fn create(store: &dyn ObjectStore) -> KeyFile {
     let options = CreateOptions { owner: "ann".into(), member: "host".into(), store_hint: None, probe: None };
     Created::generate(&options, 1).unwrap().store(store).await.unwrap()
+}
+
+/// Makes a member, and its credential.
+pub async fn enroll(repository: &Repository, name: &str, roles: Roles) -> KeyFile {
+    let key = repository.new_member(name, roles, None).unwrap();
+    repository.enroll(&key).await.unwrap();
+    key
 }
 
 /// Opens a repository.

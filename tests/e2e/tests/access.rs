@@ -12,14 +12,14 @@ use keepwell_crypto::trust::Roles;
 
 use keepwell_e2e::guarded::Guarded;
 use keepwell_e2e::world::{
-    LIMITS, World, assert_sound, back_up, back_up_with, forget, open, options, restored, snapshot_of,
+    self, LIMITS, World, assert_sound, back_up, back_up_with, forget, open, options, restored, snapshot_of,
     thorough,
 };
 use keepwell_storage::{Fault, Faulty, RetryPolicy, Retrying};
 
 async fn writer(world: &World, name: &str) -> (KeyFile, Role) {
     let repository = world.open().await;
-    let key = repository.enroll(name, Roles::WRITER, None).await.unwrap();
+    let key = world::enroll(&repository, name, Roles::WRITER).await;
     let opened = open(Arc::new(world.store.clone()), &key, Cache::memory(), LIMITS).await.unwrap();
     (key, Role::Writer(Some(opened.access().member().unwrap())))
 }
@@ -73,7 +73,7 @@ async fn a_reader_restores_and_checks_with_what_its_policy_grants() {
     let source = tempfile::tempdir().unwrap();
     fill(source.path(), 1);
     let report = back_up(&world.open().await, source.path()).await.unwrap();
-    let key = world.open().await.enroll("reader", Roles::READER, None).await.unwrap();
+    let key = world::enroll(&world.open().await, "reader", Roles::READER).await;
     let guarded = Arc::new(Guarded::new(world.store.clone(), Role::Reader));
     let reader = open(guarded.clone(), &key, Cache::memory(), LIMITS).await.unwrap();
     let snapshot = snapshot_of(&reader, &report).await;

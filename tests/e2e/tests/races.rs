@@ -256,7 +256,7 @@ fn everybody_with_credentials_of_their_own() {
             ("vault", Roles::READER | Roles::KEEPER),
             ("desk", Roles::READER),
         ] {
-            keys.push(owner.enroll(name, roles, None).await.unwrap());
+            keys.push(world::enroll(&owner, name, roles).await);
         }
         let open = async |key: &KeyFile| {
             let store = Arc::new(world.store.clone());

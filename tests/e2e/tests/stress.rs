@@ -14,7 +14,7 @@ use world::{World, assert_sound, options};
 const THINGS: u64 = 240;
 /// Every thing fills a batch of its own.
 const CLAIMED: u64 = 4 << 20;
-/// Long enough for a slow machine, and short against "for ever".
+/// Of processor time: short against "for ever".
 const LIMIT: Duration = Duration::from_secs(60);
 
 async fn attempt(

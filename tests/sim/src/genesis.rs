@@ -85,7 +85,7 @@ async fn enroll(
     let writers = 2 + dice.roll(3);
     for number in 0..writers {
         let roles = if dice.chance(5000) { Roles::WRITER } else { Roles::WRITER | Roles::READER };
-        let key = owner.enroll(&format!("writer {number}"), roles, None).await?;
+        let key = enrolled(owner, &format!("writer {number}"), roles).await?;
         let jobs = 2 + dice.roll(4);
         add(Role::Writer { dataset: "main" }, key.clone(), None, jobs, dice);
         if number == 0 && dice.chance(5000) {
@@ -95,14 +95,21 @@ async fn enroll(
         }
     }
     for number in 0..2 {
-        let key = owner.enroll(&format!("keeper {number}"), Roles::KEEPER, None).await?;
+        let key = enrolled(owner, &format!("keeper {number}"), Roles::KEEPER).await?;
         let host = (number == 0 && dice.chance(5000)).then_some(0);
         add(Role::Keeper, key, host, 5 + dice.roll(6), dice);
     }
-    let reader = owner.enroll("reader", Roles::READER, None).await?;
+    let reader = enrolled(owner, "reader", Roles::READER).await?;
     add(Role::Reader, reader, None, 3 + dice.roll(4), dice);
-    let copier = owner.enroll("copier", Roles::WRITER | Roles::READER, None).await?;
+    let copier = enrolled(owner, "copier", Roles::WRITER | Roles::READER).await?;
     add(Role::Copier, copier, None, 1 + dice.roll(4), dice);
     add(Role::Owner, key.clone(), None, 0, dice);
     Ok(actors)
+}
+
+/// A new member's credential, which counts.
+async fn enrolled(owner: &Repository, name: &str, roles: Roles) -> Result<KeyFile, Error> {
+    let key = owner.new_member(name, roles, None)?;
+    owner.enroll(&key).await?;
+    Ok(key)
 }

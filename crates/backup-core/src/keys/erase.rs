@@ -1,11 +1,13 @@
 //! Erasable domains: data whose keys stand apart, so that destroying them destroys the data in every copy.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use keepwell_catalog::names;
 use keepwell_catalog::{open_record, seal_record};
 use keepwell_crypto::keyring::DomainKeys;
 use keepwell_crypto::trust::{Body, Chain, Domain, Erase, Member};
-use keepwell_crypto::{DomainId, IdKey, Identity, MemberId};
+use keepwell_crypto::{DomainId, IdKey, Identity, MemberId, Recipient};
 use keepwell_storage::Key;
 
 use super::{erasable, in_force, reads};
@@ -40,8 +42,9 @@ impl Repository {
             recipient: data.recipient(),
             identities: vec![data],
         };
+        let owners = chain.owner_recipients();
         for member in in_force(&chain).filter(|member| member.group == self.group()) {
-            self.put_erasable(&chain, member, &keys, 0).await?;
+            self.put_erasable(&owners, member, &keys, 0).await?;
         }
         let domain = Domain {
             id: keys.id,
@@ -57,52 +60,60 @@ impl Repository {
 
     /// Destroys the keys of a domain in this store: nobody can decrypt what was sealed to it, in any copy.
     ///
-    /// The first record says that the domain is erased, so that nobody uses it any more; the second, which key objects are
-    /// proven gone. `unproven` are further holders that are known, such as other copies of the repository. After a crash in
-    /// between, call it again. There is no way back.
+    /// The first record says that the domain is erased, so that nobody uses it any more, and which key objects are to go;
+    /// the second, which are proven gone. `unproven` are further holders that are known, such as other copies of the
+    /// repository. After a crash in between, call it again. There is no way back.
     pub async fn erase_domain(&self, domain: DomainId, unproven: &[String]) -> Result<Erased, Error> {
         const ACTION: &str = "erase domains";
         self.owner_keys(ACTION)?;
         let mut chain = self.refreshed_chain().await?;
-        let objects = self.list(&format!("keys/erasable/{domain}/")).await?;
+        let listed = self.list(&format!("keys/erasable/{domain}/")).await?;
+        let mut objects: BTreeSet<String> = listed.into_iter().map(|info| info.key.to_string()).collect();
+        objects.extend(chain.unproven_keys(&domain).map(str::to_owned)); // what an interrupted call deleted counts too
         let had = |member: &&Member| {
             let of_member = format!("keys/erasable/{domain}/{}-", member.id());
-            objects.iter().any(|info| info.key.as_str().starts_with(&of_member))
+            objects.iter().any(|name| name.starts_with(&of_member))
         };
         let members = chain.members().filter(had).map(|m| (&m.name, m.id()));
         let owners = chain.owners().map(|o| (&o.name, o.id()));
         let holders: Vec<String> = members.chain(owners).map(|(name, id)| format!("{name} ({id})")).collect();
-        let record = |gone: Vec<String>, time| {
-            let unproven = holders.iter().chain(unproven).cloned().collect();
+        let record = |gone: Vec<String>, to_go: &BTreeSet<String>, time| {
+            let unproven = to_go.iter().chain(&holders).chain(unproven).cloned().collect();
             Body::Erase(Erase { domain, time, gone, unproven })
         };
-        self.append(&mut chain, ACTION, record(Vec::new(), self.now())).await?;
-        let mut gone = Vec::new();
-        for info in objects {
-            self.store().delete(&info.key).await?;
-            match self.store().head(&info.key).await {
-                Err(error) if error.is_not_found() => gone.push(info.key.to_string()),
-                Err(error) => return Err(error.into()),
-                Ok(_) => {
-                    return Err(Error::Invalid(format!(
-                        "the store keeps `{}` although it was deleted",
-                        info.key
-                    )));
-                }
-            }
+        self.append(&mut chain, ACTION, record(Vec::new(), &objects, self.now())).await?;
+        for name in &objects {
+            self.destroy(&name.parse().map_err(|e| Error::damaged(name, e))?).await?;
         }
-        self.append(&mut chain, ACTION, record(gone.clone(), self.now())).await?;
+        let gone: Vec<String> = objects.into_iter().collect();
+        self.append(&mut chain, ACTION, record(gone.clone(), &BTreeSet::new(), self.now())).await?;
         Ok(Erased { gone, holders })
     }
 
-    /// Gives a new member the keys of every erasable domain of the group.
-    pub(super) async fn give_erasable(&self, chain: &Chain, member: &Member) -> Result<(), Error> {
+    /// Deletes an object and proves that it is gone.
+    async fn destroy(&self, key: &Key) -> Result<(), Error> {
+        self.store().delete(key).await?;
+        match self.store().head(key).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(_) => Err(Error::Invalid(format!("the store keeps `{key}` although it was deleted"))),
+        }
+    }
+
+    /// Gives a new member the keys of every erasable domain of the group, as a reader has them.
+    pub(super) async fn give_erasable(
+        &self,
+        chain: &Chain,
+        reader: MemberId,
+        member: &Member,
+    ) -> Result<(), Error> {
         for domain in erasable(chain).filter(|domain| domain.group == member.group) {
-            let keys = self.access().domain_keys(domain.id)?.clone();
-            if reads(member.roles) && keys.identities.is_empty() {
-                return Err(self.access().cannot("enroll a member that can decrypt"));
-            }
-            self.put_erasable(chain, member, &keys, 0).await?;
+            let numbers = self.erasable_numbers(domain.id, reader).await?;
+            let keys = self.newest_erasable(domain, reader, &numbers).await?.ok_or_else(|| {
+                Error::Invalid(format!("the keys of the erasable domain `{}` are not at hand", domain.name))
+            })?;
+            let next = self.erasable_numbers(domain.id, member.id()).await?.last().map_or(0, |n| n + 1);
+            self.put_erasable(&chain.owner_recipients(), member, &keys, next).await?;
         }
         Ok(())
     }
@@ -111,6 +122,7 @@ impl Repository {
     pub(super) async fn reissue_erasable(
         &self,
         chain: &Chain,
+        owners: &[Recipient],
         change: impl Fn(&mut DomainKeys),
     ) -> Result<(), Error> {
         for domain in erasable(chain) {
@@ -119,7 +131,7 @@ impl Repository {
                 let newest = self.newest_erasable(domain, member.id(), &numbers).await?;
                 let (Some(mut keys), Some(last)) = (newest, numbers.last()) else { continue };
                 change(&mut keys);
-                self.put_erasable(chain, member, &keys, last + 1).await?;
+                self.put_erasable(owners, member, &keys, last + 1).await?;
             }
         }
         Ok(())
@@ -149,7 +161,7 @@ impl Repository {
 
     async fn put_erasable(
         &self,
-        chain: &Chain,
+        owners: &[Recipient],
         member: &Member,
         keys: &DomainKeys,
         n: u64,
@@ -158,8 +170,7 @@ impl Repository {
         if !reads(member.roles) {
             keys.identities.clear();
         }
-        let mut recipients = vec![member.recipient.clone()];
-        recipients.extend(chain.owner_recipients());
+        let recipients: Vec<Recipient> = owners.iter().chain([&member.recipient]).cloned().collect();
         let sealed = seal_record(&recipients, &keys.to_bytes())?;
         let key: Key = names::erasable_key(keys.id, member.id(), n);
         self.put_new(&key, Bytes::from(sealed)).await

@@ -2,72 +2,76 @@
 
 use bytes::Bytes;
 use keepwell_catalog::names::ObjectName;
-use keepwell_crypto::keyfile::{KeyFile, MemberKeys};
-use keepwell_crypto::keyring::{GroupKeys, Keyring};
-use keepwell_crypto::trust::{Body, Chain, Member, Revoke, Roles};
+use keepwell_crypto::keyfile::{KeyFile, MemberKeys, OwnerKeys};
+use keepwell_crypto::keyring::Keyring;
+use keepwell_crypto::trust::{Body, Member, Revoke, Roles};
 use keepwell_crypto::{Identity, MemberId, SigningKey};
 
 use super::{in_force, reads};
 use crate::Error;
-use crate::repository::{Repository, seal_keyring};
+use crate::repository::{Repository, reading_keyring, seal_keyring};
 
 impl Repository {
-    /// Makes a credential for a new member of the group.
+    /// Makes the credential of a new member of the group. Nothing is stored: save it, for it exists nowhere else, and
+    /// then make it count by [`Repository::enroll`].
     ///
-    /// A mere writer backs up and deduplicates and cannot decrypt; readers and keepers can. Needs an owner's key. The key
-    /// file exists nowhere else: save it. The member counts from the moment that this returns.
-    pub async fn enroll(
-        &self,
-        name: &str,
-        roles: Roles,
-        store_hint: Option<String>,
-    ) -> Result<KeyFile, Error> {
-        const ACTION: &str = "enroll members";
-        self.owner_keys(ACTION)?;
-        let mut chain = self.refreshed_chain().await?;
-        if in_force(&chain).any(|member| member.name == name) {
-            return Err(Error::Invalid(format!("there is a member `{name}` already")));
+    /// A mere writer backs up and deduplicates and cannot decrypt; readers and keepers can. Needs an owner's key.
+    pub fn new_member(&self, name: &str, roles: Roles, store_hint: Option<String>) -> Result<KeyFile, Error> {
+        self.owner_keys("enroll members")?;
+        if in_force(&self.chain()).any(|other| other.name == name) {
+            return Err(taken(name));
         }
         let keys = MemberKeys { identity: Identity::generate(), signing: SigningKey::generate(), roles };
-        let member = Member {
-            name: name.to_owned(),
-            key: keys.signing.verifying_key(),
-            recipient: keys.identity.recipient(),
-            roles,
-            group: self.group(),
-        };
-        let keyring = self.keyring_for(&chain, &member)?;
-        let (reference, key, sealed) = seal_keyring(&chain, &keyring, &member, 0)?;
-        self.put_new(&key, Bytes::from(sealed)).await?;
-        self.give_erasable(&chain, &member).await?;
-        self.append(&mut chain, ACTION, Body::Enrol { member, keyring: reference }).await?;
-        Ok(KeyFile {
-            repository: self.id(),
-            genesis: chain.fingerprint(),
-            name: name.to_owned(),
-            owner: None,
-            member: Some(keys),
-            store_hint,
-        })
+        Ok(self.key_file(name, None, Some(keys), store_hint))
     }
 
-    /// What a member of our group gets: everything of it but erasable domains, without what decrypts unless it may read.
-    fn keyring_for(&self, chain: &Chain, member: &Member) -> Result<Keyring, Error> {
-        let own = self.access().group();
-        let mut domains = own.domains.clone();
-        domains.retain(|domain| chain.domain(&domain.id).is_some_and(|d| !d.erasable));
-        if reads(member.roles) && domains.iter().any(|domain| domain.identities.is_empty()) {
-            return Err(self.access().cannot("enroll a member that can decrypt"));
+    /// Makes the credential of a member count. Names of members in force are given once.
+    ///
+    /// After a crash in between, call it again with the same credential; for one that counts already it does nothing.
+    pub async fn enroll(&self, credential: &KeyFile) -> Result<(), Error> {
+        const ACTION: &str = "enroll members";
+        let owner = self.owner_keys(ACTION)?;
+        let keys = credential.member.as_ref();
+        let keys = keys.ok_or_else(|| Error::Invalid("the key file holds no keys of a member".to_owned()))?;
+        let mut chain = self.refreshed_chain().await?;
+        let (reader, readers) = reading_keyring(&self.records(), &chain, &owner.identity).await?;
+        let member = Member {
+            name: credential.name.clone(),
+            key: keys.signing.verifying_key(),
+            recipient: keys.identity.recipient(),
+            roles: keys.roles,
+            group: reader.group,
+        };
+        match in_force(&chain).find(|other| other.name == member.name) {
+            Some(other) if other.id() == member.id() => return Ok(()),
+            Some(_) => return Err(taken(&member.name)),
+            None => {}
         }
-        let group = GroupKeys { id: own.id, index_identities: own.index_identities.clone(), domains };
-        let keyring = Keyring { repository: self.id(), member: member.id(), groups: vec![group] };
-        Ok(if reads(member.roles) { keyring } else { keyring.without_read_keys() })
+        let keyring = Keyring { member: member.id(), ..readers };
+        let keyring = if reads(member.roles) { keyring } else { keyring.without_read_keys() };
+        let n = self.next_keyring(member.id()).await?;
+        let (reference, key, sealed) = seal_keyring(&chain.owner_recipients(), &keyring, &member, n)?;
+        self.put_new(&key, Bytes::from(sealed)).await?;
+        self.give_erasable(&chain, reader.id(), &member).await?;
+        self.append(&mut chain, ACTION, Body::Enrol { member, keyring: reference }).await
+    }
+
+    pub(super) fn key_file(
+        &self,
+        name: &str,
+        owner: Option<OwnerKeys>,
+        member: Option<MemberKeys>,
+        store_hint: Option<String>,
+    ) -> KeyFile {
+        let genesis = self.chain().fingerprint();
+        KeyFile { repository: self.id(), genesis, name: name.to_owned(), owner, member, store_hint }
     }
 
     /// Refuses the commits of a member from a number on, and from now on takes its word for nothing else.
     ///
     /// `first_refused: None` believes everything that it has committed so far. What it could decrypt it still can, wherever
-    /// it finds it: see [`Repository::rotate_keys`] for what comes after. Gives the first number that is refused.
+    /// it finds it: see [`Repository::rotate_keys`] for what comes after. Gives the first number that is refused, which
+    /// may be that of an earlier revocation if that one refuses more.
     pub async fn revoke(
         &self,
         member: MemberId,
@@ -77,10 +81,15 @@ impl Repository {
         const ACTION: &str = "revoke members";
         self.owner_keys(ACTION)?;
         let mut chain = self.refreshed_chain().await?;
-        let first_refused = match first_refused {
-            Some(n) => n,
-            None => self.after_newest_end(member).await?,
+        let refused = chain.revoked_from(&member);
+        let first_refused = match (first_refused, refused) {
+            (Some(n), _) => n,
+            (None, Some(n)) => n,
+            (None, None) => self.after_newest_end(member).await?,
         };
+        if let Some(earlier) = refused.filter(|earlier| *earlier <= first_refused) {
+            return Ok(earlier);
+        }
         let revoke = Revoke { member, first_refused, reason: reason.to_owned() };
         self.append(&mut chain, ACTION, Body::Revoke(revoke)).await?;
         Ok(first_refused)
@@ -95,4 +104,8 @@ impl Repository {
         }
         Ok(next)
     }
+}
+
+fn taken(name: &str) -> Error {
+    Error::Invalid(format!("there is a member `{name}` already"))
 }

@@ -6,7 +6,7 @@ use keepwell_crypto::keyring::{DomainKeys, GroupKeys, Keyring};
 use keepwell_crypto::trust::{Body, Chain, Domain, Group};
 use keepwell_crypto::{DomainId, GroupId, Identity};
 
-use super::erasable;
+use super::{erasable, in_force, reads};
 use crate::Error;
 use crate::repository::Repository;
 
@@ -60,18 +60,34 @@ impl Repository {
     /// Seals everything that is written from now on to fresh keys, which revoked members and removed owners do not get.
     ///
     /// What is stored stays as it is: who could decrypt it still can, wherever it finds it. Members get the new keys when
-    /// they open the repository the next time. After a crash in between, call it again.
+    /// they open the repository the next time; nothing is sealed to them before every reader has them. After a crash in
+    /// between, call it again. Refused while no member in force can read: the keys that decrypt would be nobody's.
     pub async fn rotate_keys(&self) -> Result<(), Error> {
         const ACTION: &str = "rotate keys";
         let mut chain = self.refreshed_chain().await?;
+        refuse_without_reader(&chain)?;
         let epoch = Epoch::generate(&chain);
-        let keyrings = self.reissue(&chain, ACTION, |keyring| epoch.renew(keyring)).await?;
+        let owners = chain.owner_recipients();
+        let keyrings = self.reissue(&chain, &owners, ACTION, |keyring| epoch.renew(keyring)).await?;
         if erasable(&chain).next().is_some() {
-            self.reissue_erasable(&chain, |keys| epoch.renew_domain(keys)).await?;
+            self.reissue_erasable(&chain, &owners, |keys| epoch.renew_domain(keys)).await?;
         }
-        for body in epoch.bodies(&chain).into_iter().chain(keyrings) {
+        let epochs = epoch.bodies(&chain);
+        for body in keyrings.into_iter().chain(epochs) {
             self.append(&mut chain, ACTION, body).await?;
         }
         Ok(())
+    }
+}
+
+/// Keyrings are the only place of the keys that decrypt, and only those of readers have them.
+fn refuse_without_reader(chain: &Chain) -> Result<(), Error> {
+    let read = |group: &Group| in_force(chain).any(|m| m.group == group.id && reads(m.roles));
+    match chain.groups().find(|group| !read(group)) {
+        None => Ok(()),
+        Some(group) => Err(Error::Invalid(format!(
+            "no member of group `{}` can read any more, so nobody could open what is sealed to new keys; enroll a reader first",
+            group.name
+        ))),
     }
 }

@@ -18,6 +18,18 @@ async fn open(world: &World, key: &KeyFile) -> Result<Repository, Error> {
     Repository::builder(store).open(key.clone()).await
 }
 
+async fn enroll(repository: &Repository, name: &str, roles: Roles) -> KeyFile {
+    let key = repository.new_member(name, roles, None).unwrap();
+    repository.enroll(&key).await.unwrap();
+    key
+}
+
+async fn add_owner(repository: &Repository, name: &str) -> KeyFile {
+    let key = repository.new_owner(name, None).unwrap();
+    repository.add_owner(&key).await.unwrap();
+    key
+}
+
 fn member(key: &KeyFile) -> MemberId {
     key.member.as_ref().unwrap().signing.member_id()
 }
@@ -39,20 +51,20 @@ async fn each_role_gets_the_keys_it_needs_and_no_more() {
     .into_iter()
     .enumerate()
     {
-        let key = world.repository.enroll(&format!("member {n}"), roles, None).await.unwrap();
+        let key = enroll(&world.repository, &format!("member {n}"), roles).await;
         let repository = world.open(&key).await;
         assert_eq!(repository.can_read(), reads, "{roles}");
         assert_eq!(repository.access().is_keeper(), keeps, "{roles}");
         assert_eq!(repository.writer().is_ok(), writes, "{roles}");
-        assert!(repository.enroll("other", roles, None).await.is_err(), "{roles}");
+        assert!(repository.new_member("other", roles, None).is_err(), "{roles}");
     }
-    assert!(world.repository.enroll("member 0", Roles::WRITER, None).await.is_err());
+    assert!(world.repository.new_member("member 0", Roles::WRITER, None).is_err());
 }
 
 #[tokio::test]
 async fn a_revoked_member_cannot_write_and_cannot_read_what_comes_after_a_rotation() {
     let world = World::new().await;
-    let key = world.repository.enroll("desk", Roles::WRITER | Roles::READER, None).await.unwrap();
+    let key = enroll(&world.repository, "desk", Roles::WRITER | Roles::READER).await;
     let desk = world.open(&key).await;
     let before = back_up(&desk, &tree("before")).await;
     let first_refused = world.repository.revoke(member(&key), None, "stolen").await.unwrap();
@@ -73,7 +85,7 @@ async fn a_revoked_member_cannot_write_and_cannot_read_what_comes_after_a_rotati
 #[tokio::test]
 async fn owners_come_and_go_and_one_without_a_member_reads_what_was_rotated() {
     let world = World::new().await;
-    let bob = world.repository.add_owner("bob", None).await.unwrap();
+    let bob = add_owner(&world.repository, "bob").await;
     let report = back_up(&world.repository, &tree("x")).await;
     let as_bob = world.open(&bob).await;
     assert_eq!(restored(&as_bob, &snapshot_of(&as_bob, &report).await).await, tree("x"));
@@ -83,7 +95,7 @@ async fn owners_come_and_go_and_one_without_a_member_reads_what_was_rotated() {
     as_bob.remove_owner(ann).await.unwrap();
     assert!(as_bob.rotate_keys().await.is_ok());
     let stale = world.open(&world.key).await;
-    assert!(stale.enroll("x", Roles::READER, None).await.is_err());
+    assert!(stale.enroll(&stale.new_member("x", Roles::READER, None).unwrap()).await.is_err());
     let report = back_up(&stale, &tree("y")).await;
     let as_bob = world.open(&bob).await;
     assert_eq!(restored(&as_bob, &snapshot_of(&as_bob, &report).await).await, tree("y"));
@@ -93,8 +105,8 @@ async fn owners_come_and_go_and_one_without_a_member_reads_what_was_rotated() {
 async fn an_owner_that_was_slower_changes_nothing_and_sees_what_the_other_did() {
     let world = World::new().await;
     let other = world.open(&world.key).await;
-    world.repository.enroll("first", Roles::WRITER, None).await.unwrap();
-    other.enroll("second", Roles::WRITER, None).await.unwrap();
+    enroll(&world.repository, "first", Roles::WRITER).await;
+    enroll(&other, "second", Roles::WRITER).await;
     let names: Vec<String> = other.chain().members().map(|m| m.name.clone()).collect();
     assert_eq!(names.len(), 3, "{names:?}");
 }
@@ -104,7 +116,7 @@ async fn what_was_erased_cannot_be_read_and_stops_neither_check_nor_prune() {
     let world = World::new().await;
     let domain = world.repository.create_domain("customer").await.unwrap();
     let repository = world.open(&world.key).await;
-    let late = repository.enroll("late", Roles::READER, None).await.unwrap();
+    let late = enroll(&repository, "late", Roles::READER).await;
     let report = back_up_into(&repository, &tree("secret"), domain).await;
     let kept = back_up(&repository, &tree("kept")).await;
     let as_late = world.open(&late).await;
@@ -155,4 +167,46 @@ async fn keys_of_a_domain_that_no_owner_signed_are_ignored() {
     assert_eq!(restored(&repository, &snapshot_of(&repository, &report).await).await, tree("x"));
     repository.rotate_keys().await.unwrap();
     assert!(open(&world, &world.key).await.unwrap().access().domain_keys(domain).is_ok());
+}
+
+/// With the keyring of the last reader the only copy of new keys would go.
+#[tokio::test]
+async fn nothing_is_rotated_that_nobody_could_read() {
+    let world = World::new().await;
+    let web = enroll(&world.repository, "web", Roles::WRITER).await;
+    world.repository.revoke(member(&world.key), None, "lost").await.unwrap();
+    assert!(matches!(world.repository.rotate_keys().await, Err(Error::Invalid(_))));
+    let owner = KeyFile { member: None, ..world.key.clone() };
+    let repository = world.open(&owner).await;
+    let desk = enroll(&repository, "desk", Roles::KEEPER).await;
+    repository.rotate_keys().await.unwrap();
+    let report = back_up(&world.open(&web).await, &tree("x")).await;
+    for key in [&desk, &owner] {
+        let reader = world.open(key).await;
+        assert_eq!(restored(&reader, &snapshot_of(&reader, &report).await).await, tree("x"));
+    }
+}
+
+#[tokio::test]
+async fn who_is_enrolled_through_an_old_handle_gets_the_newest_keys() {
+    let world = World::new().await;
+    let old = world.open(&world.key).await;
+    world.repository.rotate_keys().await.unwrap();
+    let desk = enroll(&old, "desk", Roles::READER).await;
+    let report = back_up(&world.open(&world.key).await, &tree("x")).await;
+    let desk = world.open(&desk).await;
+    assert_eq!(restored(&desk, &snapshot_of(&desk, &report).await).await, tree("x"));
+}
+
+/// Whoever can create objects must not lock a member out.
+#[tokio::test]
+async fn garbage_beside_the_keys_of_a_domain_locks_nobody_out() {
+    let world = World::new().await;
+    let domain = world.repository.create_domain("customer").await.unwrap();
+    let host = world.repository.chain().members().next().unwrap().clone();
+    let key = names::erasable_key(domain, host.id(), 9);
+    world.store.put_new(&key, Bytes::from_static(b"garbage")).await.unwrap();
+    let repository = open(&world, &world.key).await.unwrap();
+    let report = back_up_into(&repository, &tree("x"), domain).await;
+    assert_eq!(restored(&repository, &snapshot_of(&repository, &report).await).await, tree("x"));
 }

@@ -5,7 +5,9 @@ use keepwell_catalog::{names, seal_record};
 use keepwell_crypto::keyfile::{KeyFile, MemberKeys, OwnerKeys};
 use keepwell_crypto::keyring::{DomainKeys, GroupKeys, Keyring};
 use keepwell_crypto::trust::{Body, Chain, Domain, Group, KeyringRef, Member, Owner, Roles};
-use keepwell_crypto::{Digest, DomainId, GroupId, IdKey, Identity, RepositoryId, SigningKey, StoreId};
+use keepwell_crypto::{
+    Digest, DomainId, GroupId, IdKey, Identity, Recipient, RepositoryId, SigningKey, StoreId,
+};
 use keepwell_storage::{Key, ObjectStore};
 
 use super::open::{HINT_KEY, RepositoryHint};
@@ -72,7 +74,7 @@ impl Created {
             group: group.id,
         };
         let keyring = Keyring { repository, member: record.id(), groups: vec![group] };
-        let (reference, key, sealed) = seal_keyring(&chain, &keyring, &record, 0)?;
+        let (reference, key, sealed) = seal_keyring(&chain.owner_recipients(), &keyring, &record, 0)?;
         push(key, sealed);
         let body = Body::Enrol { member: record, keyring: reference };
         push(names::trust_key(3), chain.append(&root, now, body)?);
@@ -128,15 +130,14 @@ fn new_group() -> GroupKeys {
     GroupKeys { id: GroupId::generate(), index_identities: vec![Identity::generate()], domains: vec![domain] }
 }
 
-/// Seals a keyring to its member and to every owner; gives the reference for the chain, the key and the bytes.
+/// Seals a keyring to its member and to the owners; gives the reference for the chain, the key and the bytes.
 pub(crate) fn seal_keyring(
-    chain: &Chain,
+    owners: &[Recipient],
     keyring: &Keyring,
     member: &Member,
     n: u64,
 ) -> Result<(KeyringRef, Key, Vec<u8>), Error> {
-    let mut recipients = vec![member.recipient.clone()];
-    recipients.extend(chain.owner_recipients());
+    let recipients: Vec<Recipient> = owners.iter().chain([&member.recipient]).cloned().collect();
     let sealed = seal_record(&recipients, &keyring.to_bytes())?;
     let key = names::keyring_key(member.id(), n);
     Ok((KeyringRef { name: key.to_string(), digest: Digest::of(&sealed) }, key, sealed))

@@ -34,7 +34,7 @@ pub use snapshots::{Snapshot, SnapshotState};
 pub(crate) use create::seal_keyring;
 pub(crate) use ends::{Before, End, OwnEnds, read_before, read_ends, read_own_ends, verify_end};
 pub(crate) use plans::{Plans, read_plans, read_verdict};
-pub(crate) use trust::{advance_chain, read_chain, read_keyring, remember_head};
+pub(crate) use trust::{advance_chain, read_chain, read_keyring, reading_keyring, remember_head};
 
 use crate::Error;
 use crate::cache::Cache;

@@ -6,13 +6,13 @@ use keepwell_catalog::names::ObjectName;
 use keepwell_catalog::{Segment, open_record};
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_crypto::keyring::DomainKeys;
-use keepwell_crypto::trust::{Chain, Roles};
+use keepwell_crypto::trust::Chain;
 use keepwell_crypto::{DomainId, Identity, MemberId, Recipient, RepositoryId, StoreId};
 use keepwell_storage::{Key, ObjectStore, list_all};
 use serde::{Deserialize, Serialize};
 
 use super::records::Records;
-use super::trust::{open_chain, read_keyring};
+use super::trust::{follow_chain, open_chain, read_keyring, reading_keyring};
 use super::{Access, Inner, Limits, Repository};
 use crate::Error;
 use crate::cache::Cache;
@@ -250,14 +250,9 @@ async fn open_access(records: &Records<'_>, chain: &Chain, key: KeyFile) -> Resu
             (id, access.state.as_ref())
         }
         (None, Some(owner)) => {
-            // Nobody renews the keyring of a revoked member.
-            let current = |m: &&keepwell_crypto::trust::Member| chain.revoked_from(&m.id()).is_none();
-            let readers = || chain.members().filter(|m| m.roles.contains(Roles::READER));
-            let reader = readers().find(current).or_else(|| readers().next());
-            let reader =
-                reader.ok_or_else(|| Error::WrongKey("no member has a keyring that can read".into()))?;
+            let (reader, keyring) = reading_keyring(records, chain, &owner.identity).await?;
             access.group = reader.group;
-            access.groups = read_keyring(records, chain, reader.id(), &owner.identity).await?.groups;
+            access.groups = keyring.groups;
             (reader.id(), Some(&owner.identity))
         }
         (None, None) => return Err(Error::WrongKey("it holds no keys".into())),
@@ -273,6 +268,7 @@ async fn open_access(records: &Records<'_>, chain: &Chain, key: KeyFile) -> Resu
         }
     }
     check_groups(&access)?;
+    follow_chain(chain, &mut access.groups);
     Ok(access)
 }
 
@@ -303,12 +299,15 @@ async fn read_erasable(
         if whose != member || chain.is_erased(&domain) || chain.domain(&domain).is_none() {
             continue;
         }
-        let sealed = store.get(&info.key).await?;
+        let sealed = match store.get(&info.key).await {
+            Ok(sealed) => sealed,
+            Err(error) if error.is_not_found() => continue, // erased meanwhile
+            Err(error) => return Err(error.into()),
+        };
         let opened = open_record(std::slice::from_ref(identity), &sealed, KEYS_MAX);
-        let bytes = opened.map_err(|e| Error::damaged(&info.key, e))?;
-        let keys = DomainKeys::from_bytes(&bytes).map_err(|e| Error::damaged(&info.key, e))?;
-        // Anybody can seal to a member; what counts is what an owner signed. Of a rotation that was not completed the
-        // keys are there, and not in force.
+        // Anybody can put something here, and seal it to a member; what counts is what an owner signed. Of a rotation
+        // that was not completed the keys are there, and not in force.
+        let Some(keys) = opened.ok().and_then(|bytes| DomainKeys::from_bytes(&bytes).ok()) else { continue };
         if keys.id != domain || chain.domain(&domain).is_none_or(|d| d.recipient != keys.recipient) {
             continue;
         }

@@ -1,9 +1,9 @@
 //! The trust chain and what it names: read once, then only what is new.
 
 use keepwell_catalog::{names, open_record};
-use keepwell_crypto::keyring::Keyring;
-use keepwell_crypto::trust::Chain;
-use keepwell_crypto::{Digest, Identity, MemberId};
+use keepwell_crypto::keyring::{DomainKeys, GroupKeys, Keyring};
+use keepwell_crypto::trust::{Chain, Member, Roles};
+use keepwell_crypto::{Digest, Identity, MemberId, Recipient};
 use keepwell_storage::{Key, ObjectStore};
 
 use super::records::Records;
@@ -140,4 +140,59 @@ pub(crate) async fn read_keyring(
         return Err(Error::damaged(&key, "it belongs to somebody else"));
     }
     Ok(keyring)
+}
+
+/// To whom to seal is what the chain says: a keyring may hold keys of a rotation that is not complete yet, and which
+/// others do not have. Of the index identities, the one in force comes last.
+pub(super) fn follow_chain(chain: &Chain, groups: &mut [GroupKeys]) {
+    for group in groups {
+        let held = |group: &GroupKeys, wanted: &Recipient| {
+            group.index_identities.iter().position(|identity| identity.recipient() == *wanted)
+        };
+        if let Some(at) = chain.group(&group.id).and_then(|newest| held(group, &newest.recipient)) {
+            let identity = group.index_identities.remove(at);
+            group.index_identities.push(identity);
+        }
+        for keys in &mut group.domains {
+            let Some(newest) = chain.domain(&keys.id).map(|domain| &domain.recipient) else { continue };
+            if keys.identities.is_empty() || holds(keys, newest) {
+                keys.recipient = newest.clone();
+            }
+        }
+    }
+}
+
+/// Whether what is sealed to a recipient can be opened.
+fn holds(keys: &DomainKeys, recipient: &Recipient) -> bool {
+    keys.identities.iter().any(|identity| identity.recipient() == *recipient)
+}
+
+/// A member that can read, with its keyring as an owner opens it.
+///
+/// Nobody renews the keyring of a revoked member, so that of one in force is preferred, and above all one that holds
+/// the keys that the chain names.
+pub(crate) async fn reading_keyring(
+    records: &Records<'_>,
+    chain: &Chain,
+    owner: &Identity,
+) -> Result<(Member, Keyring), Error> {
+    let is_current = |member: &Member, keyring: &Keyring| {
+        let keys = keyring.groups.iter().find(|g| g.id == member.group).and_then(|g| g.domains.first());
+        let newest = chain.default_domain(&member.group);
+        keys.zip(newest).is_some_and(|(keys, newest)| holds(keys, &newest.recipient))
+    };
+    let readers = chain.members().filter(|m| m.roles.intersects(Roles::READER | Roles::KEEPER));
+    let (in_force, revoked): (Vec<&Member>, Vec<&Member>) =
+        readers.partition(|m| chain.revoked_from(&m.id()).is_none());
+    let (mut older, mut failed) = (None, None);
+    for member in in_force.into_iter().chain(revoked) {
+        match read_keyring(records, chain, member.id(), owner).await {
+            Ok(keyring) if is_current(member, &keyring) => return Ok((member.clone(), keyring)),
+            Ok(keyring) => _ = older.get_or_insert((member.clone(), keyring)),
+            Err(Error::Storage(error)) if !error.is_not_found() => return Err(Error::Storage(error)),
+            Err(error) => _ = failed.get_or_insert(error),
+        }
+    }
+    let nobody = || Error::WrongKey("no member has a keyring that can read".into());
+    older.ok_or_else(|| failed.unwrap_or_else(nobody))
 }

@@ -6,12 +6,8 @@ mod tree;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use keepwell_catalog::{names, seal_record};
-use keepwell_crypto::keyfile::{KeyFile, MemberKeys};
-use keepwell_crypto::keyring::Keyring;
-use keepwell_crypto::trust::{Body, KeyringRef, Member, Roles};
-use keepwell_crypto::{Digest, Identity, SigningKey};
+use keepwell_crypto::keyfile::KeyFile;
+use keepwell_crypto::trust::Roles;
 use keepwell_storage::{Memory, ObjectStore, Recording};
 
 pub(crate) use target::MemoryTarget;
@@ -59,32 +55,9 @@ impl World {
 
     /// Enrols a host that can write and not read, and opens the repository as it.
     pub async fn enrol_writer(&self) -> Repository {
-        let root = &self.key.owner.as_ref().unwrap().root;
-        let mut chain = self.repository.chain();
-        let keys = MemberKeys {
-            identity: Identity::generate(),
-            signing: SigningKey::generate(),
-            roles: Roles::WRITER,
-        };
-        let member = Member {
-            name: "writer".into(),
-            key: keys.signing.verifying_key(),
-            recipient: keys.identity.recipient(),
-            roles: Roles::WRITER,
-            group: self.repository.group(),
-        };
-        let groups = vec![self.repository.access().group().clone()];
-        let keyring = Keyring { repository: self.repository.id(), member: member.id(), groups };
-        let mut recipients = vec![member.recipient.clone()];
-        recipients.extend(chain.owner_recipients());
-        let sealed = seal_record(&recipients, &keyring.without_read_keys().to_bytes()).unwrap();
-        let name = names::keyring_key(member.id(), 0);
-        let keyring = KeyringRef { name: name.to_string(), digest: Digest::of(&sealed) };
-        self.store.put_new(&name, Bytes::from(sealed)).await.unwrap();
-        let record = chain.append(root, 2, Body::Enrol { member, keyring }).unwrap();
-        let (n, _) = chain.head();
-        self.store.put_new(&names::trust_key(n), Bytes::from(record)).await.unwrap();
-        self.open(&KeyFile { owner: None, member: Some(keys), ..self.key.clone() }).await
+        let key = self.repository.new_member("writer", Roles::WRITER, None).unwrap();
+        self.repository.enroll(&key).await.unwrap();
+        self.open(&key).await
     }
 
     /// Names of stored objects below a prefix.

@@ -172,7 +172,7 @@ pub struct Erase {
     pub time: i64,
     /// Key objects proven gone, `keys/erasable/<domain>/…`.
     pub gone: Vec<String>,
-    /// Holders of a copy that are known, and of which nothing is proven.
+    /// Holders of a copy that are known, and of which nothing is proven; and key objects that are to be destroyed.
     pub unproven: Vec<String>,
 }
 

@@ -123,6 +123,11 @@ impl Chain {
         self.state.owners.iter().filter(|o| o.in_force).map(|o| &o.owner)
     }
 
+    /// Owners that have left.
+    pub fn former_owners(&self) -> impl Iterator<Item = &Owner> {
+        self.state.owners.iter().filter(|o| !o.in_force).map(|o| &o.owner)
+    }
+
     /// The recipients of the owners in force: every keyring is sealed to them too.
     pub fn owner_recipients(&self) -> Vec<Recipient> {
         self.owners().map(|owner| owner.recipient.clone()).collect()
@@ -170,7 +175,13 @@ impl Chain {
 
     /// Whether an owner has signed that the keys of a domain were destroyed.
     pub fn is_erased(&self, id: &DomainId) -> bool {
-        self.state.erased.contains(id)
+        self.state.erased.contains_key(id)
+    }
+
+    /// Key objects of an erased domain that were to be destroyed, and that no record proves gone: its erasure was
+    /// interrupted.
+    pub fn unproven_keys(&self, id: &DomainId) -> impl Iterator<Item = &str> {
+        self.state.erased.get(id).into_iter().flatten().map(String::as_str)
     }
 
     /// The newest keyring of a member: its object name and the digest of its stored bytes.

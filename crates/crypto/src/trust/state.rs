@@ -18,7 +18,8 @@ pub(super) struct State {
     /// In the order of their first epoch.
     pub groups: Vec<Epochs<Group>>,
     pub domains: Vec<Epochs<Domain>>,
-    pub erased: BTreeSet<DomainId>,
+    /// With the key objects that were announced and are not proven gone yet.
+    pub erased: BTreeMap<DomainId, BTreeSet<String>>,
 }
 
 #[derive(Debug, Clone)]
@@ -56,7 +57,7 @@ impl State {
             members: BTreeMap::new(),
             groups: Vec::new(),
             domains: Vec::new(),
-            erased: BTreeSet::new(),
+            erased: BTreeMap::new(),
         };
         owners.iter().try_for_each(|owner| state.add_owner(owner))?;
         Ok(state)
@@ -163,7 +164,7 @@ impl State {
     fn set_domain(&mut self, domain: &Domain) -> Result<(), Violation> {
         check_name(&domain.name)?;
         self.group(&domain.group).ok_or(Violation::UnknownGroup { id: domain.group })?;
-        if self.erased.contains(&domain.id) {
+        if self.erased.contains_key(&domain.id) {
             return Err(Violation::Erased { id: domain.id });
         }
         match self.domains.iter_mut().find(|known| known.newest.id == domain.id) {
@@ -191,7 +192,9 @@ impl State {
         if !erase.gone.iter().all(|name| name.starts_with(&prefix)) {
             return Err(Violation::KeyObject);
         }
-        self.erased.insert(id);
+        let left = self.erased.entry(id).or_default();
+        left.extend(erase.unproven.iter().filter(|name| name.starts_with(&prefix)).cloned());
+        erase.gone.iter().for_each(|name| _ = left.remove(name));
         Ok(())
     }
 }

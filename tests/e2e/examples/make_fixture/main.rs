@@ -40,7 +40,8 @@ async fn main() -> Done {
     let first = back_up(&repository, &tree, None).await?;
     // The second comes from a host that cannot decrypt …
     second_version(&tree)?;
-    let writer = repository.enroll("writer", Roles::WRITER, None).await?;
+    let writer = repository.new_member("writer", Roles::WRITER, None)?;
+    repository.enroll(&writer).await?;
     let second = back_up(&open(&top, writer).await?, &tree, None).await?;
     fs::create_dir(top.join("expected"))?;
     describe(&top, &tree, &second)?;

@@ -1,16 +1,19 @@
 //! `key enroll`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use backup_core::Repository;
 use clap::ValueEnum;
-use keepwell_crypto::trust::Roles;
+use keepwell_crypto::SigningKey;
+use keepwell_crypto::keyfile::KeyFile;
+use keepwell_crypto::trust::{Member, Owner, Roles};
 use serde_json::json;
 
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::open;
-use crate::secret::{self, Protection};
+use crate::secret::{self, Origin, Protection};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -56,16 +59,25 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let opened = open::repository(ctx).await?;
     let (repository, hint) = (&opened.repository, Some(opened.location.to_string()));
     let path = args.output.unwrap_or_else(|| secret::member_key_file(ctx, repository.id(), &args.name));
-    if path.exists() {
-        return Err(Complaint::failed(format!("`{}` exists already", path.display())).into());
-    }
-    let key = match roles(&args.role)? {
-        Some(roles) => repository.enroll(&args.name, roles, hint).await?,
-        None => repository.add_owner(&args.name, hint).await?,
+    let roles = roles(&args.role)?;
+    let key = match path.exists() {
+        true => interrupted(ctx, repository, &path, &args.name)?,
+        false => {
+            let key = match roles {
+                Some(roles) => repository.new_member(&args.name, roles, hint)?,
+                None => repository.new_owner(&args.name, hint)?,
+            };
+            let protection = if args.passphrase { Protection::Passphrase } else { Protection::Plain };
+            secret::save_key(ctx, &path, &key, protection)?; // first: nobody must count whose key is lost
+            key
+        }
+    };
+    let counts = match roles {
+        Some(_) => repository.enroll(&key).await,
+        None => repository.add_owner(&key).await,
     };
     opened.progress.end();
-    let protection = if args.passphrase { Protection::Passphrase } else { Protection::Plain };
-    secret::save_key(ctx, &path, &key, protection)?;
+    counts.with_context(|| format!("`{}` may not count yet; give the same command again", path.display()))?;
     let names: Vec<String> = args.role.iter().map(|r| format!("{r:?}").to_lowercase()).collect();
     ctx.printer.line(format_args!("enrolled {} as {}", args.name, names.join(", ")));
     ctx.printer.line(format_args!("its key is in {}", path.display()));
@@ -75,6 +87,21 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     }
     ctx.printer.json("enroll", json!({ "name": args.name, "roles": names, "key_file": path }));
     Ok(Exit::Done)
+}
+
+/// The key that an enrolment of this name left when it was interrupted.
+fn interrupted(ctx: &Context, repository: &Repository, path: &Path, name: &str) -> Result<KeyFile> {
+    let exists = || Complaint::failed(format!("`{}` exists already", path.display()));
+    let key = secret::load_key(ctx, &Origin::File(path.to_path_buf())).map_err(|_| exists())?;
+    let chain = repository.chain();
+    let mut known = chain.members().map(Member::id).chain(chain.owners().map(Owner::id));
+    let keys = key.member.as_ref().map(|m| &m.signing).or(key.owner.as_ref().map(|o| &o.root));
+    let id = keys.map(SigningKey::member_id);
+    if key.repository != repository.id() || key.name != name || known.any(|known| Some(known) == id) {
+        return Err(exists().into());
+    }
+    ctx.printer.say(format_args!("going on with the key in {}", path.display()));
+    Ok(key)
 }
 
 /// `None` is an owner.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use keepwell_crypto::MemberId;
-use keepwell_crypto::trust::Chain;
+use keepwell_crypto::trust::{Chain, Member};
 use serde_json::json;
 
 use crate::confirm::{Unattended, confirm};
@@ -70,18 +70,22 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
 }
 
 fn find(chain: &Chain, who: &str) -> Result<Found> {
-    let in_force = chain.members().filter(|m| chain.revoked_from(&m.id()).is_none());
-    let members =
-        in_force.filter(|m| m.name == who || m.id().to_string() == who).map(|m| Found::Member(m.id()));
-    let owners = chain.owners().filter(|o| o.name == who || o.id().to_string() == who);
-    let mut found = members.chain(owners.map(|o| Found::Owner(o.id())));
-    match (found.next(), found.next()) {
-        (Some(one), None) => Ok(one),
-        (Some(_), Some(_)) => {
-            Err(Complaint::usage(format!("`{who}` is not the only one; give the id")).into())
-        }
+    let is = |name: &str, id: MemberId| name == who || id.to_string() == who;
+    let members = chain.members().filter(|m| is(&m.name, m.id()));
+    let (in_force, revoked): (Vec<_>, Vec<_>) =
+        members.map(Member::id).partition(|id| chain.revoked_from(id).is_none());
+    let owners = chain.owners().filter(|o| is(&o.name, o.id())).map(|o| Found::Owner(o.id()));
+    let former = chain.former_owners().filter(|o| is(&o.name, o.id())).map(|o| Found::Owner(o.id()));
+    let mut found: Vec<Found> = in_force.into_iter().map(Found::Member).chain(owners).collect();
+    if found.is_empty() {
+        // A revocation that was interrupted before the keys were rotated is completed by another.
+        found.extend(revoked.into_iter().map(Found::Member).chain(former));
+    }
+    match (found.pop(), found.is_empty()) {
+        (Some(one), true) => Ok(one),
+        (Some(_), false) => Err(Complaint::usage(format!("`{who}` is not the only one; give the id")).into()),
         (None, _) => {
-            let complaint = Complaint::usage(format!("nobody in force is called `{who}`"));
+            let complaint = Complaint::usage(format!("nobody is called `{who}`"));
             Err(complaint.hint("`keepwell key list` shows everybody.").into())
         }
     }

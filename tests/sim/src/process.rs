@@ -86,6 +86,6 @@ impl Process {
     }
 
     fn order(&self, order: Order) {
-        self.orders.send(order).ok().expect("the process takes orders until it is ended");
+        assert!(self.orders.send(order).is_ok(), "the process takes orders until it is ended");
     }
 }

@@ -111,6 +111,11 @@ pub fn run(seed: u64, trace: Trace) -> (Trace, Result<Report, Failure>) {
     thread.expect("threads can be started").join().expect("the world does not panic")
 }
 
+#[allow(clippy::disallowed_methods)] // this is a harness: a planted fault is chosen in the environment
+fn planted_same_randomness() -> bool {
+    std::env::var("KEEPWELL_PLANTED").is_ok_and(|fault| fault == "same-randomness")
+}
+
 impl World {
     fn new(seed: u64, trace: Trace) -> Self {
         static WORLDS: AtomicU64 = AtomicU64::new(0);
@@ -121,7 +126,7 @@ impl World {
         let disk = scratch().join(format!("keepwell-sim-{}-{number}", std::process::id()));
         let genesis = genesis::create(&mut dice, &weather, &disk).expect("the repository can be made");
         // A fault of ours, not of the engine: the operating system gives the same random bytes again and again.
-        if std::env::var("KEEPWELL_PLANTED").is_ok_and(|fault| fault == "same-randomness") {
+        if planted_same_randomness() {
             keepwell_sim_entropy::repeat();
         }
         Self {

@@ -4,6 +4,7 @@
 # usage: benches/compare.sh TREE WORK [ROUNDS]     WORK: an empty directory on the disk to measure; ROUNDS: default 3
 #
 # environment: KEEPWELL   our binary, default target/release/keepwell (built if it is missing)
+#              PROGRAMS   only these, separated by commas: "keepwell 2,restic auto"
 #              PEERS      where benches/peers.sh put the others; those that are missing are left out
 #
 # Writes WORK/results.tsv and WORK/results.md: minimum / median of the rounds. The tree is not changed; for the prune,
@@ -127,6 +128,8 @@ programs=("keepwell 1" "keepwell 2" "keepwell 3")
 [ ! -x "$peers/restic" ] || programs+=("restic auto")
 [ ! -x "$peers/borg" ] || programs+=("borg lz4" "borg zstd,3")
 [ ! -x "$peers/rustic" ] || programs+=("rustic 3")
+
+[ -z "${PROGRAMS:-}" ] || IFS=, read -ra programs <<<"$PROGRAMS"
 
 for round in $(seq "$rounds"); do
     baselines "$round"

@@ -3,11 +3,14 @@
 //! The tests themselves are in `tests/`. Everything is seeded: a failure names what to run again.
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
 
+pub mod case;
 pub mod damage;
 pub mod faults;
 pub mod gate;
 pub mod guarded;
 pub mod made;
+pub mod proxy;
+pub mod server;
 pub mod tree;
 pub mod world;
 

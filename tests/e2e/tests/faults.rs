@@ -2,73 +2,13 @@
 //! shows, the next run completes, and the next prune takes what was left lying about.
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use backup_core::{BackupOptions, Cache, Error, Limits, Repository, Snapshot};
+use backup_core::{BackupOptions, Error, Repository};
+use keepwell_e2e::case::Case;
 use keepwell_e2e::faults::at_every_call;
-use keepwell_e2e::tree::Tree;
 use keepwell_e2e::{run, tree, world};
-use tempfile::TempDir;
-use world::{
-    LIMITS, World, assert_sound, back_up, back_up_with, forget, options, restored, snapshot_of, thorough,
-};
-
-const LARGE: usize = 600 << 10;
-
-/// A repository with a snapshot of `dir`, which has then changed.
-struct Case {
-    world: World,
-    source: TempDir,
-    first: (Snapshot, Tree),
-    now: Tree,
-}
-
-impl Case {
-    async fn new() -> Self {
-        let world = World::new().await;
-        // One thread fills one pack: of what is in it some will have changed and some not, so that a prune must repack.
-        let (store, limits) = (Arc::new(world.store.clone()), Limits { threads: 1, ..LIMITS });
-        let repository = world::open(store, &world.key, Cache::memory(), limits).await.unwrap();
-        let source = tempfile::tempdir().unwrap();
-        let dir = source.path();
-        for i in 0..3 {
-            tree::put(dir, &format!("{i}"), i, LARGE);
-        }
-        tree::put(dir, "sub/small", 9, 5000);
-        let before = tree::read(dir);
-        let report = back_up(&repository, dir).await.unwrap();
-        let first = (snapshot_of(&repository, &report).await, before);
-        tree::put(dir, "1", 11, LARGE);
-        tree::put(dir, "sub/new", 12, 7000);
-        let now = tree::read(dir);
-        Self { world, source, first, now }
-    }
-
-    fn dir(&self) -> &Path {
-        self.source.path()
-    }
-
-    /// Adds a second snapshot, of the directory as it is now.
-    async fn with_second(self) -> (Self, Snapshot) {
-        let repository = self.world.open().await;
-        let report = back_up(&repository, self.dir()).await.unwrap();
-        let snapshot = snapshot_of(&repository, &report).await;
-        (self, snapshot)
-    }
-
-    /// Everything listed restores to what was backed up; gives how many that are.
-    async fn all_restore(&self, repository: &Repository, what: &str) -> usize {
-        let snapshots = repository.snapshots().await.unwrap();
-        for snapshot in &snapshots {
-            let expected = if snapshot.id == self.first.0.id { &self.first.1 } else { &self.now };
-            tree::assert_same(expected, &restored(repository, snapshot, self.dir()).await, what);
-        }
-        assert_sound(repository, what).await;
-        snapshots.len()
-    }
-}
+use world::{World, back_up, back_up_with, forget, options, restored, snapshot_of, thorough};
 
 async fn backup_fails(options: BackupOptions) {
     let case = Case::new().await;

@@ -87,6 +87,7 @@ impl Site {
             "SlowDown" | "ServerBusy" | "TooManyRequests" | "RequestLimitExceeded" | "rateLimitExceeded" => {
                 new(Kind::Throttled, format!("the {noun} `{container}` asks to slow down{said}"))
             }
+            "InvalidRange" => new(Kind::OutOfRange, "the object is shorter".into()),
             "BadDigest" | "Md5Mismatch" | "XAmzContentChecksumMismatch" | "XAmzContentSHA256Mismatch" => {
                 new(Kind::Unavailable, format!("the bytes changed on the way{said}"))
             }

@@ -123,6 +123,7 @@ impl Directories for OpendalStore {
                 Ok(Some(entry)) => entry,
                 Ok(None) => return Ok(children),
                 Err(error) if error.is_not_found() => return Ok(children),
+                Err(error) if self.is_beneath_object(directory, &error).await => return Ok(children),
                 Err(error) => return Err(error),
             };
             let Some(name) = entry.path().strip_prefix(directory).filter(|name| !name.is_empty()) else {

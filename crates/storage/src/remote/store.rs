@@ -87,6 +87,36 @@ impl OpendalStore {
     }
 
     async fn upload(&self, key: &Key, body: &Bytes) -> Result<(), StorageError> {
+        match self.upload_once(key, body).await {
+            Err(error) if self.may_be_a_race_for_directories(&error) => {
+                self.make_parent(key).await?;
+                self.upload_once(key, body).await
+            }
+            done => done,
+        }
+    }
+
+    /// Apache forbids the making of a directory that somebody else makes at the same moment.
+    fn may_be_a_race_for_directories(&self, error: &StorageError) -> bool {
+        self.site.service.has_directories()
+            && matches!(error.kind, StorageErrorKind::PermissionDenied | StorageErrorKind::Other)
+    }
+
+    /// Makes the directories above a key. Whoever loses a race for one finds it there the next time, so that every
+    /// attempt comes a level further, unless there is another reason.
+    async fn make_parent(&self, key: &Key) -> Result<(), StorageError> {
+        let parent = key.as_str().rfind('/').map_or("/", |slash| &key.as_str()[..=slash]);
+        let mut levels = self.hot.info().root().matches('/').count() + parent.matches('/').count();
+        loop {
+            let made = self.hot.create_dir(parent);
+            match self.limited("put", key.as_str(), self.limits.timeout, made).await {
+                Err(error) if levels > 0 && self.may_be_a_race_for_directories(&error) => levels -= 1,
+                done => return done,
+            }
+        }
+    }
+
+    async fn upload_once(&self, key: &Key, body: &Bytes) -> Result<(), StorageError> {
         let size = body.len() as u64;
         let time = self.limits.timeout + Duration::from_secs(size / UPLOAD_RATE_MIN);
         let options = WriteOptions {
@@ -132,8 +162,27 @@ impl OpendalStore {
             }
             Ok(_) => Err(StorageError::already_exists(key)),
             Err(error) if error.is_not_found() => Ok(()),
+            Err(error) if self.is_beneath_object(key.as_str(), &error).await => {
+                let message = "it would stand beneath an object";
+                Err(StorageError::new(StorageErrorKind::Invalid, "put", key, message))
+            }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether a refusal means that a directory on the way is an object: Apache calls it a bad request.
+    pub(super) async fn is_beneath_object(&self, path: &str, error: &StorageError) -> bool {
+        if error.kind != StorageErrorKind::Other || !self.site.service.has_directories() {
+            return false;
+        }
+        for (end, _) in path.match_indices('/') {
+            let above = self.hot.stat(&path[..end]);
+            if self.limited("head", path, self.limits.timeout, above).await.is_ok_and(|found| found.is_file())
+            {
+                return true;
+            }
+        }
+        false
     }
 
     /// Reads `range`, or all of it. More than was asked for is an error, less is not.
@@ -185,6 +234,9 @@ impl OpendalStore {
             Err(error) if error.is_not_found() && self.site.service == Service::S3 => {
                 Err(self.missing(operation, key).await)
             }
+            Err(error) if self.is_beneath_object(key.as_str(), &error).await => {
+                Err(StorageError::not_found(operation, key))
+            }
             Err(error) => Err(error),
         }
     }
@@ -218,11 +270,14 @@ impl ObjectStore for OpendalStore {
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
         const OPERATION: &str = "get range";
+        let mut strange = None;
         if range.start < range.end && !self.site.service.has_directories() {
             match self.read(OPERATION, key, Some(&range)).await {
                 Ok(bytes) if bytes.len() as u64 == range.end - range.start => return Ok(bytes),
                 Ok(_) => {}
                 Err(error) if error.kind == StorageErrorKind::OutOfRange => {}
+                // Azurite answers a range that begins at the end with one that ends before it begins.
+                Err(error) if error.kind == StorageErrorKind::Other => strange = Some(error),
                 Err(error) => return Err(error),
             }
         }
@@ -234,6 +289,8 @@ impl ObjectStore for OpendalStore {
             Ok(Bytes::new())
         } else if self.site.service.has_directories() {
             self.read(OPERATION, key, Some(&range)).await
+        } else if let Some(error) = strange {
+            Err(error)
         } else {
             let message = format!("{} sent less than was asked for", self.site.server);
             Err(StorageError::new(StorageErrorKind::Unavailable, OPERATION, key, message))

@@ -45,8 +45,8 @@ impl Grant {
     }
 }
 
-/// What only its owner creates, reads or continues: a writer's sessions, ends, lists and state.
-const OWN: [&str; 4] = ["sessions/", "commits/", "lists/", "state/"];
+/// What only its owner creates, reads or continues: a writer's sessions, ends, lists and state, and the WAL that it archives.
+const OWN: [&str; 5] = ["sessions/", "commits/", "lists/", "state/", "wal/"];
 /// What any writer adds to.
 const ADDED: [&str; 5] = ["data/", "meta/", "index/", "manifests/", "probe/"];
 /// What a writer reads of others: where things are, what is doomed, who may write, how far others are.
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn a_writer_takes_no_number_of_another_and_signs_nothing_for_keepers() {
         let (role, own) = writer();
-        for top in ["sessions", "commits", "lists", "state"] {
+        for top in ["sessions", "commits", "lists", "state", "wal"] {
             assert!(may(role, Action::Create, &format!("{top}/{own}/0000000001")), "{top}");
             assert!(!may(role, Action::Create, &format!("{top}/0000000000000000/0000000001")), "{top}");
             assert!(

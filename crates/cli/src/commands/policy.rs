@@ -128,12 +128,15 @@ fn policy(bucket: &str, prefix: &str, role: Role, service: Service) -> Value {
         listing,
         allow(
             "KeepwellAskAboutBucket",
-            &[
-                "s3:GetBucketVersioning",
-                "s3:GetBucketObjectLockConfiguration",
-                "s3:GetLifecycleConfiguration",
-                "s3:GetEncryptionConfiguration",
-            ],
+            &known(
+                service,
+                &[
+                    "s3:GetBucketVersioning",
+                    "s3:GetBucketObjectLockConfiguration",
+                    "s3:GetLifecycleConfiguration",
+                    "s3:GetEncryptionConfiguration",
+                ],
+            ),
             vec![format!("arn:aws:s3:::{bucket}")],
         ),
         allow("KeepwellRead", &["s3:GetObject"], resources(Action::Read)),
@@ -159,16 +162,31 @@ fn policy(bucket: &str, prefix: &str, role: Role, service: Service) -> Value {
         Role::Writer(_) => statements.push(json!({
             "Sid": "KeepwellNeverDestroy",
             "Effect": "Deny",
-            "Action": [
+            "Action": known(service, &[
                 "s3:BypassGovernanceRetention", "s3:DeleteBucket", "s3:DeleteBucketPolicy", "s3:DeleteObject",
                 "s3:DeleteObjectVersion", "s3:PutBucketObjectLockConfiguration", "s3:PutBucketPolicy",
                 "s3:PutBucketVersioning", "s3:PutEncryptionConfiguration", "s3:PutLifecycleConfiguration",
                 "s3:PutObjectLegalHold", "s3:PutObjectRetention",
-            ],
+            ]),
             "Resource": [format!("arn:aws:s3:::{bucket}"), objects("")],
         })),
     }
+    if matches!(role, Role::Writer(_)) {
+        // Not granted above; but some services let everybody read what he stored himself.
+        statements.push(json!({
+            "Sid": "KeepwellNeverReadContent",
+            "Effect": "Deny",
+            "Action": "s3:GetObject",
+            "Resource": [objects("data/"), objects("meta/"), objects("manifests/")],
+        }));
+    }
     json!({ "Version": "2012-10-17", "Statement": statements })
+}
+
+/// Actions without those that not every service knows: Ceph refuses a policy that names one it does not know.
+fn known<'a>(service: Service, actions: &[&'a str]) -> Vec<&'a str> {
+    let everywhere = |action: &&&str| service == Service::Aws || !action.ends_with("EncryptionConfiguration");
+    actions.iter().filter(everywhere).copied().collect()
 }
 
 /// What everybody who stores is kept from: replacing what is there, and keys of their own that only they could read with.
@@ -316,6 +334,16 @@ mod tests {
         assert!(!put(&[CREATES, IF_ABSENT, own_key]));
         for action in ["s3:DeleteObjectVersion", "s3:PutLifecycleConfiguration", "s3:PutObjectRetention"] {
             assert!(!allowed(&policy, action, &key("data/7b/x"), &[]), "{action}");
+        }
+    }
+
+    #[test]
+    fn other_services_are_asked_for_nothing_that_some_do_not_know() {
+        for role in [Role::Writer(None), Role::Reader, Role::Keeper] {
+            let text = policy("b", "host/", role, Service::S3).to_string();
+            for unknown in ["EncryptionConfiguration", "if-none-match", "ObjectCreationOperation"] {
+                assert!(!text.contains(unknown), "{role:?}: {unknown}");
+            }
         }
     }
 

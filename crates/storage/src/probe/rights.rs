@@ -23,6 +23,9 @@ pub struct Rights {
     pub delete: Right,
     /// Delete a version for good, where deleting alone only hides.
     pub delete_version: Right,
+    /// Read the data packs of the repository, which a backup host never needs.
+    #[serde(default)]
+    pub read_packs: Right,
 }
 
 /// Whether something may be done.
@@ -55,7 +58,23 @@ pub(super) async fn examine(
     // Deleted for good if we can; it was deleted already if all went well.
     let cleaned = refusal(store.delete(&key).await);
     tried?;
-    cleaned.map(drop)
+    cleaned.map(drop)?;
+    report.rights.read_packs = read_packs(&**store).await?;
+    Ok(())
+}
+
+/// Tries to read a byte of a pack that is there. One that is absent would not tell: some services refuse to say so.
+async fn read_packs(store: &dyn ObjectStore) -> Result<Right, StorageError> {
+    let Some(listed) = refusal(store.list_page("data/", None).await)? else { return Ok(Right::Unknown) };
+    let Some(pack) = listed.objects.iter().find(|pack| pack.size > 0) else { return Ok(Right::Unknown) };
+    match store.get_range(&pack.key, 0..1).await {
+        Ok(_) => Ok(Right::Yes),
+        Err(error) if error.kind == StorageErrorKind::PermissionDenied => Ok(Right::No),
+        // In an archive; or a prune came between.
+        Err(error) if matches!(error.kind, StorageErrorKind::Archived) => Ok(Right::Yes),
+        Err(error) if error.is_not_found() => Ok(Right::Unknown),
+        Err(error) => Err(error),
+    }
 }
 
 async fn attempt(
@@ -170,6 +189,17 @@ fn judge_writer(report: &mut ProbeReport, rights: Rights) {
         "This writer cannot overwrite: it was tried, and refused.",
         "Whether this writer can overwrite was not checked: there is no common way to try it on such a store.",
     );
+    match rights.read_packs {
+        Right::No => report
+            .findings
+            .push("This writer cannot read what backups consist of: it was tried, and refused.".into()),
+        Right::Yes => report.notes.push(
+            "This writer can read data packs, which it never needs. They are encrypted, and its key does not open them; \
+             `keepwell policy writer` prints a policy that refuses it."
+                .into(),
+        ),
+        Right::Unknown => {}
+    }
     if rights.delete_version == Right::Yes {
         report.problems.push("This writer can delete versions for good.".into());
     }

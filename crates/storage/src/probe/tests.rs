@@ -82,6 +82,9 @@ impl ObjectStore for Odd {
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
+        if self.fault == Fault::MayNotRead {
+            return Err(Self::denied("get range", key));
+        }
         self.memory.get_range(key, range).await
     }
 
@@ -192,6 +195,7 @@ async fn an_honest_store_has_no_problems_and_is_left_empty() {
         overwrite: Right::Yes,
         delete: Right::Yes,
         delete_version: Right::Unknown,
+        read_packs: Right::Unknown,
     };
     assert_eq!(report.rights, all);
     let text = serde_json::to_string(&report).unwrap();
@@ -235,6 +239,20 @@ async fn a_writer_that_can_destroy_is_a_problem_unless_versions_stay() {
     let report = test(&store, Role::Writer).await;
     assert_eq!(report.problems.len(), 3, "{report:?}");
     assert_eq!(store.destroyed.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn whether_a_writer_reads_packs_is_tried_on_one_that_is_there() {
+    for (fault, right) in [(Fault::MayNotRead, Right::No), (Fault::MayOnlyAdd, Right::Yes)] {
+        let store = Odd::new(fault).with_bucket(facts());
+        assert_eq!(test(&store, Role::Writer).await.rights.read_packs, Right::Unknown, "there is none");
+        store.memory.put_new(&"data/00/pack".parse().unwrap(), "sealed".into()).await.unwrap();
+        let report = test(&store, Role::Writer).await;
+        assert_eq!(report.rights.read_packs, right);
+        let says = |texts: &[String], part| texts.iter().any(|text| text.contains(part));
+        assert_eq!(says(&report.findings, "cannot read what backups consist of"), right == Right::No);
+        assert_eq!(says(&report.notes, "can read data packs"), right == Right::Yes);
+    }
 }
 
 #[tokio::test]

@@ -107,8 +107,8 @@ pub use browse::{ArchiveFormat, ArchiveReport, ChangeKind, Count, Depth, DiffSum
 pub use cache::Cache;
 pub use check::{CheckOptions, CheckReport, Finding, ReadData, ScrubReport, scrub};
 pub use copy::{
-    CopiedSnapshot, CopyReport, EXTRA_ORIGIN, EXTRA_ORIGIN_SNAPSHOT, Exclude, Held, Holdings, RewriteOptions,
-    RewriteReport, SnapshotSource, StoreCopyReport, holdings,
+    CopiedSnapshot, CopyReport, CopyRules, EXTRA_ORIGIN, EXTRA_ORIGIN_SNAPSHOT, Exclude, Held, Holdings,
+    RewriteOptions, RewriteReport, SnapshotSource, StoreCopyReport, holdings,
 };
 pub use error::Error;
 pub use keys::Erased;
@@ -118,5 +118,5 @@ pub use repair::RepairReport;
 pub use repository::{
     Access, Builder, CreateOptions, Created, Limits, Repository, RepositoryHint, Snapshot, SnapshotState,
 };
-pub use restore::{RestoreOptions, RestorePlan, RestoreReport, Select};
+pub use restore::{NeededPack, RestoreOptions, RestorePlan, RestoreReport, Select};
 pub use retention::{SAFETY_DATASET, Verdict, retain};

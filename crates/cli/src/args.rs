@@ -120,6 +120,7 @@ pub enum Command {
     Diff(commands::diff::Args),
     Dump(commands::dump::Args),
     Restore(commands::restore::Args),
+    WarmUp(commands::warm_up::Args),
     Check(commands::check::Args),
     Repair(commands::repair::Args),
     Forget(Box<commands::forget::Args>),

@@ -70,6 +70,8 @@ pub struct Profile {
     /// Further places that hold the snapshots, or some of them, in the order in which they are asked.
     #[serde(rename = "copy")]
     pub copies: Vec<CopyConfig>,
+    /// A shell command that asks for archived packs, whose names it finds on its standard input.
+    pub warm_up_command: Option<String>,
     /// How much may be used.
     pub limits: Limits,
     /// What the location of a repository in the network does not say itself.

@@ -1,15 +1,14 @@
 //! The copies that a profile names: what belongs into each, and what is known of those that are away.
 
-use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use async_trait::async_trait;
-use backup_core::{Repository, Snapshot, SnapshotState, retain};
+use backup_core::{CopyRules, Repository, Snapshot};
 use keepwell_catalog::retention::{RetentionPolicy, Slots};
+use keepwell_crypto::Secret;
 use keepwell_crypto::keyfile::KeyFile;
-use keepwell_crypto::{Secret, SnapshotId};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{CopyConfig, Only};
@@ -29,23 +28,15 @@ pub fn context(ctx: &Context, copy: &CopyConfig) -> Context {
     ctx
 }
 
-/// The snapshots that a copy is there for, before its retention.
-pub fn selection<'s>(now: i64, copy: &CopyConfig, snapshots: &'s [Snapshot]) -> Vec<&'s Snapshot> {
-    let named = |names: &[String], name: &String| names.is_empty() || names.contains(name);
-    let fits = |snapshot: &&Snapshot| match &snapshot.state {
-        SnapshotState::Readable(m) => {
-            named(&copy.datasets, &m.dataset)
-                && named(&copy.hosts, &m.host)
-                && (copy.tags.is_empty() || m.tags.iter().any(|tag| copy.tags.contains(tag)))
-        }
-        _ => false,
-    };
-    let fitting = snapshots.iter().filter(fits);
-    let policy = policy(copy);
-    if policy.is_empty() {
-        return fitting.collect();
+/// What belongs into a copy, and how long it stays.
+pub fn rules(copy: &CopyConfig) -> CopyRules {
+    CopyRules {
+        datasets: copy.datasets.clone(),
+        hosts: copy.hosts.clone(),
+        tags: copy.tags.clone(),
+        selection: policy(copy),
+        retention: copy.retention.as_ref().map(RetentionArgs::policy).unwrap_or_default(),
     }
-    retain(&policy, now, fitting, None).into_iter().filter(|v| v.by_rule).map(|v| v.snapshot).collect()
 }
 
 fn policy(copy: &CopyConfig) -> RetentionPolicy {
@@ -67,34 +58,6 @@ fn policy(copy: &CopyConfig) -> RetentionPolicy {
         None => *slots = Some(Slots::Forever),
     }
     policy
-}
-
-/// Of the selected snapshots, those that the copy lacks and that its own rules would keep.
-pub fn missing<'s>(
-    now: i64,
-    copy: &CopyConfig,
-    selected: Vec<&'s Snapshot>,
-    there: &'s [Snapshot],
-) -> Vec<&'s Snapshot> {
-    let held: HashSet<SnapshotId> = there.iter().map(Snapshot::origin_id).collect();
-    let lacking: Vec<&Snapshot> = selected.into_iter().filter(|s| !held.contains(&s.origin_id())).collect();
-    let Some(policy) = copy.retention.as_ref().map(RetentionArgs::policy) else { return lacking };
-    let ids: HashSet<SnapshotId> = lacking.iter().map(|s| s.id).collect();
-    let all = there.iter().chain(lacking);
-    let kept = retain(&policy, now, all, None).into_iter().filter(|verdict| verdict.keep);
-    kept.map(|verdict| verdict.snapshot).filter(|snapshot| ids.contains(&snapshot.id)).collect()
-}
-
-/// What the copy's own rules do not keep, with the reasons.
-pub fn going<'s>(
-    now: i64,
-    copy: &CopyConfig,
-    there: &'s [Snapshot],
-    proved: Option<i64>,
-) -> Vec<(&'s Snapshot, String)> {
-    let policy = copy.retention.as_ref().map(RetentionArgs::policy).unwrap_or_default();
-    let verdicts = retain(&policy, now, there, proved).into_iter().filter(|verdict| !verdict.keep);
-    verdicts.map(|verdict| (verdict.snapshot, verdict.reasons.join("; "))).collect()
 }
 
 /// When the newest of these was captured.

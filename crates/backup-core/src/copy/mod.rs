@@ -3,12 +3,14 @@
 mod holders;
 mod reencrypt;
 mod rewrite;
+mod rules;
 mod same;
 mod source;
 
 pub use holders::{Held, Holdings, holdings};
 pub use reencrypt::{CopiedSnapshot, CopyReport, EXTRA_ORIGIN, EXTRA_ORIGIN_SNAPSHOT};
 pub use rewrite::{Exclude, RewriteOptions, RewriteReport};
+pub use rules::CopyRules;
 pub use same::StoreCopyReport;
 pub use source::SnapshotSource;
 

@@ -2,6 +2,7 @@
 //! docs/pruning.md; the comments here give its numbers.
 
 mod forget;
+mod locks;
 mod merge;
 mod merge_plans;
 mod proof;
@@ -94,6 +95,14 @@ pub struct PruneReport {
     pub plans_merged: u64,
     /// Claims and beats of ended sessions that were removed.
     pub records_swept: u64,
+    /// Packs that would go, and that the store keeps from being deleted: they stay until their locks have ended.
+    pub packs_locked: u64,
+    /// Their stored bytes.
+    pub locked_bytes: u64,
+    /// Packs that are mostly unused, and lie in an archive, where they cannot be read to be moved.
+    pub packs_archived: u64,
+    /// Packs that are needed and whose locks were made longer.
+    pub locks_extended: u64,
 }
 
 impl Repository {
@@ -129,7 +138,8 @@ impl Repository {
         retired: BTreeSet<(MemberId, u64)>,
         options: PruneOptions,
     ) -> Result<PruneReport, Error> {
-        let scan = Scan::run(self, retired, &options).await?; // step 2
+        let mut scan = Scan::run(self, retired, &options).await?; // step 2
+        locks::respect(self, &mut scan).await?;
         if scan.stale_checkpoints && !options.dry_run && self.retire_abandoned(options.fence_after).await? {
             return Box::pin(self.prune(options)).await; // with what these needed free as well
         }
@@ -137,6 +147,7 @@ impl Repository {
         if options.dry_run {
             return Ok(report);
         }
+        report.locks_extended = locks::extend(self, &scan).await?;
         if scan.is_idle() {
             report.fenced = sessions::end_dead_sessions(self, options.fence_after).await?;
             report.records_swept = sessions::sweep(self).await?;

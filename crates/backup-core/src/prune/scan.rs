@@ -1,10 +1,12 @@
 //! The scan: what is unused, what is worth repacking, what a crashed prune left. Only a heuristic: the verdict decides.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, SystemTime};
 
 use keepwell_catalog::names::{ObjectName, PlanName};
 use keepwell_catalog::{CommitKind, ContentName, IndexSet, Location, PackClass, PackRef, PackSet, names};
 use keepwell_crypto::{ChunkId, MemberId};
+use keepwell_storage::Key;
 
 use super::{PruneOptions, PruneReport};
 use crate::Error;
@@ -37,6 +39,14 @@ impl PackUse {
     }
 }
 
+/// An object in the store.
+#[derive(Debug, Clone, Copy)]
+struct Listed {
+    size: u64,
+    /// When it was stored, by the store's clock, if that says.
+    modified: Option<i64>,
+}
+
 /// What the scan found.
 pub(super) struct Scan {
     pub retired: BTreeSet<(MemberId, u64)>,
@@ -49,7 +59,12 @@ pub(super) struct Scan {
     others: Vec<String>,
     /// Plans without a verdict, and plans with one of which something still exists.
     pub unfinished: BTreeMap<PlanName, BTreeSet<String>>,
-    sizes: HashMap<String, u64>,
+    /// What the listing says of packs and small objects.
+    listed: HashMap<String, Listed>,
+    /// Packs that are needed.
+    needed: Vec<(PackClass, ContentName)>,
+    /// Keys of packs that are needed and doomed: their content moves while they last.
+    must_move: BTreeSet<String>,
     /// Whether there are checkpoints whose capture has probably died.
     pub stale_checkpoints: bool,
     pub report: PruneReport,
@@ -116,6 +131,10 @@ pub(crate) async fn decided_ends(repository: &Repository) -> Result<Vec<End>, Er
     }
 }
 
+fn is_pack(key: &str) -> bool {
+    matches!(key.parse(), Ok(ObjectName::Pack(..)))
+}
+
 struct Marking<'m> {
     marks: &'m mut Marks,
     gone: &'m PackSet,
@@ -162,11 +181,14 @@ impl Scan {
             unused: BTreeMap::new(),
             others: Vec::new(),
             unfinished: BTreeMap::new(),
-            sizes: HashMap::new(),
+            listed: HashMap::new(),
+            needed: Vec::new(),
+            must_move: BTreeSet::new(),
             stale_checkpoints,
             report: PruneReport { nodes_read, ..PruneReport::default() },
         };
         let needed = uses.values().filter(|u| u.live > 0).map(PackUse::key).collect();
+        scan.needed = uses.values().filter(|u| u.live > 0).map(|u| (u.class, u.pack.name)).collect();
         scan.sort_packs(uses, &gone, options);
         scan.find_others(repository, &plans, &ends, &live).await?;
         scan.refuse_missing(repository, needed).await?;
@@ -176,7 +198,7 @@ impl Scan {
     /// Fails if a pack that is needed is not in the store. It may be damage of which another copy of a chunk, unused so
     /// far, is the cure; that copy must not go.
     async fn refuse_missing(&self, repository: &Repository, mut needed: Vec<String>) -> Result<(), Error> {
-        needed.retain(|key| !self.sizes.contains_key(key));
+        needed.retain(|key| !self.listed.contains_key(key));
         if needed.is_empty() {
             return Ok(());
         }
@@ -205,7 +227,57 @@ impl Scan {
     }
 
     pub fn size_of(&self, name: &str) -> Option<u64> {
-        self.sizes.get(name).copied()
+        self.listed.get(name).map(|listed| listed.size)
+    }
+
+    /// Packs that would go, now or when their content has moved.
+    pub fn candidates(&self) -> Vec<Key> {
+        let packs = self.unused.values().chain(self.repack.values()).map(PackUse::key);
+        let others = self.others.iter().filter(|key| is_pack(key)).cloned();
+        packs.chain(others).filter_map(|key| key.parse().ok()).collect()
+    }
+
+    /// Data packs whose content would move.
+    pub fn movable(&self) -> Vec<Key> {
+        let data = self.repack.values().filter(|used| used.class == PackClass::Data);
+        data.filter_map(|used| used.key().parse().ok()).collect()
+    }
+
+    /// Leaves alone what is locked, but for a pack whose content must move because every place of it is doomed.
+    pub fn leave_locked(&mut self, key: &Key) {
+        let text = key.as_str();
+        if self.must_move.contains(text) {
+            return;
+        }
+        let before = self.unused.len() + self.repack.len() + self.others.len();
+        self.unused.retain(|_, used| used.key() != text);
+        self.repack.retain(|_, used| used.key() != text);
+        self.others.retain(|other| other != text);
+        if self.unused.len() + self.repack.len() + self.others.len() < before {
+            self.report.packs_locked += 1;
+            self.report.locked_bytes += self.size_of(text).unwrap_or(0);
+        }
+        self.report.packs_unused = self.unused.len() as u64;
+    }
+
+    /// Leaves a pack where it is that cannot be read.
+    pub fn leave_archived(&mut self, key: &Key) {
+        if self.must_move.contains(key.as_str()) {
+            return; // then the prune says that it must be thawed
+        }
+        let before = self.repack.len();
+        self.repack.retain(|_, used| used.key() != key.as_str());
+        self.report.packs_archived += (before - self.repack.len()) as u64;
+    }
+
+    /// Packs that are needed and stay, with when they were stored.
+    pub fn needed(&self) -> impl Iterator<Item = (PackClass, ContentName, Option<SystemTime>)> {
+        self.needed.iter().filter(|(_, name)| !self.repack.contains_key(name)).map(|(class, name)| {
+            let key = names::pack_key(*class, name).to_string();
+            let modified = self.listed.get(&key).and_then(|listed| listed.modified);
+            let since = modified.and_then(|nanos| u64::try_from(nanos).ok()).map(Duration::from_nanos);
+            (*class, *name, since.map(|since| SystemTime::UNIX_EPOCH + since))
+        })
     }
 
     fn sort_packs(&mut self, uses: HashMap<ContentName, PackUse>, gone: &PackSet, options: &PruneOptions) {
@@ -223,7 +295,8 @@ impl Scan {
                 report.packs_unused += 1;
                 self.unused.insert(name, used);
             } else if gone.contains(&name) {
-                self.repack.insert(name, used); // live, and every location doomed: move it while it lasts
+                self.must_move.insert(used.key()); // live, and every location doomed: move it while it lasts
+                self.repack.insert(name, used);
             } else if used.live < used.total {
                 partly.push(used);
             } else if used.pack.size < SMALL_PACK_BYTES {
@@ -281,7 +354,7 @@ impl Scan {
                 if orphan && !doomed.contains(text.as_str()) {
                     self.others.push(text.clone());
                 }
-                self.sizes.insert(text.clone(), info.size);
+                self.listed.insert(text.clone(), Listed { size: info.size, modified: info.modified });
                 existing.insert(text);
             }
         }

@@ -4,6 +4,7 @@
 //! what is missing is grouped by pack, each pack is fetched once, decoded and verified by several threads, and written
 //! where it belongs. Directories get their metadata last.
 
+mod cold;
 mod deliver;
 mod job;
 mod plan;
@@ -21,6 +22,7 @@ use crate::error::shown;
 use crate::repository::{Repository, Snapshot};
 use crate::target::{RestoreTarget, TargetError};
 
+pub use cold::NeededPack;
 pub use plan::RestorePlan;
 
 /// Decides by path and entry whether something is restored.

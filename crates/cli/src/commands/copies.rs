@@ -101,8 +101,8 @@ async fn look(ctx: &Context, config: &CopyConfig, snapshots: &[Snapshot]) -> Res
     let opened = open::credential_at(ctx, place, config.key_file.as_ref()).await?.open(ctx).await?;
     opened.progress.end();
     let there = opened.repository.snapshots().await?;
-    let selected = copies::selection(ctx.now(), config, snapshots);
-    let missing = copies::missing(ctx.now(), config, selected, &there).len();
+    let selected = copies::rules(config).selected(ctx.now(), snapshots);
+    let missing = copies::rules(config).missing(ctx.now(), selected, &there).len();
     let proved = opened.repository.proved_since().await?;
     Ok(Found { held: there.len(), missing, newest: copies::newest(&there), proved })
 }

@@ -27,6 +27,7 @@ pub mod tag;
 pub mod unforget;
 pub mod version;
 pub mod wal;
+pub mod warm_up;
 
 use anyhow::Result;
 
@@ -63,6 +64,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result<Exit> {
         Command::Policy(args) => policy::run(ctx, args).await,
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
+        Command::WarmUp(args) => warm_up::run(ctx, args).await,
         Command::Version(args) => version::run(ctx, args),
     }
 }

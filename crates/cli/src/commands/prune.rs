@@ -111,7 +111,21 @@ fn print_plan(ctx: &Context, plan: &PruneReport) {
             text::count(plan.packs_repacked, "pack", "packs")
         ));
     }
+    print_held(ctx, plan);
     ctx.printer.json("prune_plan", fields(plan));
+}
+
+/// What the store holds back.
+fn print_held(ctx: &Context, report: &PruneReport) {
+    if report.packs_locked > 0 {
+        let (packs, size) =
+            (text::count(report.packs_locked, "pack", "packs"), text::bytes(report.locked_bytes));
+        ctx.printer.say(format_args!("  left {packs}, {size}, that the store keeps locked"));
+    }
+    if report.packs_archived > 0 {
+        let packs = text::count(report.packs_archived, "pack", "packs");
+        ctx.printer.say(format_args!("  left {packs} in an archive, although mostly unused"));
+    }
 }
 
 fn print(ctx: &Context, report: &PruneReport) {
@@ -125,6 +139,11 @@ fn print(ctx: &Context, report: &PruneReport) {
     if report.fenced > 0 {
         let sessions = text::count(report.fenced, "session", "sessions");
         ctx.printer.say(format_args!("  ended {sessions} that showed no sign of life"));
+    }
+    print_held(ctx, report);
+    if report.locks_extended > 0 {
+        let packs = text::count(report.locks_extended, "pack", "packs");
+        ctx.printer.say(format_args!("  locked {packs} for longer"));
     }
     ctx.printer.json("prune", fields(report));
 }
@@ -145,5 +164,9 @@ fn fields(report: &PruneReport) -> serde_json::Value {
         "plans_merged": report.plans_merged,
         "records_swept": report.records_swept,
         "nodes_read": report.nodes_read,
+        "packs_locked": report.packs_locked,
+        "locked_bytes": report.locked_bytes,
+        "packs_archived": report.packs_archived,
+        "locks_extended": report.locks_extended,
     })
 }

@@ -14,6 +14,7 @@ use keepwell_source_files::{FileTarget, TargetOptions};
 use serde_json::json;
 
 use self::place::{Made, Root, Scope, scopes};
+use super::warm_up;
 use crate::confirm::{Unattended, confirm};
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
@@ -66,8 +67,8 @@ pub struct Args {
     /// Return only when everything is on the disk; without it, the system writes it out in its own time
     #[arg(long)]
     sync: bool,
-    /// Only show what would be done
-    #[arg(short = 'n', long)]
+    /// Only show what would be done, and what must be thawed first
+    #[arg(short = 'n', long, visible_alias = "plan")]
     dry_run: bool,
     #[command(flatten)]
     filter: Filter,
@@ -100,8 +101,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let jobs = plan(&opened, snapshot, &scopes, &args, select).await.inspect_err(|_| made.undo())?;
     describe(ctx, snapshot, &target, &jobs, &args, occupied);
     if args.dry_run {
-        opened.progress.end();
         made.undo();
+        archived(ctx, &opened, snapshot, jobs).await?;
         return Ok(Exit::Done);
     }
     for job in &jobs {
@@ -125,6 +126,23 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         safety::say_how_to_undo(ctx, saved);
     }
     outcome
+}
+
+/// Says which packs of a store in the network must be thawed first.
+async fn archived(ctx: &Context, opened: &Opened, snapshot: &Snapshot, jobs: Vec<Job>) -> Result<()> {
+    let mut needed = Vec::new();
+    if opened.location.path().is_none() {
+        for job in jobs {
+            needed.extend(opened.repository.packs_needed(snapshot, job.options).await?);
+        }
+    }
+    opened.progress.end();
+    needed.sort_by(|a, b| a.key.cmp(&b.key));
+    needed.dedup();
+    if opened.location.path().is_none() {
+        warm_up::describe(ctx, &needed);
+    }
+    Ok(())
 }
 
 async fn plan(

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use backup_core::env::Clock;
-use backup_core::{BackupOptions, CreateOptions, Created};
+use backup_core::{BackupOptions, CreateOptions, Created, Snapshot};
 use keepwell_source_files::{FileOptions, FileSource};
 use keepwell_storage::Memory;
 
@@ -71,11 +71,12 @@ async fn each_copy_has_its_own_choice_and_its_own_memory() {
         for (n, (config, copy)) in configs.iter().zip(&copies).enumerate() {
             let now = clock.now();
             let there = copy.snapshots().await.unwrap();
-            let wanted = missing(now, config, selection(now, config, &snapshots), &there);
+            let rules = rules(config);
+            let wanted = rules.missing(now, rules.selected(now, &snapshots), &there);
             let wanted: Vec<Snapshot> = wanted.into_iter().cloned().collect();
             copied[n] += repository.copy_to_store(copy, &wanted).await.unwrap().copied.len();
             let there = copy.snapshots().await.unwrap();
-            let going = going(now, config, &there, None);
+            let going = rules.going(now, &there, None);
             if !going.is_empty() {
                 copy.forget(&going).await.unwrap();
             }

@@ -164,9 +164,9 @@ async fn one(
     let target = open_target(ctx, from, key, &place, config.key_file.as_ref()).await?;
     verify(ctx, config, &target).await?;
     let there = target.repository.snapshots().await?;
-    let selected = copies::selection(ctx.now(), config, snapshots);
+    let selected = copies::rules(config).selected(ctx.now(), snapshots);
     let mut wanted: Vec<Snapshot> =
-        copies::missing(ctx.now(), config, selected, &there).into_iter().cloned().collect();
+        copies::rules(config).missing(ctx.now(), selected, &there).into_iter().cloned().collect();
     leave_out_erased(ctx, from, &mut wanted);
     let sums = copy(from, &target, &wanted).await?;
     let (forgotten, freed) = retire(ctx, config, &target).await?;
@@ -219,8 +219,8 @@ async fn plan(
         }
         false => Vec::new(),
     };
-    let selected = copies::selection(ctx.now(), config, snapshots);
-    let copied = copies::missing(ctx.now(), config, selected, &there).len();
+    let selected = copies::rules(config).selected(ctx.now(), snapshots);
+    let copied = copies::rules(config).missing(ctx.now(), selected, &there).len();
     let (newest, held) = (copies::newest(&there), Some(there.len()));
     let sums = Sums { copied, ..Sums::default() };
     Ok(Outcome { state: "would copy", sums, held, newest, ..Outcome::away() })
@@ -244,7 +244,7 @@ async fn verify(ctx: &Context, config: &CopyConfig, target: &Opened) -> Result<(
 async fn retire(ctx: &Context, config: &CopyConfig, target: &Opened) -> Result<(usize, u64)> {
     let there = target.repository.snapshots().await?;
     let proved = target.repository.proved_since().await?;
-    let going = copies::going(ctx.now(), config, &there, proved);
+    let going = copies::rules(config).going(ctx.now(), &there, proved);
     if going.is_empty() {
         return Ok((0, 0));
     }

@@ -1,0 +1,135 @@
+//! Which packs a restore reads, and whether they can be read now: for stores that keep data packs in an archive.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use keepwell_catalog::{ContentName, Entry, EntryKind, MapReader, PackClass, names};
+use keepwell_storage::{Key, ObjectStore, StorageError, StorageErrorKind, ThawSpeed, Tier};
+use tokio::task::JoinSet;
+
+use super::RestoreOptions;
+use super::tree::{Visit, visit};
+use crate::Error;
+use crate::read::Nodes;
+use crate::repository::{Repository, Snapshot};
+
+/// Requests at a time.
+const PARALLEL: usize = 16;
+
+/// A data pack that a restore fetches from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NeededPack {
+    /// Its object.
+    pub key: Key,
+    /// Its stored length in bytes.
+    pub size: u64,
+    /// Whether it can be read now.
+    pub tier: Tier,
+}
+
+impl Repository {
+    /// The data packs that a restore into an empty target fetches from, by name, and whether they can be read now.
+    ///
+    /// Reads the whole tree that is to be restored, and sends a request for each pack. Of a store that cannot be asked, a
+    /// byte of each is read. What the index does not know is left out: the restore will name it.
+    pub async fn packs_needed(
+        &self,
+        snapshot: &Snapshot,
+        options: RestoreOptions,
+    ) -> Result<Vec<NeededPack>, Error> {
+        self.refresh_index().await?;
+        self.note_dead_packs().await;
+        let root = snapshot.manifest()?.root;
+        let (nodes, repository, name) = (Nodes::new(self), self.clone(), snapshot.short());
+        let task = tokio::task::spawn_blocking(move || {
+            let (reader, first_names) = (MapReader::new(&nodes, root), MapReader::new(&nodes, root));
+            let mut packs = BTreeMap::new();
+            visit(&reader, &options, &name, &mut |step| {
+                let Visit::Entry { entry, .. } = step else { return Ok(()) };
+                note(&repository, entry, &mut packs)?;
+                match &entry.hard_link {
+                    // Its first name may not be among what is restored.
+                    Some(first) if entry.kind == EntryKind::HardLink => match first_names.entry(first)? {
+                        Some(whole) => note(&repository, &whole, &mut packs),
+                        None => Ok(()),
+                    },
+                    _ => Ok(()),
+                }
+            })?;
+            Ok::<_, Error>(packs)
+        });
+        let packs = task.await.map_err(|e| Error::Task(e.to_string()))??;
+        let packs = packs.into_iter().map(|(name, size)| (names::pack_key(PackClass::Data, &name), size));
+        self.tiers(packs.collect()).await
+    }
+
+    /// Asks for archived packs to be made readable for `days` days; it takes minutes to days. Asking for one that is on
+    /// its way, or readable, does no harm. A request for each pack.
+    ///
+    /// Fails with `Invalid` on a store that has no such request.
+    pub async fn thaw(&self, packs: &[NeededPack], days: u32, speed: ThawSpeed) -> Result<(), Error> {
+        let Some(control) = self.store().control() else {
+            let message = "the store has no request that thaws an object";
+            let error =
+                StorageError::new(StorageErrorKind::Invalid, "thaw", self.store().describe(), message);
+            return Err(error.into());
+        };
+        let mut running: JoinSet<Result<(), StorageError>> = JoinSet::new();
+        for pack in packs.iter().filter(|pack| !pack.tier.is_readable()) {
+            if running.len() >= PARALLEL
+                && let Some(ended) = running.join_next().await
+            {
+                ended.map_err(|e| Error::Task(e.to_string()))??;
+            }
+            let (control, key) = (Arc::clone(&control), pack.key.clone());
+            running.spawn(async move { control.thaw(&key, days, speed).await });
+        }
+        while let Some(ended) = running.join_next().await {
+            ended.map_err(|e| Error::Task(e.to_string()))??;
+        }
+        Ok(())
+    }
+
+    async fn tiers(&self, packs: Vec<(Key, u64)>) -> Result<Vec<NeededPack>, Error> {
+        let mut running: JoinSet<Result<NeededPack, StorageError>> = JoinSet::new();
+        let (mut packs, mut needed) = (packs.into_iter(), Vec::new());
+        loop {
+            while running.len() < PARALLEL
+                && let Some((key, size)) = packs.next()
+            {
+                let repository = self.clone();
+                running.spawn(async move {
+                    let tier = tier_of(repository.store(), &key).await?;
+                    Ok(NeededPack { key, size, tier })
+                });
+            }
+            let Some(ended) = running.join_next().await else { break };
+            needed.push(ended.map_err(|e| Error::Task(e.to_string()))??);
+        }
+        needed.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(needed)
+    }
+}
+
+/// Notes the packs that a file's content lies in.
+fn note(repository: &Repository, entry: &Entry, packs: &mut BTreeMap<ContentName, u64>) -> Result<(), Error> {
+    for id in entry.content.iter().filter_map(|extent| extent.chunk()) {
+        if let Some(location) = repository.locate(id)?.first() {
+            packs.insert(location.pack.name, location.pack.size);
+        }
+    }
+    Ok(())
+}
+
+/// A pack that is gone counts as readable: the restore finds its content elsewhere, or names what is lost.
+async fn tier_of(store: &dyn ObjectStore, key: &Key) -> Result<Tier, StorageError> {
+    let asked = match store.control() {
+        Some(control) => control.tier(key).await,
+        None => store.get_range(key, 0..1).await.map(|_| Tier::Ready),
+    };
+    match asked {
+        Err(error) if error.kind == StorageErrorKind::Archived => Ok(Tier::Archived),
+        Err(error) if error.is_not_found() => Ok(Tier::Ready),
+        asked => asked,
+    }
+}

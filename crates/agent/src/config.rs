@@ -55,6 +55,39 @@ pub struct Job {
     pub every: Every,
     /// What to keep of the job's snapshots; without it, everything.
     pub retention: Option<Retention>,
+    /// Further places for the job's snapshots.
+    #[serde(default, rename = "copy")]
+    pub copies: Vec<CopyJob>,
+}
+
+/// A further place, that is brought up to date after each run.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CopyJob {
+    /// What it is called, also in the name of a file.
+    pub name: JobName,
+    /// Where it is. Where there is nothing yet, a copy of the repository with the same keys is made.
+    pub to: Place,
+    /// What the location does not say itself.
+    #[serde(default)]
+    pub storage: Settings,
+    /// What it is opened with.
+    #[serde(default)]
+    pub credentials: CredentialSources,
+    /// A mount point that must be mounted.
+    pub require_mount: Option<AbsolutePath>,
+    /// That it is not there is no failure.
+    #[serde(default)]
+    pub when_attached: bool,
+    /// Which of the job's snapshots go there; without it, all.
+    pub select: Option<Retention>,
+    /// What to keep there; without it, everything.
+    pub retention: Option<Retention>,
+    /// Give back the space after something was forgotten.
+    #[serde(default)]
+    pub prune: bool,
+    /// How old the newest snapshot there may be.
+    pub max_age: Option<Every>,
 }
 
 /// The name of a job: its dataset, and the name of a file.

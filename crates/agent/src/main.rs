@@ -3,6 +3,7 @@
 //! See `docs/guide/agent.md`.
 
 mod config;
+mod copy;
 mod due;
 mod run;
 mod schedule;

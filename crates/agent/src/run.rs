@@ -12,9 +12,10 @@ use jiff::tz::TimeZone;
 use keepwell_catalog::retention::RetentionPolicy;
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_source_files::{FileOptions, FileSource};
-use keepwell_storage::{ConnectOptions, Purpose, RetryPolicy, Retrying, connect};
+use keepwell_storage::{ConnectOptions, ObjectStore, Purpose, RetryPolicy, Retrying, connect};
 
 use crate::config::{Job, JobName};
+use crate::copy::{self, Copied, Places};
 use crate::state::State;
 use crate::stop::{Stop, StoppableSource, StoppableStore};
 
@@ -25,6 +26,8 @@ pub struct Done {
     pub report: BackupReport,
     /// Snapshots that the rules no longer keep.
     pub forgotten: usize,
+    /// What came of each copy, by name.
+    pub copies: Vec<(String, Result<Copied>)>,
 }
 
 /// Backs up, then forgets what the retention rules of the job do not keep.
@@ -37,7 +40,12 @@ pub async fn run(name: &JobName, job: &Job, state: &State, stop: &Stop, now: Tim
         Some(retention) => forget(&repository, name, &retention.policy(), now).await.context("forget")?,
         None => 0,
     };
-    Ok(Done { report, forgotten })
+    let mut copies = Vec::new();
+    for copy in job.copies.iter().take_while(|_| !stop.is_requested()) {
+        let places = Places { name, job, copy, state, stop };
+        copies.push((copy.name.as_str().to_owned(), copy::update(&repository, &places, now).await));
+    }
+    Ok(Done { report, forgotten, copies })
 }
 
 fn source(job: &Job) -> Result<FileSource> {
@@ -52,6 +60,23 @@ fn source(job: &Job) -> Result<FileSource> {
 }
 
 async fn open(job: &Job, state: &State, stop: &Stop) -> Result<Repository> {
+    let options = ConnectOptions {
+        settings: job.storage.clone(),
+        credentials: job.credentials.read()?,
+        ambient: job.credentials.ambient.unwrap_or(true),
+        ..ConnectOptions::default()
+    };
+    let store = connect(&job.repository.location()?, &options, Purpose::Open).await?;
+    open_store(store, job, state, stop).await
+}
+
+/// Opens the repository in a store with the key of the job.
+pub async fn open_store(
+    store: Arc<dyn ObjectStore>,
+    job: &Job,
+    state: &State,
+    stop: &Stop,
+) -> Result<Repository> {
     let path = job.key_file.as_path();
     let text = fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
     ensure!(
@@ -60,13 +85,6 @@ async fn open(job: &Job, state: &State, stop: &Stop) -> Result<Repository> {
         path.display()
     );
     let key = KeyFile::parse(&text).with_context(|| format!("read `{}`", path.display()))?;
-    let options = ConnectOptions {
-        settings: job.storage.clone(),
-        credentials: job.credentials.read()?,
-        ambient: job.credentials.ambient.unwrap_or(true),
-        ..ConnectOptions::default()
-    };
-    let store = connect(&job.repository.location()?, &options, Purpose::Open).await?;
     let store = StoppableStore::new(Retrying::new(store, RetryPolicy::default()), stop.clone());
     Ok(Repository::builder(Arc::new(store)).cache(Cache::directory(state.cache())).open(key).await?)
 }
@@ -83,7 +101,8 @@ fn options(name: &JobName, job: &Job) -> BackupOptions {
     }
 }
 
-fn host() -> String {
+/// The name of this host.
+pub fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 

@@ -8,6 +8,7 @@ use anyhow::Result;
 use backup_core::env::{Clock, Timestamp};
 
 use crate::config::{Config, Job, JobName, Place};
+use crate::copy::Copied;
 use crate::due::{History, due};
 use crate::run::{Done, run};
 use crate::state::State;
@@ -113,6 +114,9 @@ impl Line {
                 planned.history = History { succeeded: Some(now), failed: None };
                 outcome.skipped |= done.report.problem_count > 0;
                 say(&planned.name, &done, seconds);
+                for (copy, copied) in &done.copies {
+                    outcome.failed |= !say_copied(&planned.name, copy, copied);
+                }
             }
             Err(_) if self.stop.is_requested() => {
                 tracing::info!(job = planned.name.as_str(), seconds, "interrupted");
@@ -124,6 +128,27 @@ impl Line {
             }
         }
     }
+}
+
+/// Says what came of a copy; gives whether that is as it should be.
+fn say_copied(job: &JobName, copy: &str, copied: &Result<Copied>) -> bool {
+    let job = job.as_str();
+    let copied = match copied {
+        Ok(copied) => copied,
+        Err(error) => {
+            tracing::error!(job, copy, error = format!("{error:#}"), "not copied");
+            return false;
+        }
+    };
+    if copied.stale {
+        tracing::warn!(job, copy, "the copy is too old");
+    }
+    let Copied { away, snapshots, bytes, forgotten, stale } = copied;
+    match away {
+        true => tracing::info!(job, copy, "not attached"),
+        false => tracing::info!(job, copy, snapshots, stored_bytes = bytes, forgotten, "copied"),
+    }
+    !stale
 }
 
 fn say(name: &JobName, done: &Done, seconds: f64) {

@@ -51,6 +51,12 @@ impl State {
         write().with_context(|| format!("write `{}`", path.display()))
     }
 
+    /// The name under which it is remembered when a copy of a job's snapshots was made from.
+    pub fn copy_name(job: &JobName, copy: &JobName) -> Result<JobName> {
+        let name = format!("{}.copy.{}", job.as_str(), copy.as_str());
+        JobName::try_from(name).map_err(anyhow::Error::msg)
+    }
+
     fn path(&self, job: &JobName) -> PathBuf {
         self.0.join(format!("{}.last", job.as_str()))
     }

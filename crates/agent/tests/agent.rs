@@ -100,6 +100,29 @@ async fn a_failure_is_told_and_tried_again() {
 }
 
 #[tokio::test]
+async fn copies_are_brought_up_to_date_after_each_run() {
+    let place = Place::new().await;
+    let top = place.0.path().display();
+    let rules = format!(
+        "[[job.test.copy]]\nname = \"near\"\nto = \"{top}/near\"\nretention = {{ last = 1 }}\nprune = true\n\
+         [[job.test.copy]]\nname = \"safe\"\nto = \"{top}/safe\"\nwhen-attached = true\nmax-age = \"1h\""
+    );
+    for forgotten in [0, 1] {
+        let (code, log) = place.once("1s", &rules);
+        assert_eq!(code, Some(1), "a copy that nobody has seen is too old: {log}");
+        assert!(log.contains("copied job=\"test\" copy=\"near\" snapshots=1"), "{log}");
+        assert!(log.contains(&format!("forgotten={forgotten}\n")), "{log}");
+        assert!(log.contains("the copy is too old job=\"test\" copy=\"safe\""), "{log}");
+        assert!(log.contains("not attached job=\"test\" copy=\"safe\""), "{log}");
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    fs::rename(place.path("near"), place.path("safe")).unwrap();
+    let (code, log) = place.once("1s", &rules);
+    assert_eq!(code, Some(0), "it is attached again: {log}");
+    assert!(log.contains("copied job=\"test\" copy=\"safe\" snapshots=2"), "what it lacks comes: {log}");
+}
+
+#[tokio::test]
 async fn an_unknown_key_is_refused_with_its_position() {
     let place = Place::new().await;
     let (code, log) = place.once("1h", "exclude = []");

@@ -1,0 +1,126 @@
+//! Copies of a job's snapshots in further places.
+
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use backup_core::env::Timestamp;
+use backup_core::{CopyRules, PruneOptions, Repository, RepositoryHint, Snapshot};
+use keepwell_storage::{
+    ConnectOptions, LocalOptions, ObjectStore, Purpose, RetryPolicy, Retrying, StorageError, connect,
+};
+
+use crate::config::{CopyJob, Job, JobName, Retention};
+use crate::run::{host, open_store};
+use crate::state::State;
+use crate::stop::Stop;
+
+/// What is copied from where, and where to.
+pub struct Places<'p> {
+    /// The job.
+    pub name: &'p JobName,
+    /// What it does.
+    pub job: &'p Job,
+    /// Its copy.
+    pub copy: &'p CopyJob,
+    /// Where it is remembered how new the copy is.
+    pub state: &'p State,
+    /// Whether the agent is to end.
+    pub stop: &'p Stop,
+}
+
+/// What was done.
+#[derive(Debug, Default)]
+pub struct Copied {
+    /// It is not attached, which is no failure.
+    pub away: bool,
+    /// Snapshots that came.
+    pub snapshots: usize,
+    /// Bytes stored for them.
+    pub bytes: u64,
+    /// Snapshots that the copy's rules no longer keep.
+    pub forgotten: usize,
+    /// Its newest snapshot is older than it may be.
+    pub stale: bool,
+}
+
+/// Brings a copy up to date: what is missing comes, what its own rules do not keep goes.
+pub async fn update(origin: &Repository, places: &Places<'_>, now: Timestamp) -> Result<Copied> {
+    let copy = places.copy;
+    let remembered = State::copy_name(places.name, &copy.name)?;
+    let Some(store) = store(places).await? else {
+        let newest = places.state.succeeded(&remembered)?;
+        return Ok(Copied { away: true, stale: is_stale(copy, newest, now), ..Copied::default() });
+    };
+    let retrying = Retrying::new(Arc::clone(&store), RetryPolicy::default());
+    if RepositoryHint::read(&retrying).await.is_err() {
+        origin.create_copy(&retrying).await?;
+    }
+    let target = open_store(store, places.job, places.state, places.stop).await?;
+    let rules = rules(places);
+    let (snapshots, there) = (origin.snapshots().await?, target.snapshots().await?);
+    let wanted = rules.missing(now, rules.selected(now, &snapshots), &there);
+    let wanted: Vec<Snapshot> = wanted.into_iter().cloned().collect();
+    let report = origin.copy_to_store(&target, &wanted).await?;
+    let there = target.snapshots().await?;
+    let going = rules.going(now, &there, target.proved_since().await?);
+    if !going.is_empty() {
+        target.forget(&going).await?;
+        if copy.prune {
+            target.prune(PruneOptions::default()).await?;
+        }
+    }
+    let newest = there.iter().filter_map(|snapshot| Some(snapshot.manifest().ok()?.capture_end)).max();
+    if let Some(newest) = newest {
+        places.state.remember(&remembered, newest)?;
+    }
+    let (snapshots, bytes, forgotten) = (report.copied.len(), report.bytes, going.len());
+    Ok(Copied { away: false, snapshots, bytes, forgotten, stale: is_stale(copy, newest, now) })
+}
+
+/// Opens the place; `None` if it is not there and need not be.
+async fn store(places: &Places<'_>) -> Result<Option<Arc<dyn ObjectStore>>> {
+    let copy = places.copy;
+    let require_mount = copy.require_mount.as_ref().map(|path| path.as_path().to_path_buf());
+    let options = ConnectOptions {
+        settings: copy.storage.clone(),
+        credentials: copy.credentials.read()?,
+        ambient: copy.credentials.ambient.unwrap_or(true),
+        local: LocalOptions { require_mount, ..LocalOptions::default() },
+    };
+    let location = copy.to.location()?;
+    let opened = match connect(&location, &options, Purpose::Open).await {
+        // A mount point that is mounted and empty is a new disk; a directory that is away is no place to begin a copy.
+        Err(error) if error.is_not_found() && (copy.require_mount.is_some() || !copy.when_attached) => {
+            connect(&location, &options, Purpose::Create).await
+        }
+        opened => opened,
+    };
+    match opened {
+        Ok(store) => Ok(Some(store)),
+        Err(error) if copy.when_attached && is_away(&error) => Ok(None),
+        Err(error) => bail!(error),
+    }
+}
+
+/// Whether a place is not there, rather than refusing us.
+fn is_away(error: &StorageError) -> bool {
+    use keepwell_storage::StorageErrorKind as Kind;
+    matches!(error.kind, Kind::NotFound | Kind::NotMounted | Kind::Unavailable)
+}
+
+/// The job's own snapshots go there, of this host.
+fn rules(places: &Places<'_>) -> CopyRules {
+    let policy = |rules: &Option<Retention>| rules.as_ref().map(Retention::policy).unwrap_or_default();
+    CopyRules {
+        datasets: vec![places.name.as_str().to_owned()],
+        hosts: vec![host()],
+        tags: Vec::new(),
+        selection: policy(&places.copy.select),
+        retention: policy(&places.copy.retention),
+    }
+}
+
+fn is_stale(copy: &CopyJob, newest: Option<Timestamp>, now: Timestamp) -> bool {
+    let age = |newest: Timestamp| u128::try_from(now.saturating_sub(newest)).unwrap_or(0);
+    copy.max_age.is_some_and(|limit| newest.is_none_or(|newest| age(newest) > limit.duration().as_nanos()))
+}

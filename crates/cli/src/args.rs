@@ -34,7 +34,7 @@ pub struct Arguments {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
-    /// The repository: a directory [KEEPWELL_REPOSITORY]
+    /// The repository: a directory, or s3://…, gs://…, azblob://…, sftp://…, webdav://… [KEEPWELL_REPOSITORY]
     #[arg(short, long, visible_alias = "repo", global = true, value_name = "PLACE")]
     pub repository: Option<String>,
     /// The file with the key to the repository [KEEPWELL_KEY_FILE]

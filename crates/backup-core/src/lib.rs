@@ -86,6 +86,7 @@ mod keys;
 mod mark;
 pub mod monitor;
 pub mod pack;
+mod parallel;
 mod planted;
 mod prune;
 mod read;

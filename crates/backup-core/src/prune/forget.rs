@@ -7,10 +7,10 @@ use keepwell_catalog::names::ObjectName;
 use keepwell_catalog::{Retired, RetiredSnapshot, names};
 use keepwell_crypto::MemberId;
 
-use super::scan::{decided_ends, stale_checkpoints};
+use super::scan::{decided, stale_checkpoints};
 use super::sessions::settle_sessions;
 use crate::Error;
-use crate::repository::{Repository, Snapshot};
+use crate::repository::{Repository, Snapshot, read_ends};
 
 impl Repository {
     /// Retires snapshots for a reason each. They are no longer listed; nothing is deleted. Needs the keeper role.
@@ -35,7 +35,7 @@ impl Repository {
     /// over. Hence the order: the ends first, then the sessions.
     pub(super) async fn retire_abandoned(&self, fence_after: Duration) -> Result<bool, Error> {
         settle_sessions(self, fence_after).await?;
-        let ends = decided_ends(self).await?;
+        let ends = decided(read_ends(self).await?)?;
         let ended: BTreeSet<(MemberId, u64)> = ends.iter().map(|e| (e.writer, e.n)).collect();
         let mut at_work = BTreeSet::new();
         for info in self.list("sessions/").await? {

@@ -10,6 +10,8 @@ mod repack;
 mod scan;
 mod sessions;
 #[cfg(test)]
+mod set_back_tests;
+#[cfg(test)]
 mod tests;
 mod undo;
 mod verdict;

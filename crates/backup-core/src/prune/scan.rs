@@ -106,8 +106,8 @@ pub(super) fn stale_checkpoints(ends: &[End], retired: &BTreeSet<(MemberId, u64)
 /// an erased domain is no root: nobody can ever read it.
 pub(crate) async fn roots_of(repository: &Repository, ends: &[&End]) -> Result<Vec<ChunkId>, Error> {
     let mut roots = Vec::new();
-    for end in ends {
-        let snapshot = repository.load_snapshot((*end).clone()).await?;
+    let loaded = repository.load_snapshots(ends.iter().map(|end| (*end).clone()).collect()).await?;
+    for (end, snapshot) in ends.iter().zip(loaded) {
         let snapshot = snapshot
             .ok_or_else(|| Error::damaged(names::commit_key(end.writer, end.n), "it names no manifest"))?;
         let manifest = snapshot.manifest()?;
@@ -120,9 +120,8 @@ pub(crate) async fn roots_of(repository: &Repository, ends: &[&End]) -> Result<V
     Ok(roots)
 }
 
-/// Reads every end; one that does not verify stops the prune.
-pub(crate) async fn decided_ends(repository: &Repository) -> Result<Vec<End>, Error> {
-    let (ends, undecided) = read_ends(repository).await?;
+/// Every end, of ends and those that do not verify; one of the latter stops the prune.
+pub(crate) fn decided((ends, undecided): (Vec<End>, Vec<(String, String)>)) -> Result<Vec<End>, Error> {
     match undecided.into_iter().next() {
         None => Ok(ends),
         Some((name, reason)) => {
@@ -159,7 +158,7 @@ impl Scan {
         options: &PruneOptions,
     ) -> Result<Self, Error> {
         let plans = read_plans(repository).await?;
-        let ends = decided_ends(repository).await?;
+        let ends = decided(read_ends(repository).await?)?;
         repository.refresh_index().await?;
         let index = repository.index();
         let live = live_ends(&ends, &retired);

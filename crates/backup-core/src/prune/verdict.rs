@@ -8,31 +8,31 @@ use keepwell_crypto::{ChunkId, MemberId};
 use keepwell_storage::Key;
 use tokio::task::JoinSet;
 
-use super::scan::{decided_ends, live_ends, needed_state, roots_of};
+use super::scan::{decided, live_ends, needed_state, roots_of};
 use crate::Error;
 use crate::mark::{Marks, Visitor};
 use crate::planted::planted;
 use crate::read::Nodes;
 use crate::remembered::{Reached, Remembered};
-use crate::repository::{Repository, read_plans, read_verdict};
+use crate::repository::{Repository, read_ends_anew, read_plans_anew, read_verdict};
 
 /// Deletes at once.
 const DELETES_MAX: usize = 16;
 
 /// Rescans and creates the verdict on a plan. Gives the names it keeps; if somebody else decided first, theirs.
 ///
-/// The order of reading is commits, index, other plans: see docs/pruning.md. All records are read from the store: what is
-/// deleted afterwards is never deleted on the word of a cache.
+/// The order of reading is commits, index, other plans: see docs/pruning.md. What is deleted afterwards is never deleted
+/// on the word of a cache alone: a listing must show that the store still holds what is cached of ends, plans and verdicts;
+/// a manifest is named by its hash.
 pub(super) async fn decide(
     repository: &Repository,
     plan: PlanName,
     condemned: &BTreeSet<String>,
     retired: &BTreeSet<(MemberId, u64)>,
 ) -> Result<BTreeSet<String>, Error> {
-    repository.forget_records();
-    let ends = decided_ends(repository).await?;
+    let ends = decided(read_ends_anew(repository).await?)?;
     repository.refresh_index().await?;
-    let plans = read_plans(repository).await?;
+    let plans = read_plans_anew(repository).await?;
     if let Some(released) = plans.verdicts.get(&plan) {
         return Ok(released.clone());
     }

@@ -1,6 +1,7 @@
 //! Ends of sessions: commits, checkpoints, fences.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use keepwell_catalog::names::{self, ObjectName};
 use keepwell_catalog::{Commit, CommitKind};
@@ -8,7 +9,9 @@ use keepwell_crypto::trust::{Chain, Roles, TrustError};
 use keepwell_crypto::{Digest, MemberId, Signed, StoreId};
 
 use super::Repository;
+use super::seen::Reading;
 use crate::Error;
+use crate::parallel;
 use crate::planted::planted;
 
 /// One verified end of a session.
@@ -169,20 +172,51 @@ fn read_newest(repository: &Repository) -> BTreeMap<MemberId, u64> {
 }
 
 /// Every end, in order of writer and number, and the names of those that do not verify, with the reason.
+///
+/// Costs a listing, and a request for each end that the cache does not hold as it is listed (`seen.rs`), several at a
+/// time.
 pub(crate) async fn read_ends(repository: &Repository) -> Result<(Vec<End>, Vec<(String, String)>), Error> {
-    let (mut ends, mut undecided) = (Vec::new(), Vec::new());
+    read_listed(repository, Reading::of(repository, "commits")).await
+}
+
+/// The same for what deletes: where the store tells no times, every end is read from it.
+pub(crate) async fn read_ends_anew(
+    repository: &Repository,
+) -> Result<(Vec<End>, Vec<(String, String)>), Error> {
+    read_listed(repository, Reading::anew(repository, "commits")).await
+}
+
+async fn read_listed(
+    repository: &Repository,
+    reading: Reading,
+) -> Result<(Vec<End>, Vec<(String, String)>), Error> {
+    let (mut listed, mut undecided) = (Vec::new(), Vec::new());
     for info in repository.list("commits/").await? {
-        let Ok(ObjectName::Commit(writer, n)) = info.key.as_str().parse() else {
-            undecided.push((info.key.to_string(), "not the name of a commit".to_owned()));
-            continue;
-        };
-        match read_end(repository, writer, n).await {
-            Ok(end) => ends.push(End { stored: info.modified, ..end }),
-            Err(Error::Storage(error)) if error.is_not_found() => {}
-            Err(error @ Error::Storage(_)) => return Err(error),
-            Err(error) => undecided.push((info.key.to_string(), crate::error::one_line(&error))),
+        match info.key.as_str().parse() {
+            Ok(ObjectName::Commit(writer, n)) => listed.push((writer, n, info)),
+            _ => undecided.push((info.key.to_string(), "not the name of a commit".to_owned())),
         }
     }
+    let reading = Arc::new(reading);
+    let reads = listed.into_iter().map(|(writer, n, info)| {
+        let (repository, reading) = (repository.clone(), Arc::clone(&reading));
+        async move {
+            match reading.read(&repository, &info, prover(&repository, writer, n)).await {
+                Ok(end) => Ok(Some(Ok(End { stored: info.modified, ..end }))),
+                Err(Error::Storage(error)) if error.is_not_found() => Ok(None),
+                Err(error @ Error::Storage(_)) => Err(error),
+                Err(error) => Ok(Some(Err((info.key.to_string(), crate::error::one_line(&error))))),
+            }
+        }
+    });
+    let mut ends = Vec::new();
+    for read in parallel::all(reads).await?.into_iter().flatten() {
+        match read {
+            Ok(end) => ends.push(end),
+            Err(problem) => undecided.push(problem),
+        }
+    }
+    reading.end(repository);
     Ok((ends, undecided))
 }
 
@@ -206,11 +240,14 @@ impl Repository {
 
 /// Reads and verifies one end: signed by the writer itself, or a fence by a keeper.
 pub(crate) async fn read_end(repository: &Repository, writer: MemberId, n: u64) -> Result<End, Error> {
-    let prove = |bytes: &[u8]| {
+    repository.records().get(&names::commit_key(writer, n), prover(repository, writer, n)).await
+}
+
+fn prover(repository: &Repository, writer: MemberId, n: u64) -> impl Fn(&[u8]) -> Result<End, Error> {
+    move |bytes| {
         let chain = repository.chain_lock().read().unwrap_or_else(std::sync::PoisonError::into_inner);
         verify_end(&chain, Some(repository.store_id()), writer, n, bytes)
-    };
-    repository.records().get(&names::commit_key(writer, n), prove).await
+    }
 }
 
 /// Verifies the stored bytes of an end, with public information only. `store` is left open where it is not known.

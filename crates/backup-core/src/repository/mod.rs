@@ -8,6 +8,7 @@ mod index;
 mod open;
 mod plans;
 mod records;
+mod seen;
 mod snapshots;
 #[cfg(test)]
 mod tests;
@@ -32,8 +33,10 @@ pub(crate) use snapshots::in_order;
 pub use snapshots::{Snapshot, SnapshotState};
 
 pub(crate) use create::seal_keyring;
-pub(crate) use ends::{Before, End, OwnEnds, read_before, read_ends, read_own_ends, verify_end};
-pub(crate) use plans::{Plans, read_plans, read_verdict};
+pub(crate) use ends::{
+    Before, End, OwnEnds, read_before, read_ends, read_ends_anew, read_own_ends, verify_end,
+};
+pub(crate) use plans::{Plans, read_plans, read_plans_anew, read_verdict};
 pub(crate) use trust::{advance_chain, read_chain, read_keyring, reading_keyring, remember_head};
 
 use crate::Error;

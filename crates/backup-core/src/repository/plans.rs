@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use keepwell_catalog::names::{self, ObjectName, PlanName};
 use keepwell_catalog::{Kept, PackSet, Plan};
 use keepwell_crypto::trust::Roles;
-use keepwell_storage::Key;
+use keepwell_storage::{Key, ObjectInfo};
 
 use super::Repository;
+use super::seen::Reading;
 use crate::Error;
 
 /// How often a listing of `gc/` is begun anew because a plan was merged while it was read.
@@ -56,9 +57,18 @@ impl Plans {
 /// Reads every plan, and the verdicts of plans that exist. Costs a listing and one request per plan and verdict that the
 /// local cache lacks.
 pub(crate) async fn read_plans(repository: &Repository) -> Result<Plans, Error> {
+    read_with(repository, Reading::of).await
+}
+
+/// The same for what deletes: where the store tells no times, everything is read from it.
+pub(crate) async fn read_plans_anew(repository: &Repository) -> Result<Plans, Error> {
+    read_with(repository, Reading::anew).await
+}
+
+async fn read_with(repository: &Repository, read: fn(&Repository, &str) -> Reading) -> Result<Plans, Error> {
     let mut error = None;
     for _ in 0..ATTEMPTS {
-        match try_read(repository).await {
+        match try_read(repository, &read(repository, "gc")).await {
             Err(Error::Storage(e)) if e.is_not_found() => error = Some(Error::Storage(e)),
             other => return other,
         }
@@ -66,70 +76,73 @@ pub(crate) async fn read_plans(repository: &Repository) -> Result<Plans, Error> 
     Err(error.unwrap_or(Error::Cancelled))
 }
 
-async fn try_read(repository: &Repository) -> Result<Plans, Error> {
+async fn try_read(repository: &Repository, reading: &Reading) -> Result<Plans, Error> {
     let mut plans = Plans::default();
-    let (mut listed, mut decided) = (BTreeSet::new(), BTreeSet::new());
+    let (mut listed, mut decided) = (BTreeMap::new(), BTreeMap::new());
     for info in repository.list("gc/").await? {
         match info.key.as_str().parse() {
-            Ok(ObjectName::Plan(name)) => _ = listed.insert(name),
-            Ok(ObjectName::Kept(name)) => _ = decided.insert(name),
+            Ok(ObjectName::Plan(name)) => _ = listed.insert(name, info),
+            Ok(ObjectName::Kept(name)) => _ = decided.insert(name, info),
             _ => {}
         }
     }
-    plans.next = listed.iter().chain(&decided).map(PlanName::n).max().map_or(0, |n| n + 1);
-    for name in &listed {
-        let plan = read_plan(repository, *name).await?;
+    plans.next = listed.keys().chain(decided.keys()).map(PlanName::n).max().map_or(0, |n| n + 1);
+    for (name, info) in &listed {
+        let plan =
+            read(repository, reading, info, *name, |bytes| prove_plan(repository, *name, bytes)).await?;
         if !plan.merged.is_empty() {
             plans.verdicts.insert(*name, BTreeSet::new());
-        } else if decided.contains(name) {
-            plans.verdicts.insert(*name, read_verdict(repository, *name).await?);
+        } else if let Some(info) = decided.get(name) {
+            let prove = |bytes: &[u8]| prove_verdict(repository, *name, bytes);
+            plans.verdicts.insert(*name, read(repository, reading, info, *name, prove).await?);
         }
         plans.plans.insert(*name, plan);
     }
+    reading.end(repository);
     repository.keep_records("gc", |key| {
         let file = key.rsplit('/').next().unwrap_or_default();
         let plan = file.strip_suffix(".kept").unwrap_or(file).parse::<PlanName>();
-        plan.is_ok_and(|plan| listed.contains(&plan)) // others were merged
+        plan.is_ok_and(|plan| listed.contains_key(&plan)) // others were merged
     });
     Ok(plans)
-}
-
-async fn read_plan(repository: &Repository, name: PlanName) -> Result<Plan, Error> {
-    let key = names::plan_key(name);
-    let prove = |bytes: &[u8]| {
-        let payload = repository.open_authored(&key, bytes, Plan::KIND, Roles::KEEPER)?;
-        let plan = Plan::decode(&payload).map_err(|e| Error::damaged(&key, e))?;
-        in_place(&key, plan.store == repository.store_id() && plan.name == name).map(|()| plan)
-    };
-    read(repository, &key, name, prove).await
-}
-
-/// The names that the verdict on a plan releases; the plan itself need not exist any more.
-pub(crate) async fn read_verdict(repository: &Repository, name: PlanName) -> Result<BTreeSet<String>, Error> {
-    let key = names::kept_key(name);
-    let prove = |bytes: &[u8]| {
-        let payload = repository.open_authored(&key, bytes, Kept::KIND, Roles::KEEPER)?;
-        let kept = Kept::decode(&payload).map_err(|e| Error::damaged(&key, e))?;
-        in_place(&key, kept.store == repository.store_id() && kept.name == name)?;
-        Ok(kept.released.into_iter().collect())
-    };
-    read(repository, &key, name, prove).await
-}
-
-fn in_place(key: &Key, is_in_place: bool) -> Result<(), Error> {
-    if is_in_place { Ok(()) } else { Err(Error::damaged(key, "it belongs elsewhere")) }
 }
 
 /// Through the cache; but for names without a suffix: they come from a version that could not promise that they are
 /// used once.
 async fn read<T>(
     repository: &Repository,
-    key: &Key,
+    reading: &Reading,
+    info: &ObjectInfo,
     name: PlanName,
     prove: impl Fn(&[u8]) -> Result<T, Error>,
 ) -> Result<T, Error> {
     match name.suffix() {
-        Some(_) => repository.records().get(key, prove).await,
-        None => prove(&repository.store().get(key).await?),
+        Some(_) => reading.read(repository, info, prove).await,
+        None => prove(&repository.store().get(&info.key).await?),
     }
+}
+
+fn prove_plan(repository: &Repository, name: PlanName, bytes: &[u8]) -> Result<Plan, Error> {
+    let key = names::plan_key(name);
+    let payload = repository.open_authored(&key, bytes, Plan::KIND, Roles::KEEPER)?;
+    let plan = Plan::decode(&payload).map_err(|e| Error::damaged(&key, e))?;
+    in_place(&key, plan.store == repository.store_id() && plan.name == name).map(|()| plan)
+}
+
+/// The names that the verdict on a plan releases, as the store says now; the plan itself need not exist any more.
+pub(crate) async fn read_verdict(repository: &Repository, name: PlanName) -> Result<BTreeSet<String>, Error> {
+    let bytes = repository.store().get(&names::kept_key(name)).await?;
+    prove_verdict(repository, name, &bytes)
+}
+
+fn prove_verdict(repository: &Repository, name: PlanName, bytes: &[u8]) -> Result<BTreeSet<String>, Error> {
+    let key = names::kept_key(name);
+    let payload = repository.open_authored(&key, bytes, Kept::KIND, Roles::KEEPER)?;
+    let kept = Kept::decode(&payload).map_err(|e| Error::damaged(&key, e))?;
+    in_place(&key, kept.store == repository.store_id() && kept.name == name)?;
+    Ok(kept.released.into_iter().collect())
+}
+
+fn in_place(key: &Key, is_in_place: bool) -> Result<(), Error> {
+    if is_in_place { Ok(()) } else { Err(Error::damaged(key, "it belongs elsewhere")) }
 }

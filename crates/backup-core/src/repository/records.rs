@@ -25,6 +25,11 @@ impl Records<'_> {
         if let Some(found) = self.cached(key, &prove) {
             return Ok(found);
         }
+        self.fetch(key, prove).await
+    }
+
+    /// The same from the store, whatever is cached.
+    pub async fn fetch<T>(self, key: &Key, prove: impl Fn(&[u8]) -> Result<T, Error>) -> Result<T, Error> {
         let bytes = self.store.get(key).await?;
         let proved = prove(&bytes)?;
         self.keep(key, &bytes);
@@ -39,6 +44,11 @@ impl Records<'_> {
             self.cache.remove(&name);
         }
         proved.ok()
+    }
+
+    /// Forgets what is cached under a name.
+    pub fn drop_cached(self, name: &str) {
+        self.cache.remove(&format!("{DIRECTORY}/{name}"));
     }
 
     /// Takes in a record that is in the store with these bytes. A cache that cannot be written costs requests, no more.

@@ -2,15 +2,18 @@
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use keepwell_catalog::{Commit, CommitKind, Manifest, Retired, names, open_record, snapshot_id};
 use keepwell_crypto::trust::Roles;
 use keepwell_crypto::{MemberId, Signed, SnapshotId, StoreId};
 use keepwell_storage::Key;
 
+use super::seen::Reading;
 use super::{End, Repository, read_ends};
 use crate::Error;
 use crate::env::Timestamp;
+use crate::parallel;
 use crate::planted::planted;
 
 /// Largest manifest that is decoded.
@@ -109,11 +112,17 @@ impl Repository {
             .filter_map(|end| end.commit.manifest.map(|name| names::manifest_key(&name).to_string()))
             .collect();
         self.keep_records("manifests", |name| manifests.contains(name));
-        let mut snapshots = Vec::new();
-        for end in live {
-            snapshots.extend(self.load_snapshot(end).await?);
-        }
-        Ok(in_order(snapshots))
+        let loaded = self.load_snapshots(live).await?;
+        Ok(in_order(loaded.into_iter().flatten().collect()))
+    }
+
+    /// The snapshots that these ends publish, in their order, several at a time; `None` for an end that publishes none.
+    pub(crate) async fn load_snapshots(&self, ends: Vec<End>) -> Result<Vec<Option<Snapshot>>, Error> {
+        let loads = ends.into_iter().map(|end| {
+            let repository = self.clone();
+            async move { repository.load_snapshot(end).await }
+        });
+        parallel::all(loads).await
     }
 
     pub(crate) async fn load_snapshot(&self, end: End) -> Result<Option<Snapshot>, Error> {
@@ -174,23 +183,14 @@ impl Repository {
     /// worst a forgotten snapshot shows again. What deletes must use [`Repository::retired`].
     pub(crate) async fn retired_as_far_as_readable(&self) -> Result<BTreeSet<(MemberId, u64)>, Error> {
         let mut retired = BTreeSet::new();
-        for info in self.list("retired/").await? {
-            match self.retirement(&info.key).await {
+        for (key, read) in self.read_retirements(Reading::of(self, "retired")).await? {
+            match read {
                 Ok(record) => retired.extend(record.snapshots.iter().map(|s| (s.writer, s.seq))),
                 Err(Error::Storage(error)) if !error.is_not_found() => return Err(Error::Storage(error)),
-                Err(error) => self.monitor().problem(info.key.as_str(), &crate::error::one_line(&error)),
+                Err(error) => self.monitor().problem(key.as_str(), &crate::error::one_line(&error)),
             }
         }
         Ok(retired)
-    }
-
-    async fn retirement(&self, key: &Key) -> Result<Retired, Error> {
-        let payload = self.read_authored(key, Retired::KIND, Roles::KEEPER).await?;
-        let record = Retired::decode(&payload).map_err(|e| Error::damaged(key, e))?;
-        if record.store != self.store_id() || names::retired_key(record.n) != *key {
-            return Err(Error::damaged(key, "it belongs elsewhere"));
-        }
-        Ok(record)
     }
 
     /// Commits that `retired/` names.
@@ -202,14 +202,39 @@ impl Repository {
         Ok(retired)
     }
 
-    /// Every retirement record by number.
+    /// Every retirement record by number, as the store holds it now.
     pub(crate) async fn retirements(&self) -> Result<BTreeMap<u64, Retired>, Error> {
         let mut records = BTreeMap::new();
-        for info in self.list("retired/").await? {
-            let record = self.retirement(&info.key).await?;
+        for (_, record) in self.read_retirements(Reading::anew(self, "retired")).await? {
+            let record = record?;
             records.insert(record.n, record);
         }
         Ok(records)
+    }
+
+    async fn read_retirements(&self, reading: Reading) -> Result<Vec<(Key, Result<Retired, Error>)>, Error> {
+        let listed = self.list("retired/").await?;
+        let reading = Arc::new(reading);
+        let reads = listed.into_iter().map(|info| {
+            let (repository, reading) = (self.clone(), Arc::clone(&reading));
+            async move {
+                let prove = |bytes: &[u8]| repository.prove_retirement(&info.key, bytes);
+                let read = reading.read(&repository, &info, prove).await;
+                Ok((info.key, read))
+            }
+        });
+        let read = parallel::all(reads).await?;
+        reading.end(self);
+        Ok(read)
+    }
+
+    fn prove_retirement(&self, key: &Key, bytes: &[u8]) -> Result<Retired, Error> {
+        let payload = self.open_authored(key, bytes, Retired::KIND, Roles::KEEPER)?;
+        let record = Retired::decode(&payload).map_err(|e| Error::damaged(key, e))?;
+        if record.store != self.store_id() || names::retired_key(record.n) != *key {
+            return Err(Error::damaged(key, "it belongs elsewhere"));
+        }
+        Ok(record)
     }
 
     /// Reads a record signed by somebody who has, or had, a role; gives its payload.

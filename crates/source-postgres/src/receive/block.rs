@@ -43,14 +43,16 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// An empty block; `start` is a multiple of the block's length. `names` are pieces of its file that are archived.
+    /// An empty block; `start` is a multiple of the block's length. Of `names`, the pieces of its file are archived already.
     pub fn new(size: SegmentSize, timeline: Timeline, start: Lsn, names: &[WalName]) -> Self {
         let base = size.offset_of(start);
         let length = block_bytes(size);
+        // An archive that ends with a file names that file's pieces, and the block is in the next one.
+        let own = Segment { timeline, number: size.number_at(start) }.file_number(size);
         let mut archived: Vec<_> = names
             .iter()
             .filter_map(|name| match name.place {
-                WalPlace::Bytes { from, to, .. } if from >= base && to <= base + length => {
+                WalPlace::Bytes { file, from, to } if file == own && from >= base && to <= base + length => {
                     Some(((from - base) as usize, (to - base) as usize, name.hash))
                 }
                 _ => None,

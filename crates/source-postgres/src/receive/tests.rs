@@ -86,3 +86,12 @@ fn large_segments_are_cut_into_blocks() {
     let tail = block.tail(hash).unwrap();
     assert_eq!(bounds(tail.place), (5, 16 << 20, (16 << 20) + 10));
 }
+
+#[test]
+fn pieces_of_the_file_before_say_nothing_about_this_one() {
+    let before =
+        WalName { place: WalPlace::Bytes { file: 4, from: 0, to: 100 }, ..archived(0, 100, hash(&[1; 100])) };
+    let mut block = Block::new(size(), Timeline::FIRST, start(), &[before]);
+    assert_eq!(block.take(&[2; 200], hash), Ok(200));
+    assert_eq!(block.unsent(), 200);
+}

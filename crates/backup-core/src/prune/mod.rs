@@ -30,8 +30,9 @@ use crate::repository::{Repository, read_plans};
 pub(crate) use merge::delete_segments;
 pub(crate) use repack::{move_frames, packer_settings};
 pub(crate) use scan::live_ends;
-pub(crate) use sessions::open_sessions;
+pub(crate) use sessions::{open_sessions, settle_sessions};
 pub use undo::Forgotten;
+pub(crate) use verdict::delete_all;
 
 use scan::Scan;
 

@@ -29,7 +29,7 @@ enum Patience {
 
 /// Returns when every session that is open now has an end. A session whose process is known to be dead is fenced at
 /// once, another after it has shown no new beat for `fence_after` on our own monotonic clock. Gives how many were fenced.
-pub(super) async fn settle_sessions(repository: &Repository, fence_after: Duration) -> Result<u64, Error> {
+pub(crate) async fn settle_sessions(repository: &Repository, fence_after: Duration) -> Result<u64, Error> {
     settle(repository, fence_after, Patience::Ended).await
 }
 

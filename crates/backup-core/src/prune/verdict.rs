@@ -120,7 +120,7 @@ async fn needed_packs(
 }
 
 /// Deletes these objects, several at once. All are tried; the first failure is reported.
-pub(super) async fn delete_all(repository: &Repository, keys: &[String]) -> Result<u64, Error> {
+pub(crate) async fn delete_all(repository: &Repository, keys: &[String]) -> Result<u64, Error> {
     let mut running: JoinSet<Result<(), Error>> = JoinSet::new();
     let (mut deleted, mut failed) = (0, None);
     for key in keys {

@@ -89,6 +89,11 @@ async fn bound_cluster(
 }
 
 impl WalWriter {
+    /// Without looking which cluster a dataset is bound to.
+    pub(super) fn of(repository: &Repository, writer: MemberId, system: u64, file_bytes: u32) -> Self {
+        Self { repository: repository.clone(), writer, system, file_bytes }
+    }
+
     /// The cluster.
     pub fn system(&self) -> u64 {
         self.system

@@ -82,6 +82,8 @@ stage_postgres() {
     for major in ${KEEPWELL_TEST_POSTGRES:-15 17}; do
         [ -n "$(scripts/servers/postgres.sh install "$major" | sed -n 's/^CLIENT_BIN=//p')" ] || continue
         scripts/postgres-wal.sh "$major"
+        scripts/postgres-proof.sh "$major"
+        scripts/postgres-pitr.py --major "$major" --moments 6
     done
 }
 

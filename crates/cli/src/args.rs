@@ -135,6 +135,7 @@ pub enum Command {
     Cache(commands::cache::Args),
     Doctor(commands::doctor::Args),
     Policy(commands::policy::Args),
+    Pg(commands::pg::Args),
     Wal(commands::wal::Args),
     Completions(commands::completions::Args),
     Man(commands::man::Args),

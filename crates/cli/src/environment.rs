@@ -30,6 +30,8 @@ pub struct Environment {
     pub cache_dir: Option<PathBuf>,
     /// Variables whose names begin with `PG`, as libpq reads them. `Debug` shows no value.
     pub postgres: Variables,
+    /// The directories of `PATH`.
+    pub path: Vec<PathBuf>,
     /// `USER` or `LOGNAME`: the database role by default.
     pub user: Option<String>,
     /// `KEEPWELL_LOG`: a filter such as `debug` or `backup_core=trace`.
@@ -66,6 +68,8 @@ impl Environment {
             postgres: std::env::vars_os()
                 .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
                 .collect(),
+            path: std::env::var_os("PATH")
+                .map_or_else(Vec::new, |dirs| std::env::split_paths(&dirs).collect()),
             user: text("USER").or_else(|| text("LOGNAME")),
             log: text("KEEPWELL_LOG"),
             no_color: text("NO_COLOR").is_some(),

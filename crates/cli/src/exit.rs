@@ -8,7 +8,9 @@ use keepwell_crypto::CryptoError;
 use keepwell_crypto::keyfile::{KeyFileError, UnprotectError};
 use keepwell_crypto::trust::TrustError;
 use keepwell_source_postgres::archive::ArchiveError;
+use keepwell_source_postgres::push::PushError;
 use keepwell_source_postgres::receive::ReceiveError;
+use keepwell_source_postgres::recovery::{PlanError, RestoreError, ServerError};
 use keepwell_source_postgres::wire::PgError;
 use keepwell_storage::{StorageError, StorageErrorKind};
 
@@ -118,6 +120,19 @@ fn exit_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
             _ => Exit::Damage,
         });
     }
+    if let Some(PushError::Repository(error)) = cause.downcast_ref::<PushError>() {
+        return exit_of_core(error);
+    }
+    match cause.downcast_ref::<PlanError>() {
+        Some(PlanError::Repository(error) | PlanError::Archive(ArchiveError::Repository(error))) => {
+            return exit_of_core(error);
+        }
+        Some(PlanError::Archive(_)) => return Some(Exit::Damage),
+        _ => {}
+    }
+    if let Some(RestoreError::Engine(error)) = cause.downcast_ref::<RestoreError>() {
+        return exit_of_core(error);
+    }
     if cause.downcast_ref::<KeyFileError>().is_some() || cause.downcast_ref::<UnprotectError>().is_some() {
         return Some(Exit::WrongKey);
     }
@@ -164,6 +179,14 @@ pub fn hints_of(error: &anyhow::Error) -> Vec<String> {
             hints.extend(receive.hint());
         } else if let Some(archive) = cause.downcast_ref::<ArchiveError>() {
             hints.extend(archive.hint());
+        } else if let Some(push) = cause.downcast_ref::<PushError>() {
+            hints.extend(push.hint());
+        } else if let Some(plan) = cause.downcast_ref::<PlanError>() {
+            hints.extend(plan.hint());
+        } else if let Some(restore) = cause.downcast_ref::<RestoreError>() {
+            hints.extend(restore.hint());
+        } else if let Some(server) = cause.downcast_ref::<ServerError>() {
+            hints.extend(server.hint());
         } else if let Some(server) = cause.downcast_ref::<PgError>() {
             hints.extend(server.hint());
         } else if let Some(storage) = cause.downcast_ref::<StorageError>() {

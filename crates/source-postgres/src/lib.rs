@@ -8,11 +8,19 @@
 
 pub mod archive;
 pub mod history;
+pub mod log;
 pub mod lsn;
 pub mod options;
+pub mod push;
 pub mod receive;
+pub mod recovery;
 pub mod replication;
+pub mod retention;
+pub mod serve;
 pub mod wire;
+
+#[cfg(test)]
+mod testing;
 
 /// An error with its causes, on one line.
 pub(crate) fn one_line(error: &dyn std::error::Error) -> String {

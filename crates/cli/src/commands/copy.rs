@@ -6,9 +6,10 @@ pub use all::warn_stale;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use backup_core::{BackupOptions, RepositoryHint, Snapshot, SnapshotState};
 use keepwell_crypto::keyfile::KeyFile;
+use keepwell_source_postgres::retention::wal_floors;
 use serde_json::json;
 
 use crate::context::Context;
@@ -62,6 +63,8 @@ struct Sums {
     failed: Vec<(String, String)>,
     unread: u64,
     bytes: u64,
+    wal_pieces: u64,
+    wal_bytes: u64,
 }
 
 /// Runs `copy`.
@@ -177,7 +180,21 @@ fn leave_out_erased(ctx: &Context, opened: &Opened, chosen: &mut Vec<Snapshot>) 
     });
 }
 
+/// Copies snapshots, and then the WAL that base backups which are there need.
 async fn copy(from: &Opened, to: &Opened, snapshots: &[Snapshot]) -> Result<Sums> {
+    let mut sums = copy_snapshots(from, to, snapshots).await?;
+    if from.repository.wal_systems().await?.is_empty() {
+        return Ok(sums);
+    }
+    // Whoever may only write there cannot see what is there.
+    let holder = if to.repository.can_read() { to } else { from };
+    let floors = wal_floors(&holder.repository).await.context("find out which WAL the copy needs")?;
+    let wal = from.repository.copy_wal(&to.repository, &floors).await.context("copy archived WAL")?;
+    (sums.wal_pieces, sums.wal_bytes) = (wal.stored, wal.bytes);
+    Ok(sums)
+}
+
+async fn copy_snapshots(from: &Opened, to: &Opened, snapshots: &[Snapshot]) -> Result<Sums> {
     let mut sums = Sums::default();
     if from.repository.id() == to.repository.id() {
         let report = from.repository.copy_to_store(&to.repository, snapshots).await?;
@@ -203,6 +220,10 @@ fn print(ctx: &Context, place: &Location, sums: &Sums) -> Exit {
     let stored = text::bytes(sums.bytes);
     ctx.printer
         .line(format_args!("copied {copied} to {place}, {stored}; {} were there already", sums.skipped));
+    if sums.wal_pieces > 0 {
+        let pieces = text::count(sums.wal_pieces, "piece", "pieces");
+        ctx.printer.line(format_args!("copied {pieces} of archived WAL, {}", text::bytes(sums.wal_bytes)));
+    }
     for (snapshot, why) in &sums.failed {
         ctx.printer.warn(format_args!("snapshot {} could not be copied: {why}", &snapshot[..8]));
     }
@@ -218,6 +239,8 @@ fn print(ctx: &Context, place: &Location, sums: &Sums) -> Exit {
         "failed": sums.failed.iter().map(|(id, why)| json!({ "snapshot": id, "message": why })).collect::<Vec<_>>(),
         "unread_items": sums.unread,
         "stored_bytes": sums.bytes,
+        "wal_pieces": sums.wal_pieces,
+        "wal_bytes": sums.wal_bytes,
     });
     ctx.printer.json("copy", fields);
     if !sums.failed.is_empty() || sums.unread > 0 { Exit::Damage } else { Exit::Done }

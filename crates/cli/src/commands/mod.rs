@@ -15,6 +15,7 @@ pub mod init;
 pub mod key;
 pub mod ls;
 pub mod man;
+pub mod pg;
 pub mod policy;
 pub mod prune;
 pub mod repair;
@@ -59,6 +60,7 @@ pub async fn run(ctx: &Context, command: Command) -> Result<Exit> {
         Command::Tag(args) => tag::run(ctx, args).await,
         Command::Stats(args) => stats::run(ctx, args).await,
         Command::Cache(args) => cache::run(ctx, args),
+        Command::Pg(args) => pg::run(ctx, args).await,
         Command::Wal(args) => wal::run(ctx, args).await,
         Command::Doctor(args) => doctor::run(ctx, args).await,
         Command::Policy(args) => policy::run(ctx, args).await,

@@ -1,7 +1,9 @@
 //! `keepwell prune`.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use backup_core::wal::WalTrimReport;
 use backup_core::{PruneOptions, PruneReport, Repository};
+use keepwell_source_postgres::retention::wal_floors;
 use serde_json::json;
 
 use crate::confirm::{Unattended, confirm};
@@ -68,9 +70,9 @@ pub async fn execute(ctx: &Context, opened: Opened, options: &Options, dry_run: 
     if dry_run == DryRun::Yes || asks {
         let plan = prune(&opened.repository, options, true).await;
         opened.progress.end();
-        let plan = plan?;
-        print_plan(ctx, &plan);
-        if dry_run == DryRun::Yes || is_idle(&plan) {
+        let (plan, wal) = plan?;
+        print_plan(ctx, &plan, &wal);
+        if dry_run == DryRun::Yes || is_idle(&plan) && wal.is_idle() {
             return Ok(Exit::Done);
         }
         confirm(ctx, "Remove this?", Unattended::Proceed)?;
@@ -79,11 +81,17 @@ pub async fn execute(ctx: &Context, opened: Opened, options: &Options, dry_run: 
     let opened = if asks { open::repository(ctx).await? } else { opened };
     let report = prune(&opened.repository, options, false).await;
     opened.progress.end();
-    print(ctx, &report?);
+    let (report, wal) = report?;
+    print(ctx, &report, &wal);
     Ok(Exit::Done)
 }
 
-async fn prune(repository: &Repository, options: &Options, dry_run: bool) -> Result<PruneReport> {
+/// Prunes what snapshots hold, and then WAL that no base backup needs.
+async fn prune(
+    repository: &Repository,
+    options: &Options,
+    dry_run: bool,
+) -> Result<(PruneReport, WalTrimReport)> {
     let options = PruneOptions {
         dry_run,
         max_unused: options.max_unused / 100.0,
@@ -91,18 +99,22 @@ async fn prune(repository: &Repository, options: &Options, dry_run: bool) -> Res
         exclusive: options.exclusive,
         ..PruneOptions::default()
     };
-    Ok(repository.prune(options).await?)
+    let report = repository.prune(options.clone()).await?;
+    let floors =
+        |repository: Repository| async move { Ok::<_, anyhow::Error>(wal_floors(&repository).await?) };
+    let wal = repository.trim_wal(&options, floors).await.context("remove WAL that no base backup needs")?;
+    Ok((report, wal))
 }
 
 fn is_idle(plan: &PruneReport) -> bool {
     plan.packs_unused == 0 && plan.packs_repacked == 0
 }
 
-fn print_plan(ctx: &Context, plan: &PruneReport) {
+fn print_plan(ctx: &Context, plan: &PruneReport, wal: &WalTrimReport) {
     let (packs, size) = (text::count(plan.packs, "pack", "packs"), text::bytes(plan.pack_bytes));
     ctx.printer
         .line(format_args!("stored: {size} in {packs}, {} of it unused", text::bytes(plan.unused_bytes)));
-    if is_idle(plan) {
+    if is_idle(plan) && wal.is_idle() {
         ctx.printer.line("nothing to remove");
     } else {
         ctx.printer.line(format_args!(
@@ -112,7 +124,15 @@ fn print_plan(ctx: &Context, plan: &PruneReport) {
         ));
     }
     print_held(ctx, plan);
-    ctx.printer.json("prune_plan", fields(plan));
+    if !wal.is_idle() {
+        ctx.printer.line(format_args!(
+            "of archived WAL: {} before the oldest base backup, {} that others hold as a whole, {}",
+            text::count(wal.outdated, "piece", "pieces"),
+            text::count(wal.superseded, "piece", "pieces"),
+            text::bytes(wal.bytes)
+        ));
+    }
+    ctx.printer.json("prune_plan", fields(plan, wal));
 }
 
 /// What the store holds back.
@@ -128,7 +148,7 @@ fn print_held(ctx: &Context, report: &PruneReport) {
     }
 }
 
-fn print(ctx: &Context, report: &PruneReport) {
+fn print(ctx: &Context, report: &PruneReport, wal: &WalTrimReport) {
     let objects = text::count(report.objects_deleted, "object", "objects");
     ctx.printer.line(format_args!(
         "removed {objects}, {}; repacked {} ({})",
@@ -145,10 +165,14 @@ fn print(ctx: &Context, report: &PruneReport) {
         let packs = text::count(report.locks_extended, "pack", "packs");
         ctx.printer.say(format_args!("  locked {packs} for longer"));
     }
-    ctx.printer.json("prune", fields(report));
+    if !wal.is_idle() {
+        let pieces = text::count(wal.outdated + wal.superseded, "piece", "pieces");
+        ctx.printer.line(format_args!("removed {pieces} of archived WAL, {}", text::bytes(wal.bytes)));
+    }
+    ctx.printer.json("prune", fields(report, wal));
 }
 
-fn fields(report: &PruneReport) -> serde_json::Value {
+fn fields(report: &PruneReport, wal: &WalTrimReport) -> serde_json::Value {
     json!({
         "packs": report.packs,
         "pack_bytes": report.pack_bytes,
@@ -168,5 +192,8 @@ fn fields(report: &PruneReport) -> serde_json::Value {
         "locked_bytes": report.locked_bytes,
         "packs_archived": report.packs_archived,
         "locks_extended": report.locks_extended,
+        "wal_outdated": wal.outdated,
+        "wal_superseded": wal.superseded,
+        "wal_bytes": wal.bytes,
     })
 }

@@ -1,8 +1,8 @@
 //! `keepwell restore`.
 
 pub mod globs;
-mod place;
-mod safety;
+pub mod place;
+pub mod safety;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -2,8 +2,13 @@
 
 mod gaps;
 mod get;
+mod push;
 mod receive;
+mod serve;
 mod status;
+
+use std::fs::File;
+use std::io::Read;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -42,6 +47,8 @@ enum Action {
     Status(status::Args),
     Gaps(gaps::Args),
     Get(get::Args),
+    Serve(serve::Args),
+    Push(push::Args),
 }
 
 /// Runs `wal`.
@@ -51,7 +58,23 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         Action::Status(args) => status::run(ctx, args).await,
         Action::Gaps(args) => gaps::run(ctx, args).await,
         Action::Get(args) => get::run(ctx, args).await,
+        Action::Push(args) => push::run(ctx, args).await,
+        Action::Serve(args) => serve::run(ctx, args).await,
     }
+}
+
+/// Where a data directory says whose it is, in its first eight bytes.
+const CONTROL_FILE: &str = "global/pg_control";
+
+/// The cluster in whose data directory we run, as a server's commands do.
+fn own_system() -> Result<u64> {
+    let mut first = [0; 8];
+    let read = File::open(CONTROL_FILE).and_then(|mut file| file.read_exact(&mut first));
+    read.map_err(|error| {
+        Complaint::failed(format!("`{CONTROL_FILE}` cannot be read here: {error}"))
+            .hint("A server runs its commands in its data directory; elsewhere say --system.")
+    })?;
+    Ok(u64::from_ne_bytes(first))
 }
 
 fn connection(ctx: &Context, text: &str) -> Result<ConnectOptions> {

@@ -1,7 +1,7 @@
 //! What a recovering server asks for: one file of WAL, or a history file.
 
 use backup_core::wal::WalReader;
-use keepwell_catalog::wal::WalPlace;
+use keepwell_catalog::wal::{WalName, WalPlace};
 use keepwell_crypto::MemberId;
 
 use super::survey::segment_size;
@@ -30,16 +30,47 @@ pub async fn fetch(reader: &WalReader, name: &str) -> Result<Fetched, ArchiveErr
             None => Ok(Fetched::Missing),
         };
     }
-    let mut damage = None;
+    Ok(fetch_segment(reader, name).await?.map_or(Fetched::Missing, |found| Fetched::Found(found.content)))
+}
+
+/// A segment of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentFile {
+    /// All of it, with zeros behind what is archived.
+    pub content: Vec<u8>,
+    /// How much of it is archived.
+    pub end: u32,
+}
+
+impl SegmentFile {
+    /// Whether all of it is archived; else, asked again later, there may be more.
+    pub fn is_whole(&self) -> bool {
+        self.end as usize == self.content.len()
+    }
+}
+
+/// Fetches a segment as [`fetch`] does; of several that were archived in part, the longest.
+pub async fn fetch_segment(reader: &WalReader, name: &str) -> Result<Option<SegmentFile>, ArchiveError> {
+    let (mut damage, mut best) = (None, None::<SegmentFile>);
     for writer in reader.writers().await? {
-        match segment(reader, writer, name).await {
-            Ok(Fetched::Missing) => {}
-            Ok(found) => return Ok(found),
+        let mut found = segment(reader, writer, name).await;
+        if matches!(&found, Err(ArchiveError::Repository(backup_core::Error::Storage(e))) if e.is_not_found())
+        {
+            // A prune removed tails that a whole block had taken the place of: the listing was older than that.
+            found = segment(reader, writer, name).await;
+        }
+        match found {
+            Ok(None) => {}
+            Ok(Some(found)) if found.is_whole() => return Ok(Some(found)),
+            Ok(Some(found)) => best = best.filter(|best| best.end >= found.end).or(Some(found)),
             // Somebody else may have archived it in full.
             Err(error) => damage = Some(error),
         }
     }
-    damage.map_or(Ok(Fetched::Missing), Err)
+    match (best, damage) {
+        (None, Some(error)) => Err(error),
+        (best, _) => Ok(best),
+    }
 }
 
 async fn history(reader: &WalReader, timeline: Timeline) -> Result<Fetched, ArchiveError> {
@@ -55,34 +86,45 @@ async fn history(reader: &WalReader, timeline: Timeline) -> Result<Fetched, Arch
     Ok(found.map_or(Fetched::Missing, Fetched::Found))
 }
 
-async fn segment(reader: &WalReader, writer: MemberId, name: &str) -> Result<Fetched, ArchiveError> {
+async fn segment(
+    reader: &WalReader,
+    writer: MemberId,
+    name: &str,
+) -> Result<Option<SegmentFile>, ArchiveError> {
     let timeline = name.get(..8).and_then(|text| u32::from_str_radix(text, 16).ok()).and_then(Timeline::new);
     let file =
         name.get(8..).filter(|rest| rest.len() == 16).and_then(|rest| u64::from_str_radix(rest, 16).ok());
-    let (Some(timeline), Some(file)) = (timeline, file) else { return Ok(Fetched::Missing) };
-    let is_of = |piece: &keepwell_catalog::wal::WalName, wanted: u64| matches!(piece.place, WalPlace::Bytes { file, .. } if file == wanted);
+    let (Some(timeline), Some(file)) = (timeline, file) else { return Ok(None) };
+    let is_of =
+        |piece: &WalName, wanted: u64| matches!(piece.place, WalPlace::Bytes { file, .. } if file == wanted);
     let page = reader.some_from(writer, timeline.get(), file).await?;
     let pieces: Vec<_> = page.iter().copied().filter(|piece| is_of(piece, file)).collect();
     let more_follows =
         page.iter().any(|piece| matches!(piece.place, WalPlace::Bytes { file: other, .. } if other > file));
     let gap = || ArchiveError::Gap { file: name.to_owned(), timeline };
-    let Some(first) = pieces.first() else {
+    if pieces.is_empty() {
         let begins_later = !more_follows
             || reader.some_from(writer, timeline.get(), 0).await?.first().is_none_or(
                 |piece| !matches!(piece.place, WalPlace::Bytes { file: other, .. } if other < file),
             );
-        return if begins_later { Ok(Fetched::Missing) } else { Err(gap()) };
-    };
-    let size = segment_size(reader, first).await?;
+        return if begins_later { Ok(None) } else { Err(gap()) };
+    }
     let Covered::One(coverage) = Coverage::of(&pieces) else {
         return Err(ArchiveError::Conflict { file: name.to_owned() });
     };
-    if coverage.end == 0 || coverage.end < size.get() && more_follows {
+    let Some((_, _, first)) = coverage.pieces.first() else { return Err(gap()) };
+    let first = reader.read(first).await?;
+    let size = segment_size(name, &first.header)?;
+    if coverage.end < size.get() && more_follows {
         return Err(gap());
     }
     let mut content = vec![0; size.get() as usize];
+    let mut read = Some(first.plaintext);
     for (from, to, piece) in &coverage.pieces {
-        let bytes = reader.read(piece).await?.plaintext;
+        let bytes = match read.take() {
+            Some(bytes) => bytes,
+            None => reader.read(piece).await?.plaintext,
+        };
         let fits = content.get_mut(*from as usize..*to as usize).filter(|part| part.len() == bytes.len());
         let wrong = || ArchiveError::NotThatWal {
             file: name.to_owned(),
@@ -92,11 +134,11 @@ async fn segment(reader: &WalReader, writer: MemberId, name: &str) -> Result<Fet
     }
     check_first_page(&content, reader.system(), timeline, file, size)
         .map_err(|reason| ArchiveError::NotThatWal { file: name.to_owned(), reason })?;
-    Ok(Fetched::Found(content))
+    Ok(Some(SegmentFile { content, end: coverage.end }))
 }
 
 /// Every segment begins with a page that says which cluster's it is and where it belongs.
-fn check_first_page(
+pub(crate) fn check_first_page(
     content: &[u8],
     system: u64,
     timeline: Timeline,

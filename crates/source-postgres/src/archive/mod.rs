@@ -4,10 +4,11 @@ mod coverage;
 mod fetch;
 mod survey;
 
-pub use fetch::{Fetched, fetch};
+pub use fetch::{Fetched, SegmentFile, fetch, fetch_segment};
 pub use survey::{Gap, GapKind, Stretch, Survey, survey};
 
 pub(crate) use coverage::{Coverage, Covered};
+pub(crate) use fetch::check_first_page;
 
 use crate::lsn::Timeline;
 

@@ -1,6 +1,7 @@
 //! What is there and what is missing, from the names of the pieces alone.
 
 use backup_core::wal::WalReader;
+use keepwell_catalog::WalHeader;
 use keepwell_catalog::wal::{WalName, WalPlace};
 use keepwell_crypto::MemberId;
 
@@ -72,7 +73,7 @@ pub async fn survey(reader: &WalReader) -> Result<Survey, ArchiveError> {
             let Some(first) = names.iter().find(|name| name.place != WalPlace::History) else { continue };
             let size = match found.segment_size {
                 Some(size) => size,
-                None => segment_size(reader, first).await?,
+                None => segment_size(&first.to_string(), &reader.read(first).await?.header)?,
             };
             found.segment_size = Some(size);
             let before = found.stretches.len();
@@ -85,10 +86,9 @@ pub async fn survey(reader: &WalReader) -> Result<Survey, ArchiveError> {
     Ok(found)
 }
 
-pub(super) async fn segment_size(reader: &WalReader, name: &WalName) -> Result<SegmentSize, ArchiveError> {
-    let header = reader.read(name).await?.header;
+pub(super) fn segment_size(name: &str, header: &WalHeader) -> Result<SegmentSize, ArchiveError> {
     SegmentSize::new(header.file_bytes.into()).ok_or_else(|| ArchiveError::NotThatWal {
-        file: name.to_string(),
+        file: name.to_owned(),
         reason: format!("its segments are said to have {} bytes", header.file_bytes),
     })
 }

@@ -111,6 +111,8 @@ fn report(ctx: &Context, config: &CopyConfig, outcome: &Outcome, stale: bool) {
         "failed": sums.failed.iter().map(|(id, why)| json!({ "snapshot": id, "message": why })).collect::<Vec<_>>(),
         "unread_items": sums.unread,
         "stored_bytes": sums.bytes,
+        "wal_pieces": sums.wal_pieces,
+        "wal_bytes": sums.wal_bytes,
         "forgotten": outcome.forgotten,
         "bytes_freed": outcome.freed,
         "snapshots": outcome.held,

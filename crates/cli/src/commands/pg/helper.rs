@@ -1,0 +1,158 @@
+//! How a recovering server gets its WAL: through a socket of ours while we run, or by a command of its own.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use backup_core::wal::WalReader;
+use keepwell_source_postgres::recovery::RecoveryPlan;
+use keepwell_source_postgres::serve::WalServer;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+
+use crate::context::Context;
+use crate::exit::Complaint;
+use crate::open::Opened;
+use crate::secret::{self, Origin};
+
+/// Serves WAL on a socket of its own until it is dropped.
+#[derive(Debug)]
+pub struct Helper {
+    directory: PathBuf,
+    /// Dropped, it ends the server.
+    _stop: watch::Sender<bool>,
+}
+
+impl Helper {
+    /// Begins to serve; only `owner` (and root) can ask.
+    pub fn start(reader: WalReader, owner: Option<(u32, u32)>) -> Result<Self> {
+        let directory = private_directory(owner)?;
+        let socket = directory.join("wal");
+        let listener = UnixListener::bind(&socket).context("listen on a socket")?;
+        fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))
+            .context("close the socket to others")?;
+        if let Some((user, group)) = owner {
+            chown(&socket, Some(user), Some(group)).context("hand over the socket")?;
+        }
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(WalServer::new(reader).run(listener, None, stopped));
+        Ok(Self { directory, _stop: stop })
+    }
+
+    /// The `restore_command` that asks it.
+    pub fn restore_command(&self, plan: &RecoveryPlan) -> Result<String> {
+        let mut words = vec![program()?, "--quiet".to_owned(), "wal".to_owned(), "get".to_owned()];
+        words.extend(["--socket".to_owned(), self.directory.join("wal").display().to_string()]);
+        words.extend(own_until(plan));
+        Ok(command_line(words))
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // Of a directory in /tmp that nobody uses any more nothing depends.
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A directory that only `owner` can enter; short enough for a socket's name.
+pub fn private_directory(owner: Option<(u32, u32)>) -> Result<PathBuf> {
+    let process = std::process::id();
+    for number in 0..1000 {
+        let path = PathBuf::from(format!("/tmp/keepwell-{process}-{number}"));
+        match fs::DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => {
+                if let Some((user, group)) = owner {
+                    chown(&path, Some(user), Some(group)).context("hand over a directory")?;
+                }
+                return Ok(path);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error).with_context(|| format!("create `{}`", path.display())),
+        }
+    }
+    Err(Complaint::failed("there is no name left for a directory in /tmp").into())
+}
+
+/// The `restore_command` for a server that recovers without us.
+pub fn lasting_command(ctx: &Context, opened: &Opened, plan: &RecoveryPlan) -> Result<String> {
+    let mut words = vec![program()?, "--quiet".to_owned()];
+    let mut add = |name: &str, value: String| words.extend([name.to_owned(), value]);
+    add("--repository", opened.location.to_string());
+    let id = opened.repository.id().to_string();
+    match secret::find_key(ctx, &opened.location, &id)? {
+        Origin::File(path) => add("--key-file", absolute(&path)),
+        Origin::Command(command) => add("--key-command", command),
+        Origin::Descriptor(_) => {
+            return Err(Complaint::usage("a restore_command cannot read the key from our file descriptor")
+                .hint("Name a key file that the server can read: `--key-file FILE`.")
+                .into());
+        }
+    }
+    let (options, environment) = (&ctx.global, &ctx.environment);
+    if let Some(file) = options.config.as_ref().or(environment.config.as_ref()) {
+        add("--config", absolute(file));
+    }
+    if let Some(profile) = options.profile.as_ref().or(environment.profile.as_ref()) {
+        add("--profile", profile.clone());
+    }
+    if let Some(file) = options.passphrase_file.as_ref().or(environment.passphrase_file.as_ref()) {
+        add("--passphrase-file", absolute(file));
+    } else if let Some(command) =
+        options.passphrase_command.as_ref().or(environment.passphrase_command.as_ref())
+    {
+        add("--passphrase-command", command.clone());
+    }
+    words.extend(["wal", "get", "--prefetch", "--system"].map(str::to_owned));
+    words.push(plan.backup.cluster.system_identifier.to_string());
+    words.extend(own_until(plan));
+    Ok(command_line(words))
+}
+
+fn own_until(plan: &RecoveryPlan) -> Vec<String> {
+    plan.own_until.map_or_else(Vec::new, |at| vec!["--own-until".to_owned(), at.to_string()])
+}
+
+fn absolute(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).display().to_string()
+}
+
+fn program() -> Result<String> {
+    Ok(std::env::current_exe().context("find our own program")?.display().to_string())
+}
+
+/// As the server gives it to a shell: words in quotes where they need some, and a `%` of their own doubled.
+fn command_line(words: Vec<String>) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@+,".contains(c);
+    let quoted = words.into_iter().map(|word| {
+        let word = word.replace('%', "%%");
+        if !word.is_empty() && word.chars().all(plain) {
+            word
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    });
+    let mut line = quoted.collect::<Vec<_>>().join(" ");
+    line.push_str(" %f %p");
+    line
+}
+
+/// Where a helper for the log of a cluster listens that `wal get --prefetch` starts.
+pub fn helper_socket(ctx: &Context, system: u64) -> PathBuf {
+    ctx.cache_dir().join(format!("wal-{system:016x}.socket"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_survives_the_shell_and_the_server() {
+        let words = ["keepwell", "--repository", "/srv/a b's", "--key-file", "/k%1"].map(str::to_owned);
+        assert_eq!(
+            command_line(words.to_vec()),
+            r"keepwell --repository '/srv/a b'\''s' --key-file '/k%%1' %f %p"
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! Directories of a restored cluster, and whose they are.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Result;
+use backup_core::target::{RestoreTarget, TargetError};
+use keepwell_source_files::{FileTarget, TargetOptions};
+use keepwell_source_postgres::recovery::{Cluster, Layout, Places};
+
+use crate::context::Context;
+use crate::exit::Complaint;
+
+/// Directories that were opened.
+#[derive(Debug, Default)]
+pub struct Directories(Mutex<BTreeMap<PathBuf, Arc<FileTarget>>>);
+
+impl Directories {
+    fn all(&self) -> Vec<Arc<FileTarget>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// What could not be put back.
+    pub fn left_out(&self) -> Vec<String> {
+        self.all().iter().flat_map(|target| target.left_out()).collect()
+    }
+}
+
+impl Places for Directories {
+    fn open(&self, directory: &Path) -> Result<Arc<dyn RestoreTarget>, TargetError> {
+        let mut opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(target) = opened.get(directory) {
+            return Ok(Arc::<FileTarget>::clone(target));
+        }
+        let target = Arc::new(FileTarget::create(directory, &TargetOptions::default())?);
+        opened.insert(directory.to_path_buf(), Arc::clone(&target));
+        Ok(target)
+    }
+
+    fn sync(&self) -> Result<(), TargetError> {
+        self.all().iter().try_for_each(|target| target.sync())
+    }
+}
+
+/// Where everything goes.
+///
+/// `moves` are `OLD=NEW`, where OLD is a tablespace's place, name or number.
+pub fn layout(
+    ctx: &Context,
+    cluster: &Cluster,
+    directory: &Path,
+    moves: &[String],
+    owner: Option<&str>,
+) -> Result<Layout> {
+    let directory = std::path::absolute(directory).map_err(|e| Complaint::usage(e.to_string()))?;
+    let mut moved: BTreeMap<&str, &str> = BTreeMap::new();
+    for text in moves {
+        let (old, new) = text
+            .split_once('=')
+            .filter(|(old, new)| !old.is_empty() && new.starts_with('/'))
+            .ok_or_else(|| {
+                Complaint::usage(format!("`{text}` is not OLD=NEW"))
+                    .hint("Write `--tablespace /srv/fast=/srv/copy/fast`.")
+            })?;
+        moved.insert(old, new);
+    }
+    let mut tablespaces = BTreeMap::new();
+    for tablespace in &cluster.tablespaces {
+        let number = tablespace.oid.to_string();
+        let names = [Some(tablespace.location.as_str()), tablespace.name.as_deref(), Some(&number)];
+        let new = names.into_iter().flatten().find_map(|name| moved.remove(name));
+        tablespaces.insert(tablespace.oid, PathBuf::from(new.unwrap_or(&tablespace.location)));
+    }
+    if let Some(unknown) = moved.keys().next() {
+        return Err(Complaint::usage(format!("the cluster has no tablespace `{unknown}`")).into());
+    }
+    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let stamp = crate::text::rfc3339(ctx.now()).replace([':', '-'], "");
+    let stamp = stamp.split('.').next().unwrap_or_default();
+    let saved_wal = directory.with_file_name(format!("{name}.pg_wal-{stamp}"));
+    Ok(Layout { owner: self::owner(&directory, owner)?, directory, tablespaces, saved_wal })
+}
+
+/// User and group of the files. Only root can give files away, and a server does not run as root.
+fn owner(directory: &Path, named: Option<&str>) -> Result<Option<(u32, u32)>> {
+    let is_root = rustix::process::geteuid().is_root();
+    if let Some(name) = named {
+        let found = account(name).ok_or_else(|| Complaint::usage(format!("there is no user `{name}`")))?;
+        return Ok(Some(found));
+    }
+    if !is_root {
+        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        return Ok(Some(own));
+    }
+    if let Ok(standing) = fs::metadata(directory)
+        && standing.uid() != 0
+    {
+        return Ok(Some((standing.uid(), standing.gid())));
+    }
+    account("postgres").map(Some).ok_or_else(|| {
+        Complaint::usage("a server does not run as root, and there is no user `postgres`")
+            .hint("Say whose the files become: `--owner USER`.")
+            .into()
+    })
+}
+
+fn account(name: &str) -> Option<(u32, u32)> {
+    let text = fs::read_to_string("/etc/passwd").ok()?;
+    text.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let fits = fields.first() == Some(&name);
+        fits.then(|| Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?))).flatten()
+    })
+}
+
+/// The first directory on the way to `path` that a user cannot pass, as far as modes tell.
+pub fn obstacle(path: &Path, (user, group): (u32, u32)) -> Option<PathBuf> {
+    let passes = |directory: &Path| {
+        let Ok(found) = fs::metadata(directory) else { return true };
+        let bit = match () {
+            () if user == 0 => return true,
+            () if found.uid() == user => 0o100,
+            () if found.gid() == group => 0o010,
+            () => 0o001,
+        };
+        found.mode() & bit != 0
+    };
+    path.ancestors().skip(1).find(|directory| !passes(directory)).map(Path::to_path_buf)
+}

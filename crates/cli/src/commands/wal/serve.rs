@@ -1,0 +1,78 @@
+//! `wal serve`.
+
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use keepwell_source_postgres::serve::WalServer;
+use rustix::fs::{FlockOperation, flock};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+
+use crate::context::Context;
+use crate::exit::{Complaint, Exit};
+use crate::open;
+
+/// Serve WAL to recovering servers over a socket, ahead of what they ask for
+///
+/// `wal get --socket` asks it, and `wal get --prefetch` starts one by itself. Whoever can reach the socket can read the
+/// WAL: it is made so that only its owner can.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The socket to listen on
+    socket: PathBuf,
+    /// System identifier of the cluster [default: the only one that is archived]
+    #[arg(long, value_name = "NUMBER")]
+    system: Option<u64>,
+    /// End when nobody asked for so long
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    idle: Option<u64>,
+}
+
+/// Runs `wal serve`.
+pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
+    let shown = args.socket.display().to_string();
+    if let Some(directory) = args.socket.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        made.with_context(|| format!("create `{}`", directory.display()))?;
+    }
+    // Held to the end: of several that are started at once one stays.
+    let lock =
+        File::create(args.socket.with_extension("lock")).context("create the lock beside the socket")?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Err(Complaint::new(Exit::Locked, format!("somebody serves at `{shown}` already")).into());
+    }
+    let opened = open::for_reading(ctx).await?;
+    opened.progress.end();
+    let system = match super::systems(&opened, args.system).await?[..] {
+        [one] => one,
+        _ => {
+            return Err(Complaint::usage("there is not one cluster in the archive")
+                .hint("Say which: `--system NUMBER`.")
+                .into());
+        }
+    };
+    let reader = opened.repository.wal_reader(system.get())?;
+    if args.socket.exists() {
+        fs::remove_file(&args.socket).with_context(|| format!("remove `{shown}`, which nobody serves"))?;
+    }
+    let listener = UnixListener::bind(&args.socket).with_context(|| format!("listen at `{shown}`"))?;
+    fs::set_permissions(&args.socket, fs::Permissions::from_mode(0o600))
+        .context("close the socket to others")?;
+    ctx.interrupt.ends_by_itself();
+    ctx.printer.say(format_args!("serving the WAL of cluster {system} at {shown}"));
+    let (stop, stopped) = watch::channel(false);
+    let interrupt = ctx.interrupt.clone();
+    let watcher = tokio::spawn(async move {
+        interrupt.requested().await;
+        let _ = stop.send(true);
+        std::future::pending::<()>().await;
+    });
+    let served = WalServer::new(reader).run(listener, args.idle.map(Duration::from_secs), stopped).await;
+    watcher.abort();
+    fs::remove_file(&args.socket).with_context(|| format!("remove `{shown}`"))?;
+    served.context("accept requests")?;
+    Ok(Exit::Done)
+}

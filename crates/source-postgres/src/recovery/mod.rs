@@ -1,0 +1,23 @@
+//! Getting a cluster back: to which moment, from which base backup, along which timelines; its files, its settings, and a
+//! server that recovers.
+
+mod backups;
+mod cluster;
+mod owned;
+mod plan;
+mod restore;
+mod scratch;
+mod server;
+mod settings;
+mod target;
+mod verify;
+
+pub use backups::{BaseBackup, SOURCE_KIND, base_backups};
+pub use cluster::{Cluster, ClusterError, ConfigFile, Database, Tablespace};
+pub use plan::{PlanError, Planner, RecoveryPlan};
+pub use restore::{ClusterReport, Layout, Places, RestoreError, restore};
+pub use scratch::{Scratch, ScratchOptions};
+pub use server::{Binaries, RunningServer, Said, ServerError, Start, StopSignal, Until};
+pub use settings::{Archiving, Mode, RecoverySettings};
+pub use target::{Bound, Target, TargetTime};
+pub use verify::{Expect, Ladder, Level, Outcome, Question, Step, failed};

@@ -1,0 +1,221 @@
+//! A cluster that is restored, opened, asked, and thrown away.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use backup_core::Repository;
+
+use super::restore::{ClusterReport, Layout, Places, RestoreError, restore};
+use super::server::{Binaries, RunningServer, Said, ServerError, Start, StopSignal, Until, command};
+use super::settings::{Archiving, Mode, RecoverySettings};
+use super::{BaseBackup, RecoveryPlan};
+use crate::options::{ConnectOptions, Surroundings};
+use crate::wire::{Client, PgError, Rows};
+
+/// So much of what a program complained about is kept.
+const COMPLAINT_BYTES_MAX: usize = 2000;
+
+/// Where a scratch cluster lives and how it is reached.
+#[derive(Debug, Clone)]
+pub struct ScratchOptions {
+    /// A directory of its own, which the caller removes afterwards.
+    pub directory: PathBuf,
+    /// A directory for its socket, with a short name, that only the owner can enter.
+    pub socket: PathBuf,
+    /// User and group that it runs as.
+    pub owner: Option<(u32, u32)>,
+    /// How it gets its WAL.
+    pub restore_command: String,
+    /// Name of a superuser of the cluster.
+    pub superuser: String,
+}
+
+/// A scratch cluster; its server, if it runs, is not stopped by dropping this.
+#[derive(Debug)]
+pub struct Scratch {
+    options: ScratchOptions,
+    layout: Layout,
+    binaries: Binaries,
+    server: Option<RunningServer>,
+}
+
+impl Scratch {
+    /// Restores the base backup of a plan below the directory; nothing is started.
+    pub async fn restore(
+        repository: &Repository,
+        plan: &RecoveryPlan,
+        binaries: Binaries,
+        options: ScratchOptions,
+        places: &dyn Places,
+    ) -> Result<(Self, ClusterReport), RestoreError> {
+        let layout = layout(&plan.backup, &options);
+        let settings = RecoverySettings {
+            mode: Mode::Recover {
+                target: plan.target.clone(),
+                timeline: plan.history.timeline(),
+                action: "promote".to_owned(),
+            },
+            restore_command: options.restore_command.clone(),
+            archiving: Archiving::Off,
+            more: Vec::new(),
+        };
+        let report = restore(repository, &plan.backup, &layout, &settings, places).await?;
+        Ok((Self { options, layout, binaries, server: None }, report))
+    }
+
+    /// Starts a server that nobody else can reach and that does nothing by itself, and waits until it has recovered.
+    ///
+    /// It runs without the libraries that the original loads at its start: they need not be on this host.
+    pub async fn start(&mut self, backup: &BaseBackup, at_most: Duration) -> Result<Said, ServerError> {
+        let start = Start {
+            binaries: self.binaries.clone(),
+            directory: self.layout.directory.clone(),
+            owner: self.options.owner,
+            options: self.settings(backup)?,
+            log: self.options.directory.join("server.log"),
+        };
+        let mut server = start.run()?;
+        let said = server.wait(Until::Open, at_most).await;
+        match said {
+            Ok(said) => {
+                self.server = Some(server);
+                Ok(said)
+            }
+            Err(error) => {
+                if matches!(error, ServerError::TooSlow { .. }) {
+                    server.stop(StopSignal::Immediate).await?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn settings(&self, backup: &BaseBackup) -> Result<Vec<(String, String)>, ServerError> {
+        let write = |name: &str, content: &str| {
+            let path = self.options.directory.join(name);
+            let failed = |source| ServerError::Run { program: format!("write {}", path.display()), source };
+            fs::write(&path, content).map_err(failed)?;
+            Ok::<_, ServerError>(path.display().to_string())
+        };
+        let shown = |path: &Path| path.display().to_string();
+        let mut settings = vec![
+            ("config_file".to_owned(), write("scratch.conf", "# everything is on the command line\n")?),
+            ("hba_file".to_owned(), write("scratch_hba.conf", "local all all trust\n")?),
+            ("ident_file".to_owned(), write("scratch_ident.conf", "")?),
+            ("data_directory".to_owned(), shown(&self.layout.directory)),
+            ("unix_socket_directories".to_owned(), shown(&self.options.socket)),
+        ];
+        for (name, value) in [
+            ("listen_addresses", ""),
+            ("port", "5432"),
+            ("external_pid_file", ""),
+            ("shared_preload_libraries", ""),
+            ("session_preload_libraries", ""),
+            ("local_preload_libraries", ""),
+            ("archive_mode", "off"),
+            ("autovacuum", "off"),
+            ("hot_standby", "off"),
+            ("wal_level", "replica"),
+            ("max_wal_senders", "5"),
+            ("fsync", "off"),
+            ("ssl", "off"),
+            ("synchronous_standby_names", ""),
+            ("primary_conninfo", ""),
+            ("shared_buffers", "128MB"),
+            ("huge_pages", "off"),
+        ] {
+            settings.push((name.to_owned(), value.to_owned()));
+        }
+        // Recovery takes in what the original had at once.
+        for name in ["max_connections", "max_prepared_transactions", "max_locks_per_transaction"] {
+            if let Some(value) = backup.cluster.settings.get(name) {
+                settings.push((name.to_owned(), value.clone()));
+            }
+        }
+        Ok(settings)
+    }
+
+    /// How programs of PostgreSQL connect to it.
+    pub fn connection(&self, database: &str) -> String {
+        let quoted = |text: &str| format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"));
+        format!(
+            "host={} port=5432 user={} dbname={}",
+            quoted(&self.options.socket.display().to_string()),
+            quoted(&self.options.superuser),
+            quoted(database)
+        )
+    }
+
+    /// Asks a question in one of its databases.
+    pub async fn query(&self, database: &str, sql: &str) -> Result<Rows, PgError> {
+        let options =
+            ConnectOptions::resolve(&self.connection(database), &Surroundings::default(), "keepwell")?;
+        let mut client = Client::connect(&options).await?;
+        let rows = client.query(sql, "ask the restored cluster").await?;
+        client.close().await;
+        Ok(rows)
+    }
+
+    /// Its databases that take connections.
+    pub async fn databases(&self) -> Result<Vec<String>, PgError> {
+        let sql = "SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname";
+        let rows = self.query("postgres", sql).await?;
+        Ok((0..rows.rows.len()).filter_map(|row| rows.text(row, 0).map(str::to_owned)).collect())
+    }
+
+    /// One of the programs of its major, ready to run as its owner. `None` if it is not on this host.
+    pub fn program(&self, name: &str) -> Option<Command> {
+        let program = self.binaries.program(name)?;
+        Some(command(&program, self.options.owner, &self.options.directory))
+    }
+
+    /// Where its data is.
+    pub fn data(&self) -> &Path {
+        &self.layout.directory
+    }
+
+    /// Stops the server at once, if it runs.
+    pub async fn stop(&mut self) -> Result<(), ServerError> {
+        match self.server.take() {
+            Some(server) => server.stop(StopSignal::Immediate).await,
+            None => Ok(()),
+        }
+    }
+}
+
+fn layout(backup: &BaseBackup, options: &ScratchOptions) -> Layout {
+    let tablespaces: BTreeMap<u32, PathBuf> = backup
+        .cluster
+        .tablespaces
+        .iter()
+        .map(|tablespace| (tablespace.oid, options.directory.join(format!("tablespace-{}", tablespace.oid))))
+        .collect();
+    Layout {
+        directory: options.directory.join("data"),
+        tablespaces,
+        owner: options.owner,
+        saved_wal: options.directory.join("saved-wal"),
+    }
+}
+
+/// Runs a program to its end; what it complained about is the error.
+pub(crate) async fn run(mut program: Command) -> Result<(), ServerError> {
+    let name = program.get_program().to_string_lossy().into_owned();
+    program.stdout(Stdio::null()).stderr(Stdio::piped());
+    let failed = {
+        let name = name.clone();
+        move |source| ServerError::Run { program: name, source }
+    };
+    let task = tokio::task::spawn_blocking(move || program.output());
+    let output = task.await.map_err(std::io::Error::other).and_then(|output| output).map_err(failed)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let from = text.len().saturating_sub(COMPLAINT_BYTES_MAX);
+    let from = (from..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+    Err(ServerError::Failed { program: name, reason: text[from..].trim().replace('\n', "; ") })
+}

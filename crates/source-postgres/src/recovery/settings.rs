@@ -1,0 +1,177 @@
+//! What a recovering server is told.
+
+use super::target::{Bound, Target};
+use crate::lsn::Timeline;
+
+/// Settings that belong to one recovery: none of an earlier one may be left.
+const OF_RECOVERY: [&str; 13] = [
+    "archive_cleanup_command",
+    "promote_trigger_file",
+    "recovery_end_command",
+    "recovery_min_apply_delay",
+    "recovery_target",
+    "recovery_target_action",
+    "recovery_target_inclusive",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_timeline",
+    "recovery_target_xid",
+    "restore_command",
+];
+
+/// Whether the restored cluster archives its own WAL as the original did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Archiving {
+    /// It does not: a copy must never archive into the archive of the original.
+    #[default]
+    Off,
+    /// It does: it takes the place of the original.
+    AsBackedUp,
+}
+
+/// What the server does with the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// Recovers to a target along a timeline, and then opens on a timeline of its own, waits or ends.
+    Recover {
+        /// Up to where.
+        target: Target,
+        /// The timeline that it follows.
+        timeline: Timeline,
+        /// PostgreSQL's word: `promote`, `pause`, `shutdown`.
+        action: String,
+    },
+    /// Follows the log for ever.
+    Standby,
+}
+
+/// The settings of a recovery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoverySettings {
+    /// What the server does.
+    pub mode: Mode,
+    /// How it gets the files of the log.
+    pub restore_command: String,
+    /// Whether it archives afterwards.
+    pub archiving: Archiving,
+    /// Further settings, by name: another port, say.
+    pub more: Vec<(String, String)>,
+}
+
+impl RecoverySettings {
+    /// Names and values, in the order in which they are written.
+    pub fn list(&self) -> Vec<(String, String)> {
+        let mut list = vec![("restore_command", self.restore_command.clone())];
+        match &self.mode {
+            Mode::Standby => list.push(("recovery_target_timeline", "latest".to_owned())),
+            Mode::Recover { target, timeline, action } => {
+                list.push(("recovery_target_timeline", timeline.to_string()));
+                if let Some(setting) = target.setting() {
+                    list.push(setting);
+                    list.push(("recovery_target_action", action.clone()));
+                }
+                if let Some(bound) = target.bound() {
+                    let inclusive = if bound == Bound::Inclusive { "on" } else { "off" };
+                    list.push(("recovery_target_inclusive", inclusive.to_owned()));
+                }
+            }
+        }
+        if self.archiving == Archiving::Off {
+            list.push(("archive_mode", "off".to_owned()));
+        }
+        let list = list.into_iter().map(|(name, value)| (name.to_owned(), value));
+        list.chain(self.more.iter().cloned()).collect()
+    }
+
+    /// The `postgresql.auto.conf` with these settings and without those of an earlier recovery.
+    pub fn apply(&self, before: &str) -> String {
+        let list = self.list();
+        let goes = |line: &str| {
+            let name =
+                line.trim_start().split([' ', '\t', '=']).next().unwrap_or_default().to_ascii_lowercase();
+            OF_RECOVERY.contains(&name.as_str())
+                || list.iter().any(|(own, _)| own.eq_ignore_ascii_case(&name))
+        };
+        let mut text = String::new();
+        for line in before.lines().filter(|line| !goes(line)) {
+            text.push_str(line);
+            text.push('\n');
+        }
+        for (name, value) in &list {
+            text.push_str(&format!("{name} = '{}'\n", value.replace('\\', "\\\\").replace('\'', "''")));
+        }
+        text
+    }
+
+    /// The file whose existence makes the server recover.
+    pub fn signal_file(&self) -> &'static str {
+        match self.mode {
+            Mode::Standby => "standby.signal",
+            Mode::Recover { .. } => "recovery.signal",
+        }
+    }
+}
+
+/// The `tablespace_map` of a cluster whose tablespaces lie there.
+pub(super) fn tablespace_map<'p>(places: impl IntoIterator<Item = (u32, &'p str)>) -> String {
+    let mut text = String::new();
+    for (oid, place) in places {
+        text.push_str(&format!("{oid} "));
+        for c in place.chars() {
+            if matches!(c, '\n' | '\r' | '\\') {
+                text.push('\\');
+            }
+            text.push(c);
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::target::TargetTime;
+    use super::*;
+
+    fn recover(target: Target) -> RecoverySettings {
+        let mode =
+            Mode::Recover { target, timeline: Timeline::new(3).unwrap(), action: "promote".to_owned() };
+        RecoverySettings {
+            mode,
+            restore_command: "get '%f' %p".to_owned(),
+            archiving: Archiving::Off,
+            more: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn settings_of_an_earlier_recovery_go_and_all_others_stay() {
+        let before = "# no edits\nshared_buffers = '1GB'\nrecovery_target_name='old'\n  Restore_Command = 'x'\n\
+                      archive_mode = on\nprimary_conninfo = 'host=a'\n";
+        let time = TargetTime::new(1_795_262_401_500_000_000).unwrap();
+        assert_eq!(
+            recover(Target::Time(time, Bound::Exclusive)).apply(before),
+            "# no edits\nshared_buffers = '1GB'\nprimary_conninfo = 'host=a'\nrestore_command = 'get ''%f'' %p'\n\
+             recovery_target_timeline = '3'\nrecovery_target_time = '2026-11-21 12:00:01.500000+00'\n\
+             recovery_target_action = 'promote'\nrecovery_target_inclusive = 'off'\narchive_mode = 'off'\n"
+        );
+    }
+
+    #[test]
+    fn the_end_of_the_log_is_no_target_and_a_standby_follows_every_timeline() {
+        let latest = recover(Target::Latest);
+        assert!(!latest.apply("").contains("recovery_target_action"));
+        let standby = RecoverySettings { mode: Mode::Standby, archiving: Archiving::AsBackedUp, ..latest };
+        assert_eq!(
+            standby.apply("archive_mode = on\n"),
+            "archive_mode = on\nrestore_command = 'get ''%f'' %p'\nrecovery_target_timeline = 'latest'\n"
+        );
+        assert_eq!(standby.signal_file(), "standby.signal");
+    }
+
+    #[test]
+    fn places_of_tablespaces_are_written_as_the_server_reads_them() {
+        assert_eq!(tablespace_map([(1, "/a b"), (2, "/c\nd\\")]), "1 /a b\n2 /c\\\nd\\\\\n");
+    }
+}

@@ -1,0 +1,286 @@
+//! Proving that a base backup recovers: a ladder of checks, each of which is dearer and says more.
+
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use backup_core::{ArchiveFormat, Repository, Tree};
+use keepwell_catalog::MapKey;
+
+use super::plan::RecoveryPlan;
+use super::scratch::{Scratch, run};
+use super::target::sql_time;
+
+/// How far to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Every chunk of the snapshot is read and proved by its id.
+    Chunks,
+    /// The log is there from its beginning to the target.
+    Log,
+    /// The files are restored and compared with the manifest that the server made.
+    Files,
+    /// A server starts on them and recovers.
+    Start,
+    /// Every table and index is read and checked.
+    Content,
+    /// The team's own questions are answered as expected.
+    Questions,
+}
+
+impl Level {
+    /// All of them, in order.
+    pub const ALL: [Self; 6] =
+        [Self::Chunks, Self::Log, Self::Files, Self::Start, Self::Content, Self::Questions];
+
+    /// 0 to 5.
+    pub fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// Of a number from 0 to 5.
+    pub fn of(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+}
+
+/// What became of a check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It held.
+    Passed,
+    /// It did not; with the reason.
+    Failed(String),
+    /// It could not be made on this host; with the reason.
+    Unavailable(String),
+}
+
+/// One check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// Of which level it is.
+    pub level: Level,
+    /// What was checked.
+    pub name: String,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// What was found, in words.
+    pub detail: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// A question with the answer that is expected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// What it is about.
+    pub name: String,
+    /// In which database it is asked.
+    pub database: String,
+    /// The statement; the first value of its first row counts.
+    pub sql: String,
+    /// What is expected.
+    pub expect: Expect,
+}
+
+/// An expectation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expect {
+    /// Exactly this text.
+    Equal(String),
+    /// A number within these bounds, as far as they are given.
+    Between(Option<i64>, Option<i64>),
+}
+
+impl Expect {
+    fn holds(&self, answer: Option<&str>) -> bool {
+        let Some(answer) = answer else { return false };
+        match self {
+            Self::Equal(text) => text == answer,
+            Self::Between(least, most) => answer.parse::<i64>().is_ok_and(|number| {
+                least.is_none_or(|least| number >= least) && most.is_none_or(|most| number <= most)
+            }),
+        }
+    }
+}
+
+/// Collects steps; each is timed, and reported the moment it ends.
+pub struct Ladder<'r> {
+    report: &'r mut (dyn FnMut(&Step) + Send),
+    steps: Vec<Step>,
+}
+
+impl<'r> Ladder<'r> {
+    /// `report` hears of each step.
+    pub fn new(report: &'r mut (dyn FnMut(&Step) + Send)) -> Self {
+        Self { report, steps: Vec::new() }
+    }
+
+    /// Whether no step failed.
+    pub fn is_sound(&self) -> bool {
+        !self.steps.iter().any(|step| matches!(step.outcome, Outcome::Failed(_)))
+    }
+
+    /// All steps so far.
+    pub fn into_steps(self) -> Vec<Step> {
+        self.steps
+    }
+
+    /// Notes what became of a check that began then.
+    pub fn note(&mut self, level: Level, name: &str, began: Instant, result: Result<String, Outcome>) {
+        let (outcome, detail) = match result {
+            Ok(detail) => (Outcome::Passed, detail),
+            Err(outcome) => (outcome, String::new()),
+        };
+        let step = Step { level, name: name.to_owned(), outcome, detail, took: began.elapsed() };
+        (self.report)(&step);
+        self.steps.push(step);
+    }
+
+    /// Level 0.
+    pub async fn chunks(&mut self, repository: &Repository, plan: &RecoveryPlan) {
+        let began = Instant::now();
+        let read = async {
+            let tree: Tree = plan.backup.tree(repository).await?;
+            let mut files = 0_u64;
+            let count = |_: &MapKey, entry: &keepwell_catalog::Entry| {
+                files += u64::from(entry.kind.has_content());
+                ControlFlow::Continue(())
+            };
+            tree.list(&plan.backup.root, backup_core::Depth::All, count).await?;
+            let mut sink = Counter(0);
+            tree.dump_archive(&plan.backup.root, ArchiveFormat::Tar, &mut sink).await?;
+            Ok::<_, backup_core::Error>(format!("{files} files, {} bytes", sink.0))
+        };
+        let result = read.await.map_err(failed);
+        self.note(Level::Chunks, "every chunk of the snapshot is read and proved", began, result);
+    }
+
+    /// Level 1; the plan is the proof.
+    pub fn log(&mut self, plan: &RecoveryPlan) {
+        let last = plan
+            .last_end
+            .map_or_else(String::new, |end| format!(", the last transaction ended {}", sql_time(end)));
+        let result = match plan.gap {
+            Some(gap) => Err(Outcome::Failed(format!("the log from {} to {} is missing", gap.from, gap.to))),
+            None => Ok(format!("from {} to {}{last}", plan.from, plan.to)),
+        };
+        self.note(Level::Log, "the log is there without a gap", Instant::now(), result);
+    }
+
+    /// Level 2, after the files were restored.
+    pub async fn manifest(&mut self, scratch: &Scratch) {
+        let began = Instant::now();
+        let result = match scratch.program("pg_verifybackup") {
+            _ if !scratch.data().join("backup_manifest").exists() => {
+                Err(Outcome::Unavailable("the base backup has no manifest".into()))
+            }
+            None => Err(Outcome::Unavailable("pg_verifybackup is not on this host".into())),
+            Some(mut program) => {
+                // Places of tablespaces are other ones here; WAL comes from the archive.
+                program
+                    .args(["-n", "-q", "-i", "tablespace_map", "-i", "postgresql.auto.conf"])
+                    .arg(scratch.data());
+                run(program).await.map(|()| "no difference".to_owned()).map_err(failed)
+            }
+        };
+        self.note(Level::Files, "pg_verifybackup", began, result);
+    }
+
+    /// Level 4: structure of tables and indexes, and every row.
+    pub async fn content(&mut self, scratch: &Scratch) {
+        let began = Instant::now();
+        let result = match scratch.program("pg_amcheck") {
+            None => Err(Outcome::Unavailable("pg_amcheck is not on this host".into())),
+            Some(mut program) => {
+                program.args(["--install-missing=pg_catalog", "--all", "--heapallindexed", "--rootdescend"]);
+                program.arg("--maintenance-db").arg(scratch.connection("postgres"));
+                run(program).await.map(|()| "nothing found".to_owned()).map_err(failed)
+            }
+        };
+        self.note(Level::Content, "pg_amcheck of all databases", began, result);
+        let databases = match scratch.databases().await {
+            Ok(databases) => databases,
+            Err(error) => {
+                self.note(Level::Content, "list the databases", began, Err(failed(error)));
+                return;
+            }
+        };
+        for database in databases {
+            let began = Instant::now();
+            let result = match scratch.program("pg_dump") {
+                None => Err(Outcome::Unavailable("pg_dump is not on this host".into())),
+                Some(mut program) => {
+                    program.args(["-Fp", "-d"]).arg(scratch.connection(&database));
+                    run(program).await.map(|()| String::new()).map_err(failed)
+                }
+            };
+            self.note(Level::Content, &format!("every row of `{database}` is read"), began, result);
+        }
+    }
+
+    /// Level 5.
+    pub async fn questions(&mut self, scratch: &Scratch, questions: &[Question]) {
+        for question in questions {
+            let began = Instant::now();
+            let result = match scratch.query(&question.database, &question.sql).await {
+                Err(error) => Err(failed(error)),
+                Ok(rows) => {
+                    let answer = rows.text(0, 0);
+                    let shown = answer.unwrap_or("nothing").chars().take(200).collect::<String>();
+                    match question.expect.holds(answer) {
+                        true => Ok(format!("the answer is {shown}")),
+                        false => Err(Outcome::Failed(format!("the answer is {shown}"))),
+                    }
+                }
+            };
+            self.note(Level::Questions, &question.name, began, result);
+        }
+    }
+}
+
+/// An error as the outcome of a check.
+pub fn failed(error: impl std::error::Error) -> Outcome {
+    Outcome::Failed(crate::one_line(&error))
+}
+
+struct Counter(u64);
+
+impl Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_held_against_expectations() {
+        let between = |least, most| Expect::Between(least, most);
+        for (expect, answer, holds) in [
+            (Expect::Equal("t".into()), Some("t"), true),
+            (Expect::Equal("t".into()), Some("f"), false),
+            (Expect::Equal("".into()), None, false),
+            (between(Some(3), None), Some("3"), true),
+            (between(Some(3), Some(5)), Some("6"), false),
+            (between(None, Some(5)), Some("-1"), true),
+            (between(None, None), Some("many"), false),
+        ] {
+            assert_eq!(expect.holds(answer), holds, "{expect:?} {answer:?}");
+        }
+    }
+
+    #[test]
+    fn levels_are_counted_from_zero() {
+        assert_eq!(Level::ALL.map(Level::number), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(Level::of(5), Some(Level::Questions));
+        assert_eq!(Level::of(6), None);
+    }
+}

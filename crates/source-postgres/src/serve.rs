@@ -1,0 +1,278 @@
+//! Serving WAL to a recovering server over a local socket, ahead of what it asks for.
+//!
+//! PostgreSQL asks for one file at a time and waits for each. Whoever serves it opens the repository once, and fetches
+//! the next segments while the last one is replayed.
+//!
+//! A request is the name of a file and a newline. The answer begins with a byte: `F` and the file (its length as u64 LE,
+//! then its bytes), `M` when the archive does not have it, `G` and a message (likewise) where the archive has a gap, `E` and
+//! a message for any other trouble.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use backup_core::wal::WalReader;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::archive::{ArchiveError, Fetched, SegmentFile, fetch, fetch_segment};
+use crate::lsn::{Segment, SegmentSize};
+
+/// Segments that are fetched ahead take so much memory at most.
+const AHEAD_BYTES_MAX: usize = 128 << 20;
+/// And there are so many of them at most.
+const AHEAD_MAX: u64 = 8;
+/// A request is the name of a file.
+const NAME_BYTES_MAX: usize = 64;
+/// A client that says nothing for so long is not waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What a client accepts: the largest segment, and some.
+const ANSWER_BYTES_MAX: u64 = (1 << 30) + 1;
+
+type Fetching = JoinHandle<Result<Option<SegmentFile>, ArchiveError>>;
+
+/// Fetches files of one cluster's log, and those that will be asked for next.
+#[derive(Debug)]
+pub struct WalServer {
+    reader: WalReader,
+    ahead: Mutex<HashMap<String, Fetching>>,
+}
+
+impl WalServer {
+    /// Serves the log that `reader` reads.
+    pub fn new(reader: WalReader) -> Arc<Self> {
+        Arc::new(Self { reader, ahead: Mutex::default() })
+    }
+
+    /// Gives a file as [`fetch`] does, and begins to fetch the next ones.
+    ///
+    /// Only whole segments are remembered: that something is missing, damaged or short is found out anew each time.
+    pub async fn get(self: &Arc<Self>, name: &str) -> Result<Fetched, ArchiveError> {
+        let fetched = self.ahead().remove(name);
+        let ready = match fetched {
+            Some(task) => match task.await {
+                Ok(Ok(Some(file))) if file.is_whole() => Some(file),
+                _ => None,
+            },
+            None => None,
+        };
+        if name.ends_with(".history") {
+            return fetch(&self.reader, name).await;
+        }
+        let file = match ready {
+            Some(file) => Some(file),
+            None => fetch_segment(&self.reader, name).await?,
+        };
+        let Some(file) = file else { return Ok(Fetched::Missing) };
+        if file.is_whole() {
+            self.look_ahead(name, file.content.len());
+        }
+        Ok(Fetched::Found(file.content))
+    }
+
+    fn ahead(&self) -> std::sync::MutexGuard<'_, HashMap<String, Fetching>> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to fetch what follows a segment, and forgets what does not.
+    fn look_ahead(&self, name: &str, length: usize) {
+        let Some(size) = SegmentSize::new(length as u64) else { return };
+        let Ok(segment) = Segment::parse(name, size) else { return };
+        let count = AHEAD_MAX.min((AHEAD_BYTES_MAX / length) as u64).max(1);
+        let names: Vec<String> = (1..=count)
+            .map(|step| Segment { number: segment.number + step, ..segment }.file_name(size))
+            .collect();
+        let mut ahead = self.ahead();
+        ahead.retain(|name, task| {
+            let stays = names.contains(name);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for name in names {
+            let reader = self.reader.clone();
+            ahead
+                .entry(name.clone())
+                .or_insert_with(|| tokio::spawn(async move { fetch_segment(&reader, &name).await }));
+        }
+    }
+
+    /// Answers requests until `stopped` says so, or until nobody asked for `idle`.
+    pub async fn run(
+        self: Arc<Self>,
+        listener: UnixListener,
+        idle: Option<Duration>,
+        mut stopped: watch::Receiver<bool>,
+    ) -> io::Result<()> {
+        loop {
+            let patience = async {
+                match idle {
+                    Some(idle) => tokio::time::sleep(idle).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let stream = tokio::select! {
+                accepted = listener.accept() => accepted?.0,
+                _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+                () = patience => return Ok(()),
+            };
+            let this = Arc::clone(&self);
+            tokio::spawn(async move {
+                // A client that went away says so by itself: its server asks again.
+                let _ = tokio::time::timeout(PATIENCE, this.answer(stream)).await;
+            });
+        }
+    }
+
+    async fn answer(self: Arc<Self>, mut stream: UnixStream) -> io::Result<()> {
+        let (mut name, mut byte) = (Vec::new(), [0]);
+        while stream.read(&mut byte).await? == 1 && byte[0] != b'\n' && name.len() < NAME_BYTES_MAX {
+            name.push(byte[0]);
+        }
+        let (kind, content) = match self.get(&String::from_utf8_lossy(&name)).await {
+            Ok(Fetched::Found(content)) => (b'F', content),
+            Ok(Fetched::Missing) => (b'M', Vec::new()),
+            Err(error @ ArchiveError::Gap { .. }) => (b'G', crate::one_line(&error).into_bytes()),
+            Err(error) => (b'E', crate::one_line(&error).into_bytes()),
+        };
+        stream.write_all(&[kind]).await?;
+        stream.write_all(&(content.len() as u64).to_le_bytes()).await?;
+        stream.write_all(&content).await?;
+        stream.flush().await
+    }
+}
+
+impl Drop for WalServer {
+    fn drop(&mut self) {
+        self.ahead().drain().for_each(|(_, task)| task.abort());
+    }
+}
+
+/// Asks a [`WalServer`] for a file. Any trouble, also that nobody answers, is an error and never [`Fetched::Missing`].
+pub fn ask(socket: &Path, name: &str) -> io::Result<Fetched> {
+    let mut stream = StdStream::connect(socket)?;
+    stream.write_all(format!("{name}\n").as_bytes())?;
+    let (mut kind, mut length) = ([0], [0; 8]);
+    stream.read_exact(&mut kind)?;
+    stream.read_exact(&mut length)?;
+    let length = u64::from_le_bytes(length);
+    if length > ANSWER_BYTES_MAX {
+        return Err(io::Error::other("the answer is longer than any file of WAL"));
+    }
+    let mut content = Vec::new();
+    stream.take(length).read_to_end(&mut content)?;
+    if content.len() as u64 != length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    match kind[0] {
+        b'F' => Ok(Fetched::Found(content)),
+        b'M' => Ok(Fetched::Missing),
+        kind => {
+            let message = String::from_utf8_lossy(&content).into_owned();
+            Err(if kind == b'G' { io::Error::other(GapAhead(message)) } else { io::Error::other(message) })
+        }
+    }
+}
+
+/// Whether [`ask`] failed because the archive has a gap at the file.
+pub fn is_gap(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<GapAhead>())
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct GapAhead(String);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::testing::{SYSTEM, World, content, segment, size};
+
+    fn name(number: u64) -> String {
+        segment(number).file_name(size())
+    }
+
+    async fn settled(server: &WalServer) {
+        while server.ahead().values().any(|task| !task.is_finished()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn the_next_segments_are_there_before_they_are_asked_for() {
+        let world = World::new().await;
+        for number in 3..20 {
+            world.put(number, number as u8, size().get()).await;
+        }
+        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap());
+        server.get(&name(3)).await.unwrap();
+        settled(&server).await;
+        let reads = world.store.reads.load(Ordering::SeqCst);
+        world.store.away.store(true, Ordering::SeqCst);
+        for number in 4..=3 + AHEAD_MAX {
+            let expected = Fetched::Found(content(SYSTEM, number, number as u8));
+            // What comes behind it fails now, and must not be remembered.
+            assert_eq!(server.get(&name(number)).await.unwrap(), expected);
+        }
+        assert_eq!(world.store.reads.load(Ordering::SeqCst), reads, "nothing is fetched twice");
+        assert!(
+            server.get(&name(4 + AHEAD_MAX)).await.is_err(),
+            "a store that is away is not the end of the log"
+        );
+        world.store.away.store(false, Ordering::SeqCst);
+        assert!(matches!(server.get(&name(4 + AHEAD_MAX)).await, Ok(Fetched::Found(_))));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_log_is_looked_for_anew_each_time() {
+        let world = World::new().await;
+        world.put(3, 3, size().get()).await;
+        world.put(4, 4, 1000).await;
+        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap());
+        server.get(&name(3)).await.unwrap();
+        settled(&server).await;
+        // Meanwhile the log grew.
+        world.put(4, 4, size().get()).await;
+        world.put(5, 5, 500).await;
+        assert_eq!(server.get(&name(4)).await.unwrap(), Fetched::Found(content(SYSTEM, 4, 4)));
+        assert!(matches!(server.get(&name(5)).await, Ok(Fetched::Found(_))));
+        assert_eq!(server.get(&name(6)).await.unwrap(), Fetched::Missing);
+    }
+
+    #[tokio::test]
+    async fn over_the_socket_missing_is_missing_and_a_gap_or_a_dead_server_is_not() {
+        let world = World::new().await;
+        world.put(3, 3, size().get()).await;
+        world.put(5, 5, size().get()).await;
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("wal");
+        let (stop, stopped) = watch::channel(false);
+        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap());
+        let listener = UnixListener::bind(&socket).unwrap();
+        let running = tokio::spawn(server.run(listener, None, stopped));
+        let ask = |name: String| {
+            let socket = socket.clone();
+            tokio::task::spawn_blocking(move || super::ask(&socket, &name))
+        };
+        let answer = ask(name(3)).await.unwrap().unwrap();
+        assert_eq!(answer, Fetched::Found(content(SYSTEM, 3, 3)));
+        assert_eq!(ask(name(9)).await.unwrap().unwrap(), Fetched::Missing);
+        assert_eq!(ask("00000002.history".into()).await.unwrap().unwrap(), Fetched::Missing);
+        assert!(is_gap(&ask(name(4)).await.unwrap().unwrap_err()));
+        world.store.away.store(true, Ordering::SeqCst);
+        // What is ahead is served all the same; this one has to be fetched.
+        let error = ask(name(3)).await.unwrap().unwrap_err();
+        assert!(!is_gap(&error) && error.to_string().contains("it is away"), "{error}");
+        stop.send(true).unwrap();
+        running.await.unwrap().unwrap();
+        assert!(ask(name(3)).await.unwrap().is_err());
+    }
+}

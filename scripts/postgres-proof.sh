@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# A cluster with a tablespace is backed up, verified up to level 5, a table is taken out of its past, a damaged data
+# directory is repaired in place, a copy of the repository recovers too, and what is no longer needed of the log is pruned.
+#
+# usage: scripts/postgres-proof.sh [MAJOR]       default 15; KEEPWELL names the command, by default that of the dev build
+set -euo pipefail
+cd "$(dirname "$0")/.."
+major=${1:-15}
+keepwell=${KEEPWELL:-$(realpath "${CARGO_TARGET_DIR:-target}")/debug/keepwell}
+work=$(mktemp -d)
+chmod 755 "$work"
+receiver= scratch_left=
+cleanup() {
+    if [ -n "$receiver" ]; then kill "$receiver" 2>/dev/null || true; wait "$receiver" 2>/dev/null || true; fi
+    scripts/servers/postgres.sh stop "$work/server" 2>/dev/null || true
+    if [ -e "$work/copy/postmaster.pid" ]; then as_owner "$BIN/pg_ctl" stop -s -m immediate -D "$work/copy" || true; fi
+    rm -rf "$work"
+}
+trap cleanup EXIT
+fail() { echo "failed: $*" >&2; exit 1; }
+as_owner() {
+    if [ "$(id -u)" != 0 ]; then "$@"; else setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"; fi
+}
+sql() { as_owner "$CLIENT_BIN/psql" -XAtq -v ON_ERROR_STOP=1 -d "${2:-clinic}" -c "$1"; }
+kw() { as_owner "$keepwell" --repository "$work/repository" "$@"; }
+
+scripts/servers/postgres.sh start "$major" "$work/server" --conf 'wal_level = replica' >"$work/env"
+. "$work/env"
+mkdir "$work/home" "$work/repository" "$work/second" "$work/fast"
+if [ "$(id -u)" = 0 ]; then
+    chown "$OWNER" "$work" "$work/home" "$work/repository" "$work/second" "$work/fast"
+    cp "$keepwell" "$work/keepwell"
+    keepwell=$work/keepwell
+fi
+export PGHOST=$SOCKET PGPORT=$PORT PGUSER=postgres
+kw init >/dev/null
+as_owner "$keepwell" --repository "$work/repository" wal receive 'user=postgres dbname=postgres' --create-slot --tail-every 1 2>"$work/receiver.log" &
+receiver=$!
+for _ in $(seq 300); do grep -q streaming "$work/receiver.log" && break; sleep 0.1; done
+sql "CREATE TABLESPACE fast LOCATION '$work/fast'" postgres
+sql "CREATE DATABASE clinic" postgres
+sql "CREATE TABLE patients (n int PRIMARY KEY, name text) TABLESPACE fast"
+sql "CREATE TABLE visits (n int PRIMARY KEY, patient int REFERENCES patients)"
+sql "INSERT INTO patients SELECT n, 'patient ' || n FROM generate_series(1, 20000) n"
+sql "INSERT INTO visits SELECT n, n FROM generate_series(1, 20000) n"
+oid=$(sql "SELECT oid FROM pg_tablespace WHERE spcname = 'fast'")
+
+# A base backup; by hand as long as the command cannot take one.
+backup() {
+    if kw pg --help | grep -q '^  backup '; then
+        kw pg backup 'user=postgres dbname=postgres' >/dev/null
+        return
+    fi
+    local base=$work/base now
+    as_owner "$CLIENT_BIN/pg_basebackup" -D "$base/data" -X stream -c fast -T "$work/fast=$base/tablespaces/$oid"
+    rm "$base/data/pg_tblspc/$oid"
+    now=$(date -u +%Y-%m-%dT%H:%M:%S.%NZ)
+    as_owner python3 - "$base" "$now" "$DATA" "$oid" "$work/fast" "$(sql "SELECT system_identifier FROM pg_control_system()")" "$(sql "SHOW server_version_num")" <<'PYTHON'
+import json, pathlib, sys
+base, now, data, oid, fast, system, version = sys.argv[1:]
+base = pathlib.Path(base)
+label = dict(line.split(": ", 1) for line in (base / "data/backup_label").read_text().splitlines())
+span = json.loads((base / "data/backup_manifest").read_text())["WAL-Ranges"][-1]
+(base / "cluster.json").write_text(json.dumps({
+    "format": 1, "system_identifier": system, "server_version_num": int(version), "timeline": span["Timeline"],
+    "start_lsn": label["START WAL LOCATION"].split()[0], "stop_lsn": span["End-LSN"], "start_time": now, "stop_time": now,
+    "wal_segment_size": 16 << 20, "data_directory": data,
+    "tablespaces": [{"oid": int(oid), "location": fast, "name": "fast"}]}))
+PYTHON
+    kw backup "$base" >/dev/null
+    rm -rf "$base"
+}
+backed_up() { if kw pg --help | grep -q '^  backup '; then echo latest; else echo "latest:$work/base"; fi; }
+
+backup
+from=$(backed_up)
+sleep 0.2
+before=$(sql "SELECT clock_timestamp()")
+sql "DELETE FROM visits"
+sql "DELETE FROM patients WHERE n > 10"
+sql "CREATE TABLE filler AS SELECT n, repeat('x', 900) FROM generate_series(1, 60000) n"
+last=$(sql "SELECT pg_current_wal_flush_lsn()")
+for _ in $(seq 600); do [ "$(sql "SELECT flush_lsn >= '$last' FROM pg_stat_replication")" = t ] && break; sleep 0.1; done
+
+cat >"$work/questions.toml" <<'TOML'
+[[question]]
+name = "patients that were left"
+database = "clinic"
+sql = "SELECT count(*) FROM patients"
+equals = "10"
+
+[[question]]
+name = "rows of the filler"
+database = "clinic"
+sql = "SELECT count(*) FROM filler"
+at-least = 60000
+TOML
+kw pg verify "$from" --level 5 --questions "$work/questions.toml" --scratch "$work" --report "$work/proof.json" --bin-dir "$BIN"
+grep -q '"sound": true' "$work/proof.json" || fail "the report does not say that it is sound"
+sed -i 's/"10"/"11"/' "$work/questions.toml"
+code=0; kw --quiet pg verify "$from" --level 5 --questions "$work/questions.toml" --scratch "$work" --bin-dir "$BIN" >/dev/null || code=$?
+[ $code = 13 ] || fail "a wrong answer ended with $code"
+compgen -G "$work/keepwell-scratch-*" >/dev/null && fail "a scratch cluster was left behind"
+
+kw pg extract --snapshot "$from" --at "$before" --database clinic --table public.patients --into 'dbname=clinic' --schema lost --scratch "$work" --bin-dir "$BIN"
+[ "$(sql "SELECT count(*) FROM lost.patients")" = 20000 ] || fail "the table was not taken out of the past"
+[ "$(sql "SELECT count(*) FROM patients")" = 10 ] || fail "the table that was there was touched"
+kw pg extract --snapshot "$from" --at "$before" --database clinic --table public.visits -o "$work/visits.sql" --scratch "$work" --bin-dir "$BIN"
+[ "$(grep -c '^[0-9]' "$work/visits.sql")" = 20000 ] || fail "the dump does not have the rows"
+
+# The server dies; its data directory is damaged, and is repaired in place. The tablespace goes elsewhere.
+kill "$receiver"; wait "$receiver" 2>/dev/null || true; receiver=
+as_owner "$BIN/pg_ctl" stop -s -m fast -D "$DATA"
+as_owner cp -a "$DATA" "$work/copy"
+victim=$(find "$work/copy/base" -type f -size +1M | head -n 1)
+as_owner dd if=/dev/urandom of="$victim" bs=4096 count=3 seek=10 conv=notrunc status=none
+as_owner rm "$work/copy/global/pg_control"
+as_owner rm "$work/copy/PG_VERSION"
+kw --yes pg restore "$from" "$work/copy" --to-time "$before" --start --tablespace "fast=$work/elsewhere" --no-safety-snapshot \
+    --set port=6544 --set "unix_socket_directories=$work/copy" --set listen_addresses= --bin-dir "$BIN"
+(PGHOST=$work/copy PGPORT=6544; [ "$(sql "SELECT count(*) FROM patients")" = 20000 ] || fail "the repaired cluster lacks rows"
+ [ "$(sql "SELECT pg_tablespace_location($oid)")" = "$work/elsewhere" ] || fail "the tablespace is not where it was to be"
+ [ "$(sql "SHOW archive_mode")" = off ] || fail "a copy archives")
+code=0; kw --yes pg restore "$from" "$work/copy" --no-safety-snapshot 2>"$work/refused" || code=$?
+[ $code = 1 ] && grep -q 'a server runs in' "$work/refused" || fail "a running server was restored over: $code"
+as_owner "$BIN/pg_ctl" stop -s -m immediate -D "$work/copy"
+compgen -G "$work/copy.pg_wal-*/0*" >/dev/null || fail "the WAL that stood there was not saved"
+
+# A copy of the repository recovers to the end of the log; the log before the oldest base backup goes.
+if kw pg --help | grep -q '^  backup '; then
+    kw copy --to "$work/second"
+    rm -rf "$work/copy" "$work/elsewhere" "$work/copy".*
+    as_owner "$keepwell" --repository "$work/second" pg restore "$work/copy" --start --tablespace "fast=$work/elsewhere" \
+        --set port=6544 --set "unix_socket_directories=$work/copy" --set listen_addresses= --bin-dir "$BIN"
+    (PGHOST=$work/copy PGPORT=6544; [ "$(sql "SELECT count(*) FROM patients")" = 10 ] || fail "the copy of the repository recovered something else")
+    as_owner "$BIN/pg_ctl" stop -s -m immediate -D "$work/copy"
+fi
+kw prune --dry-run
+kw --yes prune
+kw wal gaps
+echo "PostgreSQL $major: verified, extracted, repaired and copied"

@@ -14,7 +14,7 @@ use backup_core::{Cache, Error, PruneOptions, Repository};
 use keepwell_e2e::case::Case;
 use keepwell_e2e::proxy::{Break, Plan, Proxy, When};
 use keepwell_e2e::server::{Server, open};
-use keepwell_e2e::{tree, within, world};
+use keepwell_e2e::{made, tree, within, world};
 use keepwell_storage::{Key, Memory, ObjectStore, RetryPolicy, list_all};
 use tokio::task::JoinSet;
 use world::{World, back_up, restored, snapshot_of, thorough};
@@ -148,6 +148,26 @@ async fn transfer(from: Arc<dyn ObjectStore>, to: Arc<dyn ObjectStore>) {
         tasks.spawn(async move { to.put_new(&key, from.get(&key).await.unwrap()).await.unwrap() });
     }
     tasks.join_all().await;
+}
+
+#[test]
+fn an_unchanged_backup_costs_ten_requests_at_most() {
+    within(Duration::from_secs(600), async {
+        let Some(bench) = Bench::start().await else { return };
+        let world = World::new().await;
+        let (place, directory) = (bench.lay_out(&world).await, tempfile::tempdir().unwrap());
+        let cache = Cache::directory(directory.path());
+        let back_up = async || {
+            let repository = world.open_with(bench.store(&place, true).await, cache.clone()).await.unwrap();
+            let report = repository.backup(Arc::new(made::many(20)), world::options()).await.unwrap();
+            report.statistics.new_files
+        };
+        assert!(back_up().await > 0);
+        bench.proxy.heal();
+        assert_eq!(back_up().await, 0);
+        let requests = bench.proxy.requests();
+        assert!(requests <= 10, "{requests}");
+    });
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Tree nodes, read through a bounded cache of decoded frames.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use keepwell_catalog::{MapError, NodeSource, PackClass};
-use keepwell_crypto::{ChunkId, ChunkKind};
+use keepwell_catalog::{ContentName, Location, MapError, NodeSource, PackClass};
+use keepwell_crypto::{ChunkId, ChunkKind, plain_len};
 use tokio::runtime::Handle;
 
 use super::{fetch_frames, read_chunk};
@@ -15,6 +16,12 @@ use crate::repository::Repository;
 
 /// Decoded frames kept; a frame of nodes is about 256 KiB.
 const FRAMES_MAX: usize = 64;
+/// Runs of stored frames kept …
+const RUNS_MAX: usize = 4;
+/// … of at most this many bytes beyond the frame that was asked for.
+const AHEAD_MAX: u32 = 2 << 20;
+/// A frame so far behind a run goes on with it.
+const STEP_MAX: u32 = 512 << 10;
 
 /// The nodes of a repository. Its methods block on storage and so belong on ordinary threads.
 #[derive(Debug)]
@@ -28,6 +35,22 @@ pub(crate) struct Nodes {
 struct Frames {
     tick: u64,
     by_place: HashMap<(String, u32), (u64, Bytes)>,
+    /// The last used comes last.
+    runs: Vec<Run>,
+}
+
+/// Neighbouring frames of a pack, as stored.
+#[derive(Debug)]
+struct Run {
+    pack: ContentName,
+    start: u32,
+    bytes: Bytes,
+}
+
+impl Run {
+    fn end(&self) -> u32 {
+        self.start.saturating_add(u32::try_from(self.bytes.len()).unwrap_or(u32::MAX))
+    }
 }
 
 impl Nodes {
@@ -54,15 +77,7 @@ impl Nodes {
         let frame = match self.cached(&place) {
             Some(frame) => frame,
             None => {
-                let range = entry.frame_offset..entry.frame_offset.saturating_add(entry.frame_length);
-                let fetch = fetch_frames(
-                    &self.repository,
-                    PackClass::Meta,
-                    &location.pack,
-                    std::slice::from_ref(&range),
-                );
-                let stored = self.handle.block_on(fetch)?;
-                let frame = Bytes::from(decode_frame(stored.first().ok_or(Error::Cancelled)?, None)?);
+                let frame = Bytes::from(decode_frame(&self.stored(&location)?, None)?);
                 self.keep(place, frame.clone());
                 frame
             }
@@ -70,6 +85,49 @@ impl Nodes {
         let key = self.repository.id_key(location.pack.domain)?;
         let node = chunk_from_frame(&frame, entry.offset, entry.length, id, ChunkKind::Node, key)?;
         Ok(Some(frame.slice_ref(node)))
+    }
+
+    /// The stored frame at a place. A walk reads a tree mostly in the order in which it was written, and each request to a
+    /// store far away takes its time; so who asks for one frame after the other gets more of them at once.
+    fn stored(&self, location: &Location) -> Result<Bytes, Error> {
+        let (pack, entry) = (&location.pack, &location.entry);
+        let range = entry.frame_offset..entry.frame_offset.saturating_add(entry.frame_length);
+        if let Some(stored) = self.in_run(pack.name, &range) {
+            return Ok(stored);
+        }
+        let last = plain_len(pack.header_len as usize, pack.size)?;
+        let end = range.end.saturating_add(self.ahead(pack.name, &range));
+        let end = end.min(u32::try_from(last).unwrap_or(u32::MAX)).max(range.end);
+        let run = [range.start..end];
+        let fetch = fetch_frames(&self.repository, PackClass::Meta, pack, &run);
+        let bytes = self.handle.block_on(fetch)?.into_iter().next().ok_or(Error::Cancelled)?;
+        let stored = bytes.slice(..entry.frame_length as usize);
+        let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        if frames.runs.len() >= RUNS_MAX {
+            frames.runs.remove(0);
+        }
+        frames.runs.push(Run { pack: pack.name, start: range.start, bytes });
+        Ok(stored)
+    }
+
+    fn in_run(&self, pack: ContentName, range: &Range<u32>) -> Option<Bytes> {
+        let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        let holds = |run: &Run| run.pack == pack && run.start <= range.start && range.end <= run.end();
+        let found = frames.runs.iter().position(holds)?;
+        let run = frames.runs.remove(found);
+        let stored = run.bytes.slice((range.start - run.start) as usize..(range.end - run.start) as usize);
+        frames.runs.push(run);
+        Some(stored)
+    }
+
+    /// How many bytes more to fetch: nothing for the first frame, then twice as many as the last time.
+    fn ahead(&self, pack: ContentName, range: &Range<u32>) -> u32 {
+        let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        let goes_on =
+            |run: &Run| run.pack == pack && range.start >= run.end() && range.start - run.end() <= STEP_MAX;
+        let Some(found) = frames.runs.iter().position(goes_on) else { return 0 };
+        let run = frames.runs.remove(found);
+        (run.end() - run.start).saturating_mul(2).min(AHEAD_MAX)
     }
 
     fn cached(&self, place: &(String, u32)) -> Option<Bytes> {

@@ -98,8 +98,8 @@ impl Nodes {
         let last = plain_len(pack.header_len as usize, pack.size)?;
         let end = range.end.saturating_add(self.ahead(pack.name, &range));
         let end = end.min(u32::try_from(last).unwrap_or(u32::MAX)).max(range.end);
-        let run = [range.start..end];
-        let fetch = fetch_frames(&self.repository, PackClass::Meta, pack, &run);
+        let run = range.start..end;
+        let fetch = fetch_frames(&self.repository, PackClass::Meta, pack, std::slice::from_ref(&run));
         let bytes = self.handle.block_on(fetch)?.into_iter().next().ok_or(Error::Cancelled)?;
         let stored = bytes.slice(..entry.frame_length as usize);
         let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);

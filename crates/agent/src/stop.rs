@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use async_trait::async_trait;
-use backup_core::source::{Found, Item, Opened, Preflight, Source, SourceError};
+use backup_core::source::{Found, Item, Opened, Order, Preflight, Previous, Source, SourceError};
 use bytes::Bytes;
 use keepwell_storage::{
     Capabilities, Control, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind,
@@ -79,6 +79,14 @@ impl Source for StoppableSource {
 
     fn preflight(&self) -> Result<Preflight, SourceError> {
         self.inner.preflight()
+    }
+
+    fn order(&self) -> Order {
+        self.inner.order()
+    }
+
+    fn previous(&self, entries: Vec<Previous>) {
+        self.inner.previous(entries);
     }
 
     fn walk(&self, visit: &mut dyn FnMut(Found) -> ControlFlow<()>) -> Result<(), SourceError> {

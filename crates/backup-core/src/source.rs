@@ -4,6 +4,8 @@
 //! what is new by comparing fingerprints with those of the previous capture; an item with an equal fingerprint is not
 //! opened at all. `examples/own_source.rs` is a whole source; `docs/adding-a-source.md` walks through it.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 
@@ -23,7 +25,17 @@ pub trait Source: Send + Sync {
     /// Says whether a capture could start now. Changes nothing. Fails when it could not.
     fn preflight(&self) -> Result<Preflight, SourceError>;
 
-    /// Visits every item in strictly ascending key order; parents come before their children.
+    /// In which order the walk visits items.
+    fn order(&self) -> Order {
+        Order::Ascending
+    }
+
+    /// For a source with [`Order::Any`]: hears before the walk what the last capture of the dataset holds, in ascending
+    /// order of keys. Nothing when there was none, when it cannot be built on, or when everything shall be read.
+    fn previous(&self, _entries: Vec<Previous>) {}
+
+    /// Visits every item in the source's order; with [`Order::Ascending`] keys ascend strictly, so that parents come before
+    /// their children.
     ///
     /// Costs one cheap look per item (for files, one `lstat`). A thing that cannot be read is reported as
     /// [`Found::Problem`] and the walk goes on; only what makes the whole capture worthless is an `Err`.
@@ -42,11 +54,45 @@ pub struct Preflight {
     pub notes: Vec<String>,
 }
 
-/// One step of a walk.
+/// In which order a source visits its items.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// By key. Fingerprints are compared with those of the last capture, and long captures have checkpoints.
+    Ascending,
+    /// As they come, for what arrives as a stream; each key once. Entries are sorted at the end, fingerprints are not
+    /// compared, and there are no checkpoints.
+    Any,
+}
+
+/// An entry of the last capture.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Previous {
+    /// Its key.
+    pub key: MapKey,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Size of the content in bytes.
+    pub size: u64,
+    /// What the source had put on record.
+    pub attributes: BTreeMap<String, Vec<u8>>,
+    /// Of how many parts the content is put together.
+    pub extents: usize,
+    /// Whether all of the content is at hand, so that a [`Piece::Kept`] may refer to it.
+    pub whole: bool,
+}
+
+/// One step of a walk.
+#[derive(Debug)]
 pub enum Found {
     /// An item to capture.
     Item(Item),
+    /// An item that comes with its content; [`Source::open`] is not called. A worker begins to read at once, while the walk
+    /// goes on, so the content may come from the walk itself, through a bounded channel.
+    Opened(Item, Box<Opened>),
+    /// So many bytes are to come in all, which takes the place of the sizes of items in the progress.
+    Expected(u64),
+    /// A thing that an operator wants to know, as a sentence.
+    Note(String),
     /// Something at `key` that could not be looked at; it is counted, named in the report, and the exit code becomes 3.
     Problem {
         /// Where.
@@ -80,6 +126,12 @@ pub struct Opened {
     pub content: Option<Box<dyn Content>>,
 }
 
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened").field("entry", &self.entry).finish_non_exhaustive()
+    }
+}
+
 /// The content of one item, read front to back.
 pub trait Content: Send {
     /// Reads the next bytes into `buf` (never empty) and says what it found. After [`Piece::End`] it is not called again.
@@ -88,6 +140,12 @@ pub trait Content: Send {
     /// Called after [`Piece::End`]: whether the content changed while it was read. The engine then keeps what it read,
     /// counts the item as a problem, and will open it again next time.
     fn changed_while_read(&mut self) -> io::Result<bool>;
+
+    /// Cut into chunks of this many bytes from the front (at most 4 MiB) instead of where the content suggests it: for what
+    /// is written in pages. `None` for all else.
+    fn chunk_bytes(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// What [`Content::read`] found.
@@ -97,6 +155,10 @@ pub enum Piece {
     Data(usize),
     /// A hole of this many bytes (at least one); the buffer is untouched.
     Hole(u64),
+    /// This many bytes (at least one) are as the last capture has them under this key at this place; the buffer is untouched.
+    /// Only for a source with [`Order::Any`], and contents with [`Content::chunk_bytes`], of which it was told that they are
+    /// [whole](Previous::whole). What is new between such stretches is put together into chunks.
+    Kept(u64),
     /// Nothing more.
     End,
 }
@@ -122,6 +184,9 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
+    /// What the source is made from failed.
+    #[error("{0}")]
+    Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Anything else, as a fact.
     #[error("{0}")]
     Other(String),

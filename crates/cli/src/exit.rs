@@ -8,6 +8,7 @@ use keepwell_crypto::CryptoError;
 use keepwell_crypto::keyfile::{KeyFileError, UnprotectError};
 use keepwell_crypto::trust::TrustError;
 use keepwell_source_postgres::archive::ArchiveError;
+use keepwell_source_postgres::capture::CaptureError;
 use keepwell_source_postgres::push::PushError;
 use keepwell_source_postgres::receive::ReceiveError;
 use keepwell_source_postgres::recovery::{PlanError, RestoreError, ServerError};
@@ -177,6 +178,8 @@ pub fn hints_of(error: &anyhow::Error) -> Vec<String> {
             hints.extend(core.hint());
         } else if let Some(receive) = cause.downcast_ref::<ReceiveError>() {
             hints.extend(receive.hint());
+        } else if let Some(capture) = cause.downcast_ref::<CaptureError>() {
+            hints.extend(capture.hint());
         } else if let Some(archive) = cause.downcast_ref::<ArchiveError>() {
             hints.extend(archive.hint());
         } else if let Some(push) = cause.downcast_ref::<PushError>() {

@@ -7,7 +7,9 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use backup_core::source::{Content, Found, Item, Opened, Piece, Preflight, Source, SourceError};
+use backup_core::source::{
+    Content, Found, Item, Opened, Order, Piece, Preflight, Previous, Source, SourceError,
+};
 use bytes::Bytes;
 use keepwell_storage::{
     Capabilities, Control, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind,
@@ -47,6 +49,14 @@ impl Source for StoppableSource {
         self.inner.preflight()
     }
 
+    fn order(&self) -> Order {
+        self.inner.order()
+    }
+
+    fn previous(&self, entries: Vec<Previous>) {
+        self.inner.previous(entries);
+    }
+
     fn walk(&self, visit: &mut dyn FnMut(Found) -> ControlFlow<()>) -> Result<(), SourceError> {
         self.inner.walk(&mut |found| match self.check() {
             Ok(()) => visit(found),
@@ -82,6 +92,10 @@ impl Content for StoppableContent {
 
     fn changed_while_read(&mut self) -> io::Result<bool> {
         self.inner.changed_while_read()
+    }
+
+    fn chunk_bytes(&self) -> Option<usize> {
+        self.inner.chunk_bytes()
     }
 }
 

@@ -78,6 +78,7 @@ fn open_all(source: &FileSource, items: &[Item]) -> Result<u64, Box<dyn Error>> 
             match content.read(&mut buffer)? {
                 Piece::Data(count) => bytes += count as u64,
                 Piece::Hole(_) => {}
+                Piece::Kept(_) => unreachable!("a file keeps nothing"),
                 Piece::End => break,
             }
         }

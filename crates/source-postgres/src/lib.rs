@@ -7,6 +7,8 @@
 //! resolved from a text and the [`options::Surroundings`] that the program hands in.
 
 pub mod archive;
+pub mod capture;
+pub mod cluster;
 pub mod history;
 pub mod log;
 pub mod lsn;

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use crossbeam_channel::Receiver;
-use keepwell_catalog::{MapBuilder, MapError, NodeSink, RecipeWriter, Root, Statistics};
+use keepwell_catalog::{MapBuilder, MapError, NodeSink, RecipeReader, RecipeWriter, Root, Statistics};
 use keepwell_crypto::{ChunkId, ChunkKind, IdKey};
 
 use super::result::{Outcome, Step};
 use super::scan::Window;
+use super::sorted::{self, Sorter};
 use crate::Error;
-use crate::cache::CacheWriter;
+use crate::cache::{CacheWriter, CachedReader};
 use crate::error::shown;
 use crate::monitor::Monitor;
 use crate::write::{Known, Packer};
@@ -58,10 +59,19 @@ pub(super) struct Assembled {
     pub complete: bool,
 }
 
+/// What it takes to assemble what arrives in any order.
+pub(super) struct Unordered {
+    pub sorter: Sorter,
+    /// The last capture, which entries may refer to.
+    pub previous: Option<RecipeReader<CachedReader>>,
+}
+
 pub(super) struct Assembler<'a> {
     pub builder: MapBuilder,
     pub nodes: Nodes<'a>,
     pub recipes: RecipeWriter<CacheWriter>,
+    /// For a source without an order.
+    pub unordered: Option<Unordered>,
     pub window: &'a Window,
     pub monitor: &'a dyn Monitor,
     pub counts: Statistics,
@@ -119,10 +129,30 @@ impl Assembler<'_> {
         let Some(encoded) = outcome.entry else { return Ok(()) };
         add(&mut self.counts, &outcome.counts);
         self.changed |= !outcome.reused;
-        let pushed = encoded.push(&outcome.key, &mut self.builder, &mut self.nodes);
-        pushed?;
-        encoded.remember(&outcome.key, &outcome.fingerprint, &mut self.recipes)?;
+        let item = sorted::Item { key: outcome.key, entry: encoded, fingerprint: outcome.fingerprint };
+        match &mut self.unordered {
+            Some(unordered) => unordered.sorter.push(item),
+            None => self.place(&item),
+        }
+    }
+
+    fn place(&mut self, item: &sorted::Item) -> Result<(), Error> {
+        item.entry.push(&item.key, &mut self.builder, &mut self.nodes)?;
+        item.entry.remember(&item.key, &item.fingerprint, &mut self.recipes)?;
         Ok(())
+    }
+
+    /// Places what arrived in any order, completed from the last capture.
+    fn place_sorted(&mut self, unordered: Unordered) -> Result<(), Error> {
+        let Unordered { sorter, mut previous } = unordered;
+        sorter.finish(&mut |item| {
+            let before = match &mut previous {
+                Some(recipes) => recipes.advance_to(item.key.as_bytes())?,
+                None => None,
+            };
+            let item = sorted::complete(item, before, &mut self.counts)?;
+            self.place(&item)
+        })
     }
 
     fn so_far(&mut self) -> Result<Assembled, Error> {
@@ -133,6 +163,9 @@ impl Assembler<'_> {
 
     /// Ends the tree and its last pack.
     pub fn finish(mut self) -> Result<(Assembled, RecipeWriter<CacheWriter>, bool), Error> {
+        if let Some(unordered) = self.unordered.take() {
+            self.place_sorted(unordered)?;
+        }
         let builder = std::mem::replace(&mut self.builder, MapBuilder::new(self.nodes.id_key.boundary()));
         let root = builder.finish(&mut self.nodes)?;
         self.nodes.packer.finish()?;

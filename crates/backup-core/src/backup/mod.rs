@@ -10,7 +10,11 @@ mod publish;
 mod queue;
 mod recipes;
 mod result;
+mod runs;
 mod scan;
+mod sorted;
+#[cfg(test)]
+mod stream_tests;
 mod worker;
 
 use std::sync::Arc;
@@ -19,7 +23,7 @@ use std::time::Duration;
 use keepwell_catalog::{MapBuilder, PackClass, PackSet, RecipeWriter, Statistics};
 use keepwell_crypto::{DomainId, SnapshotId};
 
-use self::assemble::{Assembled, Assembler, Nodes};
+use self::assemble::{Assembled, Assembler, Nodes, Unordered};
 use self::publish::Publisher;
 use self::queue::Queue;
 use self::scan::{Alarm, Scan, Window};
@@ -29,7 +33,7 @@ use crate::chunker::{ChunkSizes, Chunker};
 use crate::env::Timestamp;
 use crate::planted::planted;
 use crate::repository::{Repository, read_plans};
-use crate::source::Source;
+use crate::source::{Order, Source};
 use crate::write::{Known, PackSettings, Packer, Uploads};
 
 pub(crate) use assemble::Nodes as StoredNodes;
@@ -189,7 +193,17 @@ fn run(repository: &Repository, source: &dyn Source, publisher: &mut Publisher) 
         monitor,
         window: &window,
     };
-    let recipes_in = publisher.recipes_in()?;
+    let mut recipes_in = publisher.recipes_in()?;
+    let unordered = match source.order() {
+        Order::Ascending => None,
+        Order::Any => {
+            let told = recipes_in.take().map(|recipes| sorted::tell(source, recipes, known)).transpose()?;
+            let previous = if told == Some(true) { publisher.recipes_in()? } else { None };
+            let ceiling = repository.limits().memory_bytes / 8;
+            Some(Unordered { sorter: sorted::Sorter::new(repository.cache(), ceiling), previous })
+        }
+    };
+    let checkpoint_every = unordered.is_none().then_some(options.checkpoint_every);
     let recipes_out = publisher.recipes_out()?;
     monitor.phase("backup");
     std::thread::scope(|scope| {
@@ -210,7 +224,7 @@ fn run(repository: &Repository, source: &dyn Source, publisher: &mut Publisher) 
             monitor,
             clock: repository.clock(),
             workers,
-            checkpoint_every: options.checkpoint_every,
+            checkpoint_every,
         };
         threads.push(scope.spawn(move || scan.run()));
         let node_packer = Packer::new(&uploads, settings(PackClass::Meta, keys, NODE_FRAME_BYTES))?;
@@ -218,6 +232,7 @@ fn run(repository: &Repository, source: &dyn Source, publisher: &mut Publisher) 
             builder: MapBuilder::new(keys.id_key.boundary()),
             nodes: Nodes::new(node_packer, known, &keys.id_key),
             recipes: recipes_out,
+            unordered,
             window: &window,
             monitor,
             counts: Statistics::default(),

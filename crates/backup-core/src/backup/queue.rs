@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::result::Outcome;
 use crate::pack::FrameBuilder;
-use crate::source::Item;
+use crate::source::{Item, Opened};
 
 /// A run of consecutive items; `number` restores their order afterwards.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub(super) enum Work {
     Reuse(Box<Outcome>),
     /// Open and store it. `seen` says whether the previous capture had an item under this key.
     Capture { item: Item, seen: bool },
+    /// Store it; it came with its content.
+    Opened { item: Item, opened: Box<Opened> },
 }
 
 impl Work {
@@ -28,7 +30,9 @@ impl Work {
     pub fn into_outcome(self) -> Outcome {
         match self {
             Self::Reuse(outcome) => *outcome,
-            Self::Capture { item, .. } => Outcome::lost(item.key, "was never captured".into()),
+            Self::Capture { item, .. } | Self::Opened { item, .. } => {
+                Outcome::lost(item.key, "was never captured".into())
+            }
         }
     }
 }
@@ -90,9 +94,14 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Ends all work as soon as the workers look again.
+    /// Ends all work as soon as the workers look again. What waits is dropped: somebody may be filling its contents.
     pub fn abort(&self) {
-        self.lock().aborted = true;
+        let dropped = {
+            let mut state = self.lock();
+            state.aborted = true;
+            (std::mem::take(&mut state.batches), std::mem::take(&mut state.frames))
+        };
+        drop(dropped);
         self.changed.notify_all();
     }
 

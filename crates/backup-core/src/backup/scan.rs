@@ -73,7 +73,8 @@ pub(super) struct Scan<'a, R: Read> {
     pub monitor: &'a dyn Monitor,
     pub clock: &'a dyn Clock,
     pub workers: usize,
-    pub checkpoint_every: Duration,
+    /// `None` for a source without an order: what it has so far is no tree.
+    pub checkpoint_every: Option<Duration>,
 }
 
 /// The batch being filled.
@@ -83,6 +84,8 @@ struct Filling {
     bytes: u64,
     work: bool,
     sent: u64,
+    /// Whether the source has said how much there is.
+    expected: bool,
 }
 
 impl<R: Read> Scan<'_, R> {
@@ -121,18 +124,33 @@ impl<R: Read> Scan<'_, R> {
     fn take(&mut self, found: Found, filling: &mut Filling) -> Result<(), Error> {
         let work = match found {
             Found::Problem { key, message } => Work::Reuse(Box::new(Outcome::lost(key, message))),
+            Found::Note(text) => {
+                self.monitor.note(&text);
+                return Ok(());
+            }
+            Found::Expected(bytes) => {
+                filling.expected = true;
+                self.monitor.total(0, bytes);
+                return Ok(());
+            }
             Found::Item(item) => {
-                self.monitor.total(1, item.size);
+                self.monitor.total(1, if filling.expected { 0 } else { item.size });
                 self.sort(item)?
+            }
+            Found::Opened(item, opened) => {
+                self.monitor.total(1, if filling.expected { 0 } else { item.size });
+                Work::Opened { item, opened }
             }
         };
         filling.bytes += 512;
-        if let Work::Capture { item, .. } = &work {
+        if let Work::Capture { item, .. } | Work::Opened { item, .. } = &work {
             filling.bytes = filling.bytes.saturating_add(item.size);
             filling.work = true;
         }
+        // Its content may be on the way; somebody has to read it.
+        let urgent = matches!(work, Work::Opened { .. });
         filling.items.push(work);
-        let full = filling.items.len() >= BATCH_ITEMS_MAX || filling.bytes >= BATCH_BYTES_MAX;
+        let full = urgent || filling.items.len() >= BATCH_ITEMS_MAX || filling.bytes >= BATCH_BYTES_MAX;
         if full { self.send(filling) } else { Ok(()) }
     }
 
@@ -207,7 +225,8 @@ impl<R: Read> Scan<'_, R> {
     }
 
     fn maybe_checkpoint(&mut self, filling: &mut Filling, last: &mut Duration) -> Result<(), Error> {
-        if self.clock.monotonic().saturating_sub(*last) < self.checkpoint_every {
+        let Some(every) = self.checkpoint_every else { return Ok(()) };
+        if self.clock.monotonic().saturating_sub(*last) < every {
             return Ok(());
         }
         self.send(filling)?;

@@ -9,13 +9,14 @@ use keepwell_crypto::{ChunkKind, IdKey};
 use super::encoded::Encoded;
 use super::queue::{Queue, Task, Work};
 use super::result::{Outcome, Step};
+use super::runs::{KEPT, Runs};
 use super::scan::Alarm;
 use crate::Error;
 use crate::chunker::Chunker;
 use crate::error::one_line;
 use crate::monitor::Monitor;
 use crate::pack::FrameBuilder;
-use crate::source::{Content, Item, Piece, Source};
+use crate::source::{Content, Item, Opened, Order, Piece, Source};
 use crate::write::{Known, OWN_FRAME_MIN, Packer};
 
 /// What all workers of one capture share.
@@ -78,6 +79,7 @@ impl<'a> Worker<'a> {
         match work {
             Work::Reuse(outcome) => Ok(*outcome),
             Work::Capture { item, seen } => self.capture(item, seen),
+            Work::Opened { item, opened } => self.take_in(item, *opened, false),
         }
     }
 
@@ -87,6 +89,10 @@ impl<'a> Worker<'a> {
             Ok(None) => return Ok(Outcome::gone(item.key, "vanished before it could be read".into())),
             Err(error) => return Ok(Outcome::lost(item.key, one_line(&error))),
         };
+        self.take_in(item, opened, seen)
+    }
+
+    fn take_in(&mut self, item: Item, opened: Opened, seen: bool) -> Result<Outcome, Error> {
         let mut counts = Statistics::default();
         let mut entry = opened.entry;
         let mut problem = None;
@@ -101,7 +107,10 @@ impl<'a> Worker<'a> {
                 Err(error) => return Ok(Outcome::lost(item.key, format!("read failed: {error}"))),
             }
         }
-        count_kind(&mut counts, &entry, if seen { Novelty::Changed } else { Novelty::New });
+        // Without an order it turns out at the end what is new.
+        if self.shop.source.order() == Order::Ascending {
+            count_kind(&mut counts, &entry, if seen { Novelty::Changed } else { Novelty::New });
+        }
         self.shop.monitor.advance(1, 0);
         let encoded = Encoded::new(&item.key, &entry)?;
         Ok(Outcome {
@@ -124,6 +133,8 @@ impl<'a> Worker<'a> {
         counts: &mut Statistics,
     ) -> Result<io::Result<bool>, Error> {
         let (mut from, mut to) = (0, 0);
+        let mut runs = Runs::default();
+        let fixed = content.chunk_bytes().map(|bytes| bytes.min(self.buffer.len() / 2));
         entry.content.clear();
         entry.size = 0;
         loop {
@@ -136,13 +147,20 @@ impl<'a> Worker<'a> {
                 Err(error) => return Ok(Err(error)),
             };
             if let Piece::Data(n) = piece {
-                to += n.min(self.buffer.len() - to);
+                let n = n.min(self.buffer.len() - to);
+                runs.extend(&mut entry.content, n);
+                to += n;
                 counts.bytes_read += n as u64;
                 self.shop.monitor.advance(0, n as u64);
             }
-            let at_end = !matches!(piece, Piece::Data(_));
-            while let Some(n) = self.shop.chunker.cut(&self.buffer[from..to], at_end) {
-                self.store_chunk(from..from + n, entry, counts)?;
+            let at_end = match piece {
+                Piece::Data(_) => false,
+                // What is new on either side of them may share a chunk.
+                Piece::Hole(_) | Piece::Kept(_) => fixed.is_none(),
+                Piece::End => true,
+            };
+            while let Some(n) = self.cut(fixed, &self.buffer[from..to], at_end) {
+                self.store_chunk(from..from + n, entry, &mut runs, counts)?;
                 from += n;
             }
             if from == to {
@@ -151,8 +169,14 @@ impl<'a> Worker<'a> {
             match piece {
                 Piece::Data(_) => {}
                 Piece::Hole(length) => {
+                    runs.close();
                     entry.content.push(Extent::Hole { length });
                     entry.size += length;
+                    self.shop.monitor.advance(0, length);
+                }
+                Piece::Kept(length) => {
+                    runs.close();
+                    keep(length, entry);
                     self.shop.monitor.advance(0, length);
                 }
                 Piece::End => return Ok(content.changed_while_read()),
@@ -160,16 +184,26 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// Length of the first chunk, or `None` while more bytes are needed to tell.
+    fn cut(&self, fixed: Option<usize>, bytes: &[u8], at_end: bool) -> Option<usize> {
+        match fixed {
+            None => self.shop.chunker.cut(bytes, at_end),
+            Some(length) if bytes.len() >= length => Some(length),
+            Some(_) => (at_end && !bytes.is_empty()).then_some(bytes.len()),
+        }
+    }
+
     fn store_chunk(
         &mut self,
         range: std::ops::Range<usize>,
         entry: &mut Entry,
+        runs: &mut Runs,
         counts: &mut Statistics,
     ) -> Result<(), Error> {
         let chunk = &self.buffer[range];
         let id = self.shop.id_key.chunk_id(ChunkKind::Content, chunk);
         let length = u32::try_from(chunk.len()).expect("a chunk is at most 4 MiB");
-        entry.content.push(Extent::Chunk { id, offset: 0, length });
+        runs.settle(&mut entry.content, id, length);
         entry.size += u64::from(length);
         if !self.shop.known.claim(&id)? {
             return Ok(());
@@ -185,6 +219,16 @@ impl<'a> Worker<'a> {
             Ok(()) => Ok(()),
             Err(frame) => self.packer.add_frame(&frame),
         }
+    }
+}
+
+/// What these bytes are, the last capture knows; its entry is looked at when all is sorted.
+fn keep(mut length: u64, entry: &mut Entry) {
+    entry.size += length;
+    while length > 0 {
+        let part = length.min(1 << 30) as u32;
+        entry.content.push(Extent::Chunk { id: KEPT, offset: 0, length: part });
+        length -= u64::from(part);
     }
 }
 

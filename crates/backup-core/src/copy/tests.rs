@@ -48,6 +48,7 @@ fn parts(mut content: Box<dyn crate::source::Content>) -> Vec<Part> {
             (Piece::Data(n), Some(Part::Data(last))) => last.extend_from_slice(&buf[..n]),
             (Piece::Data(n), _) => parts.push(Part::Data(buf[..n].to_vec())),
             (Piece::Hole(length), _) => parts.push(Part::Hole(length)),
+            (Piece::Kept(_), _) => panic!("a copy keeps nothing"),
         }
     }
 }

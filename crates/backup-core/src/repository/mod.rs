@@ -143,6 +143,11 @@ impl Repository {
         &self.0.copies
     }
 
+    /// Where this store's cache is, if it is on the disk: for what a source wants to find again there and may lose.
+    pub fn cache_path(&self) -> Option<&std::path::Path> {
+        self.cache().path()
+    }
+
     pub(crate) fn cache(&self) -> &Cache {
         &self.0.cache
     }

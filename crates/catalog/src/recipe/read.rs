@@ -46,6 +46,7 @@ pub struct RecipeReader<R: Read> {
     value_len: usize,
     state: State,
     found: Vec<u8>,
+    found_key: Vec<u8>,
     extra: Vec<SubRecord>,
 }
 
@@ -69,8 +70,16 @@ impl<R: Read> RecipeReader<R> {
         if plain.take(MAGIC.len())? != MAGIC {
             return Err(CatalogError::Recipe { what: "it is no recipe of this version" });
         }
-        let (key, found, extra) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { plain, key, fingerprint: NO_FINGERPRINT, value_len: 0, state: State::Start, found, extra })
+        Ok(Self {
+            plain,
+            key: Vec::new(),
+            fingerprint: NO_FINGERPRINT,
+            value_len: 0,
+            state: State::Start,
+            found: Vec::new(),
+            found_key: Vec::new(),
+            extra: Vec::new(),
+        })
     }
 
     /// Passes over all records with a smaller key and returns the one with exactly this key, if there is one.
@@ -87,6 +96,38 @@ impl<R: Read> RecipeReader<R> {
             Err(error) => {
                 self.state = State::Broken;
                 Err(error)
+            }
+        }
+    }
+
+    /// The next entry with its raw key, or `None` at the end. After an error the recipe is of no further use.
+    pub fn next_entry(&mut self) -> Result<Option<(&[u8], RecipeRef<'_>)>, CatalogError> {
+        let next = self.find_next();
+        match next {
+            Ok(None) => Ok(None),
+            Ok(Some(fingerprint)) => {
+                let recipe = RecipeRef { fingerprint, value: &self.found, extra: &self.extra };
+                Ok(Some((&self.found_key, recipe)))
+            }
+            Err(error) => {
+                self.state = State::Broken;
+                Err(error)
+            }
+        }
+    }
+
+    fn find_next(&mut self) -> Result<Option<[u8; 16]>, CatalogError> {
+        if self.state == State::Start {
+            self.read_key()?;
+        }
+        match self.state {
+            State::End => Ok(None),
+            State::Broken | State::Start => Err(CatalogError::Recipe { what: "an earlier read failed" }),
+            State::Record => {
+                let key = self.key.clone();
+                let fingerprint = self.take_entry(&key)?;
+                self.found_key = key;
+                Ok(Some(fingerprint))
             }
         }
     }

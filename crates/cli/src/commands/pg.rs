@@ -1,5 +1,6 @@
 //! `keepwell pg`.
 
+mod backup;
 mod extract;
 mod helper;
 mod moment;
@@ -19,13 +20,14 @@ pub use helper::helper_socket;
 
 const EXAMPLES: &str = "\
 Examples:
+  keepwell pg backup 'host=db1 user=keepwell' --dataset orders   a base backup of a live server
   keepwell pg restore /var/lib/postgresql/15/main --start        to the last commit that was archived
   keepwell pg restore --to-time '2026-11-21 12:04:10+00' /srv/copy --dry-run
   keepwell pg restore latest~1 --to-immediate /srv/copy
   keepwell pg verify --level 4                                   prove it
   keepwell pg extract --at '2026-11-21 12:04:10+00' --table public.patients -o patients.sql";
 
-/// Restore, recover and verify PostgreSQL clusters
+/// Back up, restore, recover and verify PostgreSQL clusters
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -35,6 +37,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    Backup(Box<backup::Args>),
     Restore(Box<restore::Args>),
     Verify(Box<verify::Args>),
     Extract(Box<extract::Args>),
@@ -43,6 +46,7 @@ enum Action {
 /// Runs `pg`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     match args.action {
+        Action::Backup(args) => backup::run(ctx, *args).await,
         Action::Restore(args) => restore::run(ctx, *args).await,
         Action::Verify(args) => verify::run(ctx, *args).await,
         Action::Extract(args) => extract::run(ctx, *args).await,

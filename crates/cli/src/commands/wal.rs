@@ -77,7 +77,8 @@ fn own_system() -> Result<u64> {
     Ok(u64::from_ne_bytes(first))
 }
 
-fn connection(ctx: &Context, text: &str) -> Result<ConnectOptions> {
+/// Makes out what a connection on the command line means.
+pub fn connection(ctx: &Context, text: &str) -> Result<ConnectOptions> {
     let options = ConnectOptions::resolve(text, &ctx.environment.surroundings(), "keepwell");
     options
         .map_err(|error| anyhow::Error::from(error).context(Complaint::usage("the connection is not clear")))

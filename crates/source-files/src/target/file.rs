@@ -212,6 +212,8 @@ fn copy_beside(at: &At, handle: &Handle, look: Look) -> Result<State> {
                 offset += count as u64;
             }
             Piece::Hole(length) => offset += length,
+            // No file refers to an earlier capture.
+            Piece::Kept(_) => return Err(Errno::IO),
             Piece::End => return Ok(State::Beside(temporary, Handle::of_data(fd))),
         }
     }

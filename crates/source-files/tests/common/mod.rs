@@ -56,6 +56,7 @@ pub fn walk(source: &FileSource) -> (Vec<Item>, Vec<(String, String)>) {
                 items.push(item);
             }
             Found::Problem { key, message } => problems.push((key.display_path(), message)),
+            other => panic!("{other:?} is not what a walk of files finds"),
         }
         ControlFlow::Continue(())
     };
@@ -91,6 +92,7 @@ pub fn read_all(mut content: Box<dyn Content>) -> Vec<(u64, Option<Vec<u8>>)> {
                 offset += length;
             }
             Piece::End => break,
+            Piece::Kept(_) => panic!("a file keeps nothing"),
         }
     }
     assert!(!content.changed_while_read().unwrap());

@@ -32,6 +32,8 @@ pub struct BackupCommand {
     pub max_rate_kb: Option<u32>,
     /// Whether the server checks page checksums too, for a log of its own.
     pub server_checks_pages: bool,
+    /// Whether the WAL from start to end comes along, at the end of the main archive.
+    pub wal: bool,
     /// Only what changed since the manifest that was uploaded on this connection (17 and newer).
     pub incremental: bool,
 }
@@ -43,16 +45,18 @@ impl BackupCommand {
         if major < NEW_SYNTAX {
             let rate = self.max_rate_kb.map_or_else(String::new, |rate| format!(" MAX_RATE {rate}"));
             return format!(
-                "BASE_BACKUP LABEL '{label}' PROGRESS{}{rate} NOWAIT TABLESPACE_MAP{} MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'",
+                "BASE_BACKUP LABEL '{label}' PROGRESS{}{}{rate} NOWAIT TABLESPACE_MAP{} MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'",
                 if fast { " FAST" } else { "" },
+                if self.wal { " WAL" } else { "" },
                 if self.server_checks_pages { "" } else { " NOVERIFY_CHECKSUMS" },
             );
         }
         let rate = self.max_rate_kb.map_or_else(String::new, |rate| format!(", MAX_RATE {rate}"));
         format!(
-            "BASE_BACKUP (LABEL '{label}', PROGRESS, CHECKPOINT '{}', WAL false, WAIT false, TABLESPACE_MAP, \
+            "BASE_BACKUP (LABEL '{label}', PROGRESS, CHECKPOINT '{}', WAL {}, WAIT false, TABLESPACE_MAP, \
              MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C', VERIFY_CHECKSUMS {}{rate}{})",
             if fast { "fast" } else { "spread" },
+            self.wal,
             self.server_checks_pages,
             if self.incremental { ", INCREMENTAL" } else { "" },
         )
@@ -110,8 +114,11 @@ pub struct BackupStream<'a> {
     waiting: VecDeque<Option<Tablespace>>,
     state: State,
     end: Option<(Lsn, Timeline)>,
+    found_bad_pages: bool,
 }
 
+/// What the server says at the very end when it found pages whose checksum does not fit. All has been sent then.
+const DATA_CORRUPTED: &str = "XX001";
 const ACTION: &str = "take a base backup";
 
 impl Client {
@@ -131,7 +138,13 @@ impl Client {
         } else {
             State::Together { in_manifest: false }
         };
-        let mut stream = BackupStream { client: self, waiting: archives.collect(), state, end: None };
+        let mut stream = BackupStream {
+            client: self,
+            waiting: archives.collect(),
+            state,
+            end: None,
+            found_bad_pages: false,
+        };
         if major < NEW_SYNTAX {
             // The first COPY has begun already; its archive is announced by the first event.
             stream.state = State::Apart { copying: false };
@@ -194,12 +207,14 @@ impl BackupStream<'_> {
         self.end
     }
 
+    /// Whether the server itself found pages whose checksum does not fit.
+    pub fn found_bad_pages(&self) -> bool {
+        self.found_bad_pages
+    }
+
     async fn together(&mut self, in_manifest: bool) -> Result<Option<BackupEvent>, PgError> {
         let Some(mut message) = self.client.copy_out(ACTION).next().await? else {
-            let Answer::Done(tables) = self.client.answer(ACTION).await? else {
-                return Err(odd("BASE_BACKUP"));
-            };
-            return self.finish(&tables);
+            return self.finish().await;
         };
         let Some(kind) = message.first().copied() else { return Ok(None) };
         message.advance(1);
@@ -241,18 +256,26 @@ impl BackupStream<'_> {
                 None => BackupEvent::Manifest(data),
             }));
         }
-        let manifest_is_over = self.waiting.pop_front().is_none();
+        if self.waiting.pop_front().is_none() {
+            return self.finish().await;
+        }
         match self.client.answer(ACTION).await? {
-            Answer::CopyOut(_) if !manifest_is_over => {
+            Answer::CopyOut(_) => {
                 self.state = State::Apart { copying: false };
                 Ok(None)
             }
-            Answer::Done(tables) if manifest_is_over => self.finish(&tables),
             _ => Err(odd("BASE_BACKUP")),
         }
     }
 
-    fn finish(&mut self, tables: &[Rows]) -> Result<Option<BackupEvent>, PgError> {
+    async fn finish(&mut self) -> Result<Option<BackupEvent>, PgError> {
+        let (answer, error) = self.client.answer_and_error().await?;
+        let Answer::Done(tables) = answer else { return Err(odd("BASE_BACKUP")) };
+        match error {
+            None => {}
+            Some(error) if error.code == DATA_CORRUPTED && !tables.is_empty() => self.found_bad_pages = true,
+            Some(error) => return Err(PgError::Server { action: ACTION.to_owned(), error }),
+        }
         let parse = || {
             let table = tables.first()?;
             Some((table.text(0, 0)?.parse().ok()?, table.text(0, 1)?.parse().ok()?))

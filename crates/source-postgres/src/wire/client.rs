@@ -139,6 +139,14 @@ impl Client {
 
     /// Collects tables until the server is ready for the next command, or a COPY begins.
     pub(crate) async fn answer(&mut self, action: &str) -> Result<Answer, PgError> {
+        match self.answer_and_error().await? {
+            (_, Some(error)) => Err(PgError::Server { action: action.to_owned(), error }),
+            (answer, None) => Ok(answer),
+        }
+    }
+
+    /// The same, with the error that ended the command: some commands complain after they have answered.
+    pub(crate) async fn answer_and_error(&mut self) -> Result<(Answer, Option<Box<ServerError>>), PgError> {
         let mut tables: Vec<Rows> = Vec::new();
         let mut bytes = 0;
         let mut failed: Option<Box<ServerError>> = None;
@@ -158,15 +166,10 @@ impl Client {
                     table.rows.push(row(&body)?);
                 }
                 Message::Error(error) => failed = Some(error),
-                Message::Other(Parsed::ReadyForQuery(_)) => {
-                    return match failed {
-                        Some(error) => Err(PgError::Server { action: action.to_owned(), error }),
-                        None => Ok(Answer::Done(tables)),
-                    };
-                }
-                Message::CopyOut => return Ok(Answer::CopyOut(tables)),
-                Message::CopyBoth => return Ok(Answer::CopyBoth),
-                Message::CopyIn => return Ok(Answer::CopyIn),
+                Message::Other(Parsed::ReadyForQuery(_)) => return Ok((Answer::Done(tables), failed)),
+                Message::CopyOut => return Ok((Answer::CopyOut(tables), None)),
+                Message::CopyBoth => return Ok((Answer::CopyBoth, None)),
+                Message::CopyIn => return Ok((Answer::CopyIn, None)),
                 other => self.aside(other)?,
             }
         }

@@ -289,6 +289,7 @@ async fn a_base_backup_arrives_in_order_in_both_syntaxes() {
             checkpoint: Checkpoint::Fast,
             max_rate_kb: None,
             server_checks_pages: true,
+            wal: false,
             incremental: false,
         };
         let (started, mut stream) = client.base_backup(&command).await.unwrap();

@@ -49,7 +49,9 @@ pub fn run(ctx: &Context, source: &dyn Source) -> Result<Exit> {
 impl Counts {
     fn take(&mut self, ctx: &Context, found: Found) {
         match found {
-            Found::Item(item) => {
+            Found::Expected(_) => {}
+            Found::Note(text) => ctx.printer.say(text),
+            Found::Item(item) | Found::Opened(item, _) => {
                 match item.kind {
                     EntryKind::File => self.files += 1,
                     EntryKind::Directory => self.directories += 1,

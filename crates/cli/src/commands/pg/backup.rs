@@ -1,0 +1,180 @@
+//! `keepwell pg backup`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use backup_core::env::{Rng, SystemClock, SystemRng};
+use backup_core::{BackupOptions, BackupReport, Repository};
+use keepwell_source_postgres::capture::{CaptureOptions, PageMaps, PgSource};
+use keepwell_source_postgres::cluster::Cluster;
+use keepwell_source_postgres::replication::Checkpoint;
+use serde_json::json;
+
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::stop::StoppableSource;
+use crate::{open, text};
+
+/// Take a base backup of a PostgreSQL cluster
+///
+/// The server sends its files over an ordinary connection; nothing is installed on its host. The role needs REPLICATION.
+/// The WAL from begin to end is part of the snapshot, so that it recovers by itself. Pages whose checksum does not fit are
+/// named, the exit code is 3, and the snapshot does not count as complete.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The server, as psql takes it; several hosts may be named
+    #[arg(default_value = "")]
+    connection: String,
+    /// Name of what is backed up; that of its WAL
+    #[arg(long, value_name = "NAME", default_value = "postgres")]
+    dataset: String,
+    /// Name of the host that the data belongs to [default: this machine]
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+    /// A label for the snapshot; may be repeated
+    #[arg(long, value_name = "TAG")]
+    tag: Vec<String>,
+    /// A sentence about the snapshot
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    description: String,
+    /// Build on no earlier snapshot: read everything
+    #[arg(long)]
+    full: bool,
+    /// Let the server spread the checkpoint at the start, which may take minutes, instead of making it at once
+    #[arg(long)]
+    spread_checkpoint: bool,
+    /// Let the server send at most so much per second, such as 50MiB
+    #[arg(long, value_name = "SIZE", value_parser = text::parse_bytes)]
+    max_rate: Option<u64>,
+    /// Only note pages whose checksum does not fit
+    #[arg(long)]
+    allow_bad_pages: bool,
+    /// Read back and prove everything that was stored before the snapshot counts
+    #[arg(long)]
+    verify: bool,
+    /// zstd level, 1 (fast) to 22 (small) [default: 2]
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(1..=22))]
+    compression_level: Option<i32>,
+    /// Do not let `forget` remove the snapshot before this time
+    #[arg(long, value_name = "TIME")]
+    keep_until: Option<String>,
+    /// Never let `forget` remove the snapshot
+    #[arg(long)]
+    keep_forever: bool,
+    /// Seal the content to this erasable domain (see `keepwell key domain`)
+    #[arg(long, value_name = "NAME")]
+    domain: Option<String>,
+}
+
+/// Runs `pg backup`.
+pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
+    let connect = super::super::wal::connection(ctx, &args.connection)?;
+    let opened = open::repository(ctx).await?;
+    let options = options(ctx, &args, &opened.repository)?;
+    let capture = CaptureOptions {
+        checkpoint: if args.spread_checkpoint { Checkpoint::Spread } else { Checkpoint::Fast },
+        // What the server takes: from 32 KiB to 1 GiB.
+        max_rate_kb: args.max_rate.map(|bytes| (bytes / 1024).clamp(32, 1 << 20) as u32),
+        allow_bad_pages: args.allow_bad_pages,
+        page_maps: page_maps(&opened.repository, &args.dataset),
+        ..CaptureOptions::default()
+    };
+    let began = Instant::now();
+    let source = Arc::new(PgSource::connect(&connect, capture, Arc::new(SystemClock)).await?);
+    let stoppable = StoppableSource::new(Arc::clone(&source) as Arc<dyn backup_core::source::Source>, ctx);
+    let report = opened.repository.backup(stoppable, options).await;
+    opened.progress.end();
+    print(ctx, &report?, &args.dataset, source.cluster().as_ref(), began.elapsed())
+}
+
+/// Beside the cache of this store. A name of a dataset may hold anything, so its hash names the file.
+fn page_maps(repository: &Repository, dataset: &str) -> Option<PageMaps> {
+    let mut key = [0; 32];
+    SystemRng.fill(&mut key);
+    let name = keepwell_crypto::Digest::of(dataset.as_bytes()).to_string();
+    let path = repository.cache_path()?.join("page-maps").join(name);
+    Some(PageMaps { path, key })
+}
+
+fn options(ctx: &Context, args: &Args, repository: &Repository) -> Result<BackupOptions> {
+    let domain =
+        args.domain.as_deref().map(|name| super::super::key::domain_named(repository, name)).transpose()?;
+    Ok(BackupOptions {
+        dataset: args.dataset.clone(),
+        host: args.host.clone().unwrap_or_else(|| ctx.host()),
+        tags: [ctx.profile.tags.as_slice(), &args.tag].concat(),
+        description: args.description.clone(),
+        time_zone: jiff::tz::TimeZone::system().iana_name().unwrap_or("UTC").to_owned(),
+        compression_level: args.compression_level.or(ctx.profile.compression_level).unwrap_or(2),
+        verify: args.verify,
+        reread: args.full,
+        domain,
+        keep_until: args.keep_until.as_deref().map(text::time_argument).transpose()?,
+        keep_forever: args.keep_forever,
+        program: concat!("keepwell ", env!("CARGO_PKG_VERSION")).to_owned(),
+        ..BackupOptions::default()
+    })
+}
+
+fn print(
+    ctx: &Context,
+    report: &BackupReport,
+    dataset: &str,
+    cluster: Option<&Cluster>,
+    took: Duration,
+) -> Result<Exit> {
+    let s = &report.statistics;
+    let id = ctx.printer.strong(&report.snapshot.to_string()[..8]);
+    let (size, stored) = (text::bytes(s.logical_bytes), text::bytes(s.new_stored_bytes));
+    ctx.printer.line(format_args!("snapshot {id} of {dataset}: {size}, in {}", text::duration(took)));
+    ctx.printer.say(format_args!("  {} read, {stored} added to the repository", text::bytes(s.bytes_read)));
+    if let Some(cluster) = cluster {
+        let how = match &cluster.increment {
+            None => "everything was read".to_owned(),
+            Some(increment) if increment.method == "page-map" => {
+                format!("what differs from {} was stored", increment.start_lsn)
+            }
+            Some(increment) => format!("what changed since {} was read", increment.start_lsn),
+        };
+        ctx.printer.say(format_args!(
+            "  recovers from {} to {} on timeline {} of cluster {}; {how}",
+            cluster.start_lsn, cluster.stop_lsn, cluster.timeline, cluster.system_identifier
+        ));
+    }
+    let bad_pages = cluster.map_or(0, |cluster| cluster.bad_pages);
+    if bad_pages > 0 {
+        let pages = text::count(bad_pages, "damaged page", "damaged pages");
+        ctx.printer
+            .warn(format_args!("the server has {pages}: restore what they hold from an older snapshot"));
+    }
+    ctx.printer.json("pg_backup", fields(report, dataset, cluster, took));
+    Ok(if report.problem_count > 0 { Exit::Skipped } else { Exit::Done })
+}
+
+fn fields(
+    report: &BackupReport,
+    dataset: &str,
+    cluster: Option<&Cluster>,
+    took: Duration,
+) -> serde_json::Value {
+    let s = &report.statistics;
+    json!({
+        "snapshot": report.snapshot.to_string(),
+        "parent": report.parent.map(|p| p.to_string()),
+        "dataset": dataset,
+        "seconds": took.as_secs_f64(),
+        "bytes": s.logical_bytes,
+        "bytes_read": s.bytes_read,
+        "new_files": s.new_files,
+        "changed_files": s.changed_files,
+        "unchanged_files": s.unchanged_files,
+        "new_chunks": s.new_chunks,
+        "new_bytes": s.new_plain_bytes,
+        "stored_bytes": s.new_stored_bytes,
+        "verified_chunks": report.verified_chunks,
+        "problems": report.problem_count,
+        "complete": report.complete,
+        "cluster": cluster,
+    })
+}

@@ -1,0 +1,111 @@
+//! What the last capture holds, as far as the next one can build on it.
+
+use std::collections::BTreeMap;
+
+use backup_core::source::Previous;
+use keepwell_catalog::MapKey;
+use serde::{Deserialize, Serialize};
+
+use super::place::Relation;
+use crate::cluster::{CLUSTER_FILE, DATA, TABLESPACES};
+
+/// Attribute of the entry `cluster.json` that holds the [`Origin`]: a writer sees it in its recipes, and cannot read contents.
+pub(super) const ORIGIN: &str = "postgres";
+/// A file that is put together from more parts than one for so many bytes is read in full again.
+const FRAGMENT_BYTES: u64 = 32 << 10;
+/// So many parts are always fine.
+const FRAGMENTS_FREE: u64 = 64;
+
+/// Which capture it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Origin {
+    pub system: String,
+    pub major: u32,
+    pub timeline: u32,
+    pub start: String,
+    pub stop: String,
+    /// Nanoseconds since 1970.
+    pub time: i64,
+}
+
+/// The last capture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Basis {
+    pub origin: Origin,
+    /// Sizes of the relation files that can be built on.
+    pub files: BTreeMap<MapKey, u64>,
+}
+
+impl Basis {
+    /// Of the entries of a snapshot; `None` if it is not one of ours.
+    pub fn of(entries: Vec<Previous>) -> Option<Self> {
+        let cluster = MapKey::from_components([CLUSTER_FILE]).ok()?;
+        let origin = entries.iter().find(|entry| entry.key == cluster)?.attributes.get(ORIGIN)?;
+        let origin = serde_json::from_slice(origin).ok()?;
+        let fit = |entry: &Previous| {
+            entry.whole
+                && entry.extents as u64 <= FRAGMENTS_FREE + entry.size / FRAGMENT_BYTES
+                && is_relation(&entry.key)
+        };
+        let files = entries.into_iter().filter(fit).map(|entry| (entry.key, entry.size)).collect();
+        Some(Self { origin, files })
+    }
+}
+
+/// The archive and the path in it of a key.
+pub(super) fn origin_of(key: &MapKey) -> Option<(Option<u32>, Vec<String>)> {
+    let names: Option<Vec<String>> =
+        key.components().map(|name| String::from_utf8(name.as_ref().to_vec()).ok()).collect();
+    let mut names = names?;
+    match names.first()?.as_str() {
+        DATA => Some((None, names.split_off(1))),
+        TABLESPACES if names.len() > 1 => Some((Some(names[1].parse().ok()?), names.split_off(2))),
+        _ => None,
+    }
+}
+
+fn is_relation(key: &MapKey) -> bool {
+    origin_of(key).is_some_and(|(space, path)| Relation::of(space, &path).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use keepwell_catalog::EntryKind;
+
+    use super::*;
+
+    #[test]
+    fn only_whole_relations_that_are_not_in_too_many_parts_are_built_on() {
+        let entry = |path: &str, extents, whole| Previous {
+            key: MapKey::from_components(path.split('/')).unwrap(),
+            kind: EntryKind::File,
+            size: 1 << 20,
+            attributes: BTreeMap::new(),
+            extents,
+            whole,
+        };
+        let origin = Origin {
+            system: "7".into(),
+            major: 17,
+            timeline: 1,
+            start: "0/28".into(),
+            stop: "0/99".into(),
+            time: 5,
+        };
+        let mut cluster = entry("cluster.json", 1, true);
+        let mut entries = vec![
+            entry("data/base/5/1", 96, true),
+            entry("data/base/5/2", 97, true),
+            entry("data/base/5/3", 1, false),
+            entry("data/base/5/PG_VERSION", 1, true),
+            entry("tablespaces/99/PG_17_x/5/4", 1, true),
+        ];
+        assert_eq!(Basis::of(entries.clone()), None, "it does not say which capture it was");
+        cluster.attributes.insert(ORIGIN.to_owned(), serde_json::to_vec(&origin).unwrap());
+        entries.push(cluster);
+        let basis = Basis::of(entries).unwrap();
+        let paths: Vec<String> = basis.files.keys().map(MapKey::display_path).collect();
+        assert_eq!(paths, ["data/base/5/1", "tablespaces/99/PG_17_x/5/4"]);
+        assert_eq!(basis.origin, origin);
+    }
+}

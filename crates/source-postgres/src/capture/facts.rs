@@ -1,0 +1,158 @@
+//! What the server tells about its cluster over SQL, as far as the role may know.
+
+use std::collections::BTreeMap;
+
+use crate::cluster::{Database, Extension, Space};
+use crate::options::ConnectOptions;
+use crate::wire::{Client, PgError, Rows};
+
+/// A server recovers only with at least as much of these as its primary had.
+const RECOVERY_SETTINGS: &str = "'max_connections', 'max_worker_processes', 'max_wal_senders', \
+                                 'max_prepared_transactions', 'max_locks_per_transaction'";
+
+/// What is asked before a capture.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub server_version_num: u32,
+    pub version: String,
+    pub from_standby: bool,
+    pub data_checksums: bool,
+    pub block_size: u32,
+    pub segment_pages: u32,
+    pub data_directory: Option<String>,
+    pub summarize_wal: bool,
+    pub settings: BTreeMap<String, String>,
+}
+
+fn odd(what: &str) -> PgError {
+    PgError::Protocol(format!("its answer to a question about {what} cannot be read"))
+}
+
+fn number<T: std::str::FromStr>(rows: &Rows, column: &str) -> Option<T> {
+    rows.first(column)?.parse().ok()
+}
+
+/// Asks for the facts.
+pub(super) async fn ask(client: &mut Client) -> Result<Facts, PgError> {
+    let sql = "SELECT version() AS version, pg_is_in_recovery() AS standby, \
+               (SELECT setting FROM pg_settings WHERE name = 'server_version_num') AS number, \
+               (SELECT setting FROM pg_settings WHERE name = 'data_checksums') AS checksums, \
+               (SELECT setting FROM pg_settings WHERE name = 'block_size') AS block, \
+               (SELECT setting FROM pg_settings WHERE name = 'segment_size') AS segment, \
+               (SELECT setting FROM pg_settings WHERE name = 'data_directory') AS directory, \
+               (SELECT setting FROM pg_settings WHERE name = 'summarize_wal') AS summaries";
+    let rows = client.query(sql, "ask for the server's settings").await?;
+    let listed = format!("SELECT name, setting FROM pg_settings WHERE name IN ({RECOVERY_SETTINGS})");
+    let settings = client.query(&listed, "ask for the server's settings").await?;
+    let read = || {
+        Some(Facts {
+            server_version_num: number(&rows, "number")?,
+            version: rows.first("version")?.to_owned(),
+            from_standby: rows.first("standby")? == "t",
+            data_checksums: rows.first("checksums")? == "on",
+            block_size: number(&rows, "block")?,
+            segment_pages: number(&rows, "segment")?,
+            data_directory: rows.first("directory").map(str::to_owned),
+            summarize_wal: rows.first("summaries") == Some("on"),
+            settings: (0..settings.rows.len())
+                .filter_map(|row| {
+                    Some((settings.text(row, 0)?.to_owned(), settings.text(row, 1)?.to_owned()))
+                })
+                .collect(),
+        })
+    };
+    read().ok_or_else(|| odd("the server's settings"))
+}
+
+/// Tablespaces but the default ones.
+pub(super) async fn tablespaces(client: &mut Client) -> Result<Vec<Space>, PgError> {
+    let sql = "SELECT oid, pg_tablespace_location(oid), spcname FROM pg_tablespace \
+               WHERE spcname NOT IN ('pg_default', 'pg_global') ORDER BY oid";
+    let rows = client.query(sql, "ask for tablespaces").await?;
+    let space = |row| {
+        Some(Space {
+            oid: rows.text(row, 0)?.parse().ok()?,
+            location: rows.text(row, 1)?.to_owned(),
+            name: rows.text(row, 2).map(str::to_owned),
+        })
+    };
+    (0..rows.rows.len()).map(space).collect::<Option<_>>().ok_or_else(|| odd("tablespaces"))
+}
+
+/// All databases, each asked on a connection of its own; with what could not be found out, and why.
+pub(super) async fn databases(
+    client: &mut Client,
+    connect: &ConnectOptions,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Database>, PgError> {
+    let collation = if client.major() >= 15 { "datcollversion" } else { "NULL" };
+    let sql = format!(
+        "SELECT oid, datname, CASE WHEN has_database_privilege(oid, 'CONNECT') \
+         OR pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') THEN pg_database_size(oid) END, \
+         pg_encoding_to_char(encoding), datcollate, datctype, {collation}, \
+         datallowconn AND has_database_privilege(oid, 'CONNECT') FROM pg_database ORDER BY oid"
+    );
+    let rows = client.query(&sql, "ask for databases").await?;
+    let text = |row, column| rows.text(row, column).map(str::to_owned);
+    let mut found = Vec::new();
+    for row in 0..rows.rows.len() {
+        let read = || {
+            Some(Database {
+                oid: rows.text(row, 0)?.parse().ok()?,
+                name: text(row, 1)?,
+                size: rows.text(row, 2).and_then(|size| size.parse().ok()),
+                tables: None,
+                encoding: text(row, 3)?,
+                collate: text(row, 4),
+                ctype: text(row, 5),
+                collation_version: text(row, 6),
+                extensions: None,
+            })
+        };
+        let mut database = read().ok_or_else(|| odd("databases"))?;
+        if rows.text(row, 7) == Some("t") {
+            let options = ConnectOptions { database: database.name.clone(), ..connect.clone() };
+            if let Err(error) = look_into(&options, &mut database).await {
+                let reason = crate::one_line(&error);
+                notes.push(format!(
+                    "tables and extensions of `{}` are not on record: {reason}",
+                    database.name
+                ));
+            }
+        }
+        found.push(database);
+    }
+    Ok(found)
+}
+
+async fn look_into(connect: &ConnectOptions, database: &mut Database) -> Result<(), PgError> {
+    let mut client = Client::connect(connect).await?;
+    let sql = "SELECT count(*) AS tables FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+               WHERE c.relkind IN ('r', 'p', 'm') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'";
+    database.tables = number(&client.query(sql, "count the tables").await?, "tables");
+    let rows =
+        client.query("SELECT extname, extversion FROM pg_extension ORDER BY 1", "ask for extensions").await?;
+    let extension =
+        |row| Some(Extension { name: rows.text(row, 0)?.to_owned(), version: rows.text(row, 1)?.to_owned() });
+    database.extensions = (0..rows.rows.len()).map(extension).collect();
+    client.close().await;
+    Ok(())
+}
+
+/// Names of the database and the relation that a file is of, by the OIDs in its path. Asks on a connection of its own.
+pub(super) async fn relation_name(
+    connect: &ConnectOptions,
+    database: &str,
+    tablespace: u32,
+    file: u32,
+) -> Result<Option<String>, PgError> {
+    let mut client =
+        Client::connect(&ConnectOptions { database: database.to_owned(), ..connect.clone() }).await?;
+    let sql = format!(
+        "SELECT format('%I.%I', n.nspname, c.relname) AS name FROM pg_class c \
+         JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = pg_filenode_relation({tablespace}, {file})"
+    );
+    let rows = client.query(&sql, "ask for the name of a relation").await?;
+    client.close().await;
+    Ok(rows.first("name").map(str::to_owned))
+}

@@ -1,0 +1,436 @@
+//! Base backups: a cluster as a source of snapshots (format.md §16).
+//!
+//! One connection streams the backup, another holds a temporary slot so that no WAL is removed meanwhile; the WAL comes
+//! along in the stream. Relation files are checked page by page as they pass, and go to the engine's workers.
+
+mod basis;
+mod config;
+mod content;
+mod facts;
+mod intake;
+mod manifest;
+mod page;
+mod pagemap;
+mod patch;
+mod place;
+mod report;
+mod tape;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use backup_core::env::Clock;
+use backup_core::source::{Found, Item, Opened, Order, Preflight, Previous, Source, SourceError};
+use keepwell_catalog::MapError;
+use tokio::runtime::Handle;
+
+use self::basis::{Basis, Origin};
+use self::facts::Facts;
+use self::intake::{Intake, OrStop, Taken, Visit};
+use self::pagemap::PageMap;
+pub use self::pagemap::PageMaps;
+pub use self::tape::TapeError;
+use crate::cluster::{Cluster, Database, Increment, Space};
+use crate::lsn::{Lsn, SegmentSize, Timeline};
+use crate::options::ConnectOptions;
+use crate::replication::{BackupCommand, BackupEvent, Checkpoint, Identity, SlotName, Started};
+use crate::wire::{Client, PgError};
+
+/// First version that says which blocks changed.
+const SUMMARIES_MAJOR: u32 = 17;
+
+/// How to capture.
+#[derive(Debug, Clone)]
+pub struct CaptureOptions {
+    /// How the backup begins.
+    pub checkpoint: Checkpoint,
+    /// At most this many kilobytes per second; `None` for no limit.
+    pub max_rate_kb: Option<u32>,
+    /// Whether pages whose checksum does not fit are only noted. Otherwise they are problems, and the snapshot does not
+    /// count as complete.
+    pub allow_bad_pages: bool,
+    /// Goes into `backup_label`.
+    pub label: String,
+    /// Where to keep which pages there are, for servers that do not say what changed (16 and older, and newer ones without
+    /// `summarize_wal`). Without it, more is stored of files that changed a little.
+    pub page_maps: Option<PageMaps>,
+}
+
+impl Default for CaptureOptions {
+    fn default() -> Self {
+        Self {
+            checkpoint: Checkpoint::Fast,
+            max_rate_kb: None,
+            allow_bad_pages: false,
+            label: "keepwell".to_owned(),
+            page_maps: None,
+        }
+    }
+}
+
+/// Why a cluster could not be captured.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CaptureError {
+    /// The server.
+    #[error(transparent)]
+    Server(#[from] PgError),
+    /// An archive that cannot be read.
+    #[error(transparent)]
+    Tape(#[from] TapeError),
+    /// A name that cannot be a key.
+    #[error(transparent)]
+    Name(#[from] MapError),
+    /// The server is built in a way that is not supported.
+    #[error("the server is built with {what} of {size} bytes, and {supported} are supported")]
+    Build {
+        /// Pages or segments.
+        what: &'static str,
+        /// Their size.
+        size: u64,
+        /// The size that is supported.
+        supported: u64,
+    },
+    /// WAL that recovery needs did not come along.
+    #[error("the server did not send all WAL from {start} to {stop}: `{file}` is missing")]
+    WalMissing {
+        /// Where the backup begins.
+        start: Lsn,
+        /// Where it ends.
+        stop: Lsn,
+        /// The file.
+        file: String,
+    },
+    /// The server does what no server does.
+    #[error("{0}")]
+    Odd(String),
+    /// A content was given up before its end.
+    #[error("a file of the base backup was not read to its end")]
+    NotRead,
+    /// The engine wants no more.
+    #[error("interrupted")]
+    Stopped,
+}
+
+impl CaptureError {
+    /// What the operator may do about it, if there is something to say.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Server(error) => error.hint(),
+            Self::WalMissing { .. } => Some(
+                "Nothing was committed. Free a replication slot (`max_replication_slots`), or raise `wal_keep_size`, and \
+                 run it again."
+                    .into(),
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// A cluster as a source. One capture each.
+#[derive(Debug)]
+pub struct PgSource {
+    connect: ConnectOptions,
+    options: CaptureOptions,
+    clock: Arc<dyn Clock>,
+    handle: Handle,
+    client: Mutex<Option<Client>>,
+    identity: Identity,
+    facts: Facts,
+    segment: SegmentSize,
+    databases: Vec<Database>,
+    spaces: Vec<Space>,
+    notes: Vec<String>,
+    previous: Mutex<Option<Basis>>,
+    done: Mutex<Option<Cluster>>,
+}
+
+/// What a stream brought, apart from the items.
+struct Streamed<'b> {
+    started: Started,
+    taken: Taken,
+    end: (Lsn, Timeline),
+    increment: Option<Increment>,
+    map: Option<PageMap<'b>>,
+}
+
+impl PgSource {
+    /// Connects and asks what there is to know. Must be called within a tokio runtime, which must outlive the source.
+    pub async fn connect(
+        connect: &ConnectOptions,
+        options: CaptureOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, CaptureError> {
+        let mut client = Client::connect(connect).await?;
+        // Further connections are to the same server.
+        let mut connect = connect.clone();
+        connect.hosts.retain(|host| host.describe() == client.host());
+        let identity = client.identify().await?;
+        let facts = facts::ask(&mut client).await?;
+        let segment_bytes = u64::from(facts.segment_pages) * page::PAGE as u64;
+        let supported_segment = u64::from(page::SEGMENT_PAGES) * page::PAGE as u64;
+        for (what, size, supported) in [
+            ("pages", u64::from(facts.block_size), page::PAGE as u64),
+            ("segments of relations", segment_bytes, supported_segment),
+        ] {
+            if size != supported {
+                return Err(CaptureError::Build { what, size, supported });
+            }
+        }
+        let segment = client.segment_size().await?;
+        let mut notes = Vec::new();
+        let databases = facts::databases(&mut client, &connect, &mut notes).await?;
+        let spaces = facts::tablespaces(&mut client).await?;
+        Ok(Self {
+            connect,
+            options,
+            clock,
+            handle: Handle::current(),
+            client: Mutex::new(Some(client)),
+            identity,
+            facts,
+            segment,
+            databases,
+            spaces,
+            notes,
+            previous: Mutex::new(None),
+            done: Mutex::new(None),
+        })
+    }
+
+    /// What was captured; `None` before the walk has ended well.
+    pub fn cluster(&self) -> Option<Cluster> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn capture(&self, mut client: Client, visit: Visit<'_>) -> Result<(), CaptureError> {
+        let begun = self.clock.now();
+        let keeper = self.hold_wal(visit).await?;
+        let basis = self.previous.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let basis = self.usable(basis, visit)?;
+        let streamed = self.stream(&mut client, basis.as_ref(), visit).await?;
+        let Streamed { started, mut taken, end, increment, map } = streamed;
+        report::check_wal(&taken, started.start, end.0, self.segment)?;
+        let configuration = config::capture(&mut client, &self.facts, taken.owner, visit).await?;
+        let (bad_pages, bad_page_examples) = report::bad_pages(self, &taken.bad, visit).await?;
+        let ended = self.clock.now();
+        if !taken.patched.is_empty() {
+            let whole = manifest::of_result(&taken.manifest, &taken.patched);
+            taken.manifest = whole.ok_or_else(|| {
+                CaptureError::Odd("the manifest of the base backup cannot be read".to_owned())
+            })?;
+        }
+        let (key, entry) = (intake::data_key("backup_manifest")?, report::own_entry(ended, taken.owner));
+        visit(intake::own_file(key, entry, taken.manifest)).or_stop()?;
+        let cluster = Cluster {
+            configuration,
+            increment,
+            bad_pages,
+            bad_page_examples,
+            ..report::cluster(self, &started, end, (begun, ended))
+        };
+        let origin = self.origin(&cluster, ended);
+        if let Some(Err(error)) = map.map(|map| map.finish(&origin)) {
+            visit(Found::Note(format!("{} ({error})", intake::MAP_LOST))).or_stop()?;
+        }
+        visit(report::cluster_file(&cluster, &origin, ended, taken.owner)?).or_stop()?;
+        *self.done.lock().unwrap_or_else(PoisonError::into_inner) = Some(cluster);
+        if let Some(keeper) = keeper {
+            keeper.close().await;
+        }
+        client.close().await;
+        Ok(())
+    }
+
+    fn origin(&self, cluster: &Cluster, time: i64) -> Origin {
+        Origin {
+            system: cluster.system_identifier.clone(),
+            major: self.facts.server_version_num / 10_000,
+            timeline: cluster.timeline,
+            start: cluster.start_lsn.clone(),
+            stop: cluster.stop_lsn.clone(),
+            time,
+        }
+    }
+
+    /// The last capture, if it is of this cluster; says so if it is not.
+    fn usable(&self, basis: Option<Basis>, visit: Visit<'_>) -> Result<Option<Basis>, CaptureError> {
+        let Some(basis) = basis else { return Ok(None) };
+        let (origin, major) = (&basis.origin, self.facts.server_version_num / 10_000);
+        let reason = if origin.system != self.identity.system_id.to_string() {
+            format!("the last snapshot is of cluster {}", origin.system)
+        } else if origin.major != major {
+            format!("the last snapshot is of PostgreSQL {}", origin.major)
+        } else {
+            return Ok(Some(basis));
+        };
+        visit(Found::Note(format!("everything is read: {reason}"))).or_stop()?;
+        Ok(None)
+    }
+
+    /// Whether the server knows what changed.
+    fn has_summaries(&self) -> bool {
+        self.facts.server_version_num / 10_000 >= SUMMARIES_MAJOR && self.facts.summarize_wal
+    }
+
+    /// Hands the server the manifest of the last capture. `false`, with a note, if that is no use.
+    async fn offer(
+        &self,
+        client: &mut Client,
+        basis: &Basis,
+        visit: Visit<'_>,
+    ) -> Result<bool, CaptureError> {
+        match client.upload_manifest(&manifest::of_basis(basis)).await {
+            Ok(()) => Ok(true),
+            Err(PgError::Server { error, .. }) => {
+                visit(Found::Note(format!("everything is read: {error}"))).or_stop()?;
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens the page map, where one is of use.
+    fn page_map<'b>(
+        &self,
+        basis: Option<&'b Basis>,
+        visit: Visit<'_>,
+    ) -> Result<Option<PageMap<'b>>, CaptureError> {
+        let Some(maps) = self.options.page_maps.as_ref().filter(|_| !self.has_summaries()) else {
+            return Ok(None);
+        };
+        let (map, note) = match PageMap::open(maps, basis) {
+            Ok(map) => {
+                let lost = basis.is_some() && !map.compares();
+                (
+                    Some(map),
+                    lost.then(|| {
+                        "which pages the last backup had is not known on this host; more is stored".to_owned()
+                    }),
+                )
+            }
+            Err(error) => (None, Some(format!("{} ({error})", intake::MAP_LOST))),
+        };
+        if let Some(note) = note {
+            visit(Found::Note(note)).or_stop()?;
+        }
+        Ok(map)
+    }
+
+    /// Makes the server keep all WAL from now on, for as long as the connection lasts.
+    async fn hold_wal(&self, visit: Visit<'_>) -> Result<Option<Client>, CaptureError> {
+        let mut keeper = Client::connect(&self.connect).await?;
+        // It says nothing until all is over.
+        keeper.query("SET idle_session_timeout = 0", "keep the session").await?;
+        let rows =
+            keeper.query("SELECT pg_backend_pid() AS pid", "ask for the number of the session").await?;
+        let name = rows.first("pid").and_then(|pid| SlotName::new(&format!("keepwell_backup_{pid}")));
+        let name = name.ok_or_else(|| CaptureError::Odd("the session has no number".to_owned()))?;
+        match keeper.create_slot(&name, true).await {
+            Ok(()) => Ok(Some(keeper)),
+            Err(PgError::Server { error, .. }) => {
+                let text = format!(
+                    "no slot holds WAL for the backup ({error}); if the server removes some too early, it fails"
+                );
+                visit(Found::Note(text)).or_stop()?;
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn command(&self, incremental: bool) -> BackupCommand {
+        BackupCommand {
+            label: self.options.label.clone(),
+            checkpoint: self.options.checkpoint,
+            max_rate_kb: self.options.max_rate_kb,
+            // It reads a page again that it caught half written, which we cannot.
+            server_checks_pages: self.facts.data_checksums,
+            wal: true,
+            incremental,
+        }
+    }
+
+    async fn stream<'b>(
+        &self,
+        client: &mut Client,
+        basis: Option<&'b Basis>,
+        visit: Visit<'_>,
+    ) -> Result<Streamed<'b>, CaptureError> {
+        let mut patched = basis.filter(|_| self.has_summaries());
+        if let Some(last) = patched
+            && !self.offer(client, last, visit).await?
+        {
+            patched = None;
+        }
+        let mut begun = client.base_backup(&self.command(patched.is_some())).await;
+        if let (Err(PgError::Server { error, .. }), Some(_)) = (&begun, &patched) {
+            // Summaries are missing, the timeline is another one, or the standby has seen no checkpoint since.
+            visit(Found::Note(format!("everything is read: {error}"))).or_stop()?;
+            patched = None;
+            begun = client.base_backup(&self.command(false)).await;
+        }
+        let (started, mut stream) = begun?;
+        visit(Found::Expected(started.estimate)).or_stop()?;
+        let map = self.page_map(basis, visit)?;
+        let method = match (&patched, &map) {
+            (Some(_), _) => Some("wal-summaries"),
+            (None, Some(map)) if map.compares() => Some("page-map"),
+            _ => None,
+        };
+        let judge = self.facts.data_checksums.then_some(started.start);
+        let mut intake = Intake::new(visit, judge, patched, map);
+        while let Some(event) = stream.next().await? {
+            match event {
+                BackupEvent::Archive(space) => intake.archive(space.as_ref())?,
+                BackupEvent::Data(data) => intake.data(data)?,
+                BackupEvent::Manifest(data) => intake.manifest(&data)?,
+            }
+        }
+        let end = stream.end().ok_or_else(|| CaptureError::Odd("the base backup has no end".to_owned()))?;
+        let (taken, map) = intake.finish()?;
+        let increment = basis.zip(method).map(|(basis, method)| Increment {
+            start_lsn: basis.origin.start.clone(),
+            timeline: basis.origin.timeline,
+            method: method.to_owned(),
+        });
+        Ok(Streamed { started, taken, end, increment, map })
+    }
+}
+
+impl Source for PgSource {
+    fn kind(&self) -> &str {
+        "postgres"
+    }
+
+    fn paths(&self) -> Vec<Vec<u8>> {
+        // The layout is our own; where the server has its files, `cluster.json` says.
+        vec![b"/".to_vec()]
+    }
+
+    fn preflight(&self) -> Result<Preflight, SourceError> {
+        Ok(Preflight { notes: self.notes.clone() })
+    }
+
+    fn order(&self) -> Order {
+        Order::Any
+    }
+
+    fn previous(&self, entries: Vec<Previous>) {
+        *self.previous.lock().unwrap_or_else(PoisonError::into_inner) = Basis::of(entries);
+    }
+
+    fn walk(&self, visit: Visit<'_>) -> Result<(), SourceError> {
+        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let client =
+            client.ok_or_else(|| SourceError::Other("this source was captured already".to_owned()))?;
+        match self.handle.block_on(self.capture(client, visit)) {
+            // The engine, which said so, knows why.
+            Ok(()) | Err(CaptureError::Stopped) => Ok(()),
+            Err(error) => Err(SourceError::Failed(Box::new(error))),
+        }
+    }
+
+    fn open(&self, item: &Item) -> Result<Option<Opened>, SourceError> {
+        Err(SourceError::Other(format!("`{}` came without its content", item.key.display_path())))
+    }
+}

@@ -1,0 +1,141 @@
+//! What a snapshot says about the cluster it is of: `cluster.json`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Name of the entry that holds it.
+pub const CLUSTER_FILE: &str = "cluster.json";
+/// Entry below which the data directory lies.
+pub const DATA: &str = "data";
+/// Entry below which tablespaces lie, each under its OID.
+pub const TABLESPACES: &str = "tablespaces";
+/// Entry below which configuration files lie that the server has elsewhere, under their absolute paths.
+pub const CONFIG: &str = "config";
+
+/// The content of `cluster.json` (format.md §16). What could not be found out is `None`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// 1.
+    pub format: u32,
+    /// Decimal.
+    pub system_identifier: String,
+    /// Timeline of `stop_lsn`.
+    pub timeline: u32,
+    /// As in 150018.
+    pub server_version_num: u32,
+    /// What `version()` says.
+    pub version: String,
+    /// Recovery begins here.
+    pub start_lsn: String,
+    /// The cluster is consistent from here on.
+    pub stop_lsn: String,
+    /// RFC 3339.
+    pub start_time: String,
+    /// RFC 3339.
+    pub stop_time: String,
+    /// Whether the server was in recovery.
+    pub from_standby: bool,
+    /// `included` or `archive`.
+    pub wal: String,
+    /// Bytes.
+    pub wal_segment_size: u32,
+    /// Bytes.
+    pub block_size: u32,
+    /// Whether pages bear checksums.
+    pub data_checksums: bool,
+    /// Where the server has it.
+    pub data_directory: Option<String>,
+    /// All but the default ones.
+    pub tablespaces: Vec<Space>,
+    /// All databases, templates included.
+    pub databases: Vec<Database>,
+    /// What a recovering server must not have less of.
+    pub settings: BTreeMap<String, String>,
+    /// Configuration files outside the data directory.
+    pub configuration: Vec<ConfigFile>,
+    /// `stream` or `local`.
+    pub capture: String,
+    /// What it builds on; `None` for a full read.
+    pub increment: Option<Increment>,
+    /// Pages whose checksum does not fit.
+    pub bad_pages: u64,
+    /// The first of them.
+    pub bad_page_examples: Vec<BadPage>,
+}
+
+/// A tablespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// Its OID.
+    pub oid: u32,
+    /// Where the server has it.
+    pub location: String,
+    /// Its name.
+    pub name: Option<String>,
+}
+
+/// A database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Database {
+    /// Its OID.
+    pub oid: u32,
+    /// Its name.
+    pub name: String,
+    /// Bytes.
+    pub size: Option<u64>,
+    /// Tables of users, partitioned ones and materialized views included.
+    pub tables: Option<u64>,
+    /// Name of its encoding.
+    pub encoding: String,
+    /// LC_COLLATE.
+    pub collate: Option<String>,
+    /// LC_CTYPE.
+    pub ctype: Option<String>,
+    /// Version of the collation that its indexes were made with (15 and newer).
+    pub collation_version: Option<String>,
+    /// Installed extensions.
+    pub extensions: Option<Vec<Extension>>,
+}
+
+/// An extension of a database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extension {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// A configuration file outside the data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigFile {
+    /// Absolute.
+    pub path: String,
+    /// Whether the role could read it.
+    pub captured: bool,
+}
+
+/// What a capture built on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Increment {
+    /// `start_lsn` of the snapshot before.
+    pub start_lsn: String,
+    /// Its timeline.
+    pub timeline: u32,
+    /// `wal-summaries` or `page-map`.
+    pub method: String,
+}
+
+/// A page whose checksum does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadPage {
+    /// The file, as a path in the snapshot.
+    pub path: String,
+    /// The block of the relation.
+    pub block: u32,
+    /// Name of the database, if it could be found out.
+    pub database: Option<String>,
+    /// Name of the relation, with its schema.
+    pub relation: Option<String>,
+}

@@ -1,0 +1,166 @@
+#!/usr/bin/env bash
+# Base backups of a live server, and servers that run from them: under load, with a tablespace, in full and as
+# increments, compared with the source in every row, its files checked by pg_verifybackup and pg_amcheck.
+#
+# usage: scripts/postgres-base.sh [MAJOR]      default 15; KEEPWELL names the command, by default that of the dev build;
+#                                              SCALE that of pgbench (default 5)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+major=${1:-15}
+scale=${SCALE:-5}
+keepwell=${KEEPWELL:-$(realpath "${CARGO_TARGET_DIR:-target}")/debug/keepwell}
+work=$(mktemp -d)
+chmod 755 "$work"
+load=
+cleanup() {
+    if [ -n "$load" ]; then kill "$load" 2>/dev/null || true; wait "$load" 2>/dev/null || true; fi
+    for one in back standby; do
+        if [ -e "$work/$one/data/postmaster.pid" ]; then as_owner "$BIN/pg_ctl" stop -s -m immediate -D "$work/$one/data" || true; fi
+    done
+    scripts/servers/postgres.sh stop "$work/server" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap cleanup EXIT
+fail() { echo "failed: $*" >&2; exit 1; }
+as_owner() {
+    if [ "$(id -u)" != 0 ]; then "$@"; else (cd "$work" && setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"); fi
+}
+
+conf=()
+if ((major >= 17)); then conf=(--conf 'summarize_wal = on'); fi
+scripts/servers/postgres.sh start "$major" "$work/server" "${conf[@]}" >"$work/env"
+. "$work/env"
+# Servers of some majors come without client programs; newer ones serve older servers too.
+if [ -z "$CLIENT_BIN" ]; then CLIENT_BIN=$(scripts/servers/postgres.sh install 17 | sed -n 's/^CLIENT_BIN=//p'); fi
+mkdir "$work/home" "$work/repository" "$work/space" "$work/target"
+if [ "$(id -u)" = 0 ]; then
+    chown "$OWNER" "$work" "$work/home" "$work/repository" "$work/space" "$work/target"
+    cp "$keepwell" "$work/keepwell"; keepwell=$work/keepwell
+fi
+export PGHOST=$SOCKET PGPORT=$PORT PGUSER=postgres PGDATABASE=postgres
+sql() { as_owner "$CLIENT_BIN/psql" -XAtq -v ON_ERROR_STOP=1 -c "$1"; }
+kw() { as_owner "$keepwell" --repository "$work/repository" "$@"; }
+field() { python3 -c "import json, sys
+for line in sys.stdin:
+    value = json.loads(line)
+    if value.get('type') == 'pg_backup': print(eval(sys.argv[1], {'v': value}))" "$1"; }
+backup() { # ARGUMENT…: sets `id` and `json`
+    json=$(kw --json pg backup 'user=keepwell' --dataset shop "$@")
+    id=$(field 'v["snapshot"]' <<<"$json")
+    [ -n "$id" ] || fail "no snapshot: $json"
+}
+
+kw --quiet init >/dev/null
+sql "CREATE ROLE keepwell LOGIN REPLICATION"
+sql "CREATE TABLESPACE apart LOCATION '$work/space'"
+as_owner "$CLIENT_BIN/pgbench" -q -i -s "$scale" postgres 2>/dev/null
+sql "CREATE TABLE notes TABLESPACE apart AS SELECT n, repeat(md5(n::text), 4) AS text FROM generate_series(1, 20000) n"
+sql "CREATE INDEX ON notes (text) TABLESPACE apart"
+sql "CREATE DATABASE empty"
+
+restore() { # ID DIR: as $work/DIR, its tablespace elsewhere than where the source has it
+    local back=$work/$2 verify=(-n)
+    rm -rf "$back"
+    kw --quiet restore "$1" --target "$back" >/dev/null
+    as_owner ln -s "$back/tablespaces/$space" "$back/data/pg_tblspc/$space"
+    # What shows the WAL is of the server's own major only.
+    if [ -x "$BIN/pg_waldump" ] && [ "$CLIENT_BIN" = "$BIN" ]; then verify=(); fi
+    as_owner "$CLIENT_BIN/pg_verifybackup" -q "${verify[@]}" "$back/data" || fail "pg_verifybackup"
+    as_owner sed -i "s# .*# $back/tablespaces/$space#" "$back/data/tablespace_map"
+    as_owner mkdir -p "$back/socket"
+}
+start() { # DIR
+    local back=$work/$1
+    as_owner "$BIN/pg_ctl" start -w -t 120 -s -D "$back/data" -l "$back/log" \
+        -o "-p $PORT -c listen_addresses= -c unix_socket_directories=$back/socket" </dev/null >/dev/null ||
+        { cat "$back/log" >&2; fail "it did not start"; }
+    grep -q 'consistent recovery state reached' "$back/log" || fail "it was not recovered"
+}
+end() { as_owner "$BIN/pg_ctl" stop -s -m immediate -D "$work/$1/data"; }
+there() { (export PGHOST=$work/back/socket; "$@"); }
+dump() { # of every database; two lines of newer dumps hold a random word
+    local database
+    for database in postgres empty; do
+        as_owner "$CLIENT_BIN/psql" -XAtq -d "$database" -c "SELECT n.nspname, c.relname, c.relkind, c.relpersistence FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1, 2"
+    done
+    for table in pgbench_accounts pgbench_branches pgbench_tellers pgbench_history notes; do
+        sql "SELECT '$table', count(*), md5(string_agg(t::text, ',' ORDER BY t::text)) FROM $table t"
+    done
+}
+space=$(sql "SELECT oid FROM pg_tablespace WHERE spcname = 'apart'")
+
+# Under load: what is there at the end of the backup is a moment of the load.
+as_owner "$CLIENT_BIN/pgbench" -n -c 2 -T 600 postgres >/dev/null 2>&1 &
+load=$!
+sleep 1
+backup
+full=$id
+[ "$(field 'v["cluster"]["increment"]' <<<"$json")" = None ] || fail "the first one is no increment"
+[ "$(field 'v["cluster"]["tablespaces"][0]["name"]' <<<"$json")" = apart ] || fail "the tablespace: $json"
+[ "$(field '[d["tables"] for d in v["cluster"]["databases"] if d["name"] == "postgres"]' <<<"$json")" = "[5]" ] || fail "the tables: $json"
+sleep 1
+backup
+second=$id
+kill "$load"; wait "$load" 2>/dev/null || true; load=
+for one in "$full" "$second"; do
+    restore "$one" back
+    start back
+    sums=$(there sql "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history)
+        AND (SELECT sum(bbalance) FROM pgbench_branches) = (SELECT sum(delta) FROM pgbench_history)")
+    [ "$sums" = t ] || fail "the balances do not add up"
+    end back
+done
+
+# At rest: everything is equal, whatever happened to files in between.
+sql "DROP TABLE pgbench_tellers; CREATE TABLE pgbench_tellers AS SELECT 1 AS tid" 
+sql "DELETE FROM notes WHERE n > 5000"
+sql "VACUUM notes"
+sql "INSERT INTO notes SELECT n, 'more' FROM generate_series(1, 9000) n"
+sql "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid % 5000 = 0"
+sql "CREATE TABLE other AS SELECT 1; TRUNCATE other"
+backup
+third=$id
+stored=$(field 'v["stored_bytes"]' <<<"$json")
+how=$(field '(v["cluster"]["increment"] or {}).get("method", "full")' <<<"$json")
+if ((major >= 17)); then expected=wal-summaries; else expected=page-map; fi
+[ "$how" = "$expected" ] || fail "it was $how: $json"
+dump >"$work/expected"
+restore "$third" back
+start back
+there dump >"$work/found"
+cmp -s "$work/expected" "$work/found" || { diff "$work/expected" "$work/found" | head -20 >&2; fail "the databases differ"; }
+if [ -x "$CLIENT_BIN/pg_amcheck" ] && [ "$CLIENT_BIN" = "$BIN" ]; then
+    there as_owner "$CLIENT_BIN/pg_amcheck" --install-missing --heapallindexed --rootdescend -d postgres || fail "pg_amcheck"
+fi
+end back
+
+# Any of them can go.
+kw --quiet forget "$full" "$second" >/dev/null
+kw --quiet prune >/dev/null
+kw --quiet check --read-data >/dev/null
+restore "$third" back
+start back
+there dump >"$work/found"
+cmp -s "$work/expected" "$work/found" || fail "the databases differ after a prune"
+end back
+
+# A standby made from a snapshot, and a snapshot made from the standby.
+restore "$third" standby
+as_owner touch "$work/standby/data/standby.signal"
+as_owner tee -a "$work/standby/data/postgresql.auto.conf" <<<"primary_conninfo = 'host=$SOCKET port=$PORT user=postgres'" >/dev/null
+start standby
+sql "CREATE TABLE late AS SELECT 1 AS n; CHECKPOINT"
+at=$(sql "SELECT pg_current_wal_flush_lsn()")
+on_standby() { (export PGHOST=$work/standby/socket; "$@"); }
+for _ in $(seq 100); do [ "$(on_standby sql "SELECT pg_last_wal_replay_lsn() >= '$at'")" = t ] && break; sleep 0.1; done
+dump >"$work/expected"
+PGHOST=$work/standby/socket
+backup
+PGHOST=$SOCKET
+[ "$(field 'v["cluster"]["from_standby"]' <<<"$json")" = True ] || fail "it is from a standby: $json"
+restore "$id" back
+start back
+there dump >"$work/found"
+cmp -s "$work/expected" "$work/found" || { diff "$work/expected" "$work/found" | head -20 >&2; fail "the databases differ from those of the standby"; }
+end back
+echo "PostgreSQL $major: backed up under load, at rest and from a standby, and restored; the increment ($how) stored $stored bytes"

@@ -80,6 +80,7 @@ stage_postgres() {
     cargo nextest run --locked -p keepwell-source-postgres --features test-servers --test servers --status-level fail --final-status-level slow
     cargo build --locked --quiet --workspace --bins --tests # built already for the stage `test`
     for major in ${KEEPWELL_TEST_POSTGRES:-15 17}; do
+        scripts/postgres-base.sh "$major"
         [ -n "$(scripts/servers/postgres.sh install "$major" | sed -n 's/^CLIENT_BIN=//p')" ] || continue
         scripts/postgres-wal.sh "$major"
         scripts/postgres-proof.sh "$major"

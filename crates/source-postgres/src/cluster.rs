@@ -139,3 +139,59 @@ pub struct BadPage {
     /// Name of the relation, with its schema.
     pub relation: Option<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a capture writes, a recovery reads.
+    #[test]
+    fn a_recovery_understands_it() {
+        let space = Space { oid: 16_385, location: "/srv/apart".into(), name: Some("apart".into()) };
+        let database = Database {
+            oid: 5,
+            name: "shop".into(),
+            size: Some(9),
+            tables: None,
+            encoding: "UTF8".into(),
+            collate: Some("C".into()),
+            ctype: None,
+            collation_version: None,
+            extensions: Some(vec![Extension { name: "plpgsql".into(), version: "1.0".into() }]),
+        };
+        let cluster = Cluster {
+            format: 1,
+            system_identifier: "7710603854990343878".into(),
+            timeline: 2,
+            server_version_num: 150_018,
+            version: "PostgreSQL 15.18".into(),
+            start_lsn: "0/2000028".into(),
+            stop_lsn: "0/2000100".into(),
+            start_time: "2026-11-21T15:09:06.994706056Z".into(),
+            stop_time: "2026-11-21T15:09:09Z".into(),
+            from_standby: true,
+            wal: "included".into(),
+            wal_segment_size: 16 << 20,
+            block_size: 8192,
+            data_checksums: true,
+            data_directory: None,
+            tablespaces: vec![space],
+            databases: vec![database],
+            settings: BTreeMap::from([("max_connections".into(), "100".into())]),
+            configuration: vec![ConfigFile { path: "/etc/x.conf".into(), captured: false }],
+            capture: "stream".into(),
+            increment: None,
+            bad_pages: 0,
+            bad_page_examples: Vec::new(),
+        };
+        let read = crate::recovery::Cluster::parse(&serde_json::to_vec(&cluster).unwrap()).unwrap();
+        assert_eq!(read.system_identifier.to_string(), cluster.system_identifier);
+        assert_eq!(
+            (read.start_lsn.to_string(), read.stop_lsn.to_string()),
+            (cluster.start_lsn, cluster.stop_lsn)
+        );
+        assert_eq!((read.timeline.get(), read.from_standby, read.data_directory), (2, true, None));
+        assert_eq!(read.tablespaces[0].location, "/srv/apart");
+        assert_eq!(read.stop_time, 1_795_273_749_000_000_000);
+    }
+}

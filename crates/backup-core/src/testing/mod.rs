@@ -16,7 +16,7 @@ pub(crate) use tree::{MemorySource, Part, Thing, TreeModel, assert_same, key, no
 use crate::chunker::ChunkSizes;
 use crate::env::Clock;
 use crate::repository::{CreateOptions, Created, Limits, Repository, Snapshot};
-use crate::{BackupOptions, BackupReport, RestoreOptions};
+use crate::{BackupOptions, BackupReport, Cache, RestoreOptions};
 
 /// A new repository in memory, open with the keys of its owner, who is also its first member.
 pub(crate) struct World {
@@ -51,6 +51,13 @@ impl World {
     /// Opens the repository anew, with an empty cache.
     pub async fn open(&self, key: &KeyFile) -> Repository {
         Self::open_store(&self.store, key).await
+    }
+
+    /// Opens the repository anew with a cache of the caller's.
+    pub async fn open_cached(&self, key: &KeyFile, cache: Cache) -> Repository {
+        let store: Arc<dyn ObjectStore> = Arc::clone(&self.store) as _;
+        let limits = Limits { threads: 2, memory_bytes: 64 << 20 };
+        Repository::builder(store).limits(limits).cache(cache).open(key.clone()).await.unwrap()
     }
 
     /// Enrols a host that can write and not read, and opens the repository as it.

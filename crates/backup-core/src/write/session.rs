@@ -73,7 +73,7 @@ impl Session {
         let writer = repository.writer()?;
         let before = read_before(repository, writer).await?;
         let mut n = before.next;
-        let alive = loop {
+        loop {
             let record = Record {
                 store: repository.store_id(),
                 writer,
@@ -83,15 +83,14 @@ impl Session {
                 kind: SessionKind::Writer,
                 nonce: (!planted("claim-without-nonce")).then(|| repository.random()),
             };
-            let alive = AliveFile::create(repository.cache(), writer, n);
             let signed = repository.sign(Record::KIND, record.encode())?;
-            match repository.put_own(&names::session_key(writer, n, 0), signed).await {
-                Ok(true) => break alive,
-                // An open session of this writer, at work or dead, has the number.
-                Ok(false) => n = repository.next_session(writer, n).await?,
-                Err(error) => return Err(error),
+            if repository.put_own(&names::session_key(writer, n, 0), signed).await? {
+                break;
             }
-        };
+            // An open session of this writer, at work or dead, has the number.
+            n = repository.next_session(writer, n).await?;
+        }
+        let alive = AliveFile::create(repository.cache(), writer, n);
         let Before { previous, seen, own, .. } = before;
         let beats = tokio::spawn(beat(repository.clone(), writer, n));
         Ok(Self { repository: repository.clone(), writer, n, previous, seen, own, beats, _alive: alive })
@@ -110,10 +109,17 @@ impl Session {
         self.own.before(&self.repository, self.writer, below).await
     }
 
-    /// Publishes the list and then the commit. [`Error::Fenced`] when a keeper ended the session first.
+    /// Publishes the list and then the commit. [`Error::Fenced`] when a keeper ended the session first. After a failure
+    /// before the commit nothing is published, and the session is ended.
     pub async fn end(self, ending: Ending) -> Result<Commit, Error> {
         let repository = &self.repository;
-        let list = self.put_list(ending.created).await?;
+        let list = match self.put_list(ending.created).await {
+            Ok(list) => list,
+            Err(error) => {
+                self.abandon().await;
+                return Err(error);
+            }
+        };
         let commit = Commit {
             store: repository.store_id(),
             writer: self.writer,

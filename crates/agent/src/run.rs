@@ -17,7 +17,7 @@ use keepwell_storage::{ConnectOptions, ObjectStore, Purpose, RetryPolicy, Retryi
 use crate::config::{Job, JobName};
 use crate::copy::{self, Copied, Places};
 use crate::state::State;
-use crate::stop::{Stop, StoppableSource, StoppableStore};
+use crate::stop::Stop;
 
 /// What a run did.
 #[derive(Debug)]
@@ -34,7 +34,6 @@ pub struct Done {
 pub async fn run(name: &JobName, job: &Job, state: &State, stop: &Stop, now: Timestamp) -> Result<Done> {
     let source: Arc<dyn Source> = Arc::new(source(job)?);
     let repository = open(job, state, stop).await?;
-    let source = Arc::new(StoppableSource::new(source, stop.clone()));
     let report = repository.backup(source, options(name, job)).await?;
     let forgotten = match &job.retention {
         Some(retention) => forget(&repository, name, &retention.policy(), now).await.context("forget")?,
@@ -85,8 +84,8 @@ pub async fn open_store(
         path.display()
     );
     let key = KeyFile::parse(&text).with_context(|| format!("read `{}`", path.display()))?;
-    let store = StoppableStore::new(Retrying::new(store, RetryPolicy::default()), stop.clone());
-    Ok(Repository::builder(Arc::new(store)).cache(Cache::directory(state.cache())).open(key).await?)
+    let builder = Repository::builder(Arc::new(Retrying::new(store, RetryPolicy::default())));
+    Ok(builder.cache(Cache::directory(state.cache())).cancel(stop.cancel()).open(key).await?)
 }
 
 fn options(name: &JobName, job: &Job) -> BackupOptions {

@@ -138,7 +138,7 @@ pub enum Error {
     /// A background task died.
     #[error("a worker died: {0}")]
     Task(String),
-    /// Another part failed first; its error is the one to show.
+    /// Somebody wanted the work to end ([`crate::Cancel`]), or another part failed first and its error is the one to show.
     #[error("the work was cancelled")]
     Cancelled,
 }

@@ -77,6 +77,7 @@ mod alive;
 mod backup;
 mod browse;
 mod cache;
+mod cancel;
 mod check;
 pub mod chunker;
 mod copy;
@@ -106,6 +107,7 @@ mod write;
 pub use backup::{BackupOptions, BackupReport};
 pub use browse::{ArchiveFormat, ArchiveReport, ChangeKind, Count, Depth, DiffSummary, Tree, TreeChange};
 pub use cache::Cache;
+pub use cancel::Cancel;
 pub use check::{CheckOptions, CheckReport, Finding, ReadData, ScrubReport, scrub};
 pub use copy::{
     CopiedSnapshot, CopyReport, CopyRules, EXTRA_ORIGIN, EXTRA_ORIGIN_SNAPSHOT, Exclude, Held, Holdings,
@@ -113,9 +115,9 @@ pub use copy::{
 };
 pub use error::Error;
 pub use keys::Erased;
-pub use prune::{Forgotten, PruneOptions, PruneReport};
+pub use prune::{ClassUsage, Forgotten, Growth, PruneOptions, PrunePlan, PruneReport, Usage};
 pub use read::Copies;
-pub use repair::RepairReport;
+pub use repair::{RepairOptions, RepairReport, restore_vital};
 pub use repository::{
     Access, Builder, CreateOptions, Created, Limits, Repository, RepositoryHint, Snapshot, SnapshotState,
 };

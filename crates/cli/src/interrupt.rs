@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use backup_core::Cancel;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
 
 /// Whether the work should stop, and whether it knows how to stop by itself.
 #[derive(Debug, Clone, Default)]
@@ -13,7 +13,7 @@ pub struct Interrupt(Arc<State>);
 #[derive(Debug, Default)]
 struct State {
     flags: AtomicU8,
-    requested: Notify,
+    cancel: Cancel,
 }
 
 const REQUESTED: u8 = 1;
@@ -27,18 +27,19 @@ impl Interrupt {
 
     /// From now on the work ends by itself when it is asked to; only a second signal ends the process at once.
     pub fn ends_by_itself(&self) {
-        self.0.flags.fetch_or(GRACEFUL, Ordering::SeqCst);
+        if self.0.flags.fetch_or(GRACEFUL, Ordering::SeqCst) & REQUESTED != 0 {
+            self.0.cancel.cancel();
+        }
+    }
+
+    /// The wish, for work that [ends by itself](Self::ends_by_itself).
+    pub fn cancel(&self) -> Cancel {
+        self.0.cancel.clone()
     }
 
     /// Returns when work that ends by itself is to end.
     pub async fn requested(&self) {
-        loop {
-            let notified = self.0.requested.notified();
-            if self.0.flags.load(Ordering::SeqCst) == REQUESTED | GRACEFUL {
-                return;
-            }
-            notified.await;
-        }
+        self.0.cancel.cancelled().await;
     }
 
     /// Returns when the process is to end at once.
@@ -53,10 +54,10 @@ impl Interrupt {
                 _ = hangup.recv() => {}
             }
             let before = self.0.flags.fetch_or(REQUESTED, Ordering::SeqCst);
-            self.0.requested.notify_waiters();
             if before & GRACEFUL == 0 || before & REQUESTED != 0 {
                 return Ok(());
             }
+            self.0.cancel.cancel();
             say("stopping; what is stored is kept (interrupt again to end at once)");
         }
     }

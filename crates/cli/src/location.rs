@@ -16,7 +16,6 @@ use keepwell_storage::{
 use crate::config::Profile;
 use crate::context::Context;
 use crate::exit::Complaint;
-use crate::stop::StoppableStore;
 
 /// Where a repository is, or will be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,8 +145,7 @@ fn wrap(ctx: &Context, store: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
         upload_bytes_per_second: rate(ctx.global.limit_upload, ctx.profile.limits.upload),
         download_bytes_per_second: rate(ctx.global.limit_download, ctx.profile.limits.download),
     };
-    let store = Retrying::new(Throttled::new(store, limits), RetryPolicy::default());
-    Arc::new(StoppableStore::new(store, ctx.interrupt.clone()))
+    Arc::new(Retrying::new(Throttled::new(store, limits), RetryPolicy::default()))
 }
 
 impl fmt::Display for Location {

@@ -22,7 +22,6 @@ mod progress;
 mod retention;
 mod secret;
 mod select;
-mod stop;
 mod table;
 mod text;
 

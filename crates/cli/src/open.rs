@@ -86,7 +86,7 @@ pub async fn for_reading(ctx: &Context) -> Result<Opened> {
 }
 
 /// Whether another place of the same repository may do where this one did not.
-fn is_about_the_place(error: &anyhow::Error) -> bool {
+pub fn is_about_the_place(error: &anyhow::Error) -> bool {
     use backup_core::Error as E;
     error.chain().filter_map(|cause| cause.downcast_ref::<E>()).any(|error| {
         matches!(error, E::NoRepository { .. } | E::Storage(_) | E::Damaged { .. } | E::Trust(_))
@@ -95,11 +95,15 @@ fn is_about_the_place(error: &anyhow::Error) -> bool {
 
 /// Finds that repository and its key.
 pub async fn credential(ctx: &Context) -> Result<Credential> {
-    let location = match Location::named(ctx)? {
-        Some(location) => location,
-        None => hinted(ctx)?.unwrap_or_else(|| Location::default_of(ctx)),
-    };
-    credential_at(ctx, location, None).await
+    credential_at(ctx, location(ctx)?, None).await
+}
+
+/// The place of that repository.
+pub fn location(ctx: &Context) -> Result<Location> {
+    match Location::named(ctx)? {
+        Some(location) => Ok(location),
+        None => Ok(hinted(ctx)?.unwrap_or_else(|| Location::default_of(ctx))),
+    }
 }
 
 /// Finds the key to the repository at a place: the file named, or what can be found.
@@ -148,7 +152,7 @@ impl Credential {
 }
 
 fn builder(ctx: &Context, store: Arc<dyn ObjectStore>) -> Result<Builder> {
-    Ok(Repository::builder(store).cache(cache(ctx)).limits(limits(ctx)?))
+    Ok(Repository::builder(store).cache(cache(ctx)).limits(limits(ctx)?).cancel(ctx.interrupt.cancel()))
 }
 
 /// Opens the store of the same repository at a place, without showing anything.

@@ -20,12 +20,13 @@ mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keepwell_catalog::{MapBuilder, PackClass, PackSet, RecipeWriter, Statistics};
+use keepwell_catalog::{MapBuilder, PackClass, PackSet, Statistics};
 use keepwell_crypto::{DomainId, SnapshotId};
 
 use self::assemble::{Assembled, Assembler, Nodes, Unordered};
 use self::publish::Publisher;
 use self::queue::Queue;
+use self::recipes::RecipesOut;
 use self::scan::{Alarm, Scan, Window};
 use self::worker::{Shop, Worker};
 use crate::Error;
@@ -140,11 +141,14 @@ impl Repository {
         source: Arc<dyn Source>,
         options: BackupOptions,
     ) -> Result<BackupReport, Error> {
-        source.preflight()?.notes.iter().for_each(|note| self.monitor().note(note));
-        let publisher = Publisher::begin(self, &*source, options).await?;
-        let repository = self.clone();
-        let task = tokio::task::spawn_blocking(move || capture(&repository, &*source, publisher));
-        task.await.map_err(|e| Error::Task(e.to_string()))?
+        let captured = async {
+            source.preflight()?.notes.iter().for_each(|note| self.monitor().note(note));
+            let publisher = Publisher::begin(self, &*source, options).await?;
+            let repository = self.clone();
+            let task = tokio::task::spawn_blocking(move || capture(&repository, &*source, publisher));
+            task.await.map_err(|e| Error::Task(e.to_string()))?
+        };
+        self.unless_cancelled(captured).await
     }
 }
 
@@ -163,7 +167,7 @@ fn capture(
     }
 }
 
-type Captured = (Assembled, RecipeWriter<crate::cache::CacheWriter>, bool);
+type Captured = (Assembled, RecipesOut, bool);
 
 fn run(repository: &Repository, source: &dyn Source, publisher: &mut Publisher) -> Result<Captured, Error> {
     let options = publisher.options.clone();
@@ -192,19 +196,23 @@ fn run(repository: &Repository, source: &dyn Source, publisher: &mut Publisher) 
         id_key: &keys.id_key,
         monitor,
         window: &window,
+        cancel: repository.cancel(),
     };
-    let mut recipes_in = publisher.recipes_in()?;
+    let (mut recipes_in, old) = publisher.recipes_in()?.unzip();
     let unordered = match source.order() {
         Order::Ascending => None,
         Order::Any => {
             let told = recipes_in.take().map(|recipes| sorted::tell(source, recipes, known)).transpose()?;
-            let previous = if told == Some(true) { publisher.recipes_in()? } else { None };
+            let previous = match told {
+                Some(true) => publisher.recipes_in()?.map(|(recipes, _)| recipes),
+                _ => None,
+            };
             let ceiling = repository.limits().memory_bytes / 8;
             Some(Unordered { sorter: sorted::Sorter::new(repository.cache(), ceiling), previous })
         }
     };
     let checkpoint_every = unordered.is_none().then_some(options.checkpoint_every);
-    let recipes_out = publisher.recipes_out()?;
+    let recipes_out = publisher.recipes_out(old);
     monitor.phase("backup");
     std::thread::scope(|scope| {
         let alarm = Alarm(&queue, &window);
@@ -223,6 +231,7 @@ fn run(repository: &Repository, source: &dyn Source, publisher: &mut Publisher) 
             results: sender,
             monitor,
             clock: repository.clock(),
+            cancel: repository.cancel(),
             workers,
             checkpoint_every,
         };

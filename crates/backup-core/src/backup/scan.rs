@@ -13,6 +13,7 @@ use super::queue::{Batch, Queue, Work};
 use super::result::{Outcome, Step};
 use super::worker::{Novelty, count_kind};
 use crate::Error;
+use crate::cancel::Cancel;
 use crate::env::Clock;
 use crate::monitor::Monitor;
 use crate::source::{Found, Item, Source};
@@ -72,6 +73,7 @@ pub(super) struct Scan<'a, R: Read> {
     pub results: Sender<Step>,
     pub monitor: &'a dyn Monitor,
     pub clock: &'a dyn Clock,
+    pub cancel: &'a Cancel,
     pub workers: usize,
     /// `None` for a source without an order: what it has so far is no tree.
     pub checkpoint_every: Option<Duration>,
@@ -122,6 +124,7 @@ impl<R: Read> Scan<'_, R> {
     }
 
     fn take(&mut self, found: Found, filling: &mut Filling) -> Result<(), Error> {
+        self.cancel.check()?;
         let work = match found {
             Found::Problem { key, message } => Work::Reuse(Box::new(Outcome::lost(key, message))),
             Found::Note(text) => {
@@ -173,6 +176,7 @@ impl<R: Read> Scan<'_, R> {
             return Ok(Work::Capture { item, seen: true });
         }
         let encoded = Encoded::of_recipe(&recipe);
+        let follows = recipes.passed_over() == 0;
         let decoded = (encoded.extents(&item.key), Entry::decode(&encoded.value));
         let (Ok(extents), Ok(entry)) = decoded else { return Ok(Work::Capture { item, seen: true }) };
         let mut all_known = true;
@@ -198,6 +202,7 @@ impl<R: Read> Scan<'_, R> {
             lost: false,
             problem: None,
             reused: true,
+            follows,
             counts,
         };
         Ok(Work::Reuse(Box::new(outcome)))

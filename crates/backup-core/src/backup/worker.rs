@@ -12,6 +12,7 @@ use super::result::{Outcome, Step};
 use super::runs::{KEPT, Runs};
 use super::scan::Alarm;
 use crate::Error;
+use crate::cancel::Cancel;
 use crate::chunker::Chunker;
 use crate::error::one_line;
 use crate::monitor::Monitor;
@@ -29,6 +30,7 @@ pub(super) struct Shop<'a> {
     pub id_key: &'a IdKey,
     pub monitor: &'a dyn Monitor,
     pub window: &'a super::scan::Window,
+    pub cancel: &'a Cancel,
 }
 
 pub(super) struct Worker<'a> {
@@ -84,6 +86,7 @@ impl<'a> Worker<'a> {
     }
 
     fn capture(&mut self, item: Item, seen: bool) -> Result<Outcome, Error> {
+        self.shop.cancel.check()?;
         let opened = match self.shop.source.open(&item) {
             Ok(Some(opened)) => opened,
             Ok(None) => return Ok(Outcome::gone(item.key, "vanished before it could be read".into())),
@@ -120,6 +123,7 @@ impl<'a> Worker<'a> {
             lost: false,
             problem,
             reused: false,
+            follows: false,
             counts,
         })
     }
@@ -138,6 +142,7 @@ impl<'a> Worker<'a> {
         entry.content.clear();
         entry.size = 0;
         loop {
+            self.shop.cancel.check()?;
             if to == self.buffer.len() {
                 self.buffer.copy_within(from..to, 0);
                 (from, to) = (0, to - from);

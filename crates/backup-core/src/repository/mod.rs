@@ -41,6 +41,7 @@ pub(crate) use trust::{advance_chain, read_chain, read_keyring, reading_keyring,
 
 use crate::Error;
 use crate::cache::Cache;
+use crate::cancel::Cancel;
 use crate::env::{Clock, Rng, Timestamp};
 use crate::monitor::Monitor;
 use crate::planted::planted;
@@ -79,6 +80,7 @@ struct Inner {
     monitor: Arc<dyn Monitor>,
     limits: Limits,
     copies: CopySet,
+    cancel: Cancel,
 }
 
 impl fmt::Debug for Repository {
@@ -146,6 +148,10 @@ impl Repository {
     /// Where this store's cache is, if it is on the disk: for what a source wants to find again there and may lose.
     pub fn cache_path(&self) -> Option<&std::path::Path> {
         self.cache().path()
+    }
+
+    pub(crate) fn cancel(&self) -> &Cancel {
+        &self.0.cancel
     }
 
     pub(crate) fn cache(&self) -> &Cache {

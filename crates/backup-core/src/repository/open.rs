@@ -16,6 +16,7 @@ use super::trust::{follow_chain, open_chain, read_keyring, reading_keyring};
 use super::{Access, Inner, Limits, Repository};
 use crate::Error;
 use crate::cache::Cache;
+use crate::cancel::{Cancel, CancellableStore};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, Timestamp};
 use crate::monitor::{Monitor, Silent};
 use crate::read::{Copies, CopySet};
@@ -99,6 +100,7 @@ pub struct Builder {
     monitor: Arc<dyn Monitor>,
     limits: Limits,
     copies: Option<Box<dyn Copies>>,
+    cancel: Cancel,
 }
 
 impl Repository {
@@ -113,6 +115,7 @@ impl Repository {
             monitor: Arc::new(Silent),
             limits: Limits::default(),
             copies: None,
+            cancel: Cancel::default(),
         }
     }
 
@@ -186,6 +189,13 @@ impl Builder {
         self
     }
 
+    /// Heeds this wish to end.
+    #[must_use]
+    pub fn cancel(mut self, cancel: Cancel) -> Self {
+        self.cancel = cancel;
+        self
+    }
+
     /// Opens the repository with a credential.
     ///
     /// Fails with [`Error::NoRepository`], [`Error::WrongKey`], or [`Error::Trust`] when the trust chain is broken or
@@ -193,10 +203,11 @@ impl Builder {
     /// than this host has seen. Costs a request and a listing, and one request per record of the chain and for the keyring
     /// where the cache does not hold them.
     pub async fn open(self, key: KeyFile) -> Result<Repository, Error> {
-        let hint = RepositoryHint::read(&*self.store).await?;
+        let store: Arc<dyn ObjectStore> = Arc::new(CancellableStore::new(self.store, self.cancel.clone()));
+        let hint = RepositoryHint::read(&*store).await?;
         let store_id = hint.store.parse().map_err(|e| Error::damaged(HINT_KEY, e))?;
         let cache = self.cache.below(&format!("{store_id}"));
-        let records = Records { store: &*self.store, cache: &cache };
+        let records = Records { store: &*store, cache: &cache };
         let chain = open_chain(&records, Some(key.genesis)).await?;
         if chain.repository_id() != key.repository {
             return Err(Error::WrongKey(format!(
@@ -208,7 +219,7 @@ impl Builder {
         let access = open_access(&records, &chain, key).await?;
         let index = RwLock::new(Repository::empty_index(self.limits.memory_bytes));
         Ok(Repository(Arc::new(Inner {
-            store: self.store,
+            store,
             store_id,
             chain: RwLock::new(chain),
             access,
@@ -220,6 +231,7 @@ impl Builder {
             monitor: self.monitor,
             limits: self.limits,
             copies: CopySet::new(self.copies),
+            cancel: self.cancel,
         })))
     }
 }

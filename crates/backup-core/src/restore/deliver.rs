@@ -161,6 +161,7 @@ fn prepare(
                 }
             }
             Extent::Chunk { id, offset, length } => {
+                work.repository.cancel().check()?;
                 let (found, is_here) = locate(work, id)?;
                 if existing
                     .as_deref()

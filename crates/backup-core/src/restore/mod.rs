@@ -177,7 +177,8 @@ impl Repository {
         target: Arc<dyn RestoreTarget>,
         options: RestoreOptions,
     ) -> Result<RestoreReport, Error> {
-        let plan = self.plan_restore(snapshot, Arc::clone(&target), options.clone()).await?;
+        let planned = self.plan_restore(snapshot, Arc::clone(&target), options.clone());
+        let plan = self.unless_cancelled(planned).await?;
         plan.check_space()?;
         self.monitor().phase("restore");
         self.monitor().total(plan.entries, plan.bytes);
@@ -195,7 +196,7 @@ impl Repository {
         let task = tokio::task::spawn_blocking(move || {
             tree::restore(&work, root, &options, &name).map(|()| work.tally.report())
         });
-        task.await.map_err(|e| Error::Task(e.to_string()))?
+        self.unless_cancelled(async { task.await.map_err(|e| Error::Task(e.to_string()))? }).await
     }
 }
 

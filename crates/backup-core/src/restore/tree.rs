@@ -153,6 +153,7 @@ pub(super) fn restore(
 
 impl Restorer<'_> {
     fn step(&mut self, step: Visit<'_>) -> Result<(), Error> {
+        self.work.repository.cancel().check()?;
         match step {
             Visit::Entry { source, target, entry } => {
                 let done = self.place(source, target, entry);

@@ -18,7 +18,6 @@ use crate::exit::{Complaint, Exit};
 use crate::location::Location;
 use crate::open::{self, Opened};
 use crate::secret::Protection;
-use crate::stop::StoppableSource;
 use crate::text;
 
 const EXAMPLES: &str = "\
@@ -105,7 +104,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let options = options(ctx, &args, &repository, &paths)?;
     let dataset = options.dataset.clone();
     let began = std::time::Instant::now();
-    let report = repository.backup(StoppableSource::new(source, ctx), options).await;
+    ctx.interrupt.ends_by_itself();
+    let report = repository.backup(source, options).await;
     progress.end();
     let report = report?;
     print(ctx, &report, &dataset, began.elapsed());

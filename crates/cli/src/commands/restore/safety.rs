@@ -15,7 +15,6 @@ use crate::context::Context;
 use crate::exit::Complaint;
 use crate::open::Opened;
 use crate::select::SAFETY;
-use crate::stop::StoppableSource;
 
 /// `forget` leaves a safety snapshot alone for this long.
 const KEPT_NANOSECONDS: i64 = 14 * 24 * 3600 * 1_000_000_000;
@@ -59,7 +58,8 @@ pub async fn back_up(
         program: concat!("keepwell ", env!("CARGO_PKG_VERSION")).to_owned(),
         ..BackupOptions::default()
     };
-    let report = opened.repository.backup(StoppableSource::new(Arc::new(source), ctx), options).await;
+    ctx.interrupt.ends_by_itself();
+    let report = opened.repository.backup(Arc::new(source), options).await;
     let report = report.context("back up what stands in the target (nothing was restored)")?;
     if report.problem_count > 0 {
         return Err(Complaint::failed("what stands in the target could not be backed up completely")

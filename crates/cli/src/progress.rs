@@ -98,9 +98,19 @@ impl Progress {
             problems: AtomicU64::new(0),
             ended: AtomicBool::new(false),
         });
-        let ticking = Arc::clone(&shared);
-        let ticker = std::thread::spawn(move || ticking.tick());
-        Arc::new(Self { shared, ticker: Mutex::new(Some(ticker)) })
+        let progress = Arc::new(Self { shared, ticker: Mutex::new(None) });
+        progress.begin();
+        progress
+    }
+
+    /// Shows progress again after an [end](Self::end).
+    pub fn begin(&self) {
+        let mut ticker = self.ticker.lock().unwrap_or_else(PoisonError::into_inner);
+        if ticker.is_none() {
+            self.shared.ended.store(false, Ordering::Relaxed);
+            let ticking = Arc::clone(&self.shared);
+            *ticker = Some(std::thread::spawn(move || ticking.tick()));
+        }
     }
 
     /// Takes the bar away; what is said from now on stays. May be called more than once.

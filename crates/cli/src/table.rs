@@ -1,5 +1,7 @@
 //! Tables of text for people.
 
+use crate::printer::Printer;
+
 /// Which side of a column its text keeps to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
@@ -30,6 +32,13 @@ impl Table {
     /// Whether there is no row.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
+    }
+
+    /// Prints it, the heading in bold.
+    pub fn print(&self, printer: &Printer) {
+        for (n, line) in self.lines().into_iter().enumerate() {
+            printer.line(if n == 0 { printer.strong(&line) } else { line });
+        }
     }
 
     /// The heading, then one line per row; no trailing blanks.

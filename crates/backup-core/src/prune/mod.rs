@@ -14,9 +14,11 @@ mod set_back_tests;
 #[cfg(test)]
 mod tests;
 mod undo;
+mod usage;
 mod verdict;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
 use keepwell_catalog::names::PlanName;
@@ -29,9 +31,10 @@ use crate::repository::{Repository, read_plans};
 
 pub(crate) use merge::delete_segments;
 pub(crate) use repack::{move_frames, packer_settings};
-pub(crate) use scan::live_ends;
-pub(crate) use sessions::{open_sessions, settle_sessions};
+pub(crate) use scan::{live_ends, needed_state};
+pub(crate) use sessions::{open_sessions, settle_sessions, sweep};
 pub use undo::Forgotten;
+pub use usage::{ClassUsage, Growth, Usage};
 pub(crate) use verdict::delete_all;
 
 use scan::Scan;
@@ -108,6 +111,25 @@ pub struct PruneReport {
     pub locks_extended: u64,
 }
 
+/// A prune that was planned and not yet carried out.
+pub struct PrunePlan {
+    scan: Scan,
+    options: PruneOptions,
+}
+
+impl PrunePlan {
+    /// What would be done.
+    pub fn report(&self) -> &PruneReport {
+        &self.scan.report
+    }
+}
+
+impl fmt::Debug for PrunePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PrunePlan").field("report", self.report()).finish_non_exhaustive()
+    }
+}
+
 impl Repository {
     /// Removes packs and small objects that no snapshot needs, and rewrites packs that are mostly unused.
     ///
@@ -116,47 +138,80 @@ impl Repository {
     /// is deleted, and on a store that does not create exclusively, unless [`PruneOptions::exclusive`] is set. A
     /// prune that finds nothing to do still ends dead sessions, without waiting for those that are alive.
     pub async fn prune(&self, options: PruneOptions) -> Result<PruneReport, Error> {
+        let plan = self.plan_prune(options).await?;
+        if plan.options.dry_run {
+            return Ok(plan.report().clone());
+        }
+        self.carry_out(plan).await
+    }
+
+    /// Finds out what a prune would do, and does nothing. Needs and costs what the first part of [`Repository::prune`] does.
+    pub async fn plan_prune(&self, options: PruneOptions) -> Result<PrunePlan, Error> {
+        self.unless_cancelled(self.plan(options)).await
+    }
+
+    /// Does what was planned, however long ago: what has come to be needed since then stays.
+    pub async fn carry_out(&self, plan: PrunePlan) -> Result<PruneReport, Error> {
+        self.unless_cancelled(self.execute(plan)).await
+    }
+
+    async fn plan(&self, options: PruneOptions) -> Result<PrunePlan, Error> {
         if !self.access().is_keeper() || !self.can_read() {
             return Err(self.access().cannot("prune"));
         }
         self.monitor().phase("prune");
-        if !options.dry_run && !options.exclusive {
+        for _ in 0..RESTARTS_MAX {
+            let retired = self.retired().await?; // step 1
+            match Scan::run(self, retired.clone(), &options).await {
+                Err(error) if self.was_overtaken(&error, &retired).await? => {}
+                scan => return self.plan_for(scan?, options).await, // step 2
+            }
+        }
+        let scan = Scan::run(self, self.retired().await?, &options).await?;
+        self.plan_for(scan, options).await
+    }
+
+    async fn plan_for(&self, mut scan: Scan, options: PruneOptions) -> Result<PrunePlan, Error> {
+        locks::respect(self, &mut scan).await?;
+        Ok(PrunePlan { scan, options })
+    }
+
+    /// Whether another keeper retired a snapshot meanwhile and removed its manifest, or its packs and their entries: then
+    /// the work begins again, knowing it.
+    async fn was_overtaken(&self, error: &Error, retired: &BTreeSet<(MemberId, u64)>) -> Result<bool, Error> {
+        let may_be = matches!(error, Error::Damaged { .. } | Error::ChunkLost { .. });
+        Ok(may_be && self.retired().await? != *retired)
+    }
+
+    async fn execute(&self, mut plan: PrunePlan) -> Result<PruneReport, Error> {
+        if !plan.options.exclusive {
             proof::demand_exclusive_create(self).await?;
         }
         for _ in 0..RESTARTS_MAX {
-            let retired = self.retired().await?; // step 1
-            match self.prune_with(retired.clone(), options.clone()).await {
-                // Another keeper retired a snapshot meanwhile and removed its manifest, or its packs and their entries:
-                // begin again, knowing it.
-                Err(Error::Damaged { .. } | Error::ChunkLost { .. }) if self.retired().await? != retired => {}
+            let retired = plan.scan.retired.clone();
+            match self.execute_once(&plan.scan, &plan.options).await {
+                Err(error) if self.was_overtaken(&error, &retired).await? => {
+                    plan = self.plan(plan.options).await?;
+                }
                 ended => return ended,
             }
         }
-        let retired = self.retired().await?;
-        self.prune_with(retired, options).await
+        self.execute_once(&plan.scan, &plan.options).await
     }
 
-    async fn prune_with(
-        &self,
-        retired: BTreeSet<(MemberId, u64)>,
-        options: PruneOptions,
-    ) -> Result<PruneReport, Error> {
-        let mut scan = Scan::run(self, retired, &options).await?; // step 2
-        locks::respect(self, &mut scan).await?;
-        if scan.stale_checkpoints && !options.dry_run && self.retire_abandoned(options.fence_after).await? {
-            return Box::pin(self.prune(options)).await; // with what these needed free as well
+    async fn execute_once(&self, scan: &Scan, options: &PruneOptions) -> Result<PruneReport, Error> {
+        if scan.stale_checkpoints && self.retire_abandoned(options.fence_after).await? {
+            let plan = self.plan(options.clone()).await?; // with what these needed free as well
+            return Box::pin(self.execute(plan)).await;
         }
         let mut report = scan.report.clone();
-        if options.dry_run {
-            return Ok(report);
-        }
-        report.locks_extended = locks::extend(self, &scan).await?;
+        report.locks_extended = locks::extend(self, scan).await?;
         if scan.is_idle() {
             report.fenced = sessions::end_dead_sessions(self, options.fence_after).await?;
             report.records_swept = sessions::sweep(self).await?;
             return Ok(report);
         }
-        let moved = repack::repack(self, &scan).await?; // step 3
+        let moved = repack::repack(self, scan).await?; // step 3
         report.repacked_bytes = moved.bytes;
         report.packs_repacked = moved.packs.len() as u64;
         let condemned = scan.condemned(&moved.packs);
@@ -165,11 +220,11 @@ impl Repository {
                 sessions::settle_sessions(self, options.fence_after).await?;
             }
             let name = self.write_plan(condemned.clone(), Vec::new()).await?; // step 4
-            self.decide_and_delete(name, condemned.into_iter().collect(), &scan, &options, &mut report)
-                .await?;
+            let condemned = condemned.into_iter().collect();
+            self.decide_and_delete(name, condemned, scan, options, &mut report).await?;
         }
         for (name, plan) in scan.unfinished.clone() {
-            self.decide_and_delete(name, plan, &scan, &options, &mut report).await?;
+            self.decide_and_delete(name, plan, scan, options, &mut report).await?;
         }
         report.segments_merged = merge::merge_segments(self).await?;
         report.plans_merged = merge_plans::merge_plans(self).await?;
@@ -178,15 +233,35 @@ impl Repository {
     }
 
     /// Condemns these packs by a plan of their own, and removes what of them nobody needs. For packs that are damaged.
-    pub(crate) async fn condemn(&self, names: Vec<String>) -> Result<(), Error> {
+    pub(crate) async fn condemn(&self, names: Vec<String>, fence_after: Duration) -> Result<(), Error> {
         let retired = self.retired().await?;
         let plan = self.write_plan(names.clone(), Vec::new()).await?;
-        sessions::settle_sessions(self, PruneOptions::default().fence_after).await?;
-        let condemned = names.into_iter().collect();
-        let kept = verdict::decide(self, plan, &condemned, &retired).await?;
-        let doomed: Vec<String> = condemned.difference(&kept).cloned().collect();
-        verdict::delete_all(self, &doomed).await?;
+        self.finish(plan, names, &retired, fence_after).await
+    }
+
+    /// Decides plans that somebody left without a verdict, and does what they say.
+    pub(crate) async fn finish_plans(&self, fence_after: Duration) -> Result<(), Error> {
+        let retired = self.retired().await?;
+        let mut plans = read_plans(self).await?;
+        plans.plans.retain(|name, _| !plans.verdicts.contains_key(name));
+        for (name, plan) in plans.plans {
+            self.finish(name, plan.condemned, &retired, fence_after).await?;
+        }
         Ok(())
+    }
+
+    async fn finish(
+        &self,
+        plan: PlanName,
+        condemned: Vec<String>,
+        retired: &BTreeSet<(MemberId, u64)>,
+        fence_after: Duration,
+    ) -> Result<(), Error> {
+        sessions::settle_sessions(self, fence_after).await?;
+        let condemned = condemned.into_iter().collect();
+        let kept = verdict::decide(self, plan, &condemned, retired).await?;
+        let doomed: Vec<String> = condemned.difference(&kept).cloned().collect();
+        verdict::delete_all(self, &doomed).await.map(|_| ())
     }
 
     /// Creates the next plan, which replaces the plans `merged`, if any.

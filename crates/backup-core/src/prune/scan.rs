@@ -30,11 +30,13 @@ pub(super) struct PackUse {
     pub live: u64,
     /// Stored bytes of all frames.
     pub total: u64,
+    /// Bytes of all chunks before compression.
+    pub plain: u64,
 }
 
 impl PackUse {
     /// The key of its object.
-    fn key(&self) -> String {
+    pub fn key(&self) -> String {
         names::pack_key(self.class, &self.pack.name).to_string()
     }
 }
@@ -368,7 +370,7 @@ impl Scan {
 }
 
 /// The state of the newest snapshot of every writer's datasets, retired or not: the writer goes on from there.
-pub(super) fn needed_state(ends: &[End]) -> BTreeSet<String> {
+pub(crate) fn needed_state(ends: &[End]) -> BTreeSet<String> {
     let mut newest: BTreeMap<(MemberId, Option<[u8; 16]>), &End> = BTreeMap::new();
     for end in ends.iter().filter(|e| e.commit.kind == CommitKind::Snapshot) {
         newest.insert((end.writer, end.commit.dataset_tag), end);
@@ -404,23 +406,28 @@ async fn mark(
 }
 
 /// Live and total bytes of every pack. Reads the whole index, a segment at a time.
-fn pack_uses(index: &IndexSet, marks: &Marks) -> Result<HashMap<ContentName, PackUse>, Error> {
+pub(super) fn pack_uses(index: &IndexSet, marks: &Marks) -> Result<HashMap<ContentName, PackUse>, Error> {
     let mut uses: HashMap<ContentName, PackUse> = HashMap::new();
     for (number, (_, segment)) in index.segments().iter().enumerate() {
-        let mut frames: HashMap<(u32, u32), (u32, bool)> = HashMap::new();
+        // Of each frame its stored length, its bytes before compression, and whether anything in it is live.
+        let mut frames: HashMap<(u32, u32), (u32, u64, bool)> = HashMap::new();
         for item in segment.iter() {
             let (ordinal, entry) = item?;
-            let frame = frames.entry((entry.pack, entry.frame_offset)).or_insert((entry.frame_length, false));
-            frame.1 |= marks.get(number, ordinal);
+            let frame =
+                frames.entry((entry.pack, entry.frame_offset)).or_insert((entry.frame_length, 0, false));
+            frame.1 += u64::from(entry.length);
+            frame.2 |= marks.get(number, ordinal);
         }
-        for ((pack, _), (length, live)) in frames {
+        for ((pack, _), (length, plain, live)) in frames {
             let Some(pack) = segment.packs().get(pack as usize) else { continue };
             let used = uses.entry(pack.name).or_insert(PackUse {
                 class: segment.class(),
                 pack: *pack,
                 live: 0,
                 total: 0,
+                plain: 0,
             });
+            used.plain += plain;
             used.total += u64::from(length);
             used.live += if live { u64::from(length) } else { 0 };
         }

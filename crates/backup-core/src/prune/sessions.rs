@@ -84,7 +84,7 @@ async fn settle(repository: &Repository, fence_after: Duration, patience: Patien
 }
 
 /// Removes the claims and beats of sessions that have an end; ends stay (docs/pruning.md). Gives how many went.
-pub(super) async fn sweep(repository: &Repository) -> Result<u64, Error> {
+pub(crate) async fn sweep(repository: &Repository) -> Result<u64, Error> {
     let mut claims = Vec::new();
     for info in repository.list("sessions/").await? {
         if let Ok(ObjectName::Session { writer, n, .. }) = info.key.as_str().parse() {

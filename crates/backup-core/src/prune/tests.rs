@@ -11,6 +11,7 @@ use keepwell_storage::{Capabilities, Key, Memory, ObjectInfo, ObjectStore, Page,
 
 use super::PruneOptions;
 use crate::check::{CheckOptions, ReadData};
+use crate::repair::RepairOptions;
 use crate::repository::Repository;
 use crate::testing::{Thing, TreeModel, World, assert_same, back_up, block_on, noise, restored, snapshot_of};
 use crate::write::Session;
@@ -88,7 +89,7 @@ fn a_store_that_cannot_create_exclusively_is_pruned_by_nobody_beside_others() {
             let refused = repository.prune(thorough()).await.unwrap_err();
             assert!(refused.to_string().contains("--exclusive"), "{refused}");
             assert_eq!(world.names("").await, before, "nothing is left behind");
-            repository.prune(PruneOptions { dry_run: true, ..thorough() }).await.unwrap();
+            repository.plan_prune(thorough()).await.unwrap();
             let report = repository.prune(PruneOptions { exclusive: true, ..thorough() }).await.unwrap();
             assert!(report.bytes_freed > 0, "{report:?}");
             let kept = snapshot_of(&repository, &kept).await;
@@ -143,7 +144,7 @@ fn an_unreadable_end_that_published_nothing_is_fenced_by_a_repair() {
         world.store.put_new(&key, Bytes::from_static(b"rot")).await.unwrap();
         let elsewhere = world.open(&world.key).await; // whose cache does not hold the end
         assert!(matches!(elsewhere.prune(thorough()).await, Err(Error::Damaged { .. })));
-        let repaired = repository.repair(None, ReadData::Nothing).await.unwrap();
+        let repaired = repository.repair(None, RepairOptions::default()).await.unwrap();
         assert_eq!(repaired.ends_fenced, 1);
         assert!(repaired.after.is_sound(), "{:?}", repaired.after.findings);
         repository.prune(thorough()).await.unwrap();
@@ -181,7 +182,7 @@ fn an_unreadable_snapshot_is_never_fenced_away() {
         let key = names::commit_key(writer, report.seq);
         world.delete(key.as_str()).await;
         world.store.put_new(&key, Bytes::from_static(b"rot")).await.unwrap();
-        let repaired = world.repository.repair(None, ReadData::Nothing).await.unwrap();
+        let repaired = world.repository.repair(None, RepairOptions::default()).await.unwrap();
         assert_eq!(repaired.ends_fenced, 0);
         assert!(!repaired.after.is_sound());
     });

@@ -89,9 +89,7 @@ pub async fn run(ctx: &Context, _: Args) -> Result<Exit> {
         });
         ctx.printer.json("copy_state", fields);
     }
-    for (n, line) in table.lines().into_iter().enumerate() {
-        ctx.printer.line(if n == 0 { ctx.printer.strong(&line) } else { line });
-    }
+    table.print(&ctx.printer);
     Ok(exit)
 }
 

@@ -174,8 +174,6 @@ fn print(ctx: &Context, verdicts: &[Verdict<'_>]) {
         table.row(vec![word.to_owned(), snapshot.short(), time, host, dataset, verdict.reasons.join("; ")]);
     }
     if !table.is_empty() {
-        for (n, line) in table.lines().into_iter().enumerate() {
-            ctx.printer.line(if n == 0 { ctx.printer.strong(&line) } else { line });
-        }
+        table.print(&ctx.printer);
     }
 }

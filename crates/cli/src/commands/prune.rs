@@ -66,44 +66,47 @@ pub async fn execute(ctx: &Context, opened: Opened, options: &Options, dry_run: 
     if !(0.0..=100.0).contains(&options.max_unused) {
         return Err(Complaint::usage("`--max-unused` is a number from 0 to 100").into());
     }
+    let plan = opened.repository.plan_prune(settings(options)).await;
     let asks = ctx.printer.draws() && !ctx.global.yes;
     if dry_run == DryRun::Yes || asks {
-        let plan = prune(&opened.repository, options, true).await;
+        let wal = trim(&opened, options, DryRun::Yes).await;
         opened.progress.end();
-        let (plan, wal) = plan?;
-        print_plan(ctx, &plan, &wal);
-        if dry_run == DryRun::Yes || is_idle(&plan) && wal.is_idle() {
+        let (plan, wal) = (plan.as_ref().map_err(Clone::clone)?.report(), wal?);
+        print_plan(ctx, plan, &wal);
+        if dry_run == DryRun::Yes || is_idle(plan) && wal.is_idle() {
             return Ok(Exit::Done);
         }
         confirm(ctx, "Remove this?", Unattended::Proceed)?;
+        opened.progress.begin();
     }
     ctx.interrupt.ends_by_itself();
-    let opened = if asks { open::repository(ctx).await? } else { opened };
-    let report = prune(&opened.repository, options, false).await;
+    let pruned = async {
+        let report = opened.repository.carry_out(plan?).await?;
+        Ok::<_, anyhow::Error>((report, trim(&opened, options, DryRun::No).await?))
+    };
+    let pruned = pruned.await;
     opened.progress.end();
-    let (report, wal) = report?;
+    let (report, wal) = pruned?;
     print(ctx, &report, &wal);
     Ok(Exit::Done)
 }
 
-/// Prunes what snapshots hold, and then WAL that no base backup needs.
-async fn prune(
-    repository: &Repository,
-    options: &Options,
-    dry_run: bool,
-) -> Result<(PruneReport, WalTrimReport)> {
-    let options = PruneOptions {
-        dry_run,
+/// Removes WAL that no base backup needs.
+async fn trim(opened: &Opened, options: &Options, dry_run: DryRun) -> Result<WalTrimReport> {
+    let options = PruneOptions { dry_run: dry_run == DryRun::Yes, ..settings(options) };
+    let floors =
+        |repository: Repository| async move { Ok::<_, anyhow::Error>(wal_floors(&repository).await?) };
+    let trimmed = opened.repository.trim_wal(&options, floors).await;
+    trimmed.context("remove WAL that no base backup needs")
+}
+
+fn settings(options: &Options) -> PruneOptions {
+    PruneOptions {
         max_unused: options.max_unused / 100.0,
         max_repack_bytes: options.max_repack.unwrap_or(u64::MAX),
         exclusive: options.exclusive,
         ..PruneOptions::default()
-    };
-    let report = repository.prune(options.clone()).await?;
-    let floors =
-        |repository: Repository| async move { Ok::<_, anyhow::Error>(wal_floors(&repository).await?) };
-    let wal = repository.trim_wal(&options, floors).await.context("remove WAL that no base backup needs")?;
-    Ok((report, wal))
+    }
 }
 
 fn is_idle(plan: &PruneReport) -> bool {

@@ -72,9 +72,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     if table.is_empty() {
         ctx.printer.say("There are no snapshots.");
     } else {
-        for (n, line) in table.lines().into_iter().enumerate() {
-            ctx.printer.line(if n == 0 { ctx.printer.strong(&line) } else { line });
-        }
+        table.print(&ctx.printer);
     }
     let damaged = shown.iter().any(|s| matches!(s.state, SnapshotState::Damaged(_)));
     Ok(if damaged { Exit::Damage } else { Exit::Done })

@@ -61,9 +61,7 @@ pub async fn run(ctx: &Context, chosen: &[&CopyConfig], wait: bool, dry_run: boo
         table.row(row(ctx, config, &outcome));
         report(ctx, config, &outcome, stale);
     }
-    for (n, line) in table.lines().into_iter().enumerate() {
-        ctx.printer.line(if n == 0 { ctx.printer.strong(&line) } else { line });
-    }
+    table.print(&ctx.printer);
     Ok(worst)
 }
 

@@ -53,9 +53,7 @@ fn print(ctx: &Context, filter: &Filter, names: &[String], holdings: &Holdings) 
         let id = held.snapshot.id.to_string();
         ctx.printer.json("held_snapshot", json!({ "id": id, "held_by": holders }));
     }
-    for (n, line) in table.lines().into_iter().enumerate() {
-        ctx.printer.line(if n == 0 { ctx.printer.strong(&line) } else { line });
-    }
+    table.print(&ctx.printer);
     for (name, proved) in names.iter().zip(&holdings.proved) {
         let since = proved.map_or_else(
             || "not all of it was read and proved by this host yet".to_owned(),

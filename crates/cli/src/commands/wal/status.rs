@@ -55,9 +55,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     if table.is_empty() {
         ctx.printer.say("No WAL is archived.");
     } else {
-        for (n, line) in table.lines().into_iter().enumerate() {
-            ctx.printer.line(if n == 0 { ctx.printer.strong(&line) } else { line });
-        }
+        table.print(&ctx.printer);
     }
     if gaps > 0 {
         ctx.printer

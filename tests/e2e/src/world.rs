@@ -7,7 +7,7 @@ use std::time::Duration;
 use backup_core::env::SystemClock;
 use backup_core::{
     BackupOptions, BackupReport, Cache, CheckOptions, CheckReport, CreateOptions, Created, Error, Limits,
-    PruneOptions, PruneReport, ReadData, Repository, RestoreOptions, RestoreReport, Snapshot,
+    PruneOptions, PruneReport, ReadData, RepairOptions, Repository, RestoreOptions, RestoreReport, Snapshot,
 };
 use keepwell_catalog::MapKey;
 use keepwell_crypto::keyfile::KeyFile;
@@ -143,6 +143,11 @@ pub async fn snapshot_of(repository: &Repository, report: &BackupReport) -> Snap
 /// Options of a prune that takes everything and waits for nobody.
 pub fn thorough() -> PruneOptions {
     PruneOptions { max_unused: 0.0, fence_after: Duration::ZERO, ..PruneOptions::default() }
+}
+
+/// A repair that waits for nobody.
+pub fn repairing(read: ReadData) -> RepairOptions {
+    RepairOptions { read, fence_after: Duration::ZERO }
 }
 
 /// Forgets these snapshots.

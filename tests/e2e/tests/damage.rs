@@ -2,11 +2,11 @@
 //! and another copy heals it.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use backup_core::{Cache, CheckOptions, ReadData, Repository, Snapshot};
+use backup_core::{Cache, CheckOptions, ReadData, Repository, Snapshot, restore_vital};
 use keepwell_catalog::names;
 use keepwell_e2e::damage::{ALL, Damage, Public, inflict};
 use keepwell_e2e::tree::Tree;
@@ -205,37 +205,81 @@ fn nothing_goes_unnoticed_and_nothing_wrong_comes_back() {
     });
 }
 
+/// Every kind, each of the first and last objects of it, damaged in every way, and healed from `from`.
+async fn heals(case: &Case, kinds: &[&str], from: &World) {
+    let objects = case.objects().await;
+    let mut seed = 0;
+    for kind in kinds {
+        let names = &objects[*kind];
+        // Of commits, those that publish a snapshot: of others a copy has nothing.
+        let committed: Vec<String> = case.snapshots.iter().map(|(s, _)| commit_of(s)).collect();
+        let names = if *kind == "commits" { &committed } else { names };
+        let chosen: BTreeSet<&String> = [names.first(), names.last()].into_iter().flatten().collect();
+        for name in chosen {
+            let peer = names.iter().find(|peer| *peer != name).map(String::as_str);
+            for damage in ALL {
+                seed += 1;
+                let what = format!("{damage:?} {name} (seed {seed})");
+                let world = case.world.fork();
+                if inflict(&world.store, damage, name, peer, &case.public, seed).await {
+                    heal_one(case, &world, from, &what).await;
+                }
+            }
+        }
+    }
+}
+
+fn commit_of(snapshot: &Snapshot) -> String {
+    names::commit_key(snapshot.commit.writer, snapshot.commit.n).to_string()
+}
+
+async fn heal_one(case: &Case, world: &World, from: &World, what: &str) {
+    let vital = restore_vital(&world.store, &from.store, world.key.genesis, 1).await;
+    vital.unwrap_or_else(|e| panic!("{what}: {e}"));
+    let repository = world.open().await;
+    let report = repository.repair(Some(&from.open().await), world::repairing(ReadData::Everything)).await;
+    let report = report.unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert!(report.after.is_sound(), "{what}: {:#?}", report.after.findings);
+    assert!(!is_noticed_without_keys(world).await, "{what}: still noticed without keys");
+    let repository = world.open().await;
+    let listed = repository.snapshots().await.unwrap();
+    assert_eq!(listed.len(), case.snapshots.len(), "{what}");
+    for snapshot in listed {
+        let (_, expected) = case.snapshots.iter().find(|(s, _)| s.id == snapshot.id).unwrap();
+        tree::assert_same(expected, &restored(&repository, &snapshot, case.dir()).await, what);
+    }
+    world::prune_to_the_end(&repository, what).await;
+    back_up(&repository, case.dir()).await.unwrap_or_else(|e| panic!("{what}: then a backup: {e}"));
+}
+
+/// A copy made by `copy` has of this store's own records only the commits of what was copied.
 #[test]
 fn another_copy_heals() {
     run(async {
         let case = Case::new().await;
-        let copy = case.copy.open().await;
-        let objects = case.objects().await;
-        for kind in ["data", "meta", "index", "manifests", "commits"] {
-            let objects = &objects[kind];
-            for damage in [Damage::Deleted, Damage::Flipped, Damage::Forged] {
-                // Of commits, one that publishes a snapshot: of others no copy exists.
-                let committed =
-                    names::commit_key(case.snapshots[0].0.commit.writer, case.snapshots[0].0.commit.n);
-                let name =
-                    if kind == "commits" { committed.as_str() } else { objects.last().unwrap().as_str() };
-                let what = format!("{damage:?} {name}");
-                let world = case.world.fork();
-                inflict(&world.store, damage, name, None, &case.public, 7).await;
-                let repository = world.open().await;
-                let report = repository.repair(Some(&copy), ReadData::Everything).await;
-                let report = report.unwrap_or_else(|e| panic!("{what}: {e}"));
-                assert!(report.after.is_sound(), "{what}: {:#?}", report.after.findings);
-                let repository = world.open().await;
-                let listed = repository.snapshots().await.unwrap();
-                assert_eq!(listed.len(), case.snapshots.len(), "{what}");
-                for snapshot in listed {
-                    let (_, expected) = case.snapshots.iter().find(|(s, _)| s.id == snapshot.id).unwrap();
-                    tree::assert_same(expected, &restored(&repository, &snapshot, case.dir()).await, &what);
-                }
-                world::prune_to_the_end(&repository, &what).await;
-            }
-        }
+        let kinds = ["keepwell.json", "trust", "keys", "data", "meta", "index", "manifests", "commits"];
+        heals(&case, &kinds, &case.copy).await;
+    });
+}
+
+/// A copy of the store byte for byte has everything.
+#[test]
+fn a_mirror_heals_what_only_this_store_has_signed() {
+    run(async {
+        let case = Case::new().await;
+        let mirror = case.world.fork();
+        let kinds = [
+            "keepwell.json",
+            "trust",
+            "commits",
+            "lists",
+            "retired",
+            "gc",
+            "gc verdict",
+            "state",
+            "sessions",
+        ];
+        heals(&case, &kinds, &mirror).await;
     });
 }
 

@@ -13,11 +13,14 @@ mod structure;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use keepwell_catalog::names::ObjectName;
 use keepwell_catalog::{PackClass, Root};
 
 use crate::Error;
+use crate::prune::open_sessions;
 use crate::repository::Repository;
 
+pub(crate) use records::prove_object;
 pub(crate) use remembered::load as remembered_proofs;
 pub use scrub::{ScrubReport, scrub};
 
@@ -102,9 +105,25 @@ impl Repository {
         }
         self.monitor().phase("check");
         let mut report = CheckReport::default();
-        let history = history::check(self, &mut report).await?;
-        let packs = structure::check(self, &history, &mut report).await?;
-        data::check(self, &packs, options.read, &mut report).await?;
+        let checked = async {
+            let history = history::check(self, &mut report).await?;
+            let packs = structure::check(self, &history, &mut report).await?;
+            data::check(self, &packs, options.read, &mut report).await?;
+            self.cancel().check() // what could not be read any more is no damage
+        };
+        self.unless_cancelled(checked).await?;
+        Ok(report)
+    }
+
+    /// [`Repository::check`], and beside it all that [`scrub`] finds in records and names: what a repair goes by.
+    ///
+    /// Costs a request for every signed record more. A session at work is no damage.
+    pub async fn examine(&self, read: ReadData) -> Result<CheckReport, Error> {
+        let mut report = self.check(CheckOptions { read }).await?;
+        let scrubbed = scrub(self.store(), Some(self.chain().fingerprint()), false).await?;
+        let open = open_sessions(self).await?;
+        let is_at_work = |finding: &Finding| matches!(finding.object.parse(), Ok(ObjectName::Commit(writer, n)) if open.contains_key(&(writer, n)));
+        report.findings.extend(scrubbed.findings.into_iter().filter(|finding| !is_at_work(finding)));
         Ok(report)
     }
 }

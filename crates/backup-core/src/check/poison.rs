@@ -5,6 +5,7 @@ use keepwell_crypto::ChunkKind;
 use keepwell_storage::ObjectStore;
 
 use super::{CheckOptions, ReadData};
+use crate::repair::RepairOptions;
 use crate::testing::{Thing, TreeModel, World, assert_same, back_up, block_on, noise, restored, snapshot_of};
 
 #[test]
@@ -34,7 +35,8 @@ fn a_false_entry_is_found_and_poisons_nobody_for_ever() {
         let found = victim.check(everything).await.unwrap();
         assert!(found.findings.iter().any(|f| f.object == key.as_str()), "{:?}", found.findings);
 
-        victim.repair(None, ReadData::Everything).await.unwrap();
+        let options = RepairOptions { read: ReadData::Everything, ..RepairOptions::default() };
+        victim.repair(None, options).await.unwrap();
         let victim = world.open(&world.key).await;
         let report = back_up(&victim, &tree).await;
         let found = victim.check(everything).await.unwrap();

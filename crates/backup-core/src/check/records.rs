@@ -21,11 +21,12 @@ use crate::repository::{End, RepositoryHint, verify_end};
 pub(super) struct Records {
     /// What signed lists name.
     pub expected: Vec<ListedObject>,
-    /// What signed plans condemn.
-    pub condemned: BTreeSet<String>,
-    /// Plans that need a verdict.
-    plans: BTreeMap<PlanName, Vec<String>>,
-    verdicts: BTreeSet<PlanName>,
+    /// What each signed plan condemns.
+    condemned: BTreeMap<PlanName, Vec<String>>,
+    /// Plans that replace others, and need no verdict.
+    merged: BTreeSet<PlanName>,
+    /// What verdicts release.
+    verdicts: BTreeMap<PlanName, BTreeSet<String>>,
     ends: Vec<End>,
     lists: BTreeMap<(MemberId, u64), Digest>,
     sessions: BTreeSet<(MemberId, u64)>,
@@ -132,16 +133,18 @@ impl Reader<'_> {
                 if let Some((_, plan)) =
                     self.record(name, Plan::KIND, Roles::KEEPER, Plan::decode, place).await?
                 {
-                    records.condemned.extend(plan.condemned.iter().cloned());
-                    if plan.merged.is_empty() {
-                        records.plans.insert(named, plan.condemned);
+                    if !plan.merged.is_empty() {
+                        records.merged.insert(named);
                     }
+                    records.condemned.insert(named, plan.condemned);
                 }
             }
             ObjectName::Kept(named) => {
                 let place = |kept: &Kept| (kept.store, names::kept_key(kept.name));
-                self.record(name, Kept::KIND, Roles::KEEPER, Kept::decode, place).await?;
-                records.verdicts.insert(named);
+                let read = self.record(name, Kept::KIND, Roles::KEEPER, Kept::decode, place).await?;
+                let released =
+                    read.map_or_else(BTreeSet::new, |(_, kept)| kept.released.into_iter().collect());
+                records.verdicts.insert(named, released);
             }
             ObjectName::Retired(n) => {
                 let place = |retired: &Retired| (retired.store, names::retired_key(retired.n));
@@ -184,14 +187,11 @@ impl Reader<'_> {
         place: impl Fn(&T) -> (StoreId, Key),
     ) -> Result<Option<(Digest, T)>, Error> {
         let Some(bytes) = self.fetch(name).await? else { return Ok(None) };
-        let opened = Signed::from_bytes(&bytes).map_err(|e| e.to_string()).and_then(|signed| {
-            self.chain.verify_author(&signed, kind, roles).map_err(|e| crate::error::one_line(&e))?;
-            let record = decode(&signed.payload).map_err(|e| e.to_string())?;
-            let (store, key) = place(&record);
-            let in_place = key.as_str() == name && self.store_id.is_none_or(|id| id == store);
-            if in_place { Ok(record) } else { Err("it belongs elsewhere".to_owned()) }
-        });
-        match opened {
+        let in_place = |record: &T| {
+            let (store, key) = place(record);
+            key.as_str() == name && self.store_id.is_none_or(|id| id == store)
+        };
+        match prove(self.chain, &bytes, kind, roles, decode, in_place) {
             Ok(record) => Ok(Some((Digest::of(&bytes), record))),
             Err(reason) => {
                 self.report.found(name, reason);
@@ -222,7 +222,70 @@ impl Reader<'_> {
     }
 }
 
+/// The record in an envelope, if its author may sign it and it stands where it says.
+fn prove<T>(
+    chain: &Chain,
+    bytes: &[u8],
+    kind: &str,
+    roles: Roles,
+    decode: impl Fn(&[u8]) -> Result<T, CatalogError>,
+    in_place: impl Fn(&T) -> bool,
+) -> Result<T, String> {
+    let signed = Signed::from_bytes(bytes).map_err(|e| e.to_string())?;
+    chain.verify_author(&signed, kind, roles).map_err(|e| crate::error::one_line(&e))?;
+    let record = decode(&signed.payload).map_err(|e| e.to_string())?;
+    if in_place(&record) { Ok(record) } else { Err("it belongs elsewhere".to_owned()) }
+}
+
+/// Whether these bytes are what has to stand under a name, as far as a signature or the hash in the name tells.
+pub(crate) fn prove_object(chain: &Chain, store: StoreId, key: &Key, bytes: &[u8]) -> Result<(), String> {
+    let any = Roles::WRITER | Roles::KEEPER;
+    let here = |found: StoreId, place: Key| found == store && place == *key;
+    match key.as_str().parse() {
+        Ok(ObjectName::Plan(_)) => {
+            let place = |plan: &Plan| here(plan.store, names::plan_key(plan.name));
+            prove(chain, bytes, Plan::KIND, Roles::KEEPER, Plan::decode, place).map(drop)
+        }
+        Ok(ObjectName::Kept(_)) => {
+            let place = |kept: &Kept| here(kept.store, names::kept_key(kept.name));
+            prove(chain, bytes, Kept::KIND, Roles::KEEPER, Kept::decode, place).map(drop)
+        }
+        Ok(ObjectName::Retired(_)) => {
+            let place = |retired: &Retired| here(retired.store, names::retired_key(retired.n));
+            prove(chain, bytes, Retired::KIND, Roles::KEEPER, Retired::decode, place).map(drop)
+        }
+        Ok(ObjectName::List(..)) => {
+            let place = |list: &List| here(list.store, names::list_key(list.writer, list.n));
+            prove(chain, bytes, List::KIND, any, List::decode, place).map(drop)
+        }
+        Ok(ObjectName::Session { .. }) => {
+            let place = |s: &SessionRecord| here(s.store, names::session_key(s.writer, s.n, s.k));
+            let anybody = any | Roles::READER;
+            prove(chain, bytes, SessionRecord::KIND, anybody, SessionRecord::decode, place).map(drop)
+        }
+        Ok(ObjectName::Commit(writer, n)) => {
+            let end = verify_end(chain, Some(store), writer, n, bytes);
+            end.map(drop).map_err(|e| crate::error::one_line(&e))
+        }
+        Ok(ObjectName::Manifest(name) | ObjectName::State(_, name)) if Digest::of(bytes) == name.digest() => {
+            Ok(())
+        }
+        _ => Err("nothing shows that it is sound".to_owned()),
+    }
+}
+
 impl Records {
+    /// What may be missing: a plan condemns it, and its verdict does not release it.
+    pub fn explained(&self) -> BTreeSet<&str> {
+        let mut explained = BTreeSet::new();
+        for (plan, condemned) in &self.condemned {
+            let released = self.verdicts.get(plan);
+            let left = condemned.iter().filter(|name| !released.is_some_and(|r| r.contains(*name)));
+            explained.extend(left.map(String::as_str));
+        }
+        explained
+    }
+
     /// Whether anything that the records refer to, or that must come before them, is missing.
     fn check(&self, stored: &BTreeMap<String, u64>, report: &mut ScrubReport) {
         let ended: BTreeSet<(MemberId, u64)> = self.ends.iter().map(|e| (e.writer, e.n)).collect();
@@ -269,7 +332,8 @@ impl Records {
 
     /// Nothing is deleted before a plan has its verdict.
     fn check_verdicts(&self, stored: &BTreeMap<String, u64>, report: &mut ScrubReport) {
-        for (n, condemned) in self.plans.iter().filter(|(n, _)| !self.verdicts.contains(n)) {
+        let undecided = |n: &PlanName| !self.verdicts.contains_key(n) && !self.merged.contains(n);
+        for (n, condemned) in self.condemned.iter().filter(|(n, _)| undecided(n)) {
             if !condemned.is_empty() && condemned.iter().all(|name| !stored.contains_key(name)) {
                 report.found(names::kept_key(*n), "it is missing, and all that the plan condemns is gone");
             }

@@ -41,12 +41,13 @@ pub async fn scrub(store: &dyn ObjectStore, pin: Option<Digest>, hashes: bool) -
         stored.insert(info.key.to_string(), info.size);
     }
     let records = records::verify(store, &chain, &stored, &mut report).await?;
-    for object in records.expected {
+    let explained = records.explained();
+    for object in &records.expected {
         match stored.get(&object.name) {
             Some(size) if *size == object.size => {}
             Some(size) => report
                 .found(&object.name, format_args!("it has {size} bytes, its writer signed {}", object.size)),
-            None if records.condemned.contains(&object.name) => {}
+            None if explained.contains(object.name.as_str()) => {}
             None => report.found(&object.name, "it is missing"),
         }
     }

@@ -84,7 +84,8 @@ impl Repository {
     /// of the tree is read and every chunk under it looked up, even if only a label changes, because a prune may run at
     /// the same time and nothing but an entry in a pack that no plan condemns may be relied on (docs/pruning.md). What
     /// lies only in condemned packs is read and stored anew. Needs the right to write and to read. A crash or failure
-    /// leaves everything as it was; a chunk that is lost refuses the rewriting.
+    /// leaves everything as it was; a chunk that is lost refuses the rewriting. Where an earlier rewriting, after which the
+    /// old snapshot was not retired, came to the same, its result is given and nothing is made.
     pub async fn rewrite(
         &self,
         snapshot: &Snapshot,
@@ -95,19 +96,24 @@ impl Repository {
         self.monitor().phase("rewrite");
         self.monitor().total(manifest.entries, 0);
         let session = Session::claim(self).await?;
-        let ended = match self.rewrite_in(&session, snapshot, manifest, tree, options).await {
-            Ok((ending, manifest, stored_chunks)) => {
-                session.end(ending).await.map(|commit| (commit, manifest, stored_chunks))
+        let rewriting = self.rewrite_in(&session, snapshot, manifest, tree, options);
+        let (commit, rewritten, stored_chunks) = match self.unless_cancelled(rewriting).await {
+            Ok(Rewriting::New(ending, rewritten, stored_chunks)) => {
+                (session.end(*ending).await?, rewritten, stored_chunks)
+            }
+            Ok(Rewriting::Old(twin)) => {
+                session.abandon().await;
+                let records_removed = manifest.entries.saturating_sub(twin.manifest()?.entries);
+                return Ok(RewriteReport { snapshot: *twin, records_removed, stored_chunks: 0 });
             }
             Err(error) => {
                 session.abandon().await;
-                Err(error)
+                return Err(error);
             }
         };
-        let (commit, rewritten, stored_chunks) = ended?;
         let id = snapshot_id(&rewritten.encode());
         let records_removed = manifest.entries.saturating_sub(rewritten.entries);
-        let state = SnapshotState::Readable(Box::new(rewritten));
+        let state = SnapshotState::Readable(rewritten);
         let first = self.first_commit(&commit);
         let snapshot = Snapshot { id, commit, state, stored: None, first };
         Ok(RewriteReport { snapshot, records_removed, stored_chunks })
@@ -121,7 +127,7 @@ impl Repository {
         manifest: &Manifest,
         tree: Tree,
         options: RewriteOptions,
-    ) -> Result<(Ending, Manifest, u64), Error> {
+    ) -> Result<Rewriting, Error> {
         let uploads = begin_uploads(self).await?;
         let rebuilt = self.rebuild(&uploads, tree, manifest, options.exclude.clone()).await?;
         uploads.flush().await?;
@@ -130,6 +136,9 @@ impl Repository {
             (Ending::of(snapshot), self.is_newest(session, snapshot, manifest).await?);
         ending.origin = Some(self.origin_for(snapshot).await?);
         let rewritten = rebuilt.manifest(self, session, snapshot, manifest, options);
+        if let Some(twin) = self.twin_of(&rewritten).await? {
+            return Ok(Rewriting::Old(Box::new(twin)));
+        }
         let sealed = seal_record(std::slice::from_ref(&self.domain().recipient), &rewritten.encode())?;
         let size = sealed.len() as u64;
         let (name, key) = self.put_content(names::manifest_key, sealed).await?;
@@ -141,7 +150,17 @@ impl Repository {
             ending.dataset_tag = snapshot.commit.dataset_tag;
             ending.state.clone_from(&snapshot.commit.state);
         }
-        Ok((ending, rewritten, stored_chunks))
+        Ok(Rewriting::New(Box::new(ending), Box::new(rewritten), stored_chunks))
+    }
+
+    /// A listed snapshot that is this one but for who made it, and when.
+    async fn twin_of(&self, rewritten: &Manifest) -> Result<Option<Snapshot>, Error> {
+        let key = |m: &Manifest| {
+            let kept = (m.keep_until, m.keep_forever);
+            (m.original, m.root, m.tags.clone(), m.description.clone(), kept)
+        };
+        let mut listed = self.snapshots().await?.into_iter();
+        Ok(listed.find(|s| s.manifest().is_ok_and(|manifest| key(manifest) == key(rewritten))))
     }
 
     /// What a commit that takes the place of a snapshot's has as its origin, so that it keeps its place among the others.
@@ -214,6 +233,14 @@ impl Ending {
             created: Vec::new(),
         }
     }
+}
+
+/// What a rewriting came to.
+enum Rewriting {
+    /// A snapshot that is to be committed, and how many chunks were stored for it.
+    New(Box<Ending>, Box<Manifest>, u64),
+    /// One that there is already.
+    Old(Box<Snapshot>),
 }
 
 /// Answers what goes.

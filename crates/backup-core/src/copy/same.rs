@@ -59,16 +59,20 @@ impl Repository {
         if self.store_id() == target.store_id() {
             return Err(Error::Invalid("origin and target are the same store".into()));
         }
-        self.refresh_index().await?;
-        let there = target.snapshots().await?;
         let mut report = StoreCopyReport::default();
-        for snapshot in snapshots {
-            if there.iter().any(|s| s.id == snapshot.id) {
-                report.skipped.push(snapshot.id);
-            } else {
-                self.store_snapshot(target, snapshot, &mut report).await?;
+        let copied = async {
+            self.refresh_index().await?;
+            let there = target.snapshots().await?;
+            for snapshot in snapshots {
+                if there.iter().any(|s| s.id == snapshot.id) {
+                    report.skipped.push(snapshot.id);
+                } else {
+                    self.store_snapshot(target, snapshot, &mut report).await?;
+                }
             }
-        }
+            Ok(())
+        };
+        target.unless_cancelled(self.unless_cancelled(copied)).await?;
         Ok(report)
     }
 
@@ -118,7 +122,7 @@ impl Repository {
     }
 
     /// Stores in the target what the snapshot's tree needs and the target lacks.
-    async fn fill(&self, uploads: &Uploads, snapshot: &Snapshot) -> Result<(), Error> {
+    pub(crate) async fn fill(&self, uploads: &Uploads, snapshot: &Snapshot) -> Result<(), Error> {
         let root = snapshot.manifest()?.root;
         // A matter of where to look first; a reader relies on no plan.
         let dead = read_plans(self).await.map(|plans| PackSet::from_keys(plans.dead())).unwrap_or_default();

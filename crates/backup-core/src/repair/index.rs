@@ -30,11 +30,9 @@ pub(super) async fn list_again(repository: &Repository, before: &CheckReport) ->
     };
     let (created, packs) = listed;
     session.end(Ending::index_only(created)).await?;
-    let existing: BTreeSet<String> =
-        repository.list("index/").await?.iter().map(|i| i.key.to_string()).collect();
-    let gone: Vec<String> = damaged.into_iter().filter(|name| existing.contains(name)).collect();
-    if !gone.is_empty() {
-        crate::prune::delete_segments(repository, &gone).await?;
+    if !damaged.is_empty() {
+        // Also those that are missing: the plan tells a scrub why.
+        crate::prune::delete_segments(repository, &damaged).await?;
     }
     repository.refresh_index().await?;
     Ok(packs)

@@ -1,9 +1,11 @@
 //! Replacing damaged and missing packs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use keepwell_catalog::names::{self, ObjectName};
 use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackSet};
+use keepwell_crypto::SnapshotId;
 use tokio::runtime::Handle;
 
 use crate::Error;
@@ -23,6 +25,7 @@ pub(super) async fn replace(
     repository: &Repository,
     copy: Option<&Repository>,
     before: &CheckReport,
+    fence_after: Duration,
 ) -> Result<(u64, u64), Error> {
     let mut bad = Bad::new();
     for finding in &before.findings {
@@ -51,9 +54,45 @@ pub(super) async fn replace(
         .collect();
     let replaced = condemned.len() as u64;
     if !condemned.is_empty() {
-        repository.condemn(condemned).await?;
+        repository.condemn(condemned, fence_after).await?;
     }
     Ok((replaced, stored.chunks))
+}
+
+/// Takes from the copy what snapshots need and no index lists any more, because packs and the segments that listed them are
+/// lost. Gives how many chunks were stored.
+pub(super) async fn fill(
+    repository: &Repository,
+    copy: &Repository,
+    before: &CheckReport,
+) -> Result<u64, Error> {
+    let is_lost = |object: &str| object.starts_with("chunk ") || object == "tree";
+    if !before.findings.iter().any(|finding| is_lost(&finding.object)) {
+        return Ok(0);
+    }
+    let here: BTreeSet<SnapshotId> = repository.snapshots().await?.iter().map(|s| s.id).collect();
+    let session = Session::claim(repository).await?;
+    let filled = async {
+        let uploads = begin_uploads(repository).await?;
+        for snapshot in copy.snapshots().await?.iter().filter(|s| here.contains(&s.id)) {
+            if snapshot.manifest().is_ok_and(|manifest| !copy.is_erased(manifest.domain)) {
+                copy.fill(&uploads, snapshot).await?;
+            }
+        }
+        uploads.flush().await?;
+        Ok::<_, Error>(uploads)
+    };
+    match filled.await {
+        Ok(uploads) => {
+            let chunks = uploads.stored().chunks;
+            session.end(Ending::index_only(uploads.take_created())).await?;
+            Ok(chunks)
+        }
+        Err(error) => {
+            session.abandon().await;
+            Err(error)
+        }
+    }
 }
 
 struct StoredAgain {

@@ -1,48 +1,114 @@
-//! Records that another copy holds as well: put back under their own names, or published anew.
+//! Signed records that another copy holds as well: put back under their own names, or published anew.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 use keepwell_catalog::names::{self, ObjectName};
-use keepwell_catalog::{Commit, CommitKind, List};
-use keepwell_crypto::{Signed, trust::Roles};
+use keepwell_catalog::{Commit, CommitKind, List, Session as Claim, SessionKind};
+use keepwell_crypto::{MemberId, Signed, trust::Roles};
 use keepwell_storage::{Key, list_all};
 
+use super::put::put_exactly;
+use super::vital::restore_vital;
 use crate::Error;
-use crate::check::CheckReport;
-use crate::repository::{Repository, SnapshotState};
+use crate::check::{CheckReport, prove_object};
+use crate::prune::needed_state;
+use crate::repository::{Repository, Snapshot, SnapshotState, read_ends, verify_end};
 use crate::transfer::manifest_bytes;
 use crate::write::{Ending, Session, fence};
 
-/// Puts back trust records, keyrings and commits whose own bytes the copy holds. The chain of this store was read when
-/// it was opened, so only objects that differ from the copy's, or are missing, are touched.
-pub(super) async fn put_back(
-    repository: &Repository,
-    copy: &Repository,
-    before: &CheckReport,
-) -> Result<u64, Error> {
+/// What a mirror may put back, in this order: a verdict before its plan, which without it would be judged again.
+const MIRRORED: [&str; 6] = ["commits/", "lists/", "retired/", "gc/", "state/", "sessions/"];
+
+/// Puts back records whose own bytes the copy holds, where they are missing here or not sound. What is sound here stays,
+/// whatever the copy says. Gives how many.
+pub(super) async fn put_back(repository: &Repository, copy: &Repository) -> Result<u64, Error> {
+    let pin = repository.chain().fingerprint();
+    let vital = restore_vital(repository.store(), copy.store(), pin, repository.now()).await?;
+    let others = if copy.store_id() == repository.store_id() {
+        from_mirror(repository, copy).await?
+    } else {
+        from_origins(repository, copy).await?
+    };
+    Ok(vital.len() as u64 + others)
+}
+
+/// From a copy byte for byte, made by other means than `copy`: everything that this store ever signed.
+async fn from_mirror(repository: &Repository, mirror: &Repository) -> Result<u64, Error> {
     let mut restored = 0;
-    for prefix in ["trust/", "keys/"] {
-        for info in list_all(copy.store(), prefix).await? {
-            if info.key.as_str().starts_with("keys/erasable/") {
-                continue; // what was erased here must not come back
+    for prefix in MIRRORED {
+        let mut keys: Vec<Key> =
+            list_all(mirror.store(), prefix).await?.into_iter().map(|info| info.key).collect();
+        keys.sort_by_key(|key| (!key.as_str().ends_with(".kept"), key.clone()));
+        let wanted = wanted(repository, prefix).await?;
+        for key in keys {
+            let bytes = mirror.store().get(&key).await?;
+            let chain = repository.chain();
+            let is_sound = |bytes: &[u8]| prove_object(&chain, repository.store_id(), &key, bytes).is_ok();
+            let is_here = repository.store().head(&key).await.map(|_| true).or_else(|error| match error {
+                error if error.is_not_found() => Ok(false),
+                error => Err(error),
+            })?;
+            let is_wanted = is_here || wanted.as_ref().is_none_or(|wanted| wanted.contains(key.as_str()));
+            if is_wanted && is_sound(&bytes) {
+                restored += u64::from(put_exactly(repository.store(), &key, bytes, is_sound).await?);
             }
-            let bytes = copy.store().get(&info.key).await?;
-            restored += u64::from(put_exactly(repository, &info.key, bytes).await?);
-        }
-    }
-    for snapshot in copy.snapshots().await? {
-        let Some(envelope) = &snapshot.commit.origin else { continue };
-        let Ok(signed) = Signed::from_bytes(envelope) else { continue };
-        let Ok(commit) = Commit::decode(&signed.payload) else { continue };
-        let may_write = Roles::WRITER | Roles::KEEPER;
-        let verified = repository.chain().verify_author(&signed, Commit::KIND, may_write).is_ok();
-        if commit.store != repository.store_id() || signed.signer != commit.writer || !verified {
-            continue;
-        }
-        let key = names::commit_key(commit.writer, commit.n);
-        if before.findings.iter().any(|f| f.object == key.as_str()) {
-            restored += u64::from(put_exactly(repository, &key, envelope.clone().into()).await?);
         }
     }
     Ok(restored)
+}
+
+/// Of what prunes delete, the names that belong here still; `None` for what nobody ever deletes.
+async fn wanted(repository: &Repository, prefix: &str) -> Result<Option<BTreeSet<String>>, Error> {
+    match prefix {
+        "state/" => Ok(Some(needed_state(&read_ends(repository).await?.0))),
+        "sessions/" => Ok(Some(BTreeSet::new())),
+        _ => Ok(None),
+    }
+}
+
+/// From a copy made by `copy`: commits of this store, which those of the copy have as their origins.
+async fn from_origins(repository: &Repository, copy: &Repository) -> Result<u64, Error> {
+    let mut restored = 0;
+    let chain = repository.chain();
+    for snapshot in copy.snapshots().await? {
+        let Some((commit, envelope)) = origin_here(repository, &snapshot) else { continue };
+        let is_sound = |bytes: &[u8]| {
+            verify_end(&chain, Some(repository.store_id()), commit.writer, commit.n, bytes).is_ok()
+        };
+        let key = names::commit_key(commit.writer, commit.n);
+        if repository.read_end(commit.writer, commit.n).await.is_ok() {
+            continue;
+        }
+        hold_number(repository, commit.writer, commit.n).await?;
+        restored += u64::from(put_exactly(repository.store(), &key, envelope.into(), is_sound).await?);
+    }
+    Ok(restored)
+}
+
+/// The commit of this store that a snapshot of the copy was made from.
+fn origin_here(repository: &Repository, snapshot: &Snapshot) -> Option<(Commit, Vec<u8>)> {
+    let envelope = snapshot.commit.origin.as_ref()?;
+    let commit = Commit::decode(&Signed::from_bytes(envelope).ok()?.payload).ok()?;
+    let chain = repository.chain();
+    let end = verify_end(&chain, Some(repository.store_id()), commit.writer, commit.n, envelope).ok()?;
+    (end.commit.kind == CommitKind::Snapshot).then(|| (end.commit, envelope.clone()))
+}
+
+/// Takes the number of a session whose end is about to be replaced, so that no backup takes it while nothing stands there.
+async fn hold_number(repository: &Repository, writer: MemberId, n: u64) -> Result<(), Error> {
+    let claim = Claim {
+        store: repository.store_id(),
+        writer,
+        n,
+        k: 0,
+        time: repository.now(),
+        kind: SessionKind::Writer,
+        nonce: Some(repository.random()),
+    };
+    let signed = repository.sign(Claim::KIND, claim.encode())?;
+    repository.put_own(&names::session_key(writer, n, 0), signed).await?; // its own claim does as well
+    Ok(())
 }
 
 /// Puts fences in the place of ends that are missing or do not verify, where the session published nothing: its list,
@@ -58,19 +124,15 @@ pub(super) async fn end_again(repository: &Repository, before: &CheckReport) -> 
             Err(error @ Error::Storage(_)) => return Err(error),
             _ => continue,
         };
-        let key = names::list_key(writer, n);
-        let any = Roles::WRITER | Roles::KEEPER;
-        let published_nothing = match repository.read_authored(&key, List::KIND, any).await {
-            Ok(payload) => List::decode(&payload)
-                .is_ok_and(|list| list.objects.iter().all(|o| !o.name.starts_with("manifests/"))),
-            Err(Error::Storage(error)) if error.is_not_found() => exists,
-            Err(error @ Error::Storage(_)) => return Err(error),
-            Err(_) => false,
+        let published_nothing = match read_list(repository, writer, n).await? {
+            Some(list) => list.is_some_and(|l| l.objects.iter().all(|o| !o.name.starts_with("manifests/"))),
+            None => exists,
         };
         if !published_nothing {
             continue;
         }
         if exists {
+            hold_number(repository, writer, n).await?;
             repository.store().delete(&names::commit_key(writer, n)).await?;
         }
         fenced += u64::from(fence(repository, writer, n, Vec::new()).await?);
@@ -78,47 +140,104 @@ pub(super) async fn end_again(repository: &Repository, before: &CheckReport) -> 
     Ok(fenced)
 }
 
-/// Makes the object have these bytes. Beside [`end_again`] the one place where a name is used again: for the very bytes it was made for.
-async fn put_exactly(repository: &Repository, key: &Key, bytes: bytes::Bytes) -> Result<bool, Error> {
-    match repository.store().get(key).await {
-        Ok(found) if found == bytes => return Ok(false),
-        Ok(_) => repository.store().delete(key).await?,
-        Err(error) if error.is_not_found() => {}
+/// The list of a session: nothing if there is none, and nothing within if it is not sound.
+async fn read_list(repository: &Repository, writer: MemberId, n: u64) -> Result<Option<Option<List>>, Error> {
+    let key = names::list_key(writer, n);
+    let bytes = match repository.store().get(&key).await {
+        Ok(bytes) => bytes,
+        Err(error) if error.is_not_found() => return Ok(None),
         Err(error) => return Err(error.into()),
+    };
+    if prove_object(&repository.chain(), repository.store_id(), &key, &bytes).is_err() {
+        return Ok(Some(None));
     }
-    repository.put_new(key, bytes).await?;
-    Ok(true)
+    let any = Roles::WRITER | Roles::KEEPER;
+    let payload = repository.open_authored(&key, &bytes, List::KIND, any)?;
+    Ok(Some(List::decode(&payload).ok()))
 }
 
-/// Publishes snapshots whose manifest is lost again, with the copy's manifest, and retires the commits that name the
-/// lost ones. Chunks are made good afterwards, pack by pack.
-pub(super) async fn publish_again(repository: &Repository, copy: &Repository) -> Result<u64, Error> {
+/// Publishes snapshots again that the copy holds whole: those whose manifest is lost here, and those whose commit gave way
+/// to another end. The commits that name lost manifests are retired. What they need and is damaged is made good
+/// afterwards, pack by pack. Gives how many, and the names of the lost manifests.
+pub(super) async fn publish_again(
+    repository: &Repository,
+    copy: &Repository,
+) -> Result<(u64, Vec<String>), Error> {
     let held = copy.snapshots().await?;
-    let mut published = 0;
-    for snapshot in repository.snapshots().await? {
-        if !matches!(snapshot.state, SnapshotState::Damaged(_)) {
-            continue;
-        }
+    let here = repository.snapshots().await?;
+    let (mut published, mut replaced) = (0, Vec::new());
+    for snapshot in here.iter().filter(|s| matches!(s.state, SnapshotState::Damaged(_))) {
         let Some(sound) = held.iter().find(|s| s.id == snapshot.id && s.manifest().is_ok()) else { continue };
-        let manifest = manifest_bytes(copy, sound).await?;
-        let session = Session::claim(repository).await?;
-        let size = manifest.len() as u64;
-        let (name, key) = repository.put_content(names::manifest_key, manifest.to_vec()).await?;
-        let ending = Ending {
-            kind: CommitKind::Snapshot,
-            manifest: Some((name, snapshot.id)),
-            complete: snapshot.commit.complete,
-            logical_bytes: snapshot.commit.logical_bytes,
-            capture: snapshot.commit.capture,
-            state: snapshot.commit.state.clone(),
-            dataset_tag: snapshot.commit.dataset_tag,
-            origin: Some(repository.origin_for(&snapshot).await?),
-            supersedes: Vec::new(),
-            created: vec![(key.to_string(), size)],
-        };
-        session.end(ending).await?;
-        repository.forget(&[(&snapshot, "its manifest was lost; it is published again".to_owned())]).await?;
-        published += 1;
+        // An earlier repair may have come so far and no further.
+        if !here.iter().any(|s| s.id == snapshot.id && s.manifest().is_ok()) {
+            publish(repository, copy, snapshot, sound).await?;
+            published += 1;
+        }
+        repository.forget(&[(snapshot, "its manifest was lost; it is published again".to_owned())]).await?;
+        replaced.extend(snapshot.commit.manifest.map(|name| names::manifest_key(&name).to_string()));
     }
-    Ok(published)
+    let Ok(retired) = repository.retired().await else { return Ok((published, replaced)) };
+    let is_lost = |snapshot: &&Snapshot| {
+        origin_here(repository, snapshot).is_some_and(|(commit, _)| {
+            !retired.contains(&(commit.writer, commit.n)) && !here.iter().any(|s| s.id == snapshot.id)
+        })
+    };
+    if copy.store_id() != repository.store_id() {
+        let lost: Vec<Snapshot> = held.iter().filter(is_lost).cloned().collect();
+        published += copy.copy_to_store(repository, &lost).await?.copied.len() as u64;
+    }
+    Ok((published, replaced))
+}
+
+/// Condemns manifests and state that are damaged or missing, so that they go, or a scrub knows why they are gone. What is
+/// still needed stays, by the verdict.
+pub(super) async fn clear_away(
+    repository: &Repository,
+    before: &CheckReport,
+    replaced: Vec<String>,
+    fence_after: Duration,
+) -> Result<(), Error> {
+    let bad: BTreeSet<String> = before
+        .findings
+        .iter()
+        .filter(|finding| {
+            matches!(finding.object.parse(), Ok(ObjectName::Manifest(_) | ObjectName::State(..)))
+        })
+        .map(|finding| finding.object.clone())
+        .chain(replaced)
+        .collect();
+    if bad.is_empty() { Ok(()) } else { repository.condemn(bad.into_iter().collect(), fence_after).await }
+}
+
+/// Commits `snapshot` under a manifest of its own again: that of `sound`, the same snapshot in the copy.
+async fn publish(
+    repository: &Repository,
+    copy: &Repository,
+    snapshot: &Snapshot,
+    sound: &Snapshot,
+) -> Result<(), Error> {
+    let manifest = manifest_bytes(copy, sound).await?;
+    let origin = repository.origin_for(snapshot).await?;
+    let session = Session::claim(repository).await?;
+    let size = manifest.len() as u64;
+    let (name, key) = match repository.put_content(names::manifest_key, manifest.to_vec()).await {
+        Ok(stored) => stored,
+        Err(error) => {
+            session.abandon().await;
+            return Err(error);
+        }
+    };
+    let ending = Ending {
+        kind: CommitKind::Snapshot,
+        manifest: Some((name, snapshot.id)),
+        complete: snapshot.commit.complete,
+        logical_bytes: snapshot.commit.logical_bytes,
+        capture: snapshot.commit.capture,
+        state: snapshot.commit.state.clone(),
+        dataset_tag: snapshot.commit.dataset_tag,
+        origin: Some(origin),
+        supersedes: Vec::new(),
+        created: vec![(key.to_string(), size)],
+    };
+    session.end(ending).await.map(|_| ())
 }

@@ -237,12 +237,7 @@ impl Repository {
         Ok(record)
     }
 
-    /// Reads a record signed by somebody who has, or had, a role; gives its payload.
-    pub(crate) async fn read_authored(&self, key: &Key, kind: &str, role: Roles) -> Result<Vec<u8>, Error> {
-        self.records().get(key, |bytes| self.open_authored(key, bytes, kind, role)).await
-    }
-
-    /// The same for stored bytes that are at hand.
+    /// The payload of a stored record signed by somebody who has, or had, a role.
     pub(crate) fn open_authored(
         &self,
         key: &Key,

@@ -1,13 +1,15 @@
 //! `keepwell repair`.
 
 use anyhow::Result;
-use backup_core::{CheckOptions, ReadData, RepairReport};
+use backup_core::{ReadData, RepairOptions, RepairReport};
+use keepwell_crypto::keyfile::KeyFile;
 use serde_json::json;
 
 use crate::confirm::{Unattended, confirm};
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
-use crate::open;
+use crate::location::Location;
+use crate::open::{self, Opened};
 use crate::text;
 
 const EXAMPLES: &str = "\
@@ -37,26 +39,35 @@ pub struct Args {
 /// Runs `repair`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let read = if args.read_data { ReadData::Everything } else { ReadData::Nothing };
-    let credential = open::credential(ctx).await?;
-    let key = credential.key.clone();
-    let opened = credential.open(ctx).await?;
-    let report = opened.repository.check(CheckOptions { read }).await;
+    let options = RepairOptions { read, ..RepairOptions::default() };
+    let (opened, key) = match open_here(ctx).await {
+        Err(error) if !args.dry_run && open::is_about_the_place(&error) => {
+            let Some(from) = &args.from else { return Err(error) };
+            restore_vital(ctx, from, &error).await?;
+            open_here(ctx).await?
+        }
+        opened => opened?,
+    };
+    let found = opened.repository.examine(options.read).await;
     opened.progress.end();
-    let report = report?;
-    super::check::print(ctx, &report);
-    if report.is_sound() {
+    let found = found?;
+    super::check::print(ctx, &found);
+    if found.is_sound() && (args.dry_run || args.from.is_none()) {
         return Ok(Exit::Done);
     }
     if args.dry_run {
         return Ok(Exit::Damage);
     }
-    confirm(ctx, "Repair this?", Unattended::Refuse)?;
+    // A snapshot that the store has lost without a trace is no damage to be seen here.
+    let question = if found.is_sound() { "Take from the copy what this store lost?" } else { "Repair this?" };
+    confirm(ctx, question, Unattended::Refuse)?;
     let copy = match &args.from {
-        Some(place) => Some(open::copy(ctx, place, key.clone()).await?),
+        Some(place) => Some(open::copy(ctx, place, key).await?),
         None => None,
     };
-    let opened = open::credential(ctx).await?.open(ctx).await?;
-    let report = opened.repository.repair(copy.as_ref().map(|c| &c.repository), read).await;
+    ctx.interrupt.ends_by_itself();
+    opened.progress.begin();
+    let report = opened.repository.repair_found(found, copy.as_ref().map(|c| &c.repository), options).await;
     opened.progress.end();
     let report = report?;
     print(ctx, &report);
@@ -69,6 +80,26 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         Some(_) => complaint.hint("Neither store has what is missing; `check` lists what is affected."),
     }
     .into())
+}
+
+async fn open_here(ctx: &Context) -> Result<(Opened, KeyFile)> {
+    let credential = open::credential(ctx).await?;
+    let key = credential.key.clone();
+    Ok((credential.open(ctx).await?, key))
+}
+
+/// Puts back what a repository cannot be opened without.
+async fn restore_vital(ctx: &Context, from: &str, error: &anyhow::Error) -> Result<()> {
+    let location = open::location(ctx)?;
+    let store = location.open(ctx).await?;
+    let copy = open::credential_at(ctx, Location::parse(from)?, None).await?;
+    ctx.printer.warn(format_args!("the repository cannot be opened: {}", crate::exit::one_line(error)));
+    confirm(ctx, &format!("Put back from `{from}` what opening {location} needs?"), Unattended::Refuse)?;
+    for name in backup_core::restore_vital(&*store, &*copy.store, copy.key.genesis, ctx.now()).await? {
+        ctx.printer.line(format_args!("put back {name}"));
+        ctx.printer.json("put_back", json!({ "object": name.as_str() }));
+    }
+    Ok(())
 }
 
 fn print(ctx: &Context, report: &RepairReport) {

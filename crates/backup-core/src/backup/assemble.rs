@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use crossbeam_channel::Receiver;
-use keepwell_catalog::{MapBuilder, MapError, NodeSink, RecipeReader, RecipeWriter, Root, Statistics};
+use keepwell_catalog::{MapBuilder, MapError, NodeSink, RecipeReader, Root, Statistics};
 use keepwell_crypto::{ChunkId, ChunkKind, IdKey};
 
+use super::recipes::RecipesOut;
 use super::result::{Outcome, Step};
 use super::scan::Window;
 use super::sorted::{self, Sorter};
 use crate::Error;
-use crate::cache::{CacheWriter, CachedReader};
+use crate::cache::CachedReader;
 use crate::error::shown;
 use crate::monitor::Monitor;
 use crate::write::{Known, Packer};
@@ -69,7 +70,7 @@ pub(super) struct Unordered {
 pub(super) struct Assembler<'a> {
     pub builder: MapBuilder,
     pub nodes: Nodes<'a>,
-    pub recipes: RecipeWriter<CacheWriter>,
+    pub recipes: RecipesOut,
     /// For a source without an order.
     pub unordered: Option<Unordered>,
     pub window: &'a Window,
@@ -126,20 +127,22 @@ impl Assembler<'_> {
                 self.problems.push((outcome.key.as_bytes().to_vec(), message));
             }
         }
-        let Some(encoded) = outcome.entry else { return Ok(()) };
+        let Some(encoded) = outcome.entry else {
+            return self.recipes.differ(); // the last capture may have had it
+        };
         add(&mut self.counts, &outcome.counts);
         self.changed |= !outcome.reused;
         let item = sorted::Item { key: outcome.key, entry: encoded, fingerprint: outcome.fingerprint };
         match &mut self.unordered {
             Some(unordered) => unordered.sorter.push(item),
-            None => self.place(&item),
+            None => self.place(&item, outcome.follows),
         }
     }
 
-    fn place(&mut self, item: &sorted::Item) -> Result<(), Error> {
+    /// `follows`: it is what the last capture's recipes have next.
+    fn place(&mut self, item: &sorted::Item, follows: bool) -> Result<(), Error> {
         item.entry.push(&item.key, &mut self.builder, &mut self.nodes)?;
-        item.entry.remember(&item.key, &item.fingerprint, &mut self.recipes)?;
-        Ok(())
+        self.recipes.push(&item.key, &item.entry, &item.fingerprint, follows)
     }
 
     /// Places what arrived in any order, completed from the last capture.
@@ -151,7 +154,7 @@ impl Assembler<'_> {
                 None => None,
             };
             let item = sorted::complete(item, before, &mut self.counts)?;
-            self.place(&item)
+            self.place(&item, false)
         })
     }
 
@@ -162,7 +165,7 @@ impl Assembler<'_> {
     }
 
     /// Ends the tree and its last pack.
-    pub fn finish(mut self) -> Result<(Assembled, RecipeWriter<CacheWriter>, bool), Error> {
+    pub fn finish(mut self) -> Result<(Assembled, RecipesOut, bool), Error> {
         if let Some(unordered) = self.unordered.take() {
             self.place_sorted(unordered)?;
         }

@@ -1,17 +1,17 @@
 //! The publishing side of a backup: its sessions, its parent, its manifest, its commit.
 
 use keepwell_catalog::{
-    CommitKind, ContentName, Manifest, MapKey, Problem, RecipeReader, RecipeWriter, dataset_tag, names,
-    seal_record, snapshot_id,
+    CommitKind, ContentName, Manifest, MapKey, Problem, RecipeReader, dataset_tag, names, seal_record,
+    snapshot_id,
 };
 use keepwell_crypto::SnapshotId;
 use tokio::runtime::Handle;
 
 use super::assemble::Assembled;
-use super::recipes::{self, Basis};
+use super::recipes::{self, Basis, RecipesOut};
 use super::{BackupOptions, BackupReport, begin_uploads};
 use crate::Error;
-use crate::cache::{CacheWriter, CachedReader};
+use crate::cache::{CachedFile, CachedReader};
 use crate::error::shown;
 use crate::planted::planted;
 use crate::repository::Repository;
@@ -89,7 +89,7 @@ impl Publisher {
     }
 
     /// The recipes of the parent, from the cache or from `state/`; `None` means that everything is read.
-    pub fn recipes_in(&self) -> Result<Option<RecipeReader<CachedReader>>, Error> {
+    pub fn recipes_in(&self) -> Result<Option<(RecipeReader<CachedReader>, CachedFile)>, Error> {
         let Some(parent) = self.parent.as_ref().filter(|_| !self.options.reread) else { return Ok(None) };
         let cache = self.repository.cache();
         if recipes::read_basis(cache, &self.tag).is_none() && !parent.state.is_empty() {
@@ -105,13 +105,13 @@ impl Publisher {
             }
         }
         let Some(file) = cache.open(&recipes::cache_name(&self.tag)) else { return Ok(None) };
-        let reader = file.reader();
-        Ok(RecipeReader::new(reader).ok())
+        let reader = RecipeReader::new(file.reader()).ok();
+        Ok(reader.map(|reader| (reader, file)))
     }
 
-    pub fn recipes_out(&self) -> Result<RecipeWriter<CacheWriter>, Error> {
-        let out = self.repository.cache().create(&recipes::cache_name(&self.tag))?;
-        Ok(RecipeWriter::new(out)?)
+    /// Where the new recipes go; `old` are those of the parent.
+    pub fn recipes_out(&self, old: Option<CachedFile>) -> RecipesOut {
+        RecipesOut::new(self.repository.cache(), &self.tag, old)
     }
 
     /// Publishes what was captured so far as a root that prune respects, and goes on in a new session.
@@ -142,7 +142,7 @@ impl Publisher {
     pub fn finish(
         mut self,
         assembled: Assembled,
-        recipes_out: RecipeWriter<CacheWriter>,
+        recipes_out: RecipesOut,
         changed: bool,
     ) -> Result<BackupReport, Error> {
         let handle = self.handle.clone();
@@ -163,7 +163,7 @@ impl Publisher {
     async fn publish(
         &mut self,
         assembled: Assembled,
-        recipes_out: RecipeWriter<CacheWriter>,
+        recipes_out: RecipesOut,
         changed: bool,
     ) -> Result<BackupReport, Error> {
         self.uploads.flush().await?;
@@ -200,7 +200,7 @@ impl Publisher {
     async fn keep_recipes(
         &self,
         assembled: &Assembled,
-        recipes_out: RecipeWriter<CacheWriter>,
+        recipes_out: RecipesOut,
         changed: bool,
     ) -> Result<Vec<ContentName>, Error> {
         let basis = recipes::read_basis(self.repository.cache(), &self.tag);
@@ -212,7 +212,7 @@ impl Publisher {
         if let Some(parent) = self.parent.as_ref().filter(same) {
             return Ok(parent.state.clone());
         }
-        recipes_out.finish()?.publish()?;
+        recipes_out.publish()?;
         let writer = self.session().writer();
         recipes::upload(&self.repository, writer, &self.tag, &self.uploads).await
     }

@@ -3,11 +3,12 @@
 
 use std::io::{self, Read};
 
-use keepwell_catalog::{ContentName, names};
+use keepwell_catalog::{ContentName, MapKey, RecipeReader, RecipeWriter, names};
 use keepwell_crypto::{Digest, MemberId};
 
+use super::encoded::Encoded;
 use crate::Error;
-use crate::cache::Cache;
+use crate::cache::{Cache, CacheWriter, CachedFile};
 use crate::repository::Repository;
 use crate::write::Uploads;
 
@@ -35,6 +36,64 @@ pub(super) fn read_basis(cache: &Cache, tag: &[u8; 16]) -> Option<Basis> {
 
 pub(super) fn write_basis(cache: &Cache, tag: &[u8; 16], basis: Basis) -> Result<(), Error> {
     cache.store(&format!("{}.basis", cache_name(tag)), format!("{} {}\n", basis.n, basis.entries).as_bytes())
+}
+
+/// The recipes of a capture on their way into the cache. As long as they are those of the last capture, record for record,
+/// nothing is written: most captures end that way.
+pub(super) struct RecipesOut {
+    cache: Cache,
+    name: String,
+    /// The last capture's.
+    old: Option<CachedFile>,
+    /// Records that are the same as there, from the first one on.
+    same: u64,
+    writer: Option<RecipeWriter<CacheWriter>>,
+}
+
+impl RecipesOut {
+    pub fn new(cache: &Cache, tag: &[u8; 16], old: Option<CachedFile>) -> Self {
+        Self { cache: cache.clone(), name: cache_name(tag), old, same: 0, writer: None }
+    }
+
+    /// Takes an entry. `follows`: it and its sub-key records are what the last capture's have next.
+    pub fn push(
+        &mut self,
+        key: &MapKey,
+        encoded: &Encoded,
+        fingerprint: &[u8; 16],
+        follows: bool,
+    ) -> Result<(), Error> {
+        if follows && self.writer.is_none() && self.old.is_some() {
+            self.same += 1 + encoded.more.len() as u64;
+            return Ok(());
+        }
+        Ok(encoded.remember(key, fingerprint, self.writer()?)?)
+    }
+
+    /// Something is not what the last capture's recipes have next: from here on records are written.
+    pub fn differ(&mut self) -> Result<(), Error> {
+        self.writer().map(|_| ())
+    }
+
+    /// Puts the recipes under their name.
+    pub fn publish(mut self) -> Result<(), Error> {
+        self.writer()?;
+        self.writer.map_or(Ok(()), |writer| writer.finish()?.publish())
+    }
+
+    /// The writer, with everything so far in it.
+    fn writer(&mut self) -> Result<&mut RecipeWriter<CacheWriter>, Error> {
+        match &mut self.writer {
+            Some(writer) => Ok(writer),
+            none => {
+                let mut writer = RecipeWriter::new(self.cache.create(&self.name)?)?;
+                if let Some(old) = &self.old {
+                    RecipeReader::new(old.reader())?.copy_first(self.same, &mut writer)?;
+                }
+                Ok(none.insert(writer))
+            }
+        }
+    }
 }
 
 /// Stores the cached recipes in `state/`, in parts.
@@ -84,4 +143,89 @@ pub(super) async fn download(
         io::Write::write_all(&mut out, &plain).map_err(Error::cache("write recipes"))?;
     }
     out.publish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::source::{Found, Item, Opened, Preflight, Source, SourceError};
+    use crate::testing::{MemorySource, Thing, TreeModel, World, block_on, noise, options};
+    use crate::{BackupOptions, Repository};
+
+    /// A source of which one thing cannot be opened.
+    struct Shut(MemorySource, &'static str);
+
+    impl Source for Shut {
+        fn kind(&self) -> &str {
+            self.0.kind()
+        }
+
+        fn paths(&self) -> Vec<Vec<u8>> {
+            self.0.paths()
+        }
+
+        fn preflight(&self) -> Result<Preflight, SourceError> {
+            self.0.preflight()
+        }
+
+        fn walk(&self, visit: &mut dyn FnMut(Found) -> ControlFlow<()>) -> Result<(), SourceError> {
+            self.0.walk(visit)
+        }
+
+        fn open(&self, item: &Item) -> Result<Option<Opened>, SourceError> {
+            match item.key.display_path() == self.1 {
+                true => Err(SourceError::Other("shut".into())),
+                false => self.0.open(item),
+            }
+        }
+    }
+
+    async fn capture(repository: &Repository, tree: &TreeModel, shut: &'static str, options: BackupOptions) {
+        let source = Shut(MemorySource::new(tree.clone()), shut);
+        repository.backup(Arc::new(source), options).await.unwrap();
+    }
+
+    fn cached(repository: &Repository) -> Vec<u8> {
+        let tag = keepwell_catalog::dataset_tag(&repository.domain().id_key, "data");
+        repository.cache().read(&cache_name(&tag)).unwrap().to_vec()
+    }
+
+    /// One of many small contents, so that recipes have sub-key records as well.
+    fn tree() -> TreeModel {
+        let large = TreeModel::default().with("d/large", Thing::file(noise(9, 60_000)));
+        (0..30).fold(large, |tree, n| tree.with(&format!("d/{n:02}"), Thing::file(noise(n, 2000))))
+    }
+
+    #[test]
+    fn recipes_are_those_of_a_capture_that_read_everything_whatever_has_changed() {
+        let (old, same) = (tree(), |tree: TreeModel| tree);
+        type Change = fn(TreeModel) -> TreeModel;
+        let changes: [(Change, &'static str); 8] = [
+            (same, ""),
+            (|tree| tree.with("d/00", Thing::file("first")), ""),
+            (|tree| tree.with("d/15", Thing::file("middle")), ""),
+            (|tree| tree.with("d/zz", Thing::file("new, and last")), ""),
+            (|tree| tree.with("a", Thing::file("new, and first")), ""),
+            (|tree| tree.without("d/29"), ""),
+            (|tree| tree.without("d/large").without("d/03"), ""),
+            (|tree| tree.with("d/07", Thing::file("cannot be read")), "d/07"),
+        ];
+        for (number, (change, shut)) in changes.into_iter().enumerate() {
+            block_on(async {
+                let world = World::new().await;
+                let now = change(old.clone());
+                capture(&world.repository, &old, "", options("data")).await;
+                let before = cached(&world.repository);
+                capture(&world.repository, &now, shut, options("data")).await;
+                let fresh = world.open(&world.key).await;
+                let reread = BackupOptions { reread: true, ..options("data") };
+                capture(&fresh, &now, shut, reread).await;
+                assert_eq!(cached(&world.repository), cached(&fresh), "change {number}");
+                assert_eq!(cached(&world.repository) == before, number == 0, "change {number}");
+            });
+        }
+    }
 }

@@ -20,6 +20,8 @@ pub(super) struct Outcome {
     pub problem: Option<String>,
     /// Whether the entry of the last capture was taken over as it was.
     pub reused: bool,
+    /// Whether it is also what comes next in the last capture's recipes: nothing before it is gone.
+    pub follows: bool,
     /// What this item adds to the statistics.
     pub counts: Statistics,
 }
@@ -39,6 +41,7 @@ impl Outcome {
             fingerprint: [0; 16],
             problem: Some(message),
             reused: false,
+            follows: false,
             counts: Statistics::default(),
         }
     }

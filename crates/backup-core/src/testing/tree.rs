@@ -70,6 +70,11 @@ impl Thing {
 }
 
 impl TreeModel {
+    pub fn without(mut self, path: &str) -> Self {
+        self.0.remove(&key(path));
+        self
+    }
+
     pub fn with(mut self, path: &str, thing: Thing) -> Self {
         let mut parent = key(path).parent();
         while let Some(directory) = parent.filter(|p| *p != MapKey::root()) {

@@ -1,6 +1,7 @@
 //! Finished packs on their way to the store, and the index of what arrived.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use keepwell_catalog::{ContentName, IndexEntry, PackClass, SegmentBuilder, names};
@@ -21,6 +22,9 @@ const IN_FLIGHT_MAX: usize = 2;
 const SEGMENT_ENTRIES_MAX: usize = 100_000;
 /// Likewise after this many packs.
 const SEGMENT_PACKS_MAX: usize = 256;
+/// Likewise when the first of them has waited for so long: what a backup that dies stores in vain is at most what it stored
+/// in this time, however slow the way to the store is.
+const SEGMENT_EVERY: Duration = Duration::from_secs(300);
 
 /// Stores packs in the background and writes index segments once their packs are durable.
 ///
@@ -53,6 +57,8 @@ struct State {
 struct Waiting {
     packs: Vec<FinishedPack>,
     entries: usize,
+    /// When the first of them arrived, on the monotonic clock.
+    since: Duration,
 }
 
 /// What was stored.
@@ -125,8 +131,8 @@ impl Uploads {
                 return Err(error.clone());
             }
             [
-                (PackClass::Meta, std::mem::take(&mut state.meta.packs)),
-                (PackClass::Data, std::mem::take(&mut state.data.packs)),
+                (PackClass::Meta, std::mem::take(&mut state.meta).packs),
+                (PackClass::Data, std::mem::take(&mut state.data).packs),
             ]
         };
         for (class, packs) in waiting {
@@ -174,6 +180,7 @@ impl Inner {
         let size = bytes.len() as u64;
         self.repository.put_new(&key, bytes).await?;
         let class = pack.class;
+        let now = self.repository.clock().monotonic();
         let ready = {
             let mut state = lock(&self.state);
             state.created.push((key.to_string(), size));
@@ -183,9 +190,14 @@ impl Inner {
                 PackClass::Data => &mut state.data,
                 PackClass::Meta => &mut state.meta,
             };
+            if waiting.packs.is_empty() {
+                waiting.since = now;
+            }
             waiting.entries += pack.entries.len();
             waiting.packs.push(pack);
-            let full = waiting.entries >= SEGMENT_ENTRIES_MAX || waiting.packs.len() >= SEGMENT_PACKS_MAX;
+            let full = waiting.entries >= SEGMENT_ENTRIES_MAX
+                || waiting.packs.len() >= SEGMENT_PACKS_MAX
+                || now.saturating_sub(waiting.since) >= SEGMENT_EVERY;
             if full { std::mem::take(waiting).packs } else { Vec::new() }
         };
         self.write_segment(class, ready).await
@@ -231,4 +243,63 @@ pub(crate) fn name_of(stored: &[u8], suffix: [u8; 4]) -> ContentName {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use keepwell_storage::{Fault, Faulty};
+
+    use super::*;
+    use crate::Cache;
+    use crate::env::{Clock, Timestamp};
+    use crate::testing::{MemorySource, Thing, TreeModel, World, back_up, block_on, noise, options};
+
+    /// A minute passes whenever somebody looks.
+    #[derive(Debug, Default)]
+    struct Minutes(AtomicU64);
+
+    impl Clock for Minutes {
+        fn now(&self) -> Timestamp {
+            1
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::from_secs(60 * self.0.fetch_add(1, Ordering::SeqCst))
+        }
+    }
+
+    #[test]
+    fn a_backup_that_dies_loses_the_packs_of_the_last_minutes() {
+        block_on(async {
+            let world = World::new().await;
+            // 100 MB in packs of about 6 MB, one of them a minute or less.
+            let files = (0..100).map(|n| (format!("{n:03}"), Thing::file(noise(n, 1 << 20))));
+            let tree = files.fold(TreeModel::default(), |tree, (name, file)| tree.with(&name, file));
+            let options = || crate::BackupOptions {
+                chunk_sizes: crate::chunker::ChunkSizes::FILES,
+                checkpoint_every: Duration::MAX,
+                ..options("data")
+            };
+            let store = Arc::new(Faulty::new(world.store.inner().clone(), Fault::FromThenOn(30)));
+            let builder =
+                Repository::builder(store).cache(Cache::memory()).clock(Arc::new(Minutes::default()));
+            let dying = builder.limits(crate::Limits { threads: 1, memory_bytes: 64 << 20 });
+            let dying = dying.open(world.key.clone()).await.unwrap();
+            let source = Arc::new(MemorySource::new(tree.clone()));
+            dying.backup(source, options()).await.unwrap_err();
+            let packs = world.names("data/").await.len();
+            assert!(packs >= 8, "{packs}");
+            let index = world.open(&world.key).await;
+            index.refresh_index().await.unwrap();
+            let listed: usize = index.index().segments().iter().map(|(_, s)| s.packs().len()).sum();
+            assert!(listed >= packs - 5, "{listed} of {packs} are listed");
+            let source = Arc::new(MemorySource::new(tree));
+            let report = index.backup(source, options()).await.unwrap();
+            let again = report.statistics.new_plain_bytes;
+            assert!(again < 100 << 20, "what is listed is not stored again");
+            back_up(&index, &TreeModel::default()).await;
+        });
+    }
 }

@@ -1,9 +1,9 @@
 //! Reading a recipe.
 
 use std::cmp::Ordering;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Write};
 
-use super::{FRAME_PLAIN_BYTES, MAGIC, NO_FINGERPRINT};
+use super::{FRAME_PLAIN_BYTES, MAGIC, NO_FINGERPRINT, RecipeWriter};
 use crate::entry::peek_more_extents;
 use crate::error::CatalogError;
 use crate::key::split_sub_key;
@@ -48,6 +48,7 @@ pub struct RecipeReader<R: Read> {
     found: Vec<u8>,
     found_key: Vec<u8>,
     extra: Vec<SubRecord>,
+    passed_over: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +80,30 @@ impl<R: Read> RecipeReader<R> {
             found: Vec::new(),
             found_key: Vec::new(),
             extra: Vec::new(),
+            passed_over: 0,
         })
+    }
+
+    /// Records that [`RecipeReader::advance_to`] passed over so far because nobody asked for them.
+    pub fn passed_over(&self) -> u64 {
+        self.passed_over
+    }
+
+    /// Copies the first `records` records of a recipe that was just opened; sub-key records count.
+    pub fn copy_first<W: Write>(
+        mut self,
+        records: u64,
+        to: &mut RecipeWriter<W>,
+    ) -> Result<(), CatalogError> {
+        for _ in 0..records {
+            self.read_key()?;
+            if self.state == State::End {
+                return Err(CatalogError::Recipe { what: "it is cut short" });
+            }
+            let value = self.plain.take(self.value_len)?;
+            to.push(&self.key, &self.fingerprint, value)?;
+        }
+        Ok(())
     }
 
     /// Passes over all records with a smaller key and returns the one with exactly this key, if there is one.
@@ -147,6 +171,7 @@ impl<R: Read> RecipeReader<R> {
             match self.key.as_slice().cmp(key) {
                 Ordering::Greater => return Ok(None),
                 Ordering::Less => {
+                    self.passed_over += 1;
                     self.plain.take(self.value_len)?;
                     self.read_key()?;
                 }

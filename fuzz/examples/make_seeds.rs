@@ -20,6 +20,31 @@ use keepwell_crypto::{
     SnapshotId, StoreId, seal,
 };
 
+/// A configuration of the command with something of most kinds.
+const CONFIG: &str = r#"
+[profile.nightly]
+repository = "s3://bucket/host"
+key-file = "~/.config/keepwell/host.key"
+paths = ["/home", "~/notes"]
+excludes = ["*.tmp"]
+tags = ["nightly"]
+one-file-system = true
+
+[profile.nightly.limits]
+upload = "2MiB"
+
+[profile.nightly.retention]
+daily = 7
+within = "30d"
+
+[profile.nightly.storage]
+region = "eu-central-1"
+
+[[profile.nightly.copy]]
+to = "/mnt/disk/backup"
+max-age = "3d"
+"#;
+
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const SECRET: &str = "AGE-SECRET-KEY-1GQ9778VQXMMJVE8SK7J6VT8UJ4HDQAJUVSFCWCM02D8GEWQ72PVQ2Y5J33";
@@ -60,6 +85,12 @@ fn crypto() -> Result<()> {
 fn text() -> Result<()> {
     save("storage_key", "pack", format!("data/0f/{}-01234567", "0f".repeat(32)).as_bytes())?;
     save("storage_key", "kept", b"gc/0000000042-0badcafe.kept")?;
+    save("location", "directory", b"file:///srv/backup")?;
+    save("location", "bucket", b"s3://bucket/a/prefix?region=eu-central-1&endpoint=https://s3.example.org:9000")?;
+    save("location", "server", b"sftp://user@[::1]:2222/srv/my%20backup?identity-file=/home/me/.ssh/id")?;
+    save("location", "service", b"opendal:swift?container=c&timeout-seconds=5")?;
+    save("config", "profiles", CONFIG.as_bytes())?;
+    save("config", "mistake", "[profile.nightly]\nrepositroy = \"/srv/ä\"\n".as_bytes())?;
     save("map_key", "file", MapKey::from_components(["home", "ann", "notes.txt"])?.as_bytes())?;
     save("map_key", "escaped", MapKey::from_components([&b"a\0b\x01c\xff"[..]])?.as_bytes())
 }

@@ -217,7 +217,12 @@ pub fn load(wanted: &Wanted<'_>) -> Result<Loaded> {
         }
         Err(error) => return Err(Complaint::usage(format!("read `{shown}`: {error}")).into()),
     };
-    let mut file = parse(&text, &shown.to_string())?;
+    read(&text, &shown.to_string(), wanted)
+}
+
+/// The same for the text of the file, which is shown under a name.
+pub fn read(text: &str, shown: &str, wanted: &Wanted<'_>) -> Result<Loaded> {
+    let mut file = parse(text, shown)?;
     for (name, profile) in &mut file.profile {
         profile.name = Some(name.clone());
         profile.expand_home(wanted.home);
@@ -226,7 +231,7 @@ pub fn load(wanted: &Wanted<'_>) -> Result<Loaded> {
     let profile = match (file.profile.remove(name), wanted.profile) {
         (Some(profile), _) => profile,
         (None, None) => Profile::default(),
-        (None, Some(_)) => return Err(no_profile(name, &shown.to_string(), &file)),
+        (None, Some(_)) => return Err(no_profile(name, shown, &file)),
     };
     Ok(Loaded { profile, others: file.profile.into_values().collect() })
 }

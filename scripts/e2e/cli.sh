@@ -197,7 +197,9 @@ expect 0 show tag:important
 says "for ever"
 expect 0 tag tag:important --allow-forget --remove important
 expect 1 show tag:important
-expect 0 stats
+expect 0 --json stats
+[ "$(json stats stored_bytes)" -gt "$(json stats unused_bytes)" ] || fail "stats: more is unused than stored"
+[ "$(json growth added_bytes)" -ge 0 ] || fail "stats: no growth"
 
 step "a time that the store contradicts"
 newest=$(find "$HOME/.local/share/keepwell/repository/commits" -type f -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2)
@@ -437,6 +439,37 @@ code=0
 wait "$process" || code=$?
 [ "$code" = 130 ] || fail "interrupted: exit code $code"
 rm "$tree/large"
+expect 0 check --read-data
+expect 0 backup "$tree"
+
+step "another process was in the way: 11, and nothing is lost"
+head -c 50000000 /dev/urandom >"$tree/large"
+"$keepwell" backup "$tree" --limit-upload 2MiB --cache-dir "$work/stalled" >>"$log" 2>&1 &
+process=$!
+for _ in $(seq 100); do
+    alive=$(find "$work/stalled" -path "*/alive/*" -type f 2>/dev/null || true)
+    [ -z "$alive" ] || break
+    sleep 0.1
+done
+cp "$alive" "$work/alive" && mv "$work/alive" "$alive" # not locked: as if the process had died
+expect 0 prune --cache-dir "$work/stalled"
+says "1 session that showed no sign of life"
+code=0
+wait "$process" || code=$?
+[ "$code" = 11 ] || fail "fenced: exit code $code"
+rm "$tree/large"
+expect 0 check --read-data
+expect 0 backup "$tree"
+
+step "trust and hint are damaged: put back from a copy"
+expect 0 copy --to "$work/whole"
+place=$HOME/.local/share/keepwell/repository
+chmod -R u+w "$place"
+printf rot >"$place/trust/0000000001"
+rm "$place/keepwell.json"
+expect 10 snapshots
+expect 0 repair --from "$work/whole" --yes
+says "put back trust/0000000001"
 expect 0 check --read-data
 expect 0 backup "$tree"
 

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use keepwell_catalog::{CommitKind, ContentName, IndexSet, Location, PackClass, PackSet};
 use keepwell_crypto::{ChunkId, MemberId, SnapshotId};
 
-use super::scan::{PackUse, decided_ends, live_ends, pack_uses};
+use super::scan::{PackUse, decided, live_ends, pack_uses};
 use crate::Error;
 use crate::mark::{Marks, Visitor, preferred};
 use crate::read::Nodes;
 use crate::remembered::{Reached, Remembered};
-use crate::repository::{Repository, in_order, read_plans};
+use crate::repository::{Repository, in_order, read_ends, read_plans};
 
 /// What the packs of a store hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -102,11 +102,9 @@ impl Repository {
         &self,
         retired: &BTreeSet<(MemberId, u64)>,
     ) -> Result<Vec<(Option<SnapshotId>, ChunkId)>, Error> {
-        let ends = decided_ends(self).await?;
-        let mut snapshots = Vec::new();
-        for end in live_ends(&ends, retired) {
-            snapshots.extend(self.load_snapshot(end.clone()).await?);
-        }
+        let ends = decided(read_ends(self).await?)?;
+        let live = live_ends(&ends, retired).into_iter().cloned().collect();
+        let snapshots: Vec<_> = self.load_snapshots(live).await?.into_iter().flatten().collect();
         let (done, unfinished): (Vec<_>, Vec<_>) =
             in_order(snapshots).into_iter().partition(|s| s.commit.kind == CommitKind::Snapshot);
         let mut roots = Vec::new();

@@ -13,7 +13,6 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::exit::Exit;
-use crate::stop::StoppableSource;
 use crate::{open, text};
 
 /// Take a base backup of a PostgreSQL cluster
@@ -82,8 +81,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     };
     let began = Instant::now();
     let source = Arc::new(PgSource::connect(&connect, capture, Arc::new(SystemClock)).await?);
-    let stoppable = StoppableSource::new(Arc::clone(&source) as Arc<dyn backup_core::source::Source>, ctx);
-    let report = opened.repository.backup(stoppable, options).await;
+    ctx.interrupt.ends_by_itself();
+    let capture: Arc<dyn backup_core::source::Source> = Arc::clone(&source) as _;
+    let report = opened.repository.backup(capture, options).await;
     opened.progress.end();
     print(ctx, &report?, &args.dataset, source.cluster().as_ref(), began.elapsed())
 }

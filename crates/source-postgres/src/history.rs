@@ -31,7 +31,8 @@ impl History {
 
     /// Reads the content of a `.history` file.
     ///
-    /// Ancestors must ascend, and so must the positions at which they ended.
+    /// Ancestors must ascend. A server that recovers along a timeline to a place before that one began writes a history in
+    /// which the positions go back: the later line counts, since nothing behind it is in the past of the timeline.
     pub fn parse(timeline: Timeline, content: &[u8]) -> Result<Self, HistoryError> {
         let fail = |reason: String| HistoryError { timeline, reason };
         if content.len() > HISTORY_BYTES_MAX {
@@ -48,11 +49,12 @@ impl History {
             let mut words = line.split_whitespace();
             let parent =
                 words.next().and_then(|word| word.parse().ok()).ok_or_else(|| wrong("names no timeline"))?;
-            let at =
+            let at: Lsn =
                 words.next().and_then(|word| word.parse().ok()).ok_or_else(|| wrong("names no position"))?;
-            if ancestors.last().is_some_and(|(last, end)| *last >= parent || *end > at) {
+            if ancestors.last().is_some_and(|(last, _)| *last >= parent) {
                 return Err(wrong("goes backwards"));
             }
+            ancestors.iter_mut().for_each(|(_, end)| *end = at.min(*end));
             ancestors.push((parent, at));
         }
         if ancestors.last().is_some_and(|(last, _)| *last >= timeline) {
@@ -129,18 +131,16 @@ mod tests {
     }
 
     #[test]
+    fn a_timeline_that_began_before_its_parent_goes_on_where_it_began() {
+        let history = History::parse(t(3), b"1\t0/500\tx\n2\t0/300\tx\n").unwrap();
+        assert_eq!(history.ancestors(), [(t(1), at("0/300")), (t(2), at("0/300"))]);
+        assert_eq!((history.timeline_at(at("0/2FF")), history.timeline_at(at("0/300"))), (t(1), t(3)));
+    }
+
+    #[test]
     fn what_cannot_be_a_history_is_refused() {
-        for text in [
-            "x\t0/1",
-            "1",
-            "1\t0",
-            "2\t0/1\n1\t0/2",
-            "1\t0/2\n2\t0/1",
-            "1\t0/1\n1\t0/2",
-            "3\t0/1",
-            "0\t0/1",
-            "4\t0/1",
-        ] {
+        for text in ["x\t0/1", "1", "1\t0", "2\t0/1\n1\t0/2", "1\t0/1\n1\t0/2", "3\t0/1", "0\t0/1", "4\t0/1"]
+        {
             assert!(History::parse(t(3), text.as_bytes()).is_err(), "{text:?}");
         }
         assert_eq!(History::parse(t(1), b"").unwrap(), History::root(t(1)));

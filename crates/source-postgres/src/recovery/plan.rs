@@ -303,7 +303,8 @@ impl Planner {
             )));
         }
         let own = Some((tree, backup.wal_directory()?));
-        let reader = LogReader::new(self.wal.clone(), map, history.clone(), own);
+        let reader = LogReader::new(self.wal.clone(), map.clone(), history.clone(), own);
+        let history = &narrowed(&map, &reader, backup, history, target, position).await?;
         let last_end = last_end(&reader, cluster.start_lsn, reach.end).await?;
         self.reaches(&reader, backup, &reach, target, position, last_end).await?;
         let to = match target {
@@ -381,6 +382,41 @@ impl Planner {
         }
         Ok(Some(format!("`{} --to-immediate`, the end of a base backup", backup.snapshot.short())))
     }
+}
+
+/// The history of the timeline that holds the target: a server that is told of a later one writes a history for its own
+/// timeline that goes back.
+async fn narrowed(
+    map: &LogMap,
+    reader: &LogReader,
+    backup: &BaseBackup,
+    history: &History,
+    target: &Target,
+    position: Option<Lsn>,
+) -> Result<History, ArchiveError> {
+    let (from, stop) = (backup.cluster.start_lsn, backup.cluster.stop_lsn);
+    for (timeline, switch) in history.ancestors() {
+        if *timeline < backup.cluster.timeline {
+            continue;
+        }
+        let ends_before = match target {
+            Target::Latest => false,
+            Target::Immediate => *timeline == backup.cluster.timeline && stop <= *switch,
+            Target::Xid(..) | Target::Name(_) => position.is_some_and(|at| at < *switch),
+            // The server stops at a record there or behind it, which must not be one of a branch that was left.
+            Target::Lsn(at, _) => !reader.find_last(*at, *switch, |_| true).await?.is_empty(),
+            Target::Time(time, bound) => {
+                last_end(reader, from, *switch).await?.is_some_and(|end| match bound {
+                    Bound::Inclusive => end > time.get(),
+                    Bound::Exclusive => end >= time.get(),
+                })
+            }
+        };
+        if ends_before {
+            return Ok(map.history(*timeline));
+        }
+    }
+    Ok(history.clone())
 }
 
 async fn last_end(reader: &LogReader, from: Lsn, end: Lsn) -> Result<Option<i64>, ArchiveError> {

@@ -20,7 +20,7 @@ pub async fn at_every_call<V: Future<Output = ()>>(
     attempt: impl AsyncFn(&Repository) -> Result<(), backup_core::Error>,
     verify: impl Fn(World, bool, String) -> V,
 ) -> u64 {
-    from_call(1, base, attempt, verify).await
+    from_call(1, true, base, attempt, verify).await
 }
 
 /// As [`at_every_call`], without the calls that open the repository: these only read, one for each record of the trust
@@ -30,20 +30,37 @@ pub async fn at_every_call_once_open<V: Future<Output = ()>>(
     attempt: impl AsyncFn(&Repository) -> Result<(), backup_core::Error>,
     verify: impl Fn(World, bool, String) -> V,
 ) -> u64 {
+    from_call(calls_to_open(base).await + 1, true, base, attempt, verify).await
+}
+
+/// As [`at_every_call_once_open`], for long operations: each call fails in one of the ways, in turn. With
+/// `KEEPWELL_E2E_FAULTS=all` in every way.
+#[expect(clippy::disallowed_methods, reason = "how long to search is for whoever runs the test to say")]
+pub async fn at_every_call_in_turn<V: Future<Output = ()>>(
+    base: &World,
+    attempt: impl AsyncFn(&Repository) -> Result<(), backup_core::Error>,
+    verify: impl Fn(World, bool, String) -> V,
+) -> u64 {
+    let all = std::env::var("KEEPWELL_E2E_FAULTS").is_ok_and(|value| value == "all");
+    from_call(calls_to_open(base).await + 1, all, base, attempt, verify).await
+}
+
+async fn calls_to_open(base: &World) -> u64 {
     let store: Arc<Faulty<Memory>> = Arc::new(Faulty::new(base.fork().store, Fault::None));
     base.open_with(store.clone(), Cache::memory()).await.unwrap();
-    from_call(store.calls() + 1, base, attempt, verify).await
+    store.calls()
 }
 
 async fn from_call<V: Future<Output = ()>>(
     first: u64,
+    in_every_way: bool,
     base: &World,
     attempt: impl AsyncFn(&Repository) -> Result<(), backup_core::Error>,
     verify: impl Fn(World, bool, String) -> V,
 ) -> u64 {
     let mut attempts = 0;
-    for kind in KINDS {
-        for n in first.. {
+    for (turn, kind) in (0..).zip(KINDS) {
+        for n in (first..).filter(|n| in_every_way || n % KINDS.len() as u64 == turn) {
             let world = base.fork();
             let store: Arc<Faulty<Memory>> = Arc::new(Faulty::new(world.store.clone(), kind(n)));
             let opened = world.open_with(store.clone(), Cache::memory()).await;

@@ -273,7 +273,7 @@ mod tests {
         for ceiling in [0, 2000, 1 << 20] {
             let cache = Cache::memory();
             let mut sorter = Sorter::new(&cache, ceiling);
-            for number in (0..100u8).map(|n| n.wrapping_mul(37) % 100) {
+            for number in (0..100u16).map(|n| (n * 37 % 100) as u8) {
                 let key = MapKey::from_components([[number + 1]]).unwrap();
                 let content = (0..40).map(|n| chunk(number + 1, 2 * n, 1)).collect();
                 let entry = Entry { size: 40, content, ..Entry::new(EntryKind::File) };

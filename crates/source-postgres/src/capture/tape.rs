@@ -144,6 +144,7 @@ mod tests {
             header.set_mode(0o600);
             header.set_mtime(1_700_000_000);
             header.set_uid(26);
+            header.set_gid(26);
             header.set_size(content.len() as u64);
             if name.ends_with('/') {
                 header.set_entry_type(tar::EntryType::Directory);
@@ -203,6 +204,7 @@ mod tests {
         link.set_mode(0);
         link.set_mtime(0);
         link.set_uid(0);
+        link.set_gid(0);
         link.set_gid(0);
         link.set_cksum();
         assert!(read(link.as_bytes(), 512).is_err());

@@ -54,7 +54,7 @@ async fn a_damaged_page_is_named_and_the_snapshot_is_not_complete_unless_that_is
         }
         let (report, cluster) = capture(&world, &server.socket(), CaptureOptions::default()).await;
         let message = "the checksum of blocks 3, 7 of `public.people` in database `postgres` does not fit";
-        assert_eq!(report.problems, [(format!("data/{path}"), message.to_owned())]);
+        assert_eq!(report.problems, [(format!("/data/{path}"), message.to_owned())]);
         assert!(!report.complete);
         let named: Vec<_> = cluster
             .bad_page_examples

@@ -86,7 +86,11 @@ fn text() -> Result<()> {
     save("storage_key", "pack", format!("data/0f/{}-01234567", "0f".repeat(32)).as_bytes())?;
     save("storage_key", "kept", b"gc/0000000042-0badcafe.kept")?;
     save("location", "directory", b"file:///srv/backup")?;
-    save("location", "bucket", b"s3://bucket/a/prefix?region=eu-central-1&endpoint=https://s3.example.org:9000")?;
+    save(
+        "location",
+        "bucket",
+        b"s3://bucket/a/prefix?region=eu-central-1&endpoint=https://s3.example.org:9000",
+    )?;
     save("location", "server", b"sftp://user@[::1]:2222/srv/my%20backup?identity-file=/home/me/.ssh/id")?;
     save("location", "service", b"opendal:swift?container=c&timeout-seconds=5")?;
     save("config", "profiles", CONFIG.as_bytes())?;

@@ -65,13 +65,14 @@ stage_test() { cargo nextest run --workspace --locked --no-fail-fast --no-tests=
 # Against real servers, which are installed, started and stopped: the suite that every store must pass, a network that
 # fails at every request, and two hosts with a keeper in one bucket. A server that does not start fails it.
 stage_stores() {
-    local servers=${KEEPWELL_TEST_SERVERS:-moto azurite gcs sftp} server
+    local servers=${KEEPWELL_TEST_SERVERS:-moto azurite gcs sftp}
     KEEPWELL_TEST_SERVERS=$servers cargo nextest run --workspace --locked --no-fail-fast --test-threads 2 \
         --status-level pass --final-status-level slow --test stores --test network
-    cargo build --locked --quiet --workspace --bins --tests # built already for the stage `test`
-    for server in ceph moto; do
-        [[ " ${servers//,/ } " != *" $server "* ]] || scripts/many-hosts.sh "$server"
-    done
+    # Only where the server keeps a promise: of two creates at once moto may let both win.
+    if [[ " ${servers//,/ } " == *" ceph "* ]]; then
+        cargo build --locked --quiet --workspace --bins --tests # built already for the stage `test`
+        scripts/many-hosts.sh ceph
+    fi
 }
 
 # Against real PostgreSQL servers, 15 and 17 unless KEEPWELL_TEST_POSTGRES names others ("14 15 16 17 18").

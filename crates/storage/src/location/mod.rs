@@ -140,7 +140,11 @@ impl fmt::Display for Place {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let slash = |prefix: &str| if prefix.is_empty() { "" } else { "/" };
         match self {
-            Self::Directory(path) => path.display().fmt(formatter),
+            // What stands before a colon would be taken for a scheme.
+            Self::Directory(path) => match path.to_str().and_then(|text| text.split('/').next()) {
+                Some(first) if first.contains(':') => write!(formatter, "file:{}", path.display()),
+                _ => path.display().fmt(formatter),
+            },
             Self::S3 { bucket, prefix } => write!(formatter, "s3://{bucket}{}{prefix}", slash(prefix)),
             Self::Gcs { bucket, prefix } => write!(formatter, "gs://{bucket}{}{prefix}", slash(prefix)),
             Self::Azblob { container, prefix } => {
@@ -149,7 +153,7 @@ impl fmt::Display for Place {
             Self::Sftp { user, host, port, path } => {
                 formatter.write_str("sftp://")?;
                 if let Some(user) = user {
-                    write!(formatter, "{}@", parse::escaped_path(user))?;
+                    write!(formatter, "{}@", parse::escaped_name(user))?;
                 }
                 formatter.write_str(host)?;
                 if let Some(port) = port {
@@ -163,7 +167,7 @@ impl fmt::Display for Place {
                 write!(formatter, "opendal:{scheme}")?;
                 let mut separator = '?';
                 for (key, value) in options {
-                    write!(formatter, "{separator}{key}={}", parse::escaped(value))?;
+                    write!(formatter, "{separator}{}={}", parse::escaped_name(key), parse::escaped(value))?;
                     separator = '&';
                 }
                 Ok(())

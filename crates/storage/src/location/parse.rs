@@ -111,7 +111,7 @@ fn place(
         ));
     }
     let bucket = url.host_str().unwrap_or_default().to_owned();
-    if bucket.is_empty() || !bucket.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._$".contains(&b)) {
+    if !is_name(&bucket, b"-._$") {
         return Err(fail("it does not name a bucket".into()));
     }
     let prefix = decoded(url.path(), fail)?;
@@ -127,21 +127,21 @@ fn place(
 }
 
 fn sftp(url: &Url, fail: &dyn Fn(String) -> InvalidLocation) -> Result<Place, InvalidLocation> {
+    // A `-` at the beginning would be an option of `ssh`.
+    let user = decoded(url.username(), fail)?;
+    if url.host_str().is_some_and(|host| host.starts_with('-')) || user.starts_with('-') {
+        return Err(fail("the name of a host or user begins with `-`".into()));
+    }
     let host = match url.host() {
-        Some(Host::Domain(host)) if !host.is_empty() => decoded(host, fail)?,
+        Some(Host::Domain(host)) if is_name(host, b"-._") => host.to_owned(),
         Some(Host::Ipv4(address)) => address.to_string(),
         Some(Host::Ipv6(address)) => format!("[{address}]"),
         _ => return Err(fail("it does not name a host".into())),
     };
-    let user = decoded(url.username(), fail)?;
-    // A `-` at the beginning would be an option of `ssh`.
-    if host.starts_with('-') || user.starts_with('-') {
-        return Err(fail("the name of a host or user begins with `-`".into()));
-    }
     let path = decoded(url.path(), fail)?;
     let path = path.strip_prefix("/~/").unwrap_or(&path).trim_end_matches('/').to_owned();
-    if path.is_empty() || path.split('/').any(|component| component == "..") {
-        return Err(fail("it does not name a directory, or with `..`".into()));
+    if path.is_empty() || path.split('/').any(|component| matches!(component, "." | "..")) {
+        return Err(fail("it does not name a directory, or with `.` or `..`".into()));
     }
     Ok(Place::Sftp { user: Some(user).filter(|user| !user.is_empty()), host, port: url.port(), path })
 }
@@ -266,6 +266,14 @@ fn has_dots(text: &str) -> bool {
     path.split('/').any(|part| matches!(part.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | ".."))
 }
 
+/// Names of hosts and buckets are plain: whatever else stands there would need escapes, which nothing that resolves such
+/// names knows.
+fn is_name(text: &str, others: &[u8]) -> bool {
+    !text.starts_with('.')
+        && !text.is_empty()
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || others.contains(&b))
+}
+
 fn is_scheme(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-+._".contains(&b))
@@ -301,6 +309,11 @@ pub(super) fn escaped(value: &str) -> String {
 
 pub(super) fn escaped_path(path: &str) -> String {
     escape(path, |byte| b"-._~/@,:+=".contains(&byte))
+}
+
+/// The name of a user before an `@`, or of an option.
+pub(super) fn escaped_name(name: &str) -> String {
+    escape(name, |byte| b"-._~".contains(&byte))
 }
 
 fn escape(text: &str, legible: impl Fn(u8) -> bool) -> String {

@@ -107,3 +107,23 @@ proptest::proptest! {
         }
     }
 }
+
+/// Found by fuzzing: each was accepted and then shown as something that is not understood, or not alike.
+#[test]
+fn what_cannot_be_shown_again_is_refused() {
+    for text in
+        ["sftp://my%20host/x", "s3://@../..0", "sftp://host/x/%2E%2fy", "sftp://./x", "gs://.bucket/x"]
+    {
+        assert!(text.parse::<Location>().is_err(), "{text}");
+    }
+    for (text, shown) in [
+        ("sftp://a%3Ab%2F@host/x", "sftp://a%3Ab%2F@host/x"),
+        ("file:opendal:x", "file:opendal:x"),
+        ("file:gcs://bucket", "file:gcs://bucket"),
+        ("opendal:memory?a%26b=c", "opendal:memory?a%26b=c"),
+    ] {
+        let location = text.parse::<Location>().unwrap();
+        assert_eq!(location.to_string(), shown);
+        assert_eq!(location.to_string().parse::<Location>().unwrap(), location, "{text}");
+    }
+}

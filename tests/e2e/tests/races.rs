@@ -348,7 +348,9 @@ fn a_copy_follows_what_a_prune_of_the_origin_moves() {
             put(source.path(), &format!("{i}"), i, LARGE);
             put(churn.path(), &format!("{i}"), i, LARGE);
         }
-        put(churn.path(), "own", 77, LARGE);
+        for i in 0..6 {
+            put(churn.path(), &format!("{i}-own"), 70 + i, LARGE); // no pack holds only what stays, or only what goes
+        }
         let keeper = world.open().await;
         let options = BackupOptions { dataset: "churn".into(), ..options() };
         let gone = back_up_with(&keeper, churn.path(), options).await.unwrap();

@@ -405,20 +405,45 @@ async fn mark(
     task.await.map_err(|e| Error::Task(e.to_string()))?
 }
 
+/// What the index says of one frame.
+#[derive(Default)]
+struct FrameUse {
+    stored: u64,
+    plain: u64,
+    live_plain: u64,
+    live: bool,
+}
+
+impl FrameUse {
+    /// The share of its stored bytes that its live chunks hold; never nothing while one is live, for a pack without
+    /// live bytes is deleted.
+    fn live_stored(&self) -> u64 {
+        if !self.live {
+            return 0;
+        }
+        let share = u128::from(self.stored) * u128::from(self.live_plain) / u128::from(self.plain.max(1));
+        u64::try_from(share).unwrap_or(u64::MAX).clamp(1, self.stored.max(1))
+    }
+}
+
 /// Live and total bytes of every pack. Reads the whole index, a segment at a time.
+///
+/// Chunks of a frame count by their share of it, so that what is dead beside one live chunk is found too.
 pub(super) fn pack_uses(index: &IndexSet, marks: &Marks) -> Result<HashMap<ContentName, PackUse>, Error> {
     let mut uses: HashMap<ContentName, PackUse> = HashMap::new();
     for (number, (_, segment)) in index.segments().iter().enumerate() {
-        // Of each frame its stored length, its bytes before compression, and whether anything in it is live.
-        let mut frames: HashMap<(u32, u32), (u32, u64, bool)> = HashMap::new();
+        let mut frames: HashMap<(u32, u32), FrameUse> = HashMap::new();
         for item in segment.iter() {
             let (ordinal, entry) = item?;
-            let frame =
-                frames.entry((entry.pack, entry.frame_offset)).or_insert((entry.frame_length, 0, false));
-            frame.1 += u64::from(entry.length);
-            frame.2 |= marks.get(number, ordinal);
+            let frame = frames.entry((entry.pack, entry.frame_offset)).or_default();
+            frame.stored = u64::from(entry.frame_length);
+            frame.plain += u64::from(entry.length);
+            if marks.get(number, ordinal) {
+                frame.live = true;
+                frame.live_plain += u64::from(entry.length);
+            }
         }
-        for ((pack, _), (length, plain, live)) in frames {
+        for ((pack, _), frame) in frames {
             let Some(pack) = segment.packs().get(pack as usize) else { continue };
             let used = uses.entry(pack.name).or_insert(PackUse {
                 class: segment.class(),
@@ -427,9 +452,9 @@ pub(super) fn pack_uses(index: &IndexSet, marks: &Marks) -> Result<HashMap<Conte
                 total: 0,
                 plain: 0,
             });
-            used.plain += plain;
-            used.total += u64::from(length);
-            used.live += if live { u64::from(length) } else { 0 };
+            used.plain += frame.plain;
+            used.total += frame.stored;
+            used.live += frame.live_stored();
         }
     }
     Ok(uses)

@@ -307,3 +307,33 @@ fn what_is_remembered_and_damaged_counts_for_nothing() {
         assert_same(&restored(repository, &snapshot).await, &wide(0).as_restored());
     });
 }
+
+/// Small files share a frame. One that stays does not hold on to all that are gone.
+#[test]
+fn what_is_dead_in_frames_that_live_on_is_found_and_freed() {
+    block_on(async {
+        let world = World::new().await;
+        let repository = &world.repository;
+        let file = |i: u64| (format!("d/{i}"), Thing::file(noise(i, 20_000)));
+        let with = |tree: TreeModel, (name, thing): (String, Thing)| tree.with(&name, thing);
+        let all = (0..40).map(file).fold(TreeModel::default(), with);
+        let few = (0..40).step_by(20).map(file).fold(TreeModel::default(), with);
+        let first = back_up(repository, &all).await;
+        let second = back_up(repository, &few).await;
+        let gone = snapshot_of(repository, &first).await;
+        repository.forget(&[(&gone, "test".into())]).await.unwrap();
+
+        let before = repository.usage().await.unwrap();
+        assert!(
+            before.content.unused_packs == 0 && before.content.partly_unused_bytes > 38 * 19_000,
+            "{before:?}"
+        );
+        let pruned = repository.prune(thorough()).await.unwrap();
+        assert!(pruned.bytes_freed > 38 * 19_000, "{pruned:?}");
+        let after = repository.usage().await.unwrap();
+        assert_eq!(after.garbage_bytes(), 0, "{after:?}");
+        assert!(after.content.bytes < 3 * 20_000, "{after:?}");
+        let kept = snapshot_of(repository, &second).await;
+        assert_same(&few, &restored(repository, &kept).await);
+    });
+}

@@ -66,6 +66,23 @@ pub struct RestoreReport {
 
 const LISTED_MAX: usize = 1000;
 
+impl RestoreReport {
+    /// Adds what another restore did, for one that is made of several.
+    pub fn add(&mut self, other: Self) {
+        self.files_written += other.files_written;
+        self.files_unchanged += other.files_unchanged;
+        self.directories += other.directories;
+        self.others += other.others;
+        self.bytes_written += other.bytes_written;
+        self.bytes_unchanged += other.bytes_unchanged;
+        self.removed += other.removed;
+        self.problem_count += other.problem_count;
+        self.problems.extend(other.problems);
+        self.problems.truncate(LISTED_MAX);
+        self.left_out.extend(other.left_out);
+    }
+}
+
 /// Collects the report from several threads.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {

@@ -1,5 +1,6 @@
 //! `keepwell backup`.
 
+mod about;
 mod count;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use backup_core::{BackupOptions, BackupReport, Repository, RepositoryHint};
 use keepwell_source_files::{FileOptions, FileSource};
 use serde_json::json;
 
+pub use self::about::About;
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::location::Location;
@@ -64,33 +66,11 @@ pub struct Args {
     /// Name of what is backed up, by which snapshots are compared and counted [default: the profile, or the paths]
     #[arg(long, value_name = "NAME")]
     dataset: Option<String>,
-    /// Name of the host that the data belongs to [default: this machine]
-    #[arg(long, value_name = "NAME")]
-    host: Option<String>,
-    /// A label for the snapshot; may be repeated
-    #[arg(long, value_name = "TAG")]
-    tag: Vec<String>,
-    /// A sentence about the snapshot
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    description: String,
-    /// Read back and prove everything that was stored before the snapshot counts
-    #[arg(long)]
-    verify: bool,
     /// Read every file, also those that look unchanged
     #[arg(long, visible_alias = "force")]
     reread: bool,
-    /// zstd level, 1 (fast) to 22 (small) [default: 2]
-    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(1..=22))]
-    compression_level: Option<i32>,
-    /// Do not let `forget` remove the snapshot before this time
-    #[arg(long, value_name = "TIME")]
-    keep_until: Option<String>,
-    /// Never let `forget` remove the snapshot
-    #[arg(long)]
-    keep_forever: bool,
-    /// Seal the content to this erasable domain (see `keepwell key domain`)
-    #[arg(long, value_name = "NAME")]
-    domain: Option<String>,
+    #[command(flatten)]
+    about: About,
 }
 
 /// Runs `backup`.
@@ -157,26 +137,10 @@ fn source(ctx: &Context, args: &Args, paths: &[PathBuf]) -> Result<FileSource> {
 fn options(ctx: &Context, args: &Args, repository: &Repository, paths: &[PathBuf]) -> Result<BackupOptions> {
     let profile = &ctx.profile;
     let dataset = args.dataset.clone().or_else(|| profile.dataset.clone()).or_else(|| profile.name.clone());
-    let level = args.compression_level.or(profile.compression_level).unwrap_or(2);
-    if !(1..=22).contains(&level) {
-        return Err(Complaint::usage(format!("the compression level {level} is not from 1 to 22")).into());
-    }
-    let domain = args.domain.as_deref().map(|name| super::key::domain_named(repository, name)).transpose()?;
     Ok(BackupOptions {
-        dataset: dataset.unwrap_or_else(|| dataset_of(paths)),
-        host: args.host.clone().unwrap_or_else(|| ctx.host()),
-        tags: [profile.tags.as_slice(), &args.tag].concat(),
-        description: args.description.clone(),
-        time_zone: jiff::tz::TimeZone::system().iana_name().unwrap_or("UTC").to_owned(),
-        compression_level: level,
-        verify: args.verify,
         reread: args.reread,
-        domain,
-        keep_until: args.keep_until.as_deref().map(text::time_argument).transpose()?,
-        keep_forever: args.keep_forever,
-        program: concat!("keepwell ", env!("CARGO_PKG_VERSION")).to_owned(),
         checkpoint_every: Duration::from_secs(1800),
-        ..BackupOptions::default()
+        ..args.about.options(ctx, repository, dataset.unwrap_or_else(|| dataset_of(paths)))?
     })
 }
 

@@ -237,16 +237,7 @@ async fn execute(opened: &Opened, snapshot: &Snapshot, jobs: Vec<Job>, args: &Ar
     for job in jobs {
         let target: Arc<dyn RestoreTarget> = Arc::<FileTarget>::clone(&job.target);
         let report = opened.repository.restore(snapshot, target, job.options).await?;
-        sum.files_written += report.files_written;
-        sum.files_unchanged += report.files_unchanged;
-        sum.directories += report.directories;
-        sum.others += report.others;
-        sum.bytes_written += report.bytes_written;
-        sum.bytes_unchanged += report.bytes_unchanged;
-        sum.removed += report.removed;
-        sum.problem_count += report.problem_count;
-        sum.problems.extend(report.problems);
-        sum.left_out.extend(report.left_out);
+        sum.add(report);
         sum.left_out.extend(job.target.left_out());
         if let Some(root) = job.root {
             sum.left_out.extend(root.apply(&TargetOptions { untrusted: args.untrusted })?);

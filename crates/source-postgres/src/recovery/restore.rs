@@ -183,7 +183,7 @@ pub async fn restore(
         let target = layout.open(places, &part.place)?;
         let options = options(part.key, Some(control.clone()));
         let restored = repository.restore(&backup.snapshot, target, options).await?;
-        add(&mut report.files, restored);
+        report.files.add(restored);
         layout.take(&part.place, if part.place == layout.directory { DATA_MODE } else { None })?;
     }
     if let Some((first, reason)) = report.files.problems.first().cloned() {
@@ -198,7 +198,7 @@ pub async fn restore(
     if let Some((first, reason)) = restored.problems.first().cloned() {
         return Err(RestoreError::Incomplete { count: 1, first, reason });
     }
-    add(&mut report.files, restored);
+    report.files.add(restored);
     places.sync().map_err(backup_core::Error::from)?;
     Ok(report)
 }
@@ -292,17 +292,4 @@ fn write_settings(layout: &Layout, settings: &RecoverySettings) -> Result<(), Re
         remove(&layout.directory.join(other))?;
     }
     layout.write(settings.signal_file(), "")
-}
-
-fn add(sum: &mut RestoreReport, report: RestoreReport) {
-    sum.files_written += report.files_written;
-    sum.files_unchanged += report.files_unchanged;
-    sum.directories += report.directories;
-    sum.others += report.others;
-    sum.bytes_written += report.bytes_written;
-    sum.bytes_unchanged += report.bytes_unchanged;
-    sum.removed += report.removed;
-    sum.problem_count += report.problem_count;
-    sum.problems.extend(report.problems);
-    sum.left_out.extend(report.left_out);
 }

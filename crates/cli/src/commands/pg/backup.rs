@@ -11,6 +11,7 @@ use keepwell_source_postgres::cluster::Cluster;
 use keepwell_source_postgres::replication::Checkpoint;
 use serde_json::json;
 
+use crate::commands::backup::About;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::{open, text};
@@ -28,15 +29,6 @@ pub struct Args {
     /// Name of what is backed up; that of its WAL
     #[arg(long, value_name = "NAME", default_value = "postgres")]
     dataset: String,
-    /// Name of the host that the data belongs to [default: this machine]
-    #[arg(long, value_name = "NAME")]
-    host: Option<String>,
-    /// A label for the snapshot; may be repeated
-    #[arg(long, value_name = "TAG")]
-    tag: Vec<String>,
-    /// A sentence about the snapshot
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    description: String,
     /// Build on no earlier snapshot: read everything
     #[arg(long)]
     full: bool,
@@ -49,28 +41,16 @@ pub struct Args {
     /// Only note pages whose checksum does not fit
     #[arg(long)]
     allow_bad_pages: bool,
-    /// Read back and prove everything that was stored before the snapshot counts
-    #[arg(long)]
-    verify: bool,
-    /// zstd level, 1 (fast) to 22 (small) [default: 2]
-    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(1..=22))]
-    compression_level: Option<i32>,
-    /// Do not let `forget` remove the snapshot before this time
-    #[arg(long, value_name = "TIME")]
-    keep_until: Option<String>,
-    /// Never let `forget` remove the snapshot
-    #[arg(long)]
-    keep_forever: bool,
-    /// Seal the content to this erasable domain (see `keepwell key domain`)
-    #[arg(long, value_name = "NAME")]
-    domain: Option<String>,
+    #[command(flatten)]
+    about: About,
 }
 
 /// Runs `pg backup`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let connect = super::super::wal::connection(ctx, &args.connection)?;
     let opened = open::repository(ctx).await?;
-    let options = options(ctx, &args, &opened.repository)?;
+    let about = args.about.options(ctx, &opened.repository, args.dataset.clone())?;
+    let options = BackupOptions { reread: args.full, ..about };
     let capture = CaptureOptions {
         checkpoint: if args.spread_checkpoint { Checkpoint::Spread } else { Checkpoint::Fast },
         // What the server takes: from 32 KiB to 1 GiB.
@@ -95,26 +75,6 @@ fn page_maps(repository: &Repository, dataset: &str) -> Option<PageMaps> {
     let name = keepwell_crypto::Digest::of(dataset.as_bytes()).to_string();
     let path = repository.cache_path()?.join("page-maps").join(name);
     Some(PageMaps { path, key })
-}
-
-fn options(ctx: &Context, args: &Args, repository: &Repository) -> Result<BackupOptions> {
-    let domain =
-        args.domain.as_deref().map(|name| super::super::key::domain_named(repository, name)).transpose()?;
-    Ok(BackupOptions {
-        dataset: args.dataset.clone(),
-        host: args.host.clone().unwrap_or_else(|| ctx.host()),
-        tags: [ctx.profile.tags.as_slice(), &args.tag].concat(),
-        description: args.description.clone(),
-        time_zone: jiff::tz::TimeZone::system().iana_name().unwrap_or("UTC").to_owned(),
-        compression_level: args.compression_level.or(ctx.profile.compression_level).unwrap_or(2),
-        verify: args.verify,
-        reread: args.full,
-        domain,
-        keep_until: args.keep_until.as_deref().map(text::time_argument).transpose()?,
-        keep_forever: args.keep_forever,
-        program: concat!("keepwell ", env!("CARGO_PKG_VERSION")).to_owned(),
-        ..BackupOptions::default()
-    })
 }
 
 fn print(

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::{BackupOptions, Cache, Limits, RestoreOptions, Select};
-use keepwell_e2e::{noise, run, tree, world};
+use keepwell_e2e::{noise, run, tree, within, world};
 use keepwell_source_files::{FileTarget, TargetOptions};
 use keepwell_storage::{Memory, list_all};
 use world::{World, assert_sound, back_up, back_up_with, forget, options, restored, snapshot_of};
@@ -213,9 +213,12 @@ fn a_restore_over_an_older_state_writes_only_what_differs() {
             .unwrap();
         tree::put(to.path(), "one", 7, 5000);
         fs::remove_file(to.path().join("zeros")).unwrap();
+        let grown = File::options().write(true).open(to.path().join("medium")).unwrap();
+        grown.write_all_at(b"to be cut off", 300_000).unwrap();
         let again = world::restore(&repository, &snapshot, dir, to.path()).await.unwrap();
         assert_eq!(again.problems, []);
         assert!(again.bytes_written < 8 * MIB as u64, "{again:?}");
+        assert_eq!(again.files_written, 4, "one was only shortened: {again:?}");
         tree::assert_same(&expected, &tree::read(to.path()), "corrected");
     });
 }
@@ -245,5 +248,33 @@ fn a_further_name_alone_does_not_take_what_stands_under_the_first() {
         assert_eq!(found[Path::new("a")], before[Path::new("a")], "what was not selected stays");
         assert_eq!(found[Path::new("b")].content, expected[Path::new("a")].content);
         assert_eq!(found[Path::new("c")].same_as.as_deref(), Some(Path::new("b")));
+    });
+}
+
+/// No directory is held in memory as a whole, and one entry more costs what lies around it.
+#[test]
+fn a_directory_of_200_000_entries() {
+    const ENTRIES: usize = 200_000;
+    within(Duration::from_secs(600), async {
+        let world = World::new().await;
+        let repository = world.open().await;
+        let source = tempfile::tempdir().unwrap();
+        for i in 0..ENTRIES {
+            File::create(source.path().join(format!("{i}"))).unwrap();
+        }
+        let first = back_up(&repository, source.path()).await.unwrap();
+        assert_eq!((first.statistics.files, first.problems.len()), (ENTRIES as u64, 0));
+        let stored = async || {
+            let trees = list_all(&world.store, "meta/").await.unwrap();
+            trees.iter().map(|pack| pack.size).sum::<u64>()
+        };
+        let before = stored().await;
+        File::create(source.path().join("one more")).unwrap();
+        let second = back_up(&repository, source.path()).await.unwrap();
+        let added = stored().await - before;
+        assert!(added * 5 < before, "{added} bytes beside {before}");
+        let snapshot = snapshot_of(&repository, &second).await;
+        let back = restored(&repository, &snapshot, source.path()).await;
+        tree::assert_same(&tree::read(source.path()), &back, "200,000 entries");
     });
 }

@@ -149,7 +149,7 @@ fn prepare(
     needs: &mut Vec<Need>,
     buffer: &mut Vec<u8>,
 ) -> Result<(), Error> {
-    let existing = if work.fresh { None } else { open_existing(work, job)? };
+    let (existing, size) = if work.fresh { None } else { open_existing(work, job)? }.unzip();
     let before = needs.len();
     let mut at = 0;
     let mut same_bytes = 0;
@@ -199,7 +199,9 @@ fn prepare(
         Some(file) if pieces > 0 => job.use_file(file),
         Some(file) => {
             file.finish(&job.entry)?;
-            work.tally.files_unchanged.fetch_add(1, Ordering::Relaxed);
+            let was_right = size == Some(job.entry.size);
+            let count = if was_right { &work.tally.files_unchanged } else { &work.tally.files_written };
+            count.fetch_add(1, Ordering::Relaxed);
             work.repository.monitor().advance(1, 0);
         }
         None if pieces == 0 => {
@@ -216,11 +218,14 @@ fn prepare(
     Ok(())
 }
 
-/// A regular file that can be corrected in place. What else stands there is removed if the options allow it.
-fn open_existing(work: &Work, job: &Job) -> Result<Option<Box<dyn TargetFile>>, Error> {
+/// A regular file that can be corrected in place, and its size. What else stands there is removed if the options allow
+/// it.
+fn open_existing(work: &Work, job: &Job) -> Result<Option<(Box<dyn TargetFile>, u64)>, Error> {
     match work.target.existing(&job.key)? {
         None => Ok(None),
-        Some(entry) if entry.kind == EntryKind::File => Ok(Some(work.target.open_existing(&job.key)?)),
+        Some(entry) if entry.kind == EntryKind::File => {
+            Ok(Some((work.target.open_existing(&job.key)?, entry.size)))
+        }
         Some(entry) if entry.kind == EntryKind::Directory && !work.delete => {
             Err(Error::Invalid("a directory stands in the place of a file".into()))
         }

@@ -153,10 +153,13 @@ impl Publisher {
         published
     }
 
-    /// Ends the session without a result.
+    /// Ends the session without a result. What it stored is kept for the next run.
     pub fn abandon(&mut self) {
         if let Some(session) = self.session.take() {
-            self.handle.block_on(session.abandon());
+            self.handle.block_on(async {
+                self.uploads.salvage().await;
+                session.abandon().await;
+            });
         }
     }
 

@@ -250,3 +250,26 @@ fn a_content_without_an_end_is_given_up() {
         assert_eq!(fresh.check(CheckOptions::default()).await.unwrap().open_sessions, 0);
     });
 }
+
+/// Not one pack that arrived before the end is stored again.
+#[test]
+fn what_a_cancelled_backup_stored_is_in_the_index() {
+    block_on(async {
+        let world = World::new().await;
+        let files = (0..60).map(|n| (format!("{n:03}"), Thing::file(noise(n, 1 << 20))));
+        let tree = files.fold(TreeModel::default(), |tree, (name, file)| tree.with(&name, file));
+        let options =
+            || crate::BackupOptions { chunk_sizes: crate::chunker::ChunkSizes::FILES, ..options("data") };
+        let (repository, objects, cancel, _) = open(&world, 14).await;
+        let ended = repository.backup(Arc::new(MemorySource::new(tree.clone())), options()).await;
+        assert!(matches!(ended, Err(Error::Cancelled)) && cancel.is_cancelled(), "{ended:?}");
+        let stored = keepwell_storage::list_all(&objects, "data/").await.unwrap().len();
+        let fresh = open_again(&world, objects).await;
+        let usage = fresh.usage().await.unwrap();
+        assert!(stored >= 2, "{stored} packs");
+        assert_eq!((usage.content.packs, usage.unlisted_packs), (stored as u64, 0), "{usage:?}");
+        let report = fresh.backup(Arc::new(MemorySource::new(tree)), options()).await.unwrap();
+        let again = report.statistics.new_plain_bytes + usage.content.unused_pack_bytes;
+        assert!(again < 61 << 20, "{again} bytes of 60 MiB");
+    });
+}

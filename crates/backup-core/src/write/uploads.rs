@@ -118,6 +118,26 @@ impl Uploads {
 
     /// Waits for every pack and writes the rest of the index. Afterwards more packs may be submitted.
     pub async fn flush(&self) -> Result<(), Error> {
+        self.wait().await?;
+        if let Some(error) = &self.state().failed {
+            return Err(error.clone());
+        }
+        for (class, packs) in self.take_waiting() {
+            self.0.write_segment(class, packs).await?;
+        }
+        Ok(())
+    }
+
+    /// After a failure, while the session is still open: what is durable goes into the index, as far as that succeeds, so
+    /// that the next run finds it.
+    pub async fn salvage(&self) {
+        let _ = self.wait().await;
+        for (class, packs) in self.take_waiting() {
+            let _ = self.0.write_segment(class, packs).await;
+        }
+    }
+
+    async fn wait(&self) -> Result<(), Error> {
         let mut running = std::mem::take(&mut *lock(&self.0.running));
         if planted("commit-before-packs") {
             running.detach_all();
@@ -125,20 +145,15 @@ impl Uploads {
         while let Some(ended) = running.join_next().await {
             ended.map_err(|e| Error::Task(e.to_string()))?;
         }
-        let waiting = {
-            let mut state = self.state();
-            if let Some(error) = &state.failed {
-                return Err(error.clone());
-            }
-            [
-                (PackClass::Meta, std::mem::take(&mut state.meta).packs),
-                (PackClass::Data, std::mem::take(&mut state.data).packs),
-            ]
-        };
-        for (class, packs) in waiting {
-            self.0.write_segment(class, packs).await?;
-        }
         Ok(())
+    }
+
+    fn take_waiting(&self) -> [(PackClass, Vec<FinishedPack>); 2] {
+        let mut state = self.state();
+        [
+            (PackClass::Meta, std::mem::take(&mut state.meta).packs),
+            (PackClass::Data, std::mem::take(&mut state.data).packs),
+        ]
     }
 
     /// Adds an object that was stored by other means to what the session created.

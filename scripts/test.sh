@@ -107,10 +107,16 @@ stage_e2e() {
     return $failed
 }
 
-stage_embed() { cargo run --locked --quiet -p keepwell-example-embed; }
+stage_embed() { built keepwell-example-embed; }
 
 # One counted iteration of every benchmark shows that they run; the dev build is used, so the times mean nothing.
-stage_bench() { cargo run --locked --quiet -p keepwell-benches -- --once; }
+stage_bench() { built keepwell-benches --once; }
+
+# Runs a program of the workspace. `cargo run -p` would build its dependencies again, with other features.
+built() {
+    cargo build --locked --quiet --workspace --bins --tests # built already for the stage `test`
+    "${CARGO_TARGET_DIR:-target}/debug/$1" "${@:2}"
+}
 
 # The engine in simulated worlds; a workspace of its own (docs/simulation.md).
 stage_sim() { (cd tests/sim && cargo test --locked --quiet); }

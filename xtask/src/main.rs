@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 const USAGE: &str = "\
 cargo xtask sim [--seeds N] [--from S] [--jobs J] [--first]    many simulated worlds
 cargo xtask sim --seed S [--trace]                             one of them, the same every time
+cargo xtask sim --directed FAULT                               the world written by hand for a planted fault
 cargo xtask planted [--seeds N] [--only FAULT]                 which planted faults the simulation finds";
 
 fn main() -> ExitCode {

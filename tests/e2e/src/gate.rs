@@ -2,50 +2,48 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use keepwell_storage::{Capabilities, Key, Memory, ObjectInfo, ObjectStore, Page, StorageError};
+use keepwell_storage::{Capabilities, Key, Memory, ObjectInfo, ObjectStore, Operation, Page, StorageError};
 use tokio::sync::Semaphore;
 
-/// Which calls a gate holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Holds {
-    Puts,
-    Reads,
-}
+/// Says which call is held, by what it does and its key or prefix.
+type Holds = Box<dyn Fn(Operation, &str) -> bool + Send + Sync>;
 
-/// Holds the first `put_new`, or the first reading, of a key with a prefix.
+/// Holds one call: the first of the kind that it is shut for. Others pass.
 pub struct Gate {
     inner: Memory,
-    holds: Holds,
-    prefix: String,
-    shut: AtomicBool,
+    shut: Mutex<Option<Holds>>,
     reached: Semaphore,
     passed: Semaphore,
 }
 
 impl Gate {
-    /// Wraps a store; the first `put_new` waits.
+    /// Wraps a store; everything passes.
+    pub fn wide_open(inner: Memory) -> Self {
+        Self { inner, shut: Mutex::new(None), reached: Semaphore::new(0), passed: Semaphore::new(0) }
+    }
+
+    /// Wraps a store; the first `put_new` of a key with this prefix waits.
     pub fn new(inner: Memory, prefix: impl Into<String>) -> Self {
-        Self::holding(Holds::Puts, inner, prefix)
+        let (gate, prefix) = (Self::wide_open(inner), prefix.into());
+        gate.shut(move |operation, key| operation == Operation::Put && key.starts_with(&prefix));
+        gate
     }
 
-    /// Wraps a store; the first `get` or `get_range` waits.
+    /// Wraps a store; the first `get` or `get_range` of a key with this prefix waits.
     pub fn reading(inner: Memory, prefix: impl Into<String>) -> Self {
-        Self::holding(Holds::Reads, inner, prefix)
+        let (gate, prefix) = (Self::wide_open(inner), prefix.into());
+        let is_read = |operation| matches!(operation, Operation::Get | Operation::GetRange);
+        gate.shut(move |operation, key| is_read(operation) && key.starts_with(&prefix));
+        gate
     }
 
-    fn holding(holds: Holds, inner: Memory, prefix: impl Into<String>) -> Self {
-        Self {
-            inner,
-            holds,
-            prefix: prefix.into(),
-            shut: AtomicBool::new(true),
-            reached: Semaphore::new(0),
-            passed: Semaphore::new(0),
-        }
+    /// From now on, the first call of which this is true waits.
+    pub fn shut(&self, holds: impl Fn(Operation, &str) -> bool + Send + Sync + 'static) {
+        *self.holds() = Some(Box::new(holds));
     }
 
     /// Waits until the call is there.
@@ -58,29 +56,40 @@ impl Gate {
         self.passed.add_permits(1);
     }
 
-    async fn hold(&self, calls: Holds, key: &Key) {
-        let held = self.holds == calls && key.as_str().starts_with(&self.prefix);
-        if held && self.shut.swap(false, Ordering::SeqCst) {
+    async fn hold(&self, operation: Operation, key: &str) {
+        let held = {
+            let mut shut = self.holds();
+            let held = shut.as_ref().is_some_and(|holds| holds(operation, key));
+            if held {
+                *shut = None;
+            }
+            held
+        };
+        if held {
             self.reached.add_permits(1);
             self.passed.acquire().await.unwrap().forget();
         }
+    }
+
+    fn holds(&self) -> std::sync::MutexGuard<'_, Option<Holds>> {
+        self.shut.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[async_trait]
 impl ObjectStore for Gate {
     async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError> {
-        self.hold(Holds::Puts, key).await;
+        self.hold(Operation::Put, key.as_str()).await;
         self.inner.put_new(key, body).await
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
-        self.hold(Holds::Reads, key).await;
+        self.hold(Operation::Get, key.as_str()).await;
         self.inner.get(key).await
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
-        self.hold(Holds::Reads, key).await;
+        self.hold(Operation::GetRange, key.as_str()).await;
         self.inner.get_range(key, range).await
     }
 
@@ -89,10 +98,12 @@ impl ObjectStore for Gate {
     }
 
     async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
+        self.hold(Operation::List, prefix).await;
         self.inner.list_page(prefix, after).await
     }
 
     async fn delete(&self, key: &Key) -> Result<(), StorageError> {
+        self.hold(Operation::Delete, key.as_str()).await;
         self.inner.delete(key).await
     }
 
@@ -107,6 +118,6 @@ impl ObjectStore for Gate {
 
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate").field("prefix", &self.prefix).finish_non_exhaustive()
+        f.debug_struct("Gate").finish_non_exhaustive()
     }
 }

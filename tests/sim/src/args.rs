@@ -4,6 +4,7 @@
 pub(crate) const USAGE: &str = "\
 keepwell-sim [--seeds N] [--from S] [--jobs J] [--first]   many worlds; --first ends with the first failure
 keepwell-sim --seed S [--trace]                            one world, the same every time; --trace shows all of it
+keepwell-sim --directed FAULT                              the world that was written by hand for a planted fault
 keepwell-sim --planted [--seeds N] [--only FAULT]           which planted faults are found, and by which seed";
 
 /// The command line.
@@ -19,6 +20,8 @@ pub(crate) struct Args {
     pub planted: bool,
     /// Only this one.
     pub only: Option<String>,
+    /// The directed world for this fault.
+    pub directed: Option<String>,
     pub trace: bool,
     /// In this very process.
     pub here: bool,
@@ -35,6 +38,7 @@ impl Args {
             seed: None,
             planted: false,
             only: None,
+            directed: None,
             trace: false,
             here: false,
         };
@@ -52,6 +56,16 @@ impl Args {
                 "--planted" => parsed.planted = true,
                 "--only" => parsed.only = args.next(),
                 "--first" => parsed.first = true,
+                "--directed" => {
+                    let fault = args.next().ok_or("`--directed` needs the name of a fault")?;
+                    if !keepwell_sim::DIRECTED.contains(&fault.as_str()) {
+                        return Err(format!(
+                            "there are directed worlds for {}",
+                            keepwell_sim::DIRECTED.join(", ")
+                        ));
+                    }
+                    parsed.directed = Some(fault);
+                }
                 "--trace" => parsed.trace = true,
                 "--here" => parsed.here = true,
                 _ => return Err(format!("`{arg}` is not an option")),

@@ -10,6 +10,7 @@ mod check;
 mod clock;
 mod closing;
 mod dice;
+mod directed;
 mod faults;
 mod genesis;
 mod net;
@@ -26,5 +27,6 @@ mod witness;
 mod work;
 mod world;
 
+pub use directed::{DIRECTED, run_directed};
 pub use trace::Trace;
 pub use world::{Failure, Report, run};

@@ -1,5 +1,5 @@
 //! Lives through worlds: `keepwell-sim --seeds 500 [--from 1] [--jobs 2] [--first]`, or one of them with everything that
-//! happens in it: `keepwell-sim --seed 7 [--trace]`.
+//! happens in it: `keepwell-sim --seed 7 [--trace]`. `keepwell-sim --directed FAULT` lives through one written by hand.
 
 mod args;
 mod fleet;
@@ -23,6 +23,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(fault) = &args.directed {
+        return directed(fault);
+    }
     let ok = match args.seed {
         Some(seed) => one(seed, args.trace),
         None if args.planted => planted::run(&args),
@@ -50,6 +53,20 @@ fn one(seed: u64, everything: bool) -> bool {
         }
     }
     ended.is_ok()
+}
+
+/// The world that was written for a planted fault.
+fn directed(fault: &str) -> ExitCode {
+    match keepwell_sim::run_directed(fault) {
+        Ok(()) => {
+            println!("directed {fault}: all promises kept");
+            ExitCode::SUCCESS
+        }
+        Err(wrong) => {
+            println!("directed {fault}: {}", wrong.replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Several worlds one after the other, for the process that gathers results.

@@ -8,7 +8,6 @@ use backup_core::source::{Content, Found, Item, Opened, Piece, Preflight, Source
 use keepwell_catalog::{Entry, EntryKind, MapKey};
 
 use crate::dice::Dice;
-use crate::net::{Life, Net};
 
 /// Contents that all writers draw from, so that they share chunks and come back to what was pruned long ago.
 const CONTENTS: u64 = 14;
@@ -29,7 +28,7 @@ pub(crate) enum Node {
 pub(crate) struct Tree(pub BTreeMap<MapKey, Node>);
 
 /// The bytes of a content; those with a higher number are longer.
-fn content(number: u64) -> Vec<u8> {
+pub(crate) fn content(number: u64) -> Vec<u8> {
     let mut bytes = vec![0; 200 + 450 * number as usize];
     let mut key = [0; 32];
     key[..8].copy_from_slice(&number.to_le_bytes());
@@ -37,7 +36,7 @@ fn content(number: u64) -> Vec<u8> {
     bytes
 }
 
-fn key(path: &str) -> MapKey {
+pub(crate) fn key(path: &str) -> MapKey {
     MapKey::from_components(path.split('/')).expect("simple names")
 }
 
@@ -112,10 +111,10 @@ impl Tree {
 /// A tree as a source that now and then takes its time.
 pub(crate) struct SlowTree {
     pub tree: Tree,
-    pub net: Net,
-    pub life: Life,
-    /// Before which items the walk waits for the simulation, by their number.
+    /// Before which items the walk waits, by their number.
     pub waits: Vec<usize>,
+    /// Waits; `false` when the process has crashed meanwhile.
+    pub wait: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl Source for SlowTree {
@@ -133,7 +132,7 @@ impl Source for SlowTree {
 
     fn walk(&self, visit: &mut dyn FnMut(Found) -> ControlFlow<()>) -> Result<(), SourceError> {
         for (number, (key, node)) in self.tree.0.iter().enumerate() {
-            if self.waits.contains(&number) && !self.net.wait(self.life) {
+            if self.waits.contains(&number) && !(self.wait)() {
                 return Err(SourceError::Other("the process has crashed".to_owned()));
             }
             let (kind, size, hash) = match node {

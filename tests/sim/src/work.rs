@@ -149,7 +149,8 @@ impl Tools {
                     verify,
                     ..BackupOptions::default()
                 };
-                let source = SlowTree { tree, net: self.net.clone(), life: self.life, waits };
+                let (net, life) = (self.net.clone(), self.life);
+                let source = SlowTree { tree, waits, wait: Box::new(move || net.wait(life)) };
                 let ended = async { self.repository(0).await?.backup(Arc::new(source), options).await };
                 Ended::Backup(attempt, ended.await)
             }
@@ -198,7 +199,7 @@ impl Tools {
 }
 
 /// Small enough for files of a few hundred bytes to have more than one chunk.
-const SIZES: ChunkSizes = ChunkSizes { min: 256, average: 1024, max: 4096 };
+pub(crate) const SIZES: ChunkSizes = ChunkSizes { min: 256, average: 1024, max: 4096 };
 
 /// Opens a repository of the simulation.
 pub(crate) async fn open(

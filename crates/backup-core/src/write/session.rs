@@ -114,7 +114,8 @@ impl Session {
     pub async fn end(self, ending: Ending) -> Result<Commit, Error> {
         let repository = &self.repository;
         let list = match self.put_list(ending.created).await {
-            Ok(list) => list,
+            Ok(Some(list)) => list,
+            Ok(None) => return Err(self.list_is_taken().await),
             Err(error) => {
                 self.abandon().await;
                 return Err(error);
@@ -143,11 +144,7 @@ impl Session {
         let signed = repository.sign(Commit::KIND, commit.encode())?;
         let committed = repository.put_record(&names::commit_key(self.writer, self.n), signed).await?;
         alive::forget(repository.cache(), self.writer, self.n);
-        if committed || planted("fenced-is-fine") {
-            Ok(commit)
-        } else {
-            Err(Error::Fenced { writer: self.writer.to_string(), seq: self.n })
-        }
+        if committed || planted("fenced-is-fine") { Ok(commit) } else { Err(self.was_fenced()) }
     }
 
     /// Ends the session without publishing anything, after a failure. If that fails too, a keeper will do it.
@@ -155,19 +152,33 @@ impl Session {
         let _ = fence(&self.repository, self.writer, self.n, self.previous.clone()).await;
     }
 
-    async fn put_list(&self, created: Vec<(String, u64)>) -> Result<Digest, Error> {
+    /// `None` if the session has another list already.
+    async fn put_list(&self, created: Vec<(String, u64)>) -> Result<Option<Digest>, Error> {
         let mut objects: Vec<_> =
             created.into_iter().map(|(name, size)| ListedObject { name, size }).collect();
         objects.sort();
         let list = List { store: self.repository.store_id(), writer: self.writer, n: self.n, objects };
         let signed = self.repository.sign(List::KIND, list.encode())?;
         let digest = Digest::of(&signed);
-        let key = names::list_key(self.writer, self.n);
-        if self.repository.put_own(&key, signed).await? {
-            Ok(digest)
-        } else {
-            Err(Error::damaged(key, "another list has the name of this session's list"))
+        let stored = self.repository.put_own(&names::list_key(self.writer, self.n), signed).await?;
+        Ok(stored.then_some(digest))
+    }
+
+    /// Two processes with one credential had the same number: the claim of the first was swept after its fence, and the
+    /// second had chosen its number before. Then the session has an end.
+    async fn list_is_taken(&self) -> Error {
+        match fence(&self.repository, self.writer, self.n, self.previous.clone()).await {
+            Ok(false) => self.was_fenced(),
+            Ok(true) => {
+                let key = names::list_key(self.writer, self.n);
+                Error::damaged(key, "another list has the name of this session's list")
+            }
+            Err(error) => error,
         }
+    }
+
+    fn was_fenced(&self) -> Error {
+        Error::Fenced { writer: self.writer.to_string(), seq: self.n }
     }
 }
 
@@ -225,5 +236,28 @@ async fn beat(repository: Repository, writer: MemberId, n: u64) {
         let Ok(signed) = repository.sign(Record::KIND, record.encode()) else { return };
         // A beat that does not arrive costs nothing: the next one may, and a fence is noticed at the commit.
         let _ = repository.store().put_new(&names::session_key(writer, n, k), Bytes::from(signed)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::World;
+
+    /// Chosen before the first was fenced and swept, claimed afterwards.
+    #[tokio::test]
+    async fn of_two_processes_with_one_number_both_hear_that_it_was_fenced() {
+        let world = World::new().await;
+        let one = Session::claim(&world.repository).await.unwrap();
+        let (writer, n) = (one.writer(), one.n());
+        world.delete(names::session_key(writer, n, 0).as_str()).await;
+        let two = Session::claim(&world.repository).await.unwrap();
+        assert_eq!(two.n(), n);
+        assert!(fence(&world.repository, writer, n, Vec::new()).await.unwrap());
+        for (session, object) in [(one, "data/one"), (two, "data/two")] {
+            let ended = session.end(Ending::index_only(vec![(object.to_owned(), 1)])).await;
+            assert!(matches!(&ended, Err(Error::Fenced { seq, .. }) if *seq == n), "{object}: {ended:?}");
+        }
+        assert_eq!(world.names("lists/").await.len(), 1, "the second had another list");
     }
 }

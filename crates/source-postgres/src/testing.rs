@@ -114,3 +114,49 @@ impl World {
         self.archive().await.put(1, place, Bytes::from(content), None).await.unwrap();
     }
 }
+
+/// A message of a server.
+fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    [&[tag][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat()
+}
+
+/// A table with one row, as a server answers it.
+pub fn row(values: &[(&str, &str)]) -> Vec<u8> {
+    let count = (values.len() as u16).to_be_bytes();
+    let (mut head, mut row) = (count.to_vec(), count.to_vec());
+    for (name, value) in values {
+        head.extend([name.as_bytes(), &[0; 19]].concat());
+        row.extend([&(value.len() as u32).to_be_bytes(), value.as_bytes()].concat());
+    }
+    [message(b'T', &head), message(b'D', &row), message(b'C', b"SELECT 1\0")].concat()
+}
+
+/// A server that is played: it answers a command that begins so with this, and all others with an error.
+pub async fn played(answers: Vec<(&'static str, Vec<u8>)>) -> (tempfile::TempDir, crate::wire::Client) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let dir = tempfile::tempdir().unwrap();
+    let listener = tokio::net::UnixListener::bind(dir.path().join(".s.PGSQL.5432")).unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let length = stream.read_u32().await.unwrap() as usize - 4;
+        stream.read_exact(&mut vec![0; length]).await.unwrap();
+        let ready = message(b'Z', b"I");
+        let hello =
+            [message(b'R', &[0; 4]), message(b'S', b"server_version\x0017.1\0"), ready.clone()].concat();
+        stream.write_all(&hello).await.unwrap();
+        while let Ok(tag) = stream.read_u8().await {
+            let mut body = vec![0; stream.read_u32().await.unwrap() as usize - 4];
+            stream.read_exact(&mut body).await.unwrap();
+            if tag != b'Q' {
+                break;
+            }
+            let found = answers.iter().find(|(begin, _)| body.starts_with(begin.as_bytes()));
+            let answer =
+                found.map_or_else(|| message(b'E', b"SERROR\0C42601\0Mwhat?\0\0"), |(_, a)| a.clone());
+            stream.write_all(&[answer, ready.clone()].concat()).await.unwrap();
+        }
+    });
+    let text = format!("host={} user=ann dbname=x", dir.path().display());
+    let options = crate::options::ConnectOptions::resolve(&text, &Default::default(), "test").unwrap();
+    (dir, crate::wire::Client::connect(&options).await.unwrap())
+}

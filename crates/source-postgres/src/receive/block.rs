@@ -40,10 +40,13 @@ pub(super) struct Block {
     before: Option<WalHash>,
     /// Pieces of this block that were archived earlier, to be compared with what comes, in order of their ends.
     archived: Vec<(usize, usize, WalHash)>,
+    /// What else was archived earlier.
+    names: Vec<WalName>,
 }
 
 impl Block {
-    /// An empty block; `start` is a multiple of the block's length. Of `names`, the pieces of its file are archived already.
+    /// An empty block; `start` is a multiple of the block's length. `names` are archived already, here and in the blocks
+    /// that follow.
     pub fn new(size: SegmentSize, timeline: Timeline, start: Lsn, names: &[WalName]) -> Self {
         let base = size.offset_of(start);
         let length = block_bytes(size);
@@ -59,13 +62,18 @@ impl Block {
             })
             .collect();
         archived.sort_by_key(|(from, to, _)| (*to, *from));
-        Self { size, timeline, start, buffer: Vec::new(), sent: 0, last: None, before: None, archived }
+        let names = names.iter().filter(|name| match name.place {
+            WalPlace::Bytes { file, to, .. } => file > own || (file == own && to > base + length),
+            WalPlace::History => false,
+        });
+        let names = names.copied().collect();
+        Self { size, timeline, start, buffer: Vec::new(), sent: 0, last: None, before: None, archived, names }
     }
 
     /// The block that follows a full one.
     pub fn next(&self, hash: WalHash) -> Self {
         let start = self.start.plus(block_bytes(self.size).into());
-        Self { before: Some(hash), ..Self::new(self.size, self.timeline, start, &[]) }
+        Self { before: Some(hash), ..Self::new(self.size, self.timeline, start, &self.names) }
     }
 
     pub fn end(&self) -> Lsn {

@@ -112,6 +112,12 @@ pub enum ReceiveError {
         /// Beginning of the stretch.
         at: Lsn,
     },
+    /// Two servers were promoted to the same timeline.
+    #[error("the server's history of timeline {timeline} is not the one that is archived")]
+    OtherHistory {
+        /// The timeline.
+        timeline: Timeline,
+    },
     /// The archive is ahead of the server, or on a timeline that the server does not know.
     #[error("the archive ends at {archived} on timeline {timeline}, and the server {reason}")]
     Diverged {
@@ -128,14 +134,25 @@ pub enum ReceiveError {
         /// Its name.
         slot: SlotName,
     },
-    /// The slot no longer holds WAL back.
-    #[error("the replication slot `{slot}` is {state}")]
+    /// The slot does not hold WAL back for us.
+    #[error("the replication slot `{slot}` is {fault}")]
     BadSlot {
         /// Its name.
         slot: SlotName,
         /// What is the matter with it.
-        state: String,
+        fault: SlotFault,
     },
+}
+
+/// Why a slot cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SlotFault {
+    /// The server did not keep what it should have kept.
+    #[error("lost: the server has removed WAL that it should have kept")]
+    Lost,
+    /// It belongs to somebody else.
+    #[error("of the kind `{0}`, and a physical one is needed")]
+    Kind(String),
 }
 
 impl ReceiveError {
@@ -154,13 +171,16 @@ impl ReceiveError {
                  Nothing was overwritten. Stop the wrong one, and promote the right one."
                     .into(),
             ),
-            Self::Diverged { .. } => Some(
+            Self::Diverged { .. } | Self::OtherHistory { .. } => Some(
                 "This server lost a failover, or was restored without a new timeline. Point the receiver at the right one; \
                  if this is the right one, take a new base backup under a dataset of its own."
                     .into(),
             ),
             Self::NoSlot { .. } => Some("--create-slot creates it; it then holds WAL back on the server until it is archived.".into()),
-            Self::BadSlot { .. } => Some(
+            Self::BadSlot { fault: SlotFault::Kind(_), .. } => Some(
+                "Somebody else uses it: leave it alone, and name another one with --slot and --create-slot.".into(),
+            ),
+            Self::BadSlot { fault: SlotFault::Lost, .. } => Some(
                 "It held back more than `max_slot_wal_keep_size` allows. Drop it, start again with --create-slot, and take a \
                  new base backup: the archive has a gap."
                     .into(),

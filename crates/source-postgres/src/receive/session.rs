@@ -5,7 +5,7 @@ use std::time::Duration;
 use backup_core::wal::WalWriter;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::begin::{self, Begin};
+use super::begin::{self, Begin, Behind};
 use super::block::{Block, Different};
 use super::uploads::Uploads;
 use super::{ReceiveError, Receiver, told};
@@ -46,7 +46,10 @@ impl Receiver {
             let end = match self.timeline(&mut client, &archive, size, &begin).await {
                 Ok(end) => end,
                 Err(ReceiveError::Server(error)) if is_gone(&error) => {
-                    begin = self.across_gap(&mut client, size, &begin).await?;
+                    begin = match begin.behind.take() {
+                        Some(behind) => self.across_hole(&begin, *behind),
+                        None => self.across_gap(&mut client, size, &begin).await?,
+                    };
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -75,7 +78,20 @@ impl Receiver {
         Ok(archive)
     }
 
-    /// The server has removed what comes next: goes on with the oldest that it still has, and says so.
+    /// The server has removed what never reached the archive, and what follows did: goes on behind that.
+    fn across_hole(&self, begin: &Begin, behind: Behind) -> Begin {
+        if behind.is_gap {
+            self.progress.send_modify(|p| p.gaps += 1);
+            self.repository.monitor().note(&format!(
+                "the server has removed WAL from {} on that never reached the archive, which has a gap there; recovery needs a base backup taken after it",
+                begin.durable
+            ));
+        }
+        behind.begin
+    }
+
+    /// The server has removed what comes next: goes on where the slot begins, or without one where the server is now, and
+    /// says so.
     async fn across_gap(
         &mut self,
         client: &mut Client,

@@ -75,6 +75,23 @@ fn other_bytes_than_those_archived_are_refused() {
 }
 
 #[test]
+fn blocks_behind_a_hole_are_compared_with_what_is_archived_of_them() {
+    let later = |from, to, content: &[u8]| {
+        let place = WalPlace::Bytes { file: 6, from, to };
+        WalName { place, ..archived(0, 1, hash(content)) }
+    };
+    let names = [archived(0, 100, hash(&[1; 100])), later(0, 100, &[2; 100]), later(100, 150, &[9; 50])];
+    let mut block = Block::new(size(), Timeline::FIRST, start(), &names);
+    assert_eq!(block.take(&vec![1; 1 << 20], hash), Ok(1 << 20));
+    let whole = block.whole();
+    let mut next = block.next(hash(&whole.bytes));
+    assert_eq!(next.take(&[2; 100], hash), Ok(100));
+    assert_eq!(next.unsent(), 0);
+    let second = start().plus(1 << 20);
+    assert_eq!(next.take(&[3; 50], hash), Err(Different(second.plus(100))));
+}
+
+#[test]
 fn large_segments_are_cut_into_blocks() {
     let size = SegmentSize::new(64 << 20).unwrap();
     assert_eq!(block_bytes(size), 16 << 20);

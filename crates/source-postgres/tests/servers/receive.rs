@@ -362,6 +362,37 @@ async fn another_cluster_under_the_same_name_and_a_missing_slot_are_refused() {
 }
 
 #[tokio::test]
+async fn a_receiver_that_was_killed_while_one_piece_was_slow_leaves_no_hole() {
+    let server = Server::start(majors()[0], &[]);
+    let world = World::new().await;
+    let mut running = world.receive(&server.socket(), |_| {});
+    running.until(|p| p.streaming).await;
+    running.durable(position(&server).await).await;
+    let size = SegmentSize::default();
+    let held = Segment { timeline: Timeline::FIRST, number: size.number_at(position(&server).await) + 1 };
+    *world.store.held.lock().unwrap() = Some(format!("/{:016x}/", held.file_number(size)));
+    server.sql("CREATE TABLE t AS SELECT g, repeat('x', 900) FROM generate_series(1, 60000) g").await;
+    let system = running.progress.borrow().system.unwrap().get();
+    let archive = world.repository.wal_writer("postgres", system, size.get(), false).await.unwrap();
+    let next = Segment { number: held.number + 1, ..held };
+    while !archive.has_from(1, next.file_number(size)).await.unwrap() {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    running.task.abort();
+    let _ = running.task.await;
+    *world.store.held.lock().unwrap() = None;
+    server.sql("CHECKPOINT").await;
+    let mut running = world.receive(&server.socket(), |_| {});
+    running.until(|p| p.streaming).await;
+    let begun = running.progress.borrow().durable;
+    assert!(begun <= size.start_of(held.number + 1), "{begun} is behind what was never stored");
+    running.durable(position(&server).await).await;
+    running.stop().await;
+    let found = survey(&world.reader(system)).await.unwrap();
+    assert_eq!((found.gaps.len(), found.stretches.len()), (0, 1), "{found:?}");
+}
+
+#[tokio::test]
 async fn a_gap_is_named_and_the_archive_goes_on_after_it() {
     let server =
         Server::start(majors()[0], &["--conf", "min_wal_size = 32MB", "--conf", "max_wal_size = 32MB"]);

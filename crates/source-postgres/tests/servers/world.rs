@@ -1,7 +1,7 @@
 //! A repository in memory, and a receiver that fills it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,6 +25,8 @@ use crate::server::options;
 pub struct Store {
     memory: Memory,
     pub away: AtomicBool,
+    /// What is put under a name with this in it is held back.
+    pub held: Mutex<Option<String>>,
 }
 
 impl Store {
@@ -40,6 +42,10 @@ impl Store {
 impl ObjectStore for Store {
     async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError> {
         self.there(key)?;
+        let held = self.held.lock().unwrap().as_ref().is_some_and(|held| key.as_str().contains(held));
+        if held {
+            std::future::pending::<()>().await;
+        }
         self.memory.put_new(key, body).await
     }
     async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
@@ -72,7 +78,8 @@ pub struct World {
 
 impl World {
     pub async fn new() -> Self {
-        let store = Arc::new(Store { memory: Memory::new(), away: AtomicBool::new(false) });
+        let store =
+            Arc::new(Store { memory: Memory::new(), away: AtomicBool::new(false), held: Mutex::default() });
         let create =
             CreateOptions { owner: "ann".into(), member: "host".into(), store_hint: None, probe: None };
         let key = Created::generate(&create, 1).unwrap().store(&*store).await.unwrap();

@@ -8,6 +8,8 @@ use backup_core::wal::WalWriter;
 use backup_core::{CreateOptions, Created, Repository};
 use bytes::Bytes;
 use keepwell_catalog::wal::WalPlace;
+use keepwell_crypto::keyfile::KeyFile;
+use keepwell_crypto::trust::Roles;
 use keepwell_storage::{
     Capabilities, Key, Memory, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind,
 };
@@ -90,6 +92,11 @@ impl ObjectStore for Store {
 pub struct World {
     pub store: Arc<Store>,
     pub repository: Repository,
+    key: KeyFile,
+}
+
+async fn open(store: &Arc<Store>, key: KeyFile) -> Repository {
+    Repository::builder(Arc::clone(store) as Arc<dyn ObjectStore>).open(key).await.unwrap()
 }
 
 impl World {
@@ -98,12 +105,19 @@ impl World {
         let create =
             CreateOptions { owner: "ann".into(), member: "host".into(), store_hint: None, probe: None };
         let key = Created::generate(&create, 1).unwrap().store(&*store).await.unwrap();
-        let opened = Repository::builder(Arc::clone(&store) as Arc<dyn ObjectStore>).open(key).await;
-        Self { store, repository: opened.unwrap() }
+        Self { repository: open(&store, key.clone()).await, store, key }
     }
 
     pub async fn archive(&self) -> WalWriter {
         self.repository.wal_writer("db", SYSTEM, size().get(), false).await.unwrap()
+    }
+
+    /// The same repository as another member sees it, who archives too.
+    pub async fn second(&mut self) -> Repository {
+        let key = self.repository.new_member("second", Roles::WRITER, None).unwrap();
+        self.repository.enroll(&key).await.unwrap();
+        self.repository = open(&self.store, self.key.clone()).await;
+        open(&self.store, key).await
     }
 
     /// Archives the beginning of a segment, up to `to`.
@@ -113,6 +127,21 @@ impl World {
         let place = WalPlace::Bytes { file: segment(number).file_number(size()), from: 0, to };
         self.archive().await.put(1, place, Bytes::from(content), None).await.unwrap();
     }
+}
+
+/// Has somebody archive the beginning of a segment of a timeline, up to `to`.
+pub async fn put_by(by: &Repository, timeline: u32, number: u64, fill: u8, to: u32) {
+    let log = by.wal_writer("db", SYSTEM, size().get(), false).await.unwrap();
+    let mut content = content(SYSTEM, number, fill);
+    content.truncate(to as usize);
+    let place = WalPlace::Bytes { file: segment(number).file_number(size()), from: 0, to };
+    log.put(timeline, place, Bytes::from(content), None).await.unwrap();
+}
+
+/// Archives the history of a timeline.
+pub async fn put_history(by: &Repository, timeline: u32, text: &str) {
+    let log = by.wal_writer("db", SYSTEM, size().get(), false).await.unwrap();
+    log.put(timeline, WalPlace::History, Bytes::from(text.to_owned()), None).await.unwrap();
 }
 
 /// A message of a server.

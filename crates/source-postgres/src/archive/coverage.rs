@@ -1,6 +1,8 @@
 //! Which bytes of one WAL file are archived.
 
-use keepwell_catalog::wal::{WalName, WalPlace};
+use std::collections::{BTreeSet, HashMap};
+
+use keepwell_catalog::wal::{WalHash, WalName, WalPlace};
 
 /// What the pieces of one file hold together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +32,7 @@ impl Coverage {
             .collect();
         // The longest of those with the same beginning comes first.
         pieces.sort_by_key(|(from, to, name)| (*from, u32::MAX - *to, *name));
-        if pieces.windows(2).any(|pair| pair[0].0 == pair[1].0 && pair[0].1 == pair[1].1) {
+        if !differing(names).is_empty() {
             return Covered::Conflict;
         }
         let (mut end, mut used) = (0, Vec::new());
@@ -44,9 +46,22 @@ impl Coverage {
     }
 }
 
+/// Files of a timeline of which the same stretch is archived with two different contents, by one writer or by several.
+pub(crate) fn differing(names: &[WalName]) -> BTreeSet<u64> {
+    let mut known: HashMap<(u64, u32, u32), WalHash> = HashMap::new();
+    let mut found = BTreeSet::new();
+    for name in names {
+        if let WalPlace::Bytes { file, from, to } = name.place
+            && *known.entry((file, from, to)).or_insert(name.hash) != name.hash
+        {
+            found.insert(file);
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
-    use keepwell_catalog::wal::WalHash;
     use keepwell_crypto::MemberId;
 
     use super::*;

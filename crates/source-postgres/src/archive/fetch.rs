@@ -5,7 +5,8 @@ use keepwell_catalog::wal::{WalName, WalPlace};
 use keepwell_crypto::MemberId;
 
 use super::survey::segment_size;
-use super::{ArchiveError, Coverage, Covered};
+use super::{ArchiveError, Coverage, Covered, differing};
+use crate::history::History;
 use crate::lsn::{Segment, SegmentSize, Timeline};
 
 /// What became of a request.
@@ -51,26 +52,211 @@ impl SegmentFile {
 
 /// Fetches a segment as [`fetch`] does; of several that were archived in part, the longest.
 pub async fn fetch_segment(reader: &WalReader, name: &str) -> Result<Option<SegmentFile>, ArchiveError> {
-    let (mut damage, mut best) = (None, None::<SegmentFile>);
-    for writer in reader.writers().await? {
-        let mut found = segment(reader, writer, name).await;
+    let Some((timeline, file)) = parse(name) else { return Ok(None) };
+    let writers = reader.writers().await?;
+    let (found, later) = held(reader, &writers, name, timeline, file).await?;
+    if found.as_ref().is_some_and(SegmentFile::is_whole) {
+        return Ok(found);
+    }
+    let wanted_by = match later {
+        true => Some(timeline),
+        false => descendant(reader, &writers, timeline, file, found.as_ref()).await?,
+    };
+    match wanted_by {
+        None => Ok(found),
+        // Where nothing is archived before it, the archive only begins later.
+        Some(_) if found.is_none() && !is_behind_others(reader, &writers, timeline, file).await? => Ok(None),
+        Some(timeline) => Err(ArchiveError::Gap { file: name.to_owned(), timeline }),
+    }
+}
+
+/// What is archived of a segment, whatever is there behind it.
+pub(crate) async fn held_segment(
+    reader: &WalReader,
+    name: &str,
+) -> Result<Option<SegmentFile>, ArchiveError> {
+    let Some((timeline, file)) = parse(name) else { return Ok(None) };
+    Ok(held(reader, &reader.writers().await?, name, timeline, file).await?.0)
+}
+
+fn parse(name: &str) -> Option<(Timeline, u64)> {
+    let timeline = u32::from_str_radix(name.get(..8)?, 16).ok().and_then(Timeline::new)?;
+    let file = name.get(8..).filter(|rest| rest.len() == 16)?;
+    Some((timeline, u64::from_str_radix(file, 16).ok()?))
+}
+
+/// The longest that somebody archived of a segment, and whether anybody archived later ones of its timeline. Fails where
+/// two archived different bytes, and where what is damaged may be more than what is not.
+async fn held(
+    reader: &WalReader,
+    writers: &[MemberId],
+    name: &str,
+    timeline: Timeline,
+    file: u64,
+) -> Result<(Option<SegmentFile>, bool), ArchiveError> {
+    let conflict = || ArchiveError::Conflict { file: name.to_owned() };
+    let (mut later, mut damage, mut best) = (false, None, None::<SegmentFile>);
+    let mut all: Vec<WalName> = Vec::new();
+    for writer in writers {
+        let (mut pieces, more) = pieces_of(reader, *writer, timeline, file).await?;
+        later |= more;
+        let known =
+            |piece: &WalName| all.iter().any(|other| (other.place, other.hash) == (piece.place, piece.hash));
+        if best.is_some() && pieces.iter().all(known) {
+            continue;
+        }
+        let mut found = assemble(reader, &pieces, name, timeline, file).await;
         if matches!(&found, Err(ArchiveError::Repository(backup_core::Error::Storage(e))) if e.is_not_found())
         {
             // A prune removed tails that a whole block had taken the place of: the listing was older than that.
-            found = segment(reader, writer, name).await;
+            pieces = pieces_of(reader, *writer, timeline, file).await?.0;
+            found = assemble(reader, &pieces, name, timeline, file).await;
         }
-        match found {
-            Ok(None) => {}
-            Ok(Some(found)) if found.is_whole() => return Ok(Some(found)),
-            Ok(Some(found)) => best = best.filter(|best| best.end >= found.end).or(Some(found)),
+        match (found, &best) {
+            (Ok(None), _) => {}
+            (Ok(Some(found)), Some(other)) => {
+                let both = found.end.min(other.end) as usize;
+                if found.content[..both] != other.content[..both] {
+                    return Err(conflict());
+                }
+                if found.end > other.end {
+                    best = Some(found);
+                }
+            }
+            (Ok(found), None) => best = found,
+            (Err(error @ ArchiveError::Conflict { .. }), _) => return Err(error),
             // Somebody else may have archived it in full.
-            Err(error) => damage = Some(error),
+            (Err(error), _) => damage = Some(error),
+        }
+        all.extend(pieces);
+    }
+    if !differing(&all).is_empty() {
+        return Err(conflict());
+    }
+    match damage {
+        Some(error) if !best.as_ref().is_some_and(SegmentFile::is_whole) => Err(error),
+        _ => Ok((best, later)),
+    }
+}
+
+/// A writer's pieces of a file, and whether there are files behind it. Costs a request, and some more for a file in many
+/// tails.
+async fn pieces_of(
+    reader: &WalReader,
+    writer: MemberId,
+    timeline: Timeline,
+    file: u64,
+) -> Result<(Vec<WalName>, bool), ArchiveError> {
+    let mut names = reader.some_from(writer, timeline.get(), file).await?;
+    if names.last().and_then(file_of) == Some(file) {
+        names = reader.pieces_from(writer, timeline.get(), file).await?;
+    }
+    let more = names.iter().any(|name| file_of(name).is_some_and(|other| other > file));
+    names.retain(|name| file_of(name) == Some(file));
+    Ok((names, more))
+}
+
+fn file_of(name: &WalName) -> Option<u64> {
+    match name.place {
+        WalPlace::Bytes { file, .. } => Some(file),
+        WalPlace::History => None,
+    }
+}
+
+/// A timeline that branched off this one so late that its past needs more of the segment than is there.
+async fn descendant(
+    reader: &WalReader,
+    writers: &[MemberId],
+    timeline: Timeline,
+    file: u64,
+    found: Option<&SegmentFile>,
+) -> Result<Option<Timeline>, ArchiveError> {
+    let mut size = found.and_then(|found| SegmentSize::new(found.content.len() as u64));
+    for writer in writers {
+        for number in reader.timelines(*writer).await? {
+            let Some(later) = Timeline::new(number).filter(|later| *later > timeline) else { continue };
+            for history in reader.histories(*writer, number).await? {
+                let Ok(history) = History::parse(later, &history.plaintext) else { continue };
+                let Some(switch) = history.end_of(timeline) else { continue };
+                let size = match size {
+                    Some(size) => size,
+                    None => match any_size(reader, writers).await? {
+                        Some(found) => *size.insert(found),
+                        None => return Ok(None),
+                    },
+                };
+                let Some(segment) = Segment::of_file(timeline, file, size) else { return Ok(None) };
+                let until = size.number_at(switch);
+                let short = found.map_or(0, |found| found.end) < size.offset_of(switch);
+                // The first file of the later timeline begins with what the earlier one has up to the switch.
+                if segment.number < until
+                    || (segment.number == until
+                        && short
+                        && !has_file(reader, writers, &history, timeline, file).await?)
+                {
+                    return Ok(Some(later));
+                }
+            }
         }
     }
-    match (best, damage) {
-        (None, Some(error)) => Err(error),
-        (best, _) => Ok(best),
+    Ok(None)
+}
+
+/// Whether a file is archived of a timeline that comes after `timeline` in a history.
+async fn has_file(
+    reader: &WalReader,
+    writers: &[MemberId],
+    history: &History,
+    timeline: Timeline,
+    file: u64,
+) -> Result<bool, ArchiveError> {
+    let ancestors = history.ancestors().iter().map(|(ancestor, _)| *ancestor);
+    for later in ancestors.chain([history.timeline()]).filter(|later| *later > timeline) {
+        for writer in writers {
+            if reader.some_from(*writer, later.get(), file).await?.first().and_then(file_of) == Some(file) {
+                return Ok(true);
+            }
+        }
     }
+    Ok(false)
+}
+
+/// The size of segments, from whatever is archived.
+async fn any_size(reader: &WalReader, writers: &[MemberId]) -> Result<Option<SegmentSize>, ArchiveError> {
+    for writer in writers {
+        for timeline in reader.timelines(*writer).await? {
+            let page = reader.some_from(*writer, timeline, 0).await?;
+            if let Some(piece) = page.iter().find(|piece| file_of(piece).is_some()) {
+                return segment_size(&piece.to_string(), &reader.read(piece).await?.header).map(Some);
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Whether an earlier file of the timeline, or one of a timeline that it descends from, is archived.
+async fn is_behind_others(
+    reader: &WalReader,
+    writers: &[MemberId],
+    timeline: Timeline,
+    file: u64,
+) -> Result<bool, ArchiveError> {
+    let mut line = vec![timeline];
+    for writer in writers {
+        for history in reader.histories(*writer, timeline.get()).await? {
+            let Ok(history) = History::parse(timeline, &history.plaintext) else { continue };
+            line.extend(history.ancestors().iter().map(|(ancestor, _)| *ancestor));
+        }
+    }
+    for timeline in line {
+        for writer in writers {
+            let first = reader.some_from(*writer, timeline.get(), 0).await?;
+            if first.first().and_then(file_of).is_some_and(|other| other < file) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 async fn history(reader: &WalReader, timeline: Timeline) -> Result<Fetched, ArchiveError> {
@@ -86,38 +272,20 @@ async fn history(reader: &WalReader, timeline: Timeline) -> Result<Fetched, Arch
     Ok(found.map_or(Fetched::Missing, Fetched::Found))
 }
 
-async fn segment(
+/// Puts one writer's pieces of a file together, as far as they continue each other.
+async fn assemble(
     reader: &WalReader,
-    writer: MemberId,
+    pieces: &[WalName],
     name: &str,
+    timeline: Timeline,
+    file: u64,
 ) -> Result<Option<SegmentFile>, ArchiveError> {
-    let timeline = name.get(..8).and_then(|text| u32::from_str_radix(text, 16).ok()).and_then(Timeline::new);
-    let file =
-        name.get(8..).filter(|rest| rest.len() == 16).and_then(|rest| u64::from_str_radix(rest, 16).ok());
-    let (Some(timeline), Some(file)) = (timeline, file) else { return Ok(None) };
-    let is_of =
-        |piece: &WalName, wanted: u64| matches!(piece.place, WalPlace::Bytes { file, .. } if file == wanted);
-    let page = reader.some_from(writer, timeline.get(), file).await?;
-    let pieces: Vec<_> = page.iter().copied().filter(|piece| is_of(piece, file)).collect();
-    let more_follows =
-        page.iter().any(|piece| matches!(piece.place, WalPlace::Bytes { file: other, .. } if other > file));
-    let gap = || ArchiveError::Gap { file: name.to_owned(), timeline };
-    if pieces.is_empty() {
-        let begins_later = !more_follows
-            || reader.some_from(writer, timeline.get(), 0).await?.first().is_none_or(
-                |piece| !matches!(piece.place, WalPlace::Bytes { file: other, .. } if other < file),
-            );
-        return if begins_later { Ok(None) } else { Err(gap()) };
-    }
-    let Covered::One(coverage) = Coverage::of(&pieces) else {
+    let Covered::One(coverage) = Coverage::of(pieces) else {
         return Err(ArchiveError::Conflict { file: name.to_owned() });
     };
-    let Some((_, _, first)) = coverage.pieces.first() else { return Err(gap()) };
+    let Some((_, _, first)) = coverage.pieces.first() else { return Ok(None) };
     let first = reader.read(first).await?;
     let size = segment_size(name, &first.header)?;
-    if coverage.end < size.get() && more_follows {
-        return Err(gap());
-    }
     let mut content = vec![0; size.get() as usize];
     let mut read = Some(first.plaintext);
     for (from, to, piece) in &coverage.pieces {

@@ -3,12 +3,14 @@
 mod coverage;
 mod fetch;
 mod survey;
+#[cfg(test)]
+mod tests;
 
 pub use fetch::{Fetched, SegmentFile, fetch, fetch_segment};
 pub use survey::{Gap, GapKind, Stretch, Survey, survey};
 
-pub(crate) use coverage::{Coverage, Covered};
-pub(crate) use fetch::check_first_page;
+pub(crate) use coverage::{Coverage, Covered, differing};
+pub(crate) use fetch::{check_first_page, held_segment};
 
 use crate::lsn::Timeline;
 
@@ -25,12 +27,12 @@ pub enum ArchiveError {
         /// Name of the WAL file.
         file: String,
     },
-    /// WAL is missing although later WAL of the same timeline is there.
+    /// WAL is missing although later WAL is there, of the same timeline or of one that branched off later.
     #[error("`{file}` is missing from the archive, and later WAL of timeline {timeline} is there")]
     Gap {
         /// Name of the WAL file.
         file: String,
-        /// Its timeline.
+        /// The timeline of what is there.
         timeline: Timeline,
     },
     /// What is archived is not WAL of this cluster at this place.

@@ -1,11 +1,11 @@
 //! Which files of the log there are, and how far recovery gets along a history.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use backup_core::wal::WalReader;
 use keepwell_catalog::wal::{WalName, WalPlace};
 
-use crate::archive::{ArchiveError, Coverage, Covered};
+use crate::archive::{ArchiveError, Coverage, Covered, differing};
 use crate::history::History;
 use crate::lsn::{Lsn, Segment, SegmentSize, Timeline};
 
@@ -50,12 +50,12 @@ impl LogMap {
     /// Costs a few requests per writer and timeline and one per thousand pieces; reads the history files.
     pub async fn read(reader: &WalReader, size: SegmentSize, from: u64) -> Result<Self, ArchiveError> {
         let mut map = Self::new(size);
+        let mut timelines: BTreeMap<Timeline, Vec<Vec<WalName>>> = BTreeMap::new();
         for writer in reader.writers().await? {
             for number in reader.timelines(writer).await? {
                 let Some(timeline) = Timeline::new(number) else { continue };
                 let first = Segment { timeline, number: from }.file_number(size);
                 let names = reader.pieces_from(writer, number, first).await?;
-                map.add_pieces(timeline, &names);
                 for piece in names.iter().filter(|name| name.place == WalPlace::History) {
                     let content = reader.read(piece).await?.plaintext;
                     let history = History::parse(timeline, &content).map_err(|error| {
@@ -63,19 +63,27 @@ impl LogMap {
                     })?;
                     map.add_history(history)?;
                 }
+                timelines.entry(timeline).or_default().push(names);
+            }
+        }
+        for (timeline, writers) in timelines {
+            let differing = differing(&writers.concat());
+            for names in writers {
+                map.add_pieces(timeline, &names, &differing);
             }
         }
         Ok(map)
     }
 
     /// Files that two servers wrote differently are left out: recovery must not get across them.
-    fn add_pieces(&mut self, timeline: Timeline, names: &[WalName]) {
+    fn add_pieces(&mut self, timeline: Timeline, names: &[WalName], differing: &BTreeSet<u64>) {
         let file_of = |name: &WalName| match name.place {
             WalPlace::Bytes { file, .. } => Some(file),
             WalPlace::History => None,
         };
         for pieces in names.chunk_by(|a, b| file_of(a) == file_of(b)) {
-            let segment = file_of(&pieces[0]).and_then(|file| Segment::of_file(timeline, file, self.size));
+            let file = file_of(&pieces[0]).filter(|file| !differing.contains(file));
+            let segment = file.and_then(|file| Segment::of_file(timeline, file, self.size));
             if let (Some(segment), Covered::One(coverage)) = (segment, Coverage::of(pieces)) {
                 self.add(segment, coverage.end);
             }

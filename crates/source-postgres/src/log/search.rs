@@ -8,7 +8,7 @@ use keepwell_catalog::MapKey;
 
 use super::map::LogMap;
 use super::records::{Record, RecordKind, Records};
-use crate::archive::{ArchiveError, SegmentFile, fetch_segment};
+use crate::archive::{ArchiveError, SegmentFile, held_segment};
 use crate::history::History;
 use crate::lsn::{Lsn, Segment, Timeline};
 
@@ -105,7 +105,7 @@ impl LogReader {
 
     async fn segment(&self, timeline: Timeline, number: u64, covered: u32) -> Result<Vec<u8>, ArchiveError> {
         let name = Segment { timeline, number }.file_name(self.map.segment_size());
-        let mut content = match (fetch_segment(&self.wal, &name).await, &self.own) {
+        let mut content = match (held_segment(&self.wal, &name).await, &self.own) {
             (Ok(Some(SegmentFile { content, .. })), _) => content,
             (fetched, Some((tree, directory))) => {
                 let mut content = Vec::with_capacity(covered as usize);

@@ -1,0 +1,142 @@
+use std::sync::atomic::Ordering;
+
+use backup_core::Repository;
+use bytes::Bytes;
+use keepwell_catalog::wal::WalPlace;
+use keepwell_storage::ObjectStore;
+
+use super::*;
+use crate::log::LogMap;
+use crate::lsn::{Lsn, Segment};
+use crate::testing::{SYSTEM, World, content, put_by, put_history, segment, size};
+
+const MIB: u32 = 1 << 20;
+
+async fn asked(world: &World, timeline: u32, number: u64) -> Result<Fetched, ArchiveError> {
+    let timeline = Timeline::new(timeline).unwrap();
+    let name = Segment { timeline, number }.file_name(size());
+    fetch(&world.repository.wal_reader(SYSTEM).unwrap(), &name).await
+}
+
+async fn gaps(world: &World) -> Vec<(u32, u64, u64, GapKind)> {
+    let found = survey(&world.repository.wal_reader(SYSTEM).unwrap()).await.unwrap();
+    let mib = |at: Lsn| at.get() >> 20;
+    found.gaps.iter().map(|g| (g.timeline.get(), mib(g.from), mib(g.to), g.kind)).collect()
+}
+
+async fn world() -> (World, Repository) {
+    let mut world = World::new().await;
+    let second = world.second().await;
+    (world, second)
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_trouble_also_when_somebody_has_a_part() {
+    let (world, second) = world().await;
+    world.put(3, 1, MIB).await;
+    let log = world.archive().await;
+    let whole = log.pieces_of(1, segment(3).file_number(size())).await.unwrap()[0];
+    put_by(&second, 1, 3, 1, 4000).await;
+    assert_eq!(asked(&world, 1, 3).await.unwrap(), Fetched::Found(content(SYSTEM, 3, 1)));
+    let stored = world.store.get(&whole.key()).await.unwrap();
+    world.store.delete(&whole.key()).await.unwrap();
+    let mut damaged = stored.to_vec();
+    *damaged.last_mut().unwrap() ^= 1;
+    world.store.put_new(&whole.key(), Bytes::from(damaged)).await.unwrap();
+    let answer = asked(&world, 1, 3).await;
+    assert!(matches!(answer, Err(ArchiveError::Repository(_))), "{answer:?}");
+    // And the other way round: what is whole is served, whoever else has trouble.
+    put_by(&second, 1, 3, 1, MIB).await;
+    assert_eq!(asked(&world, 1, 3).await.unwrap(), Fetched::Found(content(SYSTEM, 3, 1)));
+}
+
+#[tokio::test]
+async fn a_gap_between_two_writers_is_not_the_end_of_the_log() {
+    let (world, second) = world().await;
+    world.put(3, 1, MIB).await;
+    world.put(4, 1, 4000).await;
+    put_by(&second, 1, 6, 1, MIB).await;
+    put_by(&second, 1, 7, 1, 4000).await;
+    for number in [4, 5] {
+        let answer = asked(&world, 1, number).await;
+        assert!(matches!(answer, Err(ArchiveError::Gap { .. })), "{number}: {answer:?}");
+    }
+    assert_eq!(gaps(&world).await, [(1, 4, 6, GapKind::Missing)]);
+    assert!(matches!(asked(&world, 1, 7).await, Ok(Fetched::Found(_))), "the end may be short");
+    assert_eq!(asked(&world, 1, 8).await.unwrap(), Fetched::Missing);
+    assert_eq!(asked(&world, 1, 2).await.unwrap(), Fetched::Missing, "the archive only begins later");
+    // What one lacks the other has.
+    put_by(&second, 1, 4, 1, MIB).await;
+    put_by(&second, 1, 5, 1, MIB).await;
+    assert_eq!(asked(&world, 1, 4).await.unwrap(), Fetched::Found(content(SYSTEM, 4, 1)));
+    assert_eq!(gaps(&world).await, []);
+}
+
+#[tokio::test]
+async fn the_log_before_a_switch_is_missed_whoever_archived_what_comes_after() {
+    let (world, second) = world().await;
+    world.put(3, 1, MIB).await;
+    world.put(4, 1, 4000).await;
+    let switch = size().start_of(6).plus(5000);
+    put_history(&second, 2, &format!("1\t{switch}\tx\n")).await;
+    put_by(&second, 2, 6, 1, MIB).await;
+    for number in [4, 5] {
+        let answer = asked(&world, 1, number).await;
+        assert!(matches!(answer, Err(ArchiveError::Gap { .. })), "{number}: {answer:?}");
+    }
+    assert_eq!(gaps(&world).await, [(1, 4, 6, GapKind::BeforeSwitch)]);
+    // The later timeline's first file begins with what the earlier one has up to the switch.
+    assert_eq!(asked(&world, 1, 6).await.unwrap(), Fetched::Missing);
+    put_by(&second, 1, 4, 1, MIB).await;
+    put_by(&second, 1, 5, 1, MIB).await;
+    assert_eq!(gaps(&world).await, []);
+    assert!(matches!(asked(&world, 1, 5).await, Ok(Fetched::Found(_))));
+    assert_eq!(asked(&world, 1, 7).await.unwrap(), Fetched::Missing, "what follows nobody's past needs");
+    // The first file of a timeline that began in the middle of one is missing, and later ones are there.
+    put_history(&second, 3, &format!("1\t{switch}\tx\n2\t{}\tx\n", size().start_of(7).plus(9))).await;
+    put_by(&second, 3, 8, 1, MIB).await;
+    assert!(matches!(asked(&world, 3, 7).await, Err(ArchiveError::Gap { .. })));
+}
+
+#[tokio::test]
+async fn two_writers_different_bytes_are_a_conflict_whatever_their_pieces() {
+    for to in [MIB, 4000] {
+        let (world, second) = world().await;
+        world.put(3, 1, MIB).await;
+        put_by(&second, 1, 3, 2, to).await;
+        let answer = asked(&world, 1, 3).await;
+        assert!(matches!(answer, Err(ArchiveError::Conflict { .. })), "{to}: {answer:?}");
+        if to == MIB {
+            assert_eq!(gaps(&world).await, [(1, 3, 4, GapKind::Conflict)]);
+            let reader = world.repository.wal_reader(SYSTEM).unwrap();
+            let map = LogMap::read(&reader, size(), 0).await.unwrap();
+            let first = crate::history::History::root(Timeline::FIRST);
+            assert_eq!(map.file_for(&first, 3), None, "recovery must not get across it");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_both_archived_is_read_once() {
+    let (world, second) = world().await;
+    world.put(3, 1, MIB).await;
+    put_by(&second, 1, 3, 1, MIB).await;
+    let before = world.store.reads.load(Ordering::SeqCst);
+    assert!(matches!(asked(&world, 1, 3).await, Ok(Fetched::Found(_))));
+    assert_eq!(world.store.reads.load(Ordering::SeqCst), before + 1);
+}
+
+#[tokio::test]
+async fn a_file_in_more_tails_than_a_listing_shows_at_once_is_served_to_its_end() {
+    let world = World::new().await;
+    let (log, content) = (world.archive().await, content(SYSTEM, 3, 1));
+    let file = segment(3).file_number(size());
+    for (number, tail) in content[..1100 * 40].chunks(40).enumerate() {
+        let from = number as u32 * 40;
+        let place = WalPlace::Bytes { file, from, to: from + 40 };
+        log.put(1, place, Bytes::copy_from_slice(tail), None).await.unwrap();
+    }
+    let reader = world.repository.wal_reader(SYSTEM).unwrap();
+    let found = fetch_segment(&reader, &segment(3).file_name(size())).await.unwrap().unwrap();
+    assert_eq!(found.end, 1100 * 40);
+}

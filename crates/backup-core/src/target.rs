@@ -13,8 +13,9 @@ pub trait RestoreTarget: Send + Sync {
     /// What stands at `key` now: its metadata (without content), or `None`. Never follows a symlink.
     fn existing(&self, key: &MapKey) -> Result<Option<Entry>, TargetError>;
 
-    /// Opens a regular file that exists, for comparing and for writing what differs.
-    fn open_existing(&self, key: &MapKey) -> Result<Box<dyn TargetFile>, TargetError>;
+    /// Opens a regular file that exists, for comparing and for writing what differs, until it is what `entry` says. Nobody
+    /// may read new content who could read the old one and may not read the new one.
+    fn open_existing(&self, key: &MapKey, entry: &Entry) -> Result<Box<dyn TargetFile>, TargetError>;
 
     /// Makes a directory, usable by the engine whatever its final mode; an existing directory stays. Anything else in
     /// its place is replaced.
@@ -40,6 +41,10 @@ pub trait RestoreTarget: Send + Sync {
 
     /// Names in the directory at `key`, in byte order; empty if there is no directory. For `--delete`.
     fn list_dir(&self, key: Option<&MapKey>) -> Result<Vec<Vec<u8>>, TargetError>;
+
+    /// Whether the directory at `key` lies on another file system than the target, one that is mounted within it. What a
+    /// snapshot lacks there is not removed: it need not ever have belonged to what was captured.
+    fn is_mounted(&self, key: Option<&MapKey>) -> Result<bool, TargetError>;
 
     /// Removes what is at `key`, with everything below it. Absent is fine.
     fn remove(&self, key: &MapKey) -> Result<(), TargetError>;

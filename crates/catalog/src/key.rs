@@ -247,6 +247,14 @@ fn unescape(encoded: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(decoded)
 }
 
+/// Text from elsewhere for a terminal or a log: invalid UTF-8 replaced, control characters (and those that turn the
+/// direction of text) escaped. Not reversible.
+pub fn readable(text: impl AsRef<[u8]>) -> String {
+    let mut readable = String::new();
+    push_readable(&mut readable, text.as_ref());
+    readable
+}
+
 fn push_readable(text: &mut String, component: &[u8]) {
     for character in String::from_utf8_lossy(component).chars() {
         let turns_direction =

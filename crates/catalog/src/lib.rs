@@ -27,7 +27,7 @@ pub use index::{
     IndexEntry, IndexSet, LocatedEntry, Location, MergedEntries, PackRef, PackSet, ReadAt, Segment,
     SegmentBuilder, SortedSegmentWriter, merge,
 };
-pub use key::MapKey;
+pub use key::{MapKey, readable};
 pub use map::{
     Change, Cursor, Diff, Entries, Extents, MapBuilder, MapReader, MemoryNodes, NODE_BYTES_MAX, NodeSink,
     NodeSource, OwnedRecords, RECORD_KEY_BYTES_MAX, RECORD_VALUE_BYTES_MAX, Record, Root, diff,

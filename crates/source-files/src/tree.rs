@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use backup_core::source::SourceError;
+use keepwell_catalog::readable;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, Result};
 
@@ -67,5 +68,5 @@ pub(crate) fn io_error(operation: &'static str, path: &[u8], error: Errno) -> So
 
 /// The absolute path, for people.
 pub(crate) fn shown(path: &[u8]) -> String {
-    format!("/{}", String::from_utf8_lossy(path))
+    format!("/{}", readable(path))
 }

@@ -88,7 +88,7 @@ fn do_everything(target: &FileTarget, key: &MapKey, inside: &MapKey) -> Vec<Resu
     vec![
         target.write_file(key, &entry, b"EVIL"),
         changed(&|| target.create_file(key, &entry)),
-        changed(&|| target.open_existing(key)),
+        changed(&|| target.open_existing(key, &file_entry(5))),
         target.apply_metadata(key, &entry),
         target.make_other(key, &link_to(Path::new("x"))).map(drop),
         target.hard_link(key, inside),
@@ -165,7 +165,7 @@ fn a_symlink_that_stands_where_a_file_goes_is_replaced() {
     let target = world.target();
     for (index, name) in ["write", "create", "link", "other"].into_iter().enumerate() {
         symlink("../outside/file", world.path("target").join(name)).unwrap();
-        assert!(target.open_existing(&key(name)).is_err());
+        assert!(target.open_existing(&key(name), &file_entry(5)).is_err());
         assert!(target.apply_metadata(&key(name), &file_entry(8)).is_err());
         match index {
             0 => target.write_file(&key(name), &file_entry(1), b"x").unwrap(),
@@ -198,7 +198,7 @@ fn a_hard_link_to_outside_is_never_written_through() {
             1 => target.apply_metadata(&key("hard"), &entry).unwrap(),
             2 => target.remove(&key("hard")).unwrap(),
             _ => {
-                let file = target.open_existing(&key("hard")).unwrap();
+                let file = target.open_existing(&key("hard"), &file_entry(5)).unwrap();
                 let mut there = [0; 8];
                 assert!(file.read_at(0, &mut there).unwrap());
                 if step == 3 {
@@ -237,7 +237,7 @@ fn a_directory_is_never_replaced_by_anything_else() {
         target.create_file(&key("d"), &file_entry(1)).and_then(|file| file.finish(&file_entry(1))),
         target.make_other(&key("d"), &Entry::new(EntryKind::Fifo)).map(drop),
         target.hard_link(&key("d"), &key("d/f")),
-        target.open_existing(&key("d")).map(drop),
+        target.open_existing(&key("d"), &file_entry(5)).map(drop),
         target.apply_metadata(&key("d"), &file_entry(1)),
     ]
     .into_iter()
@@ -301,4 +301,25 @@ fn an_untrusted_snapshot_gets_no_rights() {
     ];
     assert_eq!(target.left_out(), expected.map(|text| format!("`{base}/{text}")));
     assert_eq!(target.left_out_count(), 4);
+}
+
+#[test]
+fn a_directory_below_is_reached_without_a_symlink_or_not_at_all() {
+    let world = World::new();
+    let before = world.outside();
+    symlink(world.path("outside"), world.path("target/link")).unwrap();
+    fs::write(world.path("target/file"), "x").unwrap();
+    let target = world.target();
+    for name in ["link", "link/sub", "file", "file/sub"] {
+        let refused = target.below(&key(name)).unwrap_err().to_string();
+        assert!(refused.contains("is refused"), "{name}: {refused}");
+    }
+    assert_eq!(world.outside(), before);
+    let below = target.below(&key("a/b")).unwrap();
+    below.write_file(&key("f"), &file_entry(1), b"x").unwrap();
+    let mut own = directory();
+    own.mode = 0o711;
+    below.apply_own_metadata(&own).unwrap();
+    assert_eq!(fs::metadata(world.path("target/a/b")).unwrap().mode() & 0o7777, 0o711);
+    assert!(world.path("target/a/b/f").exists());
 }

@@ -23,7 +23,9 @@ fn a_file_is_changed_in_place_and_gets_its_size_and_metadata() {
     set_xattr(&path, "user.old", b"x");
     let inode = fs::metadata(&path).unwrap().ino();
     let target = target(dir.path());
-    let file = target.open_existing(&key("f")).unwrap();
+    let mut entry = file_entry(400_002);
+    entry.mode = 0o2755;
+    let file = target.open_existing(&key("f"), &entry).unwrap();
     let mut buffer = [0; 10];
     assert!(file.read_at(299_990, &mut buffer).unwrap());
     assert!(!file.read_at(299_991, &mut buffer).unwrap(), "shorter than asked for");
@@ -31,11 +33,9 @@ fn a_file_is_changed_in_place_and_gets_its_size_and_metadata() {
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o755, "new content does not lend old rights");
     file.write_at(400_000, b"end").unwrap();
     file.punch_hole(4_096, 8_192).unwrap();
-    let mut entry = file_entry(400_002);
-    entry.mode = 0o2750;
     file.finish(&entry).unwrap();
     let seen = fs::metadata(&path).unwrap();
-    assert_eq!((seen.ino(), seen.len(), seen.mode() & 0o7777), (inode, 400_002, 0o2750));
+    assert_eq!((seen.ino(), seen.len(), seen.mode() & 0o7777), (inode, 400_002, 0o2755));
     assert_eq!((seen.mtime(), seen.mtime_nsec()), (1_600_000_000, 123_456_789));
     let content = fs::read(&path).unwrap();
     assert_eq!(
@@ -44,6 +44,31 @@ fn a_file_is_changed_in_place_and_gets_its_size_and_metadata() {
     );
     assert_eq!(content[4_096 + 8_192], b'a');
     assert_eq!(target.existing(&key("f")).unwrap().unwrap().xattrs, []);
+}
+
+#[test]
+fn nobody_reads_a_secret_through_the_file_that_it_replaces() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    let target = target(dir.path());
+    for (mode, acl) in [(0o644, false), (0o600, true)] {
+        fs::write(&path, vec![b'a'; 300_000]).unwrap();
+        set_mode(&path, mode);
+        if acl {
+            set_xattr(&path, "system.posix_acl_access", common::ACL);
+        }
+        let mut held = fs::File::open(&path).unwrap();
+        let mut entry = file_entry(300_000);
+        entry.mode = 0o600;
+        let file = target.open_existing(&key("f"), &entry).unwrap();
+        file.write_at(0, b"secret").unwrap();
+        let mut seen = String::new();
+        held.read_to_string(&mut seen).unwrap();
+        assert!(!seen.contains("secret"), "{mode:o}: who has the old file open reads the new one");
+        file.finish(&entry).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        assert!(fs::read(&path).unwrap().starts_with(b"secretaaa"));
+    }
 }
 
 #[test]
@@ -58,7 +83,7 @@ fn a_right_file_is_left_alone() {
     };
     let before = changed();
     target.apply_metadata(&key("f"), &entry).unwrap();
-    let file = target.open_existing(&key("f")).unwrap();
+    let file = target.open_existing(&key("f"), &entry).unwrap();
     file.punch_hole(5, 100).unwrap();
     file.finish(&entry).unwrap();
     target.hard_link(&key("f2"), &key("f")).unwrap();
@@ -87,7 +112,7 @@ fn holes_in_a_sparse_file_stay_holes_when_it_is_changed() {
     sparse_file(&path, 1 << 30, &[(0, b"head"), (1 << 29, b"middle")]);
     fs::hard_link(&path, dir.path().join("other name")).unwrap();
     let target = target(dir.path());
-    let file = target.open_existing(&key("s")).unwrap();
+    let file = target.open_existing(&key("s"), &file_entry(5)).unwrap();
     file.write_at(0, b"HEAD").unwrap();
     file.punch_hole(1 << 29, 1 << 29).unwrap();
     file.finish(&file_entry(1 << 30)).unwrap();
@@ -191,7 +216,7 @@ fn ordinary_user_part() {
 fn shut_things(target: &keepwell_source_files::FileTarget, dir: &Path) {
     fs::write(dir.join("read only"), "before").unwrap();
     set_mode(&dir.join("read only"), 0o000);
-    let file = target.open_existing(&key("read only")).unwrap();
+    let file = target.open_existing(&key("read only"), &file_entry(5)).unwrap();
     file.write_at(0, b"AFTER!").unwrap();
     let mut entry = file_entry(6);
     entry.mode = 0o400;

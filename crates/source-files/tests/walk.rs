@@ -203,6 +203,10 @@ fn one_file_system_stops_at_a_mount_unless_it_is_given_too() {
     let target = common::target(dir.path());
     let refused = backup_core::target::RestoreTarget::remove(&target, &key("mount"));
     let survived = mount.join("other").exists();
+    let mounted = |path: Option<&str>| {
+        backup_core::target::RestoreTarget::is_mounted(&target, path.map(key).as_ref()).unwrap()
+    };
+    let on_another = [mounted(None), mounted(Some("mount")), mounted(Some("nowhere"))];
     std::process::Command::new("umount").arg(&mount).status().unwrap();
     assert_eq!(
         found,
@@ -214,6 +218,7 @@ fn one_file_system_stops_at_a_mount_unless_it_is_given_too() {
     );
     assert!(refused.unwrap_err().to_string().contains("another file system is mounted there"));
     assert!(survived);
+    assert_eq!(on_another, [false, true, false]);
 }
 
 #[test]

@@ -38,7 +38,7 @@ impl RestoreTarget for MemoryTarget {
         }))
     }
 
-    fn open_existing(&self, key: &MapKey) -> Result<Box<dyn TargetFile>, TargetError> {
+    fn open_existing(&self, key: &MapKey, _entry: &Entry) -> Result<Box<dyn TargetFile>, TargetError> {
         match self.things().0.get(key) {
             Some(Node::File(bytes)) => Ok(self.file(key, bytes.clone())),
             _ => Err(refused(key, "no file stands there")),
@@ -79,6 +79,10 @@ impl RestoreTarget for MemoryTarget {
         let things = self.things();
         let inside = things.0.keys().filter(|key| key.parent().as_ref() == Some(&parent));
         Ok(inside.filter_map(|key| key.name().map(|name| name.into_owned())).collect())
+    }
+
+    fn is_mounted(&self, _key: Option<&MapKey>) -> Result<bool, TargetError> {
+        Ok(false)
     }
 
     fn remove(&self, key: &MapKey) -> Result<(), TargetError> {

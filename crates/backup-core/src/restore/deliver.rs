@@ -224,7 +224,7 @@ fn open_existing(work: &Work, job: &Job) -> Result<Option<(Box<dyn TargetFile>, 
     match work.target.existing(&job.key)? {
         None => Ok(None),
         Some(entry) if entry.kind == EntryKind::File => {
-            Ok(Some((work.target.open_existing(&job.key)?, entry.size)))
+            Ok(Some((work.target.open_existing(&job.key, &job.entry)?, entry.size)))
         }
         Some(entry) if entry.kind == EntryKind::Directory && !work.delete => {
             Err(Error::Invalid("a directory stands in the place of a file".into()))

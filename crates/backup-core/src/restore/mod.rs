@@ -35,7 +35,8 @@ pub struct RestoreOptions {
     pub below: Option<MapKey>,
     /// Restore only what this accepts; directories on the way are made as needed. `None`: everything.
     pub select: Option<Select>,
-    /// Remove what stands in restored directories and is not in the snapshot.
+    /// Remove what stands in restored directories and is not in the snapshot, but nothing on a file system that is mounted
+    /// within the target: that stays, and is named.
     pub delete: bool,
 }
 
@@ -60,7 +61,7 @@ pub struct RestoreReport {
     pub problems: Vec<(String, String)>,
     /// All such things.
     pub problem_count: u64,
-    /// What was left out on purpose, because the snapshot is not trusted.
+    /// What was left out on purpose: because the snapshot is not trusted, or another file system is mounted there.
     pub left_out: Vec<String>,
 }
 

@@ -105,29 +105,31 @@ impl Measuring<'_> {
 
     /// Counts what stands in a directory and is not in the snapshot.
     fn leave(&mut self, directory: Option<&MapKey>, names: &[Vec<u8>]) -> Result<(), Error> {
-        for name in self.target.list_dir(directory)? {
-            if names.binary_search(&name).is_err() {
-                let key = match directory {
-                    Some(directory) => directory.child(&name)?,
-                    None => MapKey::from_components([&name])?,
-                };
-                if self.plan.removed_first.len() < REMOVED_NAMED {
-                    self.plan.removed_first.push(shown(&key));
-                }
-                self.plan.removed += self.count(&key)?;
+        let others = super::tree::others(self.target, directory, names)?;
+        if others.is_empty() || self.target.is_mounted(directory)? {
+            return Ok(());
+        }
+        for key in others {
+            if self.plan.removed_first.len() < REMOVED_NAMED {
+                self.plan.removed_first.push(shown(&key));
             }
+            self.plan.removed += self.count(&key)?;
         }
         Ok(())
     }
 
-    /// One thing, and everything below it.
+    /// One thing, and everything below it but what is on another file system.
     fn count(&self, key: &MapKey) -> Result<u64, Error> {
         let mut sum = 0;
         let mut waiting = vec![key.clone()];
         while let Some(key) = waiting.pop() {
             let Some(entry) = self.target.existing(&key)? else { continue };
+            let is_directory = entry.kind == EntryKind::Directory;
+            if is_directory && self.target.is_mounted(Some(&key))? {
+                continue;
+            }
             sum += 1;
-            if entry.kind == EntryKind::Directory {
+            if is_directory {
                 for name in self.target.list_dir(Some(&key))? {
                     waiting.push(key.child(&name)?);
                 }

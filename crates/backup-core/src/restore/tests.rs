@@ -8,8 +8,8 @@ use proptest::prelude::*;
 
 use super::RestoreOptions;
 use crate::testing::{
-    MemorySource, MemoryTarget, TreeModel, World, assert_same, back_up, block_on, options, restored,
-    snapshot_of, tree_model,
+    MemorySource, MemoryTarget, Thing, TreeModel, World, assert_same, back_up, block_on, key, options,
+    restored, snapshot_of, tree_model,
 };
 use crate::{CheckOptions, PruneOptions, ReadData, Repository, Snapshot};
 
@@ -104,4 +104,34 @@ proptest! {
             }
         });
     }
+}
+
+#[tokio::test]
+async fn what_lies_on_another_file_system_is_named_and_not_removed() {
+    let world = World::new().await;
+    let directory = || Thing::new(EntryKind::Directory);
+    let tree = TreeModel::default().with("s", directory()).with("s/m", directory());
+    let snapshot = snapshot_of(&world.repository, &back_up(&world.repository, &tree).await).await;
+    let target = MemoryTarget::default();
+    let standing = tree
+        .with("s/extra", directory())
+        .with("s/extra/disk", directory())
+        .with("s/extra/disk/photo", Thing::file("p"))
+        .with("s/m/precious", Thing::file("x"))
+        .with("s/stray", Thing::file("y"));
+    let before = snapshot_of(&world.repository, &back_up(&world.repository, &standing).await).await;
+    restore_over(&world.repository, &before, &target).await;
+    target.mount(key("s/m"));
+    target.mount(key("s/extra/disk"));
+    let options = RestoreOptions { delete: true, ..RestoreOptions::default() };
+    let plan = world.repository.plan_restore(&snapshot, Arc::new(target.clone()), options.clone()).await;
+    let plan = plan.unwrap();
+    assert_eq!((plan.removed, plan.removed_first), (2, vec!["/s/extra".to_owned(), "/s/stray".to_owned()]));
+    let report = world.repository.restore(&snapshot, Arc::new(target.clone()), options).await.unwrap();
+    assert_eq!(
+        report.left_out,
+        ["`/s/m/precious`: not removed: another file system is mounted there".to_owned()]
+    );
+    assert!(target.tree().0.contains_key(&key("s/m/precious")));
+    assert!(!target.tree().0.contains_key(&key("s/stray")));
 }

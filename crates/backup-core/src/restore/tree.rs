@@ -11,6 +11,7 @@ use super::{RestoreOptions, Work, deliver};
 use crate::Error;
 use crate::error::shown;
 use crate::read::Nodes;
+use crate::target::RestoreTarget;
 
 /// Files per window …
 const WINDOW_FILES: usize = 32_768;
@@ -177,6 +178,10 @@ impl Restorer<'_> {
             EntryKind::File | EntryKind::Object => self.queue(Job::new(target.clone(), entry.clone()))?,
             EntryKind::HardLink => return self.place_link(source, target, entry),
             _ => {
+                let in_the_way = |there: Entry| there.kind == EntryKind::Directory;
+                if work.delete && !work.fresh && work.target.existing(target)?.is_some_and(in_the_way) {
+                    work.target.remove(target)?;
+                }
                 if let Some(left_out) = work.target.make_other(target, entry)? {
                     work.tally.leave_out(left_out);
                 }
@@ -249,14 +254,17 @@ impl Restorer<'_> {
     }
 
     fn remove_others(&mut self, target: Option<&MapKey>, names: &[Vec<u8>]) -> Result<(), Error> {
-        for name in self.work.target.list_dir(target)? {
-            if names.binary_search(&name).is_err() {
-                let key = match target {
-                    Some(directory) => directory.child(&name)?,
-                    None => MapKey::from_components([&name])?,
-                };
-                self.work.target.remove(&key)?;
-                self.work.tally.removed.fetch_add(1, Ordering::Relaxed);
+        let others = others(&*self.work.target, target, names)?;
+        let stays = !others.is_empty() && self.work.target.is_mounted(target)?;
+        for key in others {
+            if stays {
+                let why = "not removed: another file system is mounted there";
+                self.work.tally.leave_out(format!("`{}`: {why}", shown(&key)));
+                continue;
+            }
+            match self.work.target.remove(&key) {
+                Ok(()) => _ = self.work.tally.removed.fetch_add(1, Ordering::Relaxed),
+                Err(error) => self.work.problem(&key, error.into())?,
             }
         }
         Ok(())
@@ -272,6 +280,22 @@ impl Restorer<'_> {
         }
         Ok(())
     }
+}
+
+/// What stands in a directory of the target and is not among the names that the snapshot has there.
+pub(super) fn others(
+    target: &dyn RestoreTarget,
+    directory: Option<&MapKey>,
+    names: &[Vec<u8>],
+) -> Result<Vec<MapKey>, Error> {
+    let listed = target.list_dir(directory)?.into_iter();
+    let others = listed.filter(|name| names.binary_search(name).is_err());
+    others
+        .map(|name| match directory {
+            Some(directory) => Ok(directory.child(&name)?),
+            None => Ok(MapKey::from_components([&name])?),
+        })
+        .collect()
 }
 
 /// How many leading components of the snapshot's key the target's key lacks.

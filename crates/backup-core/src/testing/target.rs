@@ -9,11 +9,16 @@ use crate::target::{RestoreTarget, TargetError, TargetFile};
 
 /// Holds what was restored. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct MemoryTarget(Arc<Mutex<TreeModel>>);
+pub(crate) struct MemoryTarget(Arc<Mutex<TreeModel>>, Arc<Mutex<Vec<MapKey>>>);
 
 impl MemoryTarget {
     pub fn tree(&self) -> TreeModel {
         self.0.lock().unwrap().clone()
+    }
+
+    /// From now on another file system counts as mounted there.
+    pub fn mount(&self, key: MapKey) {
+        self.1.lock().unwrap().push(key);
     }
 
     fn put(&self, key: &MapKey, entry: &Entry, bytes: Vec<u8>) {
@@ -37,7 +42,7 @@ impl RestoreTarget for MemoryTarget {
         Ok(tree.0.get(key).map(|t| Entry { size: t.bytes().len() as u64, ..t.entry.clone() }))
     }
 
-    fn open_existing(&self, key: &MapKey) -> Result<Box<dyn TargetFile>, TargetError> {
+    fn open_existing(&self, key: &MapKey, _entry: &Entry) -> Result<Box<dyn TargetFile>, TargetError> {
         let bytes = self.0.lock().unwrap().0[key].bytes();
         Ok(Box::new(MemoryFile { target: self.clone(), key: key.clone(), bytes: Mutex::new(bytes) }))
     }
@@ -81,6 +86,11 @@ impl RestoreTarget for MemoryTarget {
         let tree = self.0.lock().unwrap();
         let inside = tree.0.keys().filter(|k| k.parent().as_ref() == Some(&parent));
         Ok(inside.filter_map(|k| k.name().map(|n| n.into_owned())).collect())
+    }
+
+    fn is_mounted(&self, key: Option<&MapKey>) -> Result<bool, TargetError> {
+        let mounts = self.1.lock().unwrap();
+        Ok(key.is_some_and(|key| mounts.iter().any(|mount| key.starts_with(mount))))
     }
 
     fn remove(&self, key: &MapKey) -> Result<(), TargetError> {

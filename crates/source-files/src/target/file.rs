@@ -18,6 +18,9 @@ use crate::target::temporary::{Temporary, create_new};
 
 const COPY_BYTES: usize = 256 << 10;
 
+/// Where the kernel keeps the access control list of a file.
+const ACL: &[u8] = b"system.posix_acl_access";
+
 /// Bits that must not outlive the content they were given to.
 const LENDING_BITS: u32 = 0o6000;
 
@@ -30,18 +33,40 @@ pub(crate) struct RestoredFile {
 
 #[derive(Debug)]
 enum State {
-    /// Stands under its name, nothing written yet.
-    Untouched(Handle),
+    /// Stands under its name, nothing written yet; who may read what will be.
+    Untouched(Handle, Rights),
     /// Stands under its name and is open for writing.
     InPlace(Handle),
     /// Takes its name at the end.
     Beside(Temporary, Handle),
 }
 
+/// Who may read a file.
+#[derive(Debug)]
+struct Rights {
+    uid: u32,
+    gid: u32,
+    mode: u32,
+    acl: Option<Vec<u8>>,
+}
+
+impl Rights {
+    /// Whether somebody may use the file as it stands who may not use what it becomes.
+    fn are_exceeded(&self, handle: &Handle, look: &Look) -> bool {
+        (look.uid, look.gid) != (self.uid, self.gid)
+            || look.mode() & !LENDING_BITS & !self.mode != 0
+            || handle.xattr(ACL).ok() != self.acl
+    }
+}
+
+fn acl_of(entry: &Entry) -> Option<Vec<u8>> {
+    entry.xattrs.iter().find(|(name, _)| name == ACL).map(|(_, value)| value.clone())
+}
+
 impl State {
     fn handle(&self) -> &Handle {
         match self {
-            Self::Untouched(handle) | Self::InPlace(handle) | Self::Beside(_, handle) => handle,
+            Self::Untouched(handle, _) | Self::InPlace(handle) | Self::Beside(_, handle) => handle,
         }
     }
 }
@@ -55,8 +80,8 @@ impl RestoredFile {
         Ok(Self { at, metadata, state: RwLock::new(State::Beside(temporary, Handle::of_data(fd))) })
     }
 
-    /// The regular file that stands at `at`.
-    pub fn open(at: At, metadata: Arc<Metadata>) -> std::result::Result<Self, TargetError> {
+    /// The regular file that stands at `at` and is to become `entry`.
+    pub fn open(at: At, metadata: Arc<Metadata>, entry: &Entry) -> std::result::Result<Self, TargetError> {
         let failed = |error| at.failed("open", error);
         let seen = at.look().map_err(failed)?;
         let handle = if seen.is_file() {
@@ -67,7 +92,8 @@ impl RestoredFile {
         if !handle.look().map_err(failed)?.is_file() {
             return Err(no_file(&at));
         }
-        Ok(Self { at, metadata, state: RwLock::new(State::Untouched(handle)) })
+        let rights = Rights { uid: entry.uid, gid: entry.gid, mode: entry.mode, acl: acl_of(entry) };
+        Ok(Self { at, metadata, state: RwLock::new(State::Untouched(handle, rights)) })
     }
 
     fn read_state(&self) -> RwLockReadGuard<'_, State> {
@@ -78,13 +104,13 @@ impl RestoredFile {
     fn writable(&self) -> Result<RwLockReadGuard<'_, State>> {
         loop {
             let state = self.read_state();
-            if !matches!(*state, State::Untouched(_)) {
+            if !matches!(*state, State::Untouched(..)) {
                 return Ok(state);
             }
             drop(state);
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-            if let State::Untouched(handle) = &*state {
-                *state = make_writable(&self.at, handle)?;
+            if let State::Untouched(handle, rights) = &*state {
+                *state = make_writable(&self.at, handle, rights)?;
             }
         }
     }
@@ -96,7 +122,7 @@ impl RestoredFile {
     /// Whether giving the file the size and metadata of `entry` would change another name of the same inode.
     fn is_shared_and_differs(&self, entry: &Entry) -> Result<bool> {
         let state = self.read_state();
-        let State::Untouched(handle) = &*state else { return Ok(false) };
+        let State::Untouched(handle, _) = &*state else { return Ok(false) };
         Ok(handle.look()?.nlink > 1 && self.metadata.differs(handle, entry)?)
     }
 }
@@ -139,7 +165,7 @@ impl TargetFile for RestoredFile {
         metadata.apply(&at, state.handle(), entry)?;
         match state {
             State::Beside(temporary, _) => temporary.rename_to(&at),
-            State::Untouched(_) | State::InPlace(_) => Ok(()),
+            State::Untouched(..) | State::InPlace(_) => Ok(()),
         }
     }
 }
@@ -174,11 +200,14 @@ fn open_to_read(at: &At, seen: &Look) -> Result<Handle> {
 }
 
 /// Opens for writing what is open for reading. A copy takes its place where writing would reach further than this name
-/// (other hard links, perhaps outside the target) or is not possible (a running program, a mode without writing).
-fn make_writable(at: &At, handle: &Handle) -> Result<State> {
+/// (other hard links, perhaps outside the target) or further than those who may read what is written (also who has the
+/// old file open), or is not possible (a running program, a mode without writing).
+fn make_writable(at: &At, handle: &Handle, rights: &Rights) -> Result<State> {
     let look = handle.look()?;
     let opened = match look.nlink {
-        1 => at.open(OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY).map(Handle::of_data),
+        1 if !rights.are_exceeded(handle, &look) => {
+            at.open(OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY).map(Handle::of_data)
+        }
         _ => Err(Errno::MLINK),
     };
     match opened {

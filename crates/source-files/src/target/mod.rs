@@ -12,12 +12,15 @@ use std::sync::Arc;
 use backup_core::target::{RestoreTarget, TargetError, TargetFile};
 use keepwell_catalog::{Entry, EntryKind, MapKey};
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, fstatvfs, linkat, makedev, mkdirat, mknodat, symlinkat, syncfs, unlinkat,
+    AtFlags, FileType, Mode, OFlags, fstat, fstatvfs, linkat, makedev, mkdirat, mknodat, symlinkat, syncfs,
+    unlinkat,
 };
 use rustix::io::{Errno, Result as OsResult};
 
+use crate::beneath::PASSAGE;
 use crate::handle::Handle;
 use crate::listing::{Listing, ListingBuffer};
+use crate::look::Look;
 use crate::target::file::{RestoredFile, write_all_at};
 use crate::target::metadata::Metadata;
 use crate::target::place::{At, Base};
@@ -76,6 +79,30 @@ impl FileTarget {
         std::fs::create_dir_all(path).map_err(|error| failed("create", error))?;
         let base = Base::open(path).map_err(|error| failed("open", error.into()))?;
         Ok(Self { base, metadata: Arc::new(Metadata::new(options.untrusted)) })
+    }
+
+    /// The directory at `key` as a target of its own, made if need be together with those that lead to it. A symlink on
+    /// the way is refused and not followed, like everything else that is no directory.
+    pub fn below(&self, key: &MapKey) -> Result<Self, TargetError> {
+        let path = self.base.path(key)?;
+        for depth in 1..=key.depth() {
+            let at = self.base.at(&MapKey::from_components(key.components().take(depth))
+                .map_err(|_| self.base.refused(&path, "it is no path of plain names"))?)?;
+            match mkdirat(&at.parent, at.name(), Mode::RWXU | Mode::RWXG | Mode::RWXO) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(at.failed("make directory", error)),
+            }
+        }
+        let base = self.base.below(&path).map_err(|error| self.base.failed("open", &path, error))?;
+        Ok(Self { base, metadata: Arc::new(Metadata::new(self.metadata.untrusted)) })
+    }
+
+    /// Gives the directory itself the metadata of `entry`, as [`apply_metadata`](RestoreTarget::apply_metadata) gives it to
+    /// what is in it.
+    pub fn apply_own_metadata(&self, entry: &Entry) -> Result<(), TargetError> {
+        let at = self.base.itself().map_err(|error| self.base.failed("open", b"", error))?;
+        let fd = at.parent.try_clone().map_err(|_| at.failed("open", Errno::MFILE))?;
+        self.metadata.apply(&at, &Handle::of_data(fd), entry)
     }
 
     /// What could or should not be put back, one message each; the first thousand of
@@ -146,8 +173,8 @@ impl RestoreTarget for FileTarget {
         }
     }
 
-    fn open_existing(&self, key: &MapKey) -> Result<Box<dyn TargetFile>, TargetError> {
-        let file = RestoredFile::open(self.base.at(key)?, Arc::clone(&self.metadata))?;
+    fn open_existing(&self, key: &MapKey, entry: &Entry) -> Result<Box<dyn TargetFile>, TargetError> {
+        let file = RestoredFile::open(self.base.at(key)?, Arc::clone(&self.metadata), entry)?;
         Ok(Box::new(file))
     }
 
@@ -231,7 +258,7 @@ impl RestoreTarget for FileTarget {
     fn apply_metadata(&self, key: &MapKey, entry: &Entry) -> Result<(), TargetError> {
         let at = self.base.at(key)?;
         if entry.kind == EntryKind::File {
-            return Box::new(RestoredFile::open(at, Arc::clone(&self.metadata))?).finish(entry);
+            return Box::new(RestoredFile::open(at, Arc::clone(&self.metadata), entry)?).finish(entry);
         }
         let failed = |error| at.failed("open", error);
         let listed = if entry.kind == EntryKind::Directory {
@@ -258,6 +285,15 @@ impl RestoreTarget for FileTarget {
         let (listing, result) = Listing::read(&fd, &mut ListingBuffer::new());
         result.map_err(|error| self.base.failed("list", &path, error))?;
         Ok(listing.into_names())
+    }
+
+    fn is_mounted(&self, key: Option<&MapKey>) -> Result<bool, TargetError> {
+        let path = key.map_or(Ok(Vec::new()), |key| self.base.path(key))?;
+        match self.base.open_beneath(&path, PASSAGE).and_then(fstat) {
+            Ok(found) => Ok(Look::from(found).dev != self.base.dev),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+            Err(error) => Err(self.base.failed("look at", &path, error)),
+        }
     }
 
     fn remove(&self, key: &MapKey) -> Result<(), TargetError> {

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use backup_core::target::TargetError;
-use keepwell_catalog::MapKey;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
+use keepwell_catalog::{MapKey, readable};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, openat, statat};
 use rustix::io::Errno;
 
 use crate::beneath::{PASSAGE, open_beneath};
@@ -21,6 +22,8 @@ const OPEN_DIRECTORIES_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Base {
     pub fd: OwnedFd,
+    /// The file system that it is on.
+    pub dev: u64,
     shown: Arc<str>,
     directories: Mutex<HashMap<Vec<u8>, Arc<OwnedFd>>>,
 }
@@ -38,7 +41,18 @@ impl Base {
     /// Opens the target itself, following symlinks: whoever names it means what it leads to.
     pub fn open(path: &Path) -> Result<Self, Errno> {
         let fd = openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { fd, shown: path.display().to_string().into(), directories: Mutex::default() })
+        Self::of(fd, readable(path.as_os_str().as_bytes()))
+    }
+
+    /// The directory at `path` below, which is reached without a symlink.
+    pub fn below(&self, path: &[u8]) -> Result<Self, Errno> {
+        let fd = self.open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        Self::of(fd, shown(&self.shown, path))
+    }
+
+    fn of(fd: OwnedFd, shown: String) -> Result<Self, Errno> {
+        let dev = Look::from(fstat(&fd)?).dev;
+        Ok(Self { fd, dev, shown: shown.into(), directories: Mutex::default() })
     }
 
     /// The path of `key` below the base; empty for the base itself.
@@ -67,6 +81,12 @@ impl Base {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(error) => Err(self.failed("open the directory of", &path, error)),
         }
+    }
+
+    /// The base itself as a place, for messages: there is no name in it.
+    pub fn itself(&self) -> Result<At, Errno> {
+        let fd = self.fd.try_clone().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::MFILE))?;
+        Ok(self.place(Vec::new(), Arc::new(fd)))
     }
 
     fn path_of_child(&self, key: &MapKey) -> Result<Vec<u8>, TargetError> {
@@ -157,11 +177,17 @@ fn parent_bytes(path: &[u8]) -> usize {
 }
 
 fn shown(base: &str, path: &[u8]) -> String {
-    format!("{}/{}", base.trim_end_matches('/'), String::from_utf8_lossy(path))
+    if path.is_empty() {
+        return base.to_owned();
+    }
+    format!("{}/{}", base.trim_end_matches('/'), readable(path))
 }
 
 fn failed(operation: &'static str, path: String, error: Errno) -> TargetError {
     match error {
+        Errno::NOTDIR => {
+            TargetError::Refused { path, reason: "what is in the way is no directory".to_owned() }
+        }
         Errno::LOOP => TargetError::Refused { path, reason: "a symlink is in the way".to_owned() },
         Errno::XDEV => TargetError::Refused { path, reason: "it leads out of the target".to_owned() },
         _ => TargetError::Io { operation, path, source: error.into() },

@@ -27,8 +27,9 @@ impl RestoreTarget for Owned {
         self.inner.existing(key)
     }
 
-    fn open_existing(&self, key: &MapKey) -> Result<Box<dyn TargetFile>, TargetError> {
-        Ok(Box::new(OwnedFile { inner: self.inner.open_existing(key)?, owner: self.owner }))
+    fn open_existing(&self, key: &MapKey, entry: &Entry) -> Result<Box<dyn TargetFile>, TargetError> {
+        let inner = self.inner.open_existing(key, &self.own(entry))?;
+        Ok(Box::new(OwnedFile { inner, owner: self.owner }))
     }
 
     fn make_dir(&self, key: &MapKey, entry: &Entry) -> Result<(), TargetError> {
@@ -58,6 +59,10 @@ impl RestoreTarget for Owned {
 
     fn list_dir(&self, key: Option<&MapKey>) -> Result<Vec<Vec<u8>>, TargetError> {
         self.inner.list_dir(key)
+    }
+
+    fn is_mounted(&self, key: Option<&MapKey>) -> Result<bool, TargetError> {
+        self.inner.is_mounted(key)
     }
 
     fn remove(&self, key: &MapKey) -> Result<(), TargetError> {

@@ -6,8 +6,9 @@
 use anyhow::Result;
 use backup_core::{Snapshot, SnapshotState};
 use clap::Args;
-use keepwell_catalog::MapKey;
+use keepwell_catalog::{MapKey, readable};
 
+use crate::context::Context;
 use crate::exit::Complaint;
 use crate::text;
 
@@ -79,13 +80,14 @@ impl Part {
 }
 
 /// The key of an absolute path. `.` and doubled slashes vanish; `..` is refused.
-pub fn path_key(path: &str) -> Result<MapKey> {
-    let names: Vec<&[u8]> =
-        path.as_bytes().split(|b| *b == b'/').filter(|n| !matches!(*n, b"" | b".")).collect();
+pub fn path_key(path: impl AsRef<[u8]>) -> Result<MapKey> {
+    let path = path.as_ref();
+    let names: Vec<&[u8]> = path.split(|b| *b == b'/').filter(|n| !matches!(*n, b"" | b".")).collect();
     if names.contains(&&b".."[..]) {
-        return Err(Complaint::usage(format!("`{path}` has a `..`")).into());
+        return Err(Complaint::usage(format!("`{}` has a `..`", readable(path))).into());
     }
-    MapKey::from_components(names).map_err(|e| Complaint::usage(format!("`{path}` is no path: {e}")).into())
+    MapKey::from_components(names)
+        .map_err(|e| Complaint::usage(format!("`{}` is no path: {e}", readable(path))).into())
 }
 
 /// The snapshot that a name means, of those that the filter lets through. `snapshots` are oldest first.
@@ -206,3 +208,11 @@ mod tests {
         assert!(steps_back("latest~x").is_err());
     }
 }
+    #[test]
+    fn an_id_of_digits_alone_is_no_time() {
+        for id in ["20431105", "2043110512", "20261120T120000Z"] {
+            assert_eq!(text::parse_time(id), None, "{id}");
+        }
+        assert!(text::parse_time("2043-11-05").is_some());
+    }
+

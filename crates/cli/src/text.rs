@@ -6,6 +6,7 @@ use anyhow::Result;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Zoned};
+use keepwell_catalog::readable;
 
 use crate::exit::Complaint;
 
@@ -123,8 +124,12 @@ pub fn ago(now: i64, moment: i64) -> String {
 
 /// A moment as people write it, in the local time zone: `2026-11-20`, `2026-11-20 12:00`, or RFC 3339.
 ///
-/// A bare date means the end of that day. Nanoseconds since 1970.
+/// A bare date means the end of that day. Nanoseconds since 1970. The basic format without `-` is no time here: eight
+/// digits are the beginning of an id.
 pub fn parse_time(text: &str) -> Option<i64> {
+    if text.as_bytes().get(4) != Some(&b'-') {
+        return None;
+    }
     let local = TimeZone::system();
     let moment = if let Ok(moment) = text.parse::<Timestamp>() {
         moment
@@ -145,6 +150,23 @@ pub fn time_argument(text: &str) -> Result<i64> {
             .hint("Write `2026-11-20`, `2026-11-20T12:00` or `2026-11-20T12:00:00Z`.")
             .into()
     })
+}
+
+/// A word for a shell: in quotes where it needs some, with nothing in it that a terminal would obey.
+pub fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-~".contains(c);
+    if !word.is_empty() && !word.starts_with('~') && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    if readable(word) == word {
+        return format!("'{}'", word.replace('\'', "'\\''"));
+    }
+    let escaped = word.chars().map(|c| match c {
+        '\'' | '\\' => format!("\\{c}"),
+        c if readable(c.to_string()) == c.to_string() => c.to_string(),
+        c => c.to_string().bytes().map(|byte| format!("\\x{byte:02x}")).collect(),
+    });
+    format!("$'{}'", escaped.collect::<String>())
 }
 
 /// The word that is most like `given`, if any is much like it.
@@ -196,6 +218,23 @@ mod tests {
     #[test]
     fn thousands_are_separated() {
         for (n, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
+    #[test]
+    fn a_shell_gets_back_the_same_word() {
+        for (word, quoted) in [
+            ("/srv/x-1.2~a", "/srv/x-1.2~a"),
+            ("/srv/my files", "'/srv/my files'"),
+            ("it's", "'it'\\''s'"),
+            ("$(rm -r x)", "'$(rm -r x)'"),
+            ("", "''"),
+            ("a\n\u{1b}[2J", "$'a\\x0a\\x1b[2J'"),
+        ] {
+            assert_eq!(shell_word(word), quoted);
+            let script = format!("printf %s {quoted}");
+            let said = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
+            assert_eq!(String::from_utf8(said.stdout).unwrap(), word, "{quoted}");
+        }
+    }
+
             assert_eq!(number(n), text);
         }
     }

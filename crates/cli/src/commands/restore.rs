@@ -4,16 +4,17 @@ pub mod globs;
 pub mod place;
 pub mod safety;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
 use backup_core::target::RestoreTarget;
-use backup_core::{RestoreOptions, RestorePlan, RestoreReport, Snapshot};
+use backup_core::{RestoreOptions, RestorePlan, RestoreReport, Snapshot, Tree};
+use keepwell_catalog::{Entry, MapKey};
 use keepwell_source_files::{FileTarget, TargetOptions};
 use serde_json::json;
 
-use self::place::{Made, Root, Scope, scopes};
+use self::place::{Made, Scope, scopes};
 use super::warm_up;
 use crate::confirm::{Unattended, confirm};
 use crate::context::Context;
@@ -55,7 +56,7 @@ pub struct Args {
     /// Not what fits this pattern; may be repeated
     #[arg(short, long, value_name = "PATTERN")]
     exclude: Vec<String>,
-    /// Remove what stands in restored directories and is not in the snapshot
+    /// Remove what stands in restored directories and is not in the snapshot, but nothing on other file systems there
     #[arg(long)]
     delete: bool,
     /// The snapshot is from somebody who must not gain rights here: leave out devices, setuid bits and security attributes
@@ -84,7 +85,7 @@ struct Job {
     options: RestoreOptions,
     plan: RestorePlan,
     /// What the target directory itself becomes.
-    root: Option<Root>,
+    root: Option<Entry>,
 }
 
 /// Runs `restore`.
@@ -95,10 +96,13 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let opened = open::for_reading(ctx).await?;
     let snapshots = opened.repository.snapshots().await?;
     let snapshot = select::select(&snapshots, &args.filter, &part.name)?;
-    let scopes = scopes(snapshot, part.path, &target, args.delete)?;
+    let tree = opened.repository.tree(snapshot).await?;
+    let scopes = scopes(&tree, snapshot, part.path, &target, args.delete).await?;
     let occupied = place::is_occupied(&target);
-    let made = Made::directories(&target)?;
-    let jobs = plan(&opened, snapshot, &scopes, &args, select).await.inspect_err(|_| made.undo())?;
+    let mut made = Made::directories(&target)?;
+    scopes.iter().for_each(|scope| made.expect(&scope.target));
+    let planned = plan(&opened, snapshot, &tree, &target, &scopes, &args, select).await;
+    let jobs = planned.inspect_err(|_| made.undo())?;
     describe(ctx, snapshot, &target, &jobs, &args, occupied);
     if args.dry_run {
         made.undo();
@@ -111,8 +115,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     if occupied {
         opened.progress.end();
         confirm(ctx, "Restore over what is there?", Unattended::Refuse).inspect_err(|_| made.undo())?;
+        opened.progress.begin();
     }
-    let opened = if occupied { open::for_reading(ctx).await? } else { opened };
     let saved = match occupied && !args.no_safety_snapshot {
         true => safety::back_up(ctx, &opened, &scopes, &args.source).await?,
         false => None,
@@ -148,18 +152,21 @@ async fn archived(ctx: &Context, opened: &Opened, snapshot: &Snapshot, jobs: Vec
 async fn plan(
     opened: &Opened,
     snapshot: &Snapshot,
+    tree: &Tree,
+    named: &Path,
     scopes: &[Scope],
     args: &Args,
     select: Option<backup_core::Select>,
 ) -> Result<Vec<Job>> {
-    let tree = opened.repository.tree(snapshot).await?;
     let mut jobs = Vec::new();
     for scope in scopes {
         let root = match select.is_none() && place::takes_root_metadata(scope, args.delete) {
-            true => Root::of(&tree, scope).await?,
+            true => place::root_of(tree, scope).await?,
             false => None,
         };
-        let target = FileTarget::create(&scope.target, &TargetOptions { untrusted: args.untrusted });
+        let target = FileTarget::create(named, &TargetOptions { untrusted: args.untrusted });
+        let (target, within) = (target.map_err(backup_core::Error::from)?, scope.within(named)?);
+        let target = if within == MapKey::root() { Ok(target) } else { target.below(&within) };
         let target = Arc::new(target.map_err(backup_core::Error::from)?);
         let options =
             RestoreOptions { below: scope.below.clone(), select: select.clone(), delete: args.delete };
@@ -170,14 +177,7 @@ async fn plan(
     Ok(jobs)
 }
 
-fn describe(
-    ctx: &Context,
-    snapshot: &Snapshot,
-    target: &std::path::Path,
-    jobs: &[Job],
-    args: &Args,
-    occupied: bool,
-) {
+fn describe(ctx: &Context, snapshot: &Snapshot, target: &Path, jobs: &[Job], args: &Args, occupied: bool) {
     let sum = |of: fn(&RestorePlan) -> u64| jobs.iter().map(|job| of(&job.plan)).sum::<u64>();
     let (entries, files, bytes) = (sum(|p| p.entries), sum(|p| p.files), sum(|p| p.bytes));
     let needed = sum(|p| p.needed);
@@ -204,7 +204,7 @@ fn describe(
     }
     let fields = json!({
         "snapshot": snapshot.id.to_string(),
-        "target": target,
+        "target": target.to_string_lossy(),
         "entries": entries,
         "files": files,
         "bytes": bytes,
@@ -238,10 +238,10 @@ async fn execute(opened: &Opened, snapshot: &Snapshot, jobs: Vec<Job>, args: &Ar
         let target: Arc<dyn RestoreTarget> = Arc::<FileTarget>::clone(&job.target);
         let report = opened.repository.restore(snapshot, target, job.options).await?;
         sum.add(report);
-        sum.left_out.extend(job.target.left_out());
         if let Some(root) = job.root {
-            sum.left_out.extend(root.apply(&TargetOptions { untrusted: args.untrusted })?);
+            job.target.apply_own_metadata(&root).map_err(backup_core::Error::from)?;
         }
+        sum.left_out.extend(job.target.left_out());
         if args.sync {
             let target = Arc::clone(&job.target);
             tokio::task::spawn_blocking(move || target.sync()).await?.map_err(backup_core::Error::from)?;

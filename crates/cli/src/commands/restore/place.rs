@@ -1,15 +1,14 @@
 //! What is restored where.
 
+use std::cmp::Reverse;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use backup_core::target::RestoreTarget;
 use backup_core::{Snapshot, Tree};
 use keepwell_catalog::{Entry, EntryKind, MapKey};
-use keepwell_source_files::{FileTarget, TargetOptions};
 
 use crate::exit::Complaint;
 use crate::select::path_key;
@@ -19,42 +18,72 @@ use crate::select::path_key;
 pub struct Scope {
     /// The part; `None` is everything.
     pub below: Option<MapKey>,
-    /// The directory. A single file is restored under its name in it.
+    /// The directory. What is no directory itself is restored under its name in it.
     pub target: PathBuf,
     /// Where the paths that were captured come to stand; only these are the snapshot's, not the directories above them.
     pub captured: Vec<PathBuf>,
 }
 
+impl Scope {
+    /// The way to the directory from the one that the caller named.
+    pub fn within(&self, named: &Path) -> Result<MapKey> {
+        let names = self.target.strip_prefix(named).context("find the way to a part of the target")?;
+        Ok(MapKey::from_components(names.components().map(|name| name.as_os_str().as_bytes()))?)
+    }
+}
+
 /// Divides a restore into parts.
 ///
 /// Usually that is one. With `delete` it is one per captured path: the directories that lead to a captured path are in
-/// the snapshot without what else is in them, and nothing of that must be removed.
-pub fn scopes(snapshot: &Snapshot, below: Option<MapKey>, target: &Path, delete: bool) -> Result<Vec<Scope>> {
-    let manifest = snapshot.manifest()?;
+/// the snapshot without what else is in them, and nothing of that must be removed. What lies deeper comes first: on a
+/// file system of its own, only its own part removes anything.
+pub async fn scopes(
+    tree: &Tree,
+    snapshot: &Snapshot,
+    below: Option<MapKey>,
+    target: &Path,
+    delete: bool,
+) -> Result<Vec<Scope>> {
     let below_or_root = below.clone().unwrap_or_else(MapKey::root);
+    let place = |names: &MapKey| {
+        names.components().fold(target.to_path_buf(), |path, name| path.join(OsStr::from_bytes(&name)))
+    };
+    let whole = |captured| vec![Scope { below: below.clone(), target: target.to_path_buf(), captured }];
+    if let Some(name) = below.as_ref().and_then(MapKey::name)
+        && !is_directory(tree, &below_or_root).await?
+    {
+        return Ok(whole(vec![target.join(OsStr::from_bytes(&name))]));
+    }
     let mut captured = Vec::new();
-    for path in &manifest.paths {
-        let key = path_key(&String::from_utf8_lossy(path))?;
+    for path in &snapshot.manifest()?.paths {
+        let key = path_key(path)?;
         if key.starts_with(&below_or_root) {
-            captured.push(key);
+            let within = MapKey::from_components(key.components().skip(below_or_root.depth()))?;
+            captured.push((key, within));
         }
     }
     if captured.is_empty() {
         // The part lies within a captured path.
-        captured.push(below_or_root.clone());
+        captured.push((below_or_root.clone(), MapKey::root()));
     }
-    let stands = |key: &MapKey| -> Result<PathBuf> {
-        let names = key.components().skip(below_or_root.depth());
-        Ok(names.fold(target.to_path_buf(), |path, name| path.join(OsStr::from_bytes(&name))))
-    };
-    let places: Vec<PathBuf> = captured.iter().map(stands).collect::<Result<_>>()?;
-    if !delete || captured == [below_or_root.clone()] {
-        return Ok(vec![Scope { below, target: target.to_path_buf(), captured: places }]);
+    if !delete || matches!(captured.as_slice(), [(key, _)] if *key == below_or_root) {
+        return Ok(whole(captured.iter().map(|(_, within)| place(within)).collect()));
     }
-    let scopes = captured.into_iter().zip(places);
-    scopes
-        .map(|(key, place)| Ok(Scope { below: Some(key), target: place.clone(), captured: vec![place] }))
-        .collect()
+    let mut scopes = Vec::new();
+    for (key, within) in captured.into_iter().rev() {
+        let stands = place(&within);
+        let target = match is_directory(tree, &key).await? {
+            true => stands.clone(),
+            false => place(&within.parent().unwrap_or_default()),
+        };
+        scopes.push(Scope { below: Some(key), target, captured: vec![stands] });
+    }
+    Ok(scopes)
+}
+
+/// Whether a part is a directory, or not there at all, which shows later.
+async fn is_directory(tree: &Tree, key: &MapKey) -> Result<bool> {
+    Ok(tree.entry(key).await?.is_none_or(|entry| entry.kind == EntryKind::Directory))
 }
 
 /// Whether the target directory is to become what the snapshot's directory was, and not only what is in it.
@@ -68,33 +97,10 @@ pub fn takes_root_metadata(scope: &Scope, delete: bool) -> bool {
     delete || in_place || !is_occupied(&scope.target)
 }
 
-/// The directory that a part is restored into, with what it was in the snapshot.
-#[derive(Debug)]
-pub struct Root {
-    parent: PathBuf,
-    name: MapKey,
-    entry: Entry,
-}
-
-impl Root {
-    /// Nothing for a part that is no directory, and for a target that has no parent.
-    pub async fn of(tree: &Tree, scope: &Scope) -> Result<Option<Self>> {
-        let Some(key) = &scope.below else { return Ok(None) };
-        let Some(entry) = tree.entry(key).await?.filter(|e| e.kind == EntryKind::Directory) else {
-            return Ok(None);
-        };
-        let path = scope.target.canonicalize().unwrap_or_else(|_| scope.target.clone());
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(None) };
-        let name = MapKey::from_components([name.as_bytes()]).context("name the target")?;
-        Ok(Some(Self { parent: parent.to_path_buf(), name, entry }))
-    }
-
-    /// Gives the directory its mode, owner, times and attributes; says what could not be given.
-    pub fn apply(&self, options: &TargetOptions) -> Result<Vec<String>> {
-        let target = FileTarget::create(&self.parent, options).map_err(backup_core::Error::from)?;
-        target.apply_metadata(&self.name, &self.entry).map_err(backup_core::Error::from)?;
-        Ok(target.left_out())
-    }
+/// What the directory that a part is restored into was in the snapshot; nothing for a part that is no directory.
+pub async fn root_of(tree: &Tree, scope: &Scope) -> Result<Option<Entry>> {
+    let Some(key) = &scope.below else { return Ok(None) };
+    Ok(tree.entry(key).await?.filter(|entry| entry.kind == EntryKind::Directory))
 }
 
 /// Whether something stands in a directory.
@@ -116,6 +122,13 @@ impl Made {
             path.ancestors().take_while(|p| !p.exists()).map(Path::to_path_buf).collect();
         fs::create_dir_all(path).with_context(|| format!("create `{}`", path.display()))?;
         Ok(Self(missing))
+    }
+
+    /// Notes what is missing on the way to a further directory, which will be made.
+    pub fn expect(&mut self, path: &Path) {
+        let missing = path.ancestors().take_while(|path| path.symlink_metadata().is_err());
+        self.0.extend(missing.map(Path::to_path_buf));
+        self.0.sort_by_key(|path| Reverse(path.components().count()));
     }
 
     /// Removes them again, as far as they are empty.

@@ -1,6 +1,6 @@
 //! The snapshot of what stands in the target, taken before a restore changes it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -15,6 +15,7 @@ use crate::context::Context;
 use crate::exit::Complaint;
 use crate::open::Opened;
 use crate::select::SAFETY;
+use crate::text;
 
 /// `forget` leaves a safety snapshot alone for this long.
 const KEPT_NANOSECONDS: i64 = 14 * 24 * 3600 * 1_000_000_000;
@@ -23,7 +24,8 @@ const KEPT_NANOSECONDS: i64 = 14 * 24 * 3600 * 1_000_000_000;
 #[derive(Debug)]
 pub struct Saved {
     snapshot: SnapshotId,
-    paths: Vec<PathBuf>,
+    /// What was saved, and whether it was a directory.
+    paths: Vec<(PathBuf, bool)>,
 }
 
 /// Backs up what stands where the restore will write. `None` when nothing does.
@@ -33,8 +35,10 @@ pub async fn back_up(
     scopes: &[Scope],
     restored: &str,
 ) -> Result<Option<Saved>> {
-    let mut paths: Vec<PathBuf> = scopes.iter().flat_map(|scope| scope.captured.clone()).collect();
-    paths.retain(|path| path.symlink_metadata().is_ok());
+    let standing = |scope: &Scope| -> Vec<PathBuf> {
+        scope.captured.iter().filter_map(|path| standing(&scope.target, path)).collect()
+    };
+    let mut paths: Vec<PathBuf> = scopes.iter().flat_map(standing).collect();
     paths.sort();
     paths.dedup();
     if paths.is_empty() {
@@ -66,24 +70,97 @@ pub async fn back_up(
             .hint("Nothing was restored. Look at the warnings, or say `--no-safety-snapshot`.")
             .into());
     }
-    Ok(Some(Saved { snapshot: report.snapshot, paths }))
+    let with_kind = |path: PathBuf| {
+        let is_directory = path.is_dir() && !path.is_symlink();
+        (path, is_directory)
+    };
+    Ok(Some(Saved { snapshot: report.snapshot, paths: paths.into_iter().map(with_kind).collect() }))
+}
+
+/// What the restore of a captured path changes first: what stands there, or what is no directory and stands on the way
+/// there from the target. The target itself may be reached by a symlink.
+fn standing(target: &Path, captured: &Path) -> Option<PathBuf> {
+    let Ok(below) = captured.strip_prefix(target) else {
+        return captured.symlink_metadata().is_ok().then(|| captured.to_path_buf());
+    };
+    let mut at = target.canonicalize().ok()?;
+    for name in below.components() {
+        at.push(name);
+        if !at.symlink_metadata().ok()?.is_dir() {
+            break;
+        }
+    }
+    Some(at)
 }
 
 /// Says which commands bring back what was there.
 pub fn say_how_to_undo(ctx: &Context, saved: &Saved) {
     let id = &saved.snapshot.to_string()[..8];
     ctx.printer.say(format_args!("What stood there before is in snapshot {id}, kept for 14 days. To undo:"));
-    let mut commands = Vec::new();
-    for path in &saved.paths {
-        let shown = path.display();
-        let (target, delete) = match path.is_dir() && !path.is_symlink() {
-            true => (path.as_path(), " --delete"),
-            false => (path.parent().unwrap_or(path), ""),
-        };
-        let command = format!("keepwell restore {id}:{shown} --target {}{delete}", target.display());
+    let commands = undo(id, &saved.paths);
+    for command in &commands {
         ctx.printer.say(format_args!("  {command}"));
-        commands.push(command);
     }
-    let id = saved.snapshot.to_string();
-    ctx.printer.json("safety_snapshot", json!({ "snapshot": id, "paths": saved.paths, "undo": commands }));
+    let paths: Vec<_> = saved.paths.iter().map(|(path, _)| path.to_string_lossy()).collect();
+    let fields = json!({ "snapshot": saved.snapshot.to_string(), "paths": paths, "undo": commands });
+    ctx.printer.json("safety_snapshot", fields);
+}
+
+/// One command for each path, or one for all of them if the name of one cannot stand in a command.
+fn undo(id: &str, paths: &[(PathBuf, bool)]) -> Vec<String> {
+    let one = |(path, is_directory): &(PathBuf, bool)| {
+        let target = if *is_directory { path } else { path.parent().unwrap_or(path) };
+        let (source, target) = (format!("{id}:{}", path.to_str()?), text::shell_word(target.to_str()?));
+        Some(format!("keepwell restore {} --target {target} --delete", text::shell_word(&source)))
+    };
+    let commands: Option<Vec<String>> = paths.iter().map(one).collect();
+    commands.unwrap_or_else(|| vec![format!("keepwell restore {id} --target / --delete")])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_stands_in_the_way_is_what_changes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().canonicalize().unwrap();
+        std::fs::create_dir_all(target.join("real/deep")).unwrap();
+        std::fs::write(target.join("file"), "x").unwrap();
+        symlink("real", target.join("link")).unwrap();
+        symlink(&target, target.join("again")).unwrap();
+        let found = |path: &str| standing(&target, &target.join(path));
+        for (captured, first) in [
+            ("real/deep", Some("real/deep")),
+            ("real/none", None),
+            ("file/a/b", Some("file")),
+            ("link/deep", Some("link")),
+            ("link", Some("link")),
+        ] {
+            assert_eq!(found(captured), first.map(|path| target.join(path)), "{captured}");
+        }
+        assert_eq!(standing(&target, &target), Some(target.clone()));
+        let by_link = target.join("again");
+        assert_eq!(standing(&by_link, &by_link.join("real")), Some(target.join("real")));
+    }
+
+    #[test]
+    fn commands_that_undo_can_be_given_to_a_shell() {
+        let paths = [("/t/my files".into(), true), ("/t/a;b".into(), false)];
+        assert_eq!(
+            undo("1a2b3c4d", &paths),
+            [
+                "keepwell restore '1a2b3c4d:/t/my files' --target '/t/my files' --delete",
+                "keepwell restore '1a2b3c4d:/t/a;b' --target /t --delete",
+            ]
+        );
+        let odd = std::ffi::OsString::from_vec(b"/t/\xff".to_vec());
+        assert_eq!(
+            undo("1a2b3c4d", &[(odd.into(), true)]),
+            ["keepwell restore 1a2b3c4d --target / --delete"]
+        );
+    }
 }

@@ -4,10 +4,8 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use backup_core::env::Timestamp;
-use backup_core::{CopyRules, PruneOptions, Repository, RepositoryHint, Snapshot};
-use keepwell_storage::{
-    ConnectOptions, LocalOptions, ObjectStore, Purpose, RetryPolicy, Retrying, StorageError, connect,
-};
+use backup_core::{CopyRules, Error, PruneOptions, Repository, RepositoryHint};
+use keepwell_storage::{ConnectOptions, LocalOptions, ObjectStore, Purpose, RetryPolicy, Retrying, connect};
 
 use crate::config::{CopyJob, Job, JobName, Retention};
 use crate::run::{host, open_store};
@@ -52,28 +50,23 @@ pub async fn update(origin: &Repository, places: &Places<'_>, now: Timestamp) ->
         return Ok(Copied { away: true, stale: is_stale(copy, newest, now), ..Copied::default() });
     };
     let retrying = Retrying::new(Arc::clone(&store), RetryPolicy::default());
-    if RepositoryHint::read(&retrying).await.is_err() {
-        origin.create_copy(&retrying).await?;
+    match RepositoryHint::read(&retrying).await {
+        Ok(_) => {}
+        Err(Error::NoRepository { .. }) => origin.create_copy(&retrying).await?,
+        Err(error) => return Err(error.into()),
     }
     let target = open_store(store, places.job, places.state, places.stop).await?;
     let rules = rules(places);
     let (snapshots, there) = (origin.snapshots().await?, target.snapshots().await?);
-    let wanted = rules.missing(now, rules.selected(now, &snapshots), &there);
-    let wanted: Vec<Snapshot> = wanted.into_iter().cloned().collect();
-    let report = origin.copy_to_store(&target, &wanted).await?;
+    let report = origin.copy_to_store(&target, &rules.wanted(now, &snapshots, &there)).await?;
+    let (forgotten, _) = rules.retire(now, &target, copy.prune.then(PruneOptions::default)).await?;
     let there = target.snapshots().await?;
-    let going = rules.going(now, &there, target.proved_since().await?);
-    if !going.is_empty() {
-        target.forget(&going).await?;
-        if copy.prune {
-            target.prune(PruneOptions::default()).await?;
-        }
-    }
-    let newest = there.iter().filter_map(|snapshot| Some(snapshot.manifest().ok()?.capture_end)).max();
+    let own = there.iter().filter(|snapshot| rules.concern(snapshot));
+    let newest = own.filter_map(|snapshot| Some(snapshot.manifest().ok()?.capture_end)).max();
     if let Some(newest) = newest {
         places.state.remember(&remembered, newest)?;
     }
-    let (snapshots, bytes, forgotten) = (report.copied.len(), report.bytes, going.len());
+    let (snapshots, bytes) = (report.copied.len(), report.bytes);
     Ok(Copied { away: false, snapshots, bytes, forgotten, stale: is_stale(copy, newest, now) })
 }
 
@@ -97,15 +90,9 @@ async fn store(places: &Places<'_>) -> Result<Option<Arc<dyn ObjectStore>>> {
     };
     match opened {
         Ok(store) => Ok(Some(store)),
-        Err(error) if copy.when_attached && is_away(&error) => Ok(None),
+        Err(error) if copy.when_attached && error.is_away() => Ok(None),
         Err(error) => bail!(error),
     }
-}
-
-/// Whether a place is not there, rather than refusing us.
-fn is_away(error: &StorageError) -> bool {
-    use keepwell_storage::StorageErrorKind as Kind;
-    matches!(error.kind, Kind::NotFound | Kind::NotMounted | Kind::Unavailable)
 }
 
 /// The job's own snapshots go there, of this host.

@@ -21,11 +21,14 @@ const FILE: &str = "copies.toml";
 const HEADER: &str =
     "# When each copy was last written, for the days on which it is not there. Written by `keepwell`.\n\n";
 
-/// The settings under which the place of a copy is opened.
-pub fn context(ctx: &Context, copy: &CopyConfig) -> Context {
-    let mut ctx = ctx.clone();
-    ctx.profile.require_mount.clone_from(&copy.require_mount);
-    ctx
+/// Whether an error says that a place is not there, or does not answer, rather than that something is wrong with it.
+pub fn is_away(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<backup_core::Error>());
+    causes.any(|error| match error {
+        backup_core::Error::NoRepository { .. } => true,
+        backup_core::Error::Storage(error) => error.is_away(),
+        _ => false,
+    })
 }
 
 /// What belongs into a copy, and how long it stays.
@@ -60,9 +63,9 @@ fn policy(copy: &CopyConfig) -> RetentionPolicy {
     policy
 }
 
-/// When the newest of these was captured.
-pub fn newest(snapshots: &[Snapshot]) -> Option<i64> {
-    snapshots.iter().map(select::taken).max()
+/// When the newest of those that the rules are about was captured.
+pub fn newest(rules: &CopyRules, snapshots: &[Snapshot]) -> Option<i64> {
+    snapshots.iter().filter(|snapshot| rules.concern(snapshot)).map(select::taken).max()
 }
 
 /// Whether the newest snapshot of a copy is older than it may be.
@@ -142,7 +145,7 @@ impl backup_core::Copies for Fallback {
             if Location::parse(&copy.to).is_ok_and(|place| place == self.except) {
                 continue;
             }
-            match open::quietly(&context(&self.ctx, copy), &copy.to, self.key.clone()).await {
+            match open::quietly(&self.ctx, &copy.to, self.key.clone()).await {
                 Ok(repository) => opened.push((copy.name().to_owned(), repository)),
                 Err(error) => tracing::info!(copy = copy.name(), %error, "a copy cannot be used"),
             }

@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::num::NonZeroU64;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
-use backup_core::Error as CoreError;
+use backup_core::{Error as CoreError, RepositoryHint};
 use keepwell_storage::{
     ConnectOptions, LocalFs, LocalOptions, ObjectStore, Place, ProbeOptions, ProbeReport, Purpose,
     RateLimits, RetryPolicy, Retrying, Role, StorageErrorKind, Throttled, connect, probe,
@@ -72,6 +72,19 @@ impl Location {
         Ok(wrap(ctx, store))
     }
 
+    /// Whether a repository is there. What is there and cannot be looked at is an error, and no reason to make one.
+    pub async fn is_repository(&self, ctx: &Context) -> Result<bool> {
+        let store = match self.open(ctx).await {
+            Ok(store) => store,
+            Err(error) => return if is_missing(&error) { Ok(false) } else { Err(error) },
+        };
+        match RepositoryHint::read(&*store).await {
+            Ok(_) => Ok(true),
+            Err(CoreError::NoRepository { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Runs the live self-test of the store, which must be there.
     pub async fn probe(&self, ctx: &Context, role: Role) -> Result<ProbeReport> {
         let options = self.options(ctx)?;
@@ -110,8 +123,7 @@ impl Location {
 
     /// What the profile that knows this place says about it.
     fn options(&self, ctx: &Context) -> Result<ConnectOptions> {
-        let require_mount = ctx.profile.require_mount.clone();
-        let local = LocalOptions { require_mount, ..LocalOptions::default() };
+        let local = LocalOptions { require_mount: self.require_mount(ctx), ..LocalOptions::default() };
         let Some(profile) = self.profile(ctx) else {
             return Ok(ConnectOptions { ambient: true, local, ..ConnectOptions::default() });
         };
@@ -125,6 +137,15 @@ impl Location {
 
     /// The profile whose settings and credentials are meant for this place: one that names it as its repository, the
     /// profile in force first, or else the profile in force if it names none. No credential goes to another place.
+    /// The mount point that this place asks for, as a copy of the profile or as the repository of one.
+    fn require_mount(&self, ctx: &Context) -> Option<PathBuf> {
+        let is_here = |to: &str| Self::parse(to).is_ok_and(|place| place.0.place == self.0.place);
+        match ctx.profile.copies.iter().find(|copy| is_here(&copy.to)) {
+            Some(copy) => copy.require_mount.clone(),
+            None => self.profile(ctx)?.require_mount.clone(),
+        }
+    }
+
     fn profile<'a>(&self, ctx: &'a Context) -> Option<&'a Profile> {
         let is_here = |profile: &Profile| {
             let named = profile.repository.as_deref().and_then(|text| Self::parse(text).ok());
@@ -139,6 +160,10 @@ impl Location {
 
 fn wrap(ctx: &Context, store: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
     let rate = |option: Option<u64>, profile: Option<crate::config::Size>| {
+fn is_missing(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<CoreError>(), Some(CoreError::NoRepository { .. }))
+}
+
         option.or(profile.map(|size| size.0)).and_then(NonZeroU64::new)
     };
     let limits = RateLimits {

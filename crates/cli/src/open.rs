@@ -9,7 +9,7 @@ use keepwell_crypto::keyfile::KeyFile;
 use keepwell_storage::ObjectStore;
 
 use crate::context::Context;
-use crate::copies::{self, Fallback};
+use crate::copies::Fallback;
 use crate::exit::Complaint;
 use crate::location::Location;
 use crate::progress::Progress;
@@ -59,10 +59,9 @@ pub async fn for_reading(ctx: &Context) -> Result<Opened> {
         return Err(error);
     }
     for copy in &ctx.profile.copies {
-        let cctx = copies::context(ctx, copy);
         let opened = async {
             let place = Location::parse(&copy.to)?;
-            credential_at(&cctx, place, copy.key_file.as_ref()).await?.open_with_copies(&cctx).await
+            credential_at(ctx, place, copy.key_file.as_ref()).await?.open_with_copies(ctx).await
         };
         match opened.await {
             Ok(opened) => {
@@ -95,15 +94,37 @@ pub fn is_about_the_place(error: &anyhow::Error) -> bool {
 
 /// Finds that repository and its key.
 pub async fn credential(ctx: &Context) -> Result<Credential> {
-    credential_at(ctx, location(ctx)?, None).await
+    let (location, key) = place(ctx)?;
+    match key {
+        Some((key, path)) => {
+            let store = location.open(ctx).await?;
+            RepositoryHint::read(&*store).await?;
+            Ok(Credential { location, store, key, key_file: Some(path) })
+        }
+        None => credential_at(ctx, location, None).await,
+    }
 }
 
 /// The place of that repository.
 pub fn location(ctx: &Context) -> Result<Location> {
-    match Location::named(ctx)? {
-        Some(location) => Ok(location),
-        None => Ok(hinted(ctx)?.unwrap_or_else(|| Location::default_of(ctx))),
+    Ok(place(ctx)?.0)
+}
+
+/// The place, and the key if that had to be read to learn the place: a passphrase can be given only once.
+fn place(ctx: &Context) -> Result<(Location, Option<(KeyFile, PathBuf)>)> {
+    if let Some(location) = Location::named(ctx)? {
+        return Ok((location, None));
     }
+    // A key alone suffices, as with a recovery kit: it remembers where it belongs.
+    let Some(Origin::File(path)) = secret::named_key(ctx) else {
+        return Ok((Location::default_of(ctx), None));
+    };
+    let key = secret::load_key(ctx, &Origin::File(path.clone()))?;
+    let location = match &key.store_hint {
+        Some(hint) => Location::parse(hint)?,
+        None => Location::default_of(ctx),
+    };
+    Ok((location, Some((key, path))))
 }
 
 /// Finds the key to the repository at a place: the file named, or what can be found.
@@ -159,13 +180,6 @@ fn builder(ctx: &Context, store: Arc<dyn ObjectStore>) -> Result<Builder> {
 pub async fn quietly(ctx: &Context, place: &str, key: KeyFile) -> Result<Repository> {
     let store = Location::parse(place)?.open(ctx).await?;
     Ok(builder(ctx, store)?.open(key).await?)
-}
-
-/// The place that the named key file remembers: a key alone then suffices, as with a recovery kit.
-fn hinted(ctx: &Context) -> Result<Option<Location>> {
-    let Some(origin @ secret::Origin::File(_)) = secret::named_key(ctx) else { return Ok(None) };
-    let key = secret::load_key(ctx, &origin)?;
-    key.store_hint.map(|hint| Location::parse(&hint)).transpose()
 }
 
 fn cache(ctx: &Context) -> Cache {

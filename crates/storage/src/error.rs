@@ -110,6 +110,12 @@ impl StorageError {
         self.kind == StorageErrorKind::NotFound
     }
 
+    /// Whether the place itself is not there, or does not answer, rather than refusing us.
+    pub fn is_away(&self) -> bool {
+        use StorageErrorKind as Kind;
+        matches!(self.kind, Kind::NotFound | Kind::NotMounted | Kind::Unavailable)
+    }
+
     /// Whether the key was taken.
     pub fn is_already_exists(&self) -> bool {
         self.kind == StorageErrorKind::AlreadyExists

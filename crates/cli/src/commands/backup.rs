@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 use backup_core::env::SystemClock;
 use backup_core::source::Source;
-use backup_core::{BackupOptions, BackupReport, Repository, RepositoryHint};
+use backup_core::{BackupOptions, BackupReport, Repository};
 use keepwell_source_files::{FileOptions, FileSource};
 use serde_json::json;
 
@@ -155,7 +155,7 @@ fn dataset_of(paths: &[PathBuf]) -> String {
 async fn open_or_create(ctx: &Context) -> Result<Opened> {
     let location = Location::default_of(ctx);
     let is_default = Location::named(ctx)?.is_none() && crate::secret::named_key(ctx).is_none();
-    if is_default && !is_repository(ctx, &location).await {
+    if is_default && !location.is_repository(ctx).await? {
         let made = super::init::create(ctx, &location, Protection::Plain, None).await?;
         let (key, printer) = (made.key_file.display(), &ctx.printer);
         printer.say(format_args!("This is the first backup: made a repository at {location}"));
@@ -163,16 +163,9 @@ async fn open_or_create(ctx: &Context) -> Result<Opened> {
         printer.say(
             "It is on this machine: a copy on another disk or host is what survives a loss of this one.",
         );
-        printer.json("init", json!({ "repository": made.id.to_string(), "location": location.to_string(), "key_file": made.key_file }));
+        printer.json("init", json!({ "repository": made.id.to_string(), "location": location.to_string(), "key_file": made.key_file.to_string_lossy() }));
     }
     open::repository(ctx).await
-}
-
-async fn is_repository(ctx: &Context, location: &Location) -> bool {
-    match location.open(ctx).await {
-        Ok(store) => RepositoryHint::read(&*store).await.is_ok(),
-        Err(_) => false,
-    }
 }
 
 fn print(ctx: &Context, report: &BackupReport, dataset: &str, took: Duration) {

@@ -66,13 +66,16 @@ pub async fn run(ctx: &Context, _: Args) -> Result<Exit> {
             exit = Exit::Stale;
         }
         let state = match (&found, stale) {
-            (Err(_), _) if config.when_attached => "not attached".to_owned(),
+            (Err(error), _) if is_away(config, error) => "not attached".to_owned(),
             (Err(error), _) => format!("cannot be opened: {}", one_line(error)),
             (_, true) => "too old".to_owned(),
             (Ok(found), _) if found.missing > 0 => "behind".to_owned(),
             _ => "up to date".to_owned(),
         };
-        if found.is_err() && !config.when_attached && exit == Exit::Done {
+        if let Err(error) = &found
+            && !is_away(config, error)
+            && exit == Exit::Done
+        {
             exit = Exit::Failed;
         }
         let found = found.ok();
@@ -93,16 +96,20 @@ pub async fn run(ctx: &Context, _: Args) -> Result<Exit> {
     Ok(exit)
 }
 
+/// Whether it is not there, and need not be.
+fn is_away(config: &CopyConfig, error: &anyhow::Error) -> bool {
+    config.when_attached && copies::is_away(error)
+}
+
 async fn look(ctx: &Context, config: &CopyConfig, snapshots: &[Snapshot]) -> Result<Found> {
-    let ctx = &copies::context(ctx, config);
     let place = Location::parse(&config.to)?;
     let opened = open::credential_at(ctx, place, config.key_file.as_ref()).await?.open(ctx).await?;
     opened.progress.end();
     let there = opened.repository.snapshots().await?;
-    let selected = copies::rules(config).selected(ctx.now(), snapshots);
-    let missing = copies::rules(config).missing(ctx.now(), selected, &there).len();
+    let rules = copies::rules(config);
+    let missing = rules.wanted(ctx.now(), snapshots, &there).len();
     let proved = opened.repository.proved_since().await?;
-    Ok(Found { held: there.len(), missing, newest: copies::newest(&there), proved })
+    Ok(Found { held: there.len(), missing, newest: copies::newest(&rules, &there), proved })
 }
 
 fn row(

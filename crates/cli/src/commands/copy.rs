@@ -124,7 +124,7 @@ async fn open_target(
     place: &Location,
     other_key_file: Option<&PathBuf>,
 ) -> Result<Opened> {
-    if !is_repository(ctx, place).await {
+    if !place.is_repository(ctx).await? {
         let store = place.create(ctx).await?;
         from.repository.create_copy(&*store).await?;
         ctx.printer.say(format_args!("made a copy of the repository at {place}, with the same keys"));
@@ -140,13 +140,6 @@ async fn open_target(
         other_key(ctx, other_key_file, place, &hint.repository)?
     };
     Credential { location: place.clone(), store, key, key_file: None }.open(ctx).await
-}
-
-async fn is_repository(ctx: &Context, place: &Location) -> bool {
-    match place.open(ctx).await {
-        Ok(store) => RepositoryHint::read(&*store).await.is_ok(),
-        Err(_) => false,
-    }
 }
 
 fn other_key(ctx: &Context, named: Option<&PathBuf>, place: &Location, id: &str) -> Result<KeyFile> {

@@ -92,3 +92,32 @@ async fn each_copy_has_its_own_choice_and_its_own_memory() {
     assert_eq!(held[3], [] as [i64; 0]);
     assert_eq!(copied, [60, 60, 9, 0], "what was forgotten is not copied again");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_forgets_only_what_its_own_rules_are_about() {
+    let clock = Arc::new(SetClock::default());
+    let store = Memory::new();
+    let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
+    let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
+    let copy = open_at(&store, &key, &clock).await;
+    let tree = tempfile::tempdir().unwrap();
+    for (day, dataset) in ["home", "home", "mail", "mail", "mail"].into_iter().enumerate() {
+        clock.0.store(BEGIN + day as i64 * DAY, Ordering::SeqCst);
+        std::fs::write(tree.path().join("day"), day.to_string()).unwrap();
+        let files = FileOptions { paths: vec![tree.path().to_owned()], ..FileOptions::default() };
+        let source = FileSource::new(&files, Arc::new(backup_core::env::SystemClock)).unwrap();
+        let options =
+            BackupOptions { dataset: dataset.into(), host: "here".into(), ..BackupOptions::default() };
+        copy.backup(Arc::new(source), options).await.unwrap();
+    }
+    let config: CopyConfig =
+        toml::from_str("to = \"x\"\ndatasets = [\"home\"]\nretention = { last = 1 }").unwrap();
+    let there = copy.snapshots().await.unwrap();
+    assert_eq!(
+        newest(&rules(&config), &there).map(|n| (n - BEGIN) / DAY),
+        Some(1),
+        "mail is not its business"
+    );
+    assert_eq!(rules(&config).retire(clock.now(), &copy, None).await.unwrap(), (1, 0));
+    assert_eq!(days(&copy.snapshots().await.unwrap()), [1, 2, 3, 4]);
+}

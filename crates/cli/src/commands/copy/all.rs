@@ -47,8 +47,12 @@ pub async fn run(ctx: &Context, chosen: &[&CopyConfig], wait: bool, dry_run: boo
     let mut worst = Exit::Done;
     let mut table = table();
     for config in chosen {
-        let cctx = copies::context(ctx, config);
-        let done = one(&cctx, config, &opened, &key, &snapshots, wait, dry_run).await;
+        let done = one(ctx, config, &opened, &key, &snapshots, wait, dry_run).await;
+        if ctx.interrupt.is_requested() {
+            return Err(done
+                .err()
+                .unwrap_or_else(|| Complaint::new(Exit::Interrupted, "interrupted").into()));
+        }
         let outcome = done.unwrap_or_else(|error| failed(ctx, config, &error));
         let stale = !dry_run && copies::is_stale(ctx, config, outcome.newest)?;
         let exit = if stale && outcome.exit == Exit::Done { Exit::Stale } else { outcome.exit };
@@ -154,7 +158,7 @@ async fn one(
     dry_run: bool,
 ) -> Result<Outcome> {
     let place = Location::parse(&config.to)?;
-    if (config.when_attached || wait) && !attached(ctx, config, &place, wait).await {
+    if (config.when_attached || wait) && !attached(ctx, config, &place, wait).await? {
         let newest = copies::remembered(ctx, config);
         return Ok(Outcome { newest, ..Outcome::away() });
     }
@@ -164,15 +168,15 @@ async fn one(
     let target = open_target(ctx, from, key, &place, config.key_file.as_ref()).await?;
     verify(ctx, config, &target).await?;
     let there = target.repository.snapshots().await?;
-    let selected = copies::rules(config).selected(ctx.now(), snapshots);
-    let mut wanted: Vec<Snapshot> =
-        copies::rules(config).missing(ctx.now(), selected, &there).into_iter().cloned().collect();
+    let rules = copies::rules(config);
+    let mut wanted = rules.wanted(ctx.now(), snapshots, &there);
     leave_out_erased(ctx, from, &mut wanted);
     let sums = copy(from, &target, &wanted).await?;
-    let (forgotten, freed) = retire(ctx, config, &target).await?;
+    let prune = config.prune.then(PruneOptions::default);
+    let (forgotten, freed) = rules.retire(ctx.now(), &target.repository, prune).await?;
     let there = target.repository.snapshots().await?;
     target.progress.end();
-    let newest = copies::newest(&there);
+    let newest = copies::newest(&rules, &there);
     copies::remember(ctx, config, newest)?;
     let exit = if sums.failed.is_empty() && sums.unread == 0 { Exit::Done } else { Exit::Damage };
     let state = if exit == Exit::Done { "up to date" } else { "incomplete" };
@@ -180,19 +184,17 @@ async fn one(
 }
 
 /// Whether the place is there, which may be waited for.
-async fn attached(ctx: &Context, config: &CopyConfig, place: &Location, wait: bool) -> bool {
+async fn attached(ctx: &Context, config: &CopyConfig, place: &Location, wait: bool) -> Result<bool> {
     let mut told = false;
     loop {
-        // A directory that is there and empty is a new disk, if its mount point is named and mounted.
-        let there = match place.open(ctx).await {
-            Ok(store) => {
-                backup_core::RepositoryHint::read(&*store).await.is_ok() || config.require_mount.is_some()
-            }
-            Err(_) if config.require_mount.is_some() => place.create(ctx).await.is_ok(),
-            Err(_) => false,
+        let there = match place.is_repository(ctx).await {
+            // A mount point that is named and mounted, with nothing in it yet, is a new disk.
+            Ok(there) => there || config.require_mount.is_some(),
+            Err(error) if copies::is_away(&error) => false,
+            Err(error) => return Err(error),
         };
         if there || !wait || ctx.interrupt.is_requested() {
-            return there;
+            return Ok(there);
         }
         if !told {
             ctx.printer.say(format_args!("waiting until the copy {} is attached at {place}", config.name()));
@@ -210,7 +212,7 @@ async fn plan(
     key: &Key,
     snapshots: &[Snapshot],
 ) -> Result<Outcome> {
-    let there = match super::is_repository(ctx, place).await {
+    let there = match place.is_repository(ctx).await? {
         true => {
             let key_file = config.key_file.as_ref().or(key.path.as_ref());
             let target = open::credential_at(ctx, place.clone(), key_file).await?.open(ctx).await?;
@@ -219,9 +221,9 @@ async fn plan(
         }
         false => Vec::new(),
     };
-    let selected = copies::rules(config).selected(ctx.now(), snapshots);
-    let copied = copies::rules(config).missing(ctx.now(), selected, &there).len();
-    let (newest, held) = (copies::newest(&there), Some(there.len()));
+    let rules = copies::rules(config);
+    let copied = rules.wanted(ctx.now(), snapshots, &there).len();
+    let (newest, held) = (copies::newest(&rules, &there), Some(there.len()));
     let sums = Sums { copied, ..Sums::default() };
     Ok(Outcome { state: "would copy", sums, held, newest, ..Outcome::away() })
 }
@@ -238,20 +240,4 @@ async fn verify(ctx: &Context, config: &CopyConfig, target: &Opened) -> Result<(
     Err(Complaint::new(Exit::Damage, format!("the copy {} is damaged", config.name()))
         .hint(format!("`keepwell -r {} repair --read-data --from ORIGIN` heals it.", config.to))
         .into())
-}
-
-/// Applies the copy's own rules.
-async fn retire(ctx: &Context, config: &CopyConfig, target: &Opened) -> Result<(usize, u64)> {
-    let there = target.repository.snapshots().await?;
-    let proved = target.repository.proved_since().await?;
-    let going = copies::rules(config).going(ctx.now(), &there, proved);
-    if going.is_empty() {
-        return Ok((0, 0));
-    }
-    target.repository.forget(&going).await?;
-    let freed = match config.prune {
-        true => target.repository.prune(PruneOptions::default()).await?.bytes_freed,
-        false => 0,
-    };
-    Ok((going.len(), freed))
 }

@@ -41,7 +41,7 @@ pub struct GlobalArgs {
     #[arg(long, visible_alias = "key", global = true, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
     /// A shell command that prints the key file [KEEPWELL_KEY_COMMAND]
-    #[arg(long, global = true, value_name = "COMMAND", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "COMMAND", hide_short_help = true, conflicts_with = "key_file")]
     pub key_command: Option<String>,
     /// A file with the passphrase of the key file [KEEPWELL_PASSPHRASE_FILE]
     #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]

@@ -225,6 +225,9 @@ pub fn read(text: &str, shown: &str, wanted: &Wanted<'_>) -> Result<Loaded> {
     let mut file = parse(text, shown)?;
     for (name, profile) in &mut file.profile {
         profile.name = Some(name.clone());
+        profile.refuse_two_ways().map_err(|what| {
+            Complaint::usage(format!("{shown}: the profile `{name}` says both {what}: one is enough"))
+        })?;
         profile.expand_home(wanted.home);
     }
     let name = wanted.profile.unwrap_or(DEFAULT_PROFILE);
@@ -289,6 +292,17 @@ fn located(text: &str, shown: &str, span: &Range<usize>, message: &str) -> Strin
 }
 
 impl Profile {
+    /// One of two ways to give a secret would be silently ignored.
+    fn refuse_two_ways(&self) -> Result<(), &'static str> {
+        if self.key_file.is_some() && self.key_command.is_some() {
+            return Err("`key-file` and `key-command`");
+        }
+        if self.passphrase_file.is_some() && self.passphrase_command.is_some() {
+            return Err("`passphrase-file` and `passphrase-command`");
+        }
+        Ok(())
+    }
+
     fn expand_home(&mut self, home: &Path) {
         let lists = [&mut self.paths, &mut self.exclude_files].into_iter().flatten();
         let single =
@@ -409,6 +423,16 @@ secret-key-file = "~/secret"
             let shown = error.to_string();
             assert!(shown.contains(place) && shown.contains(message), "{shown}");
             assert!(hints_of(&error).concat().contains(hint), "{error:?}");
+            assert_eq!(exit_of(&error), Exit::Usage);
+        }
+    }
+
+    #[test]
+    fn two_ways_to_give_a_secret_are_refused() {
+        for what in ["key", "passphrase"] {
+            let text = format!("[profile.a]\n{what}-file = \"/x\"\n{what}-command = \"cat /y\"\n");
+            let error = read(&text, Some("a")).unwrap_err();
+            assert!(error.to_string().contains(&format!("`{what}-file` and `{what}-command`")), "{error}");
             assert_eq!(exit_of(&error), Exit::Usage);
         }
     }

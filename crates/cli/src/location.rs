@@ -89,7 +89,9 @@ impl Location {
     pub async fn probe(&self, ctx: &Context, role: Role) -> Result<ProbeReport> {
         let options = self.options(ctx)?;
         let report = match self.path() {
-            Some(path) => LocalFs::open(path, &options.local).await.map_err(CoreError::from)?.probe().await,
+            Some(path) => {
+                LocalFs::open(path, &options.local).await.map_err(CoreError::from)?.probe(role).await
+            }
             None => {
                 let store = connect(&self.0, &options, Purpose::Open).await.map_err(CoreError::from)?;
                 let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, RetryPolicy::default()));
@@ -135,8 +137,6 @@ impl Location {
         })
     }
 
-    /// The profile whose settings and credentials are meant for this place: one that names it as its repository, the
-    /// profile in force first, or else the profile in force if it names none. No credential goes to another place.
     /// The mount point that this place asks for, as a copy of the profile or as the repository of one.
     fn require_mount(&self, ctx: &Context) -> Option<PathBuf> {
         let is_here = |to: &str| Self::parse(to).is_ok_and(|place| place.0.place == self.0.place);
@@ -146,6 +146,8 @@ impl Location {
         }
     }
 
+    /// The profile whose settings and credentials are meant for this place: one that names it as its repository, the
+    /// profile in force first, or else the profile in force if it names none. No credential goes to another place.
     fn profile<'a>(&self, ctx: &'a Context) -> Option<&'a Profile> {
         let is_here = |profile: &Profile| {
             let named = profile.repository.as_deref().and_then(|text| Self::parse(text).ok());
@@ -158,12 +160,12 @@ impl Location {
     }
 }
 
-fn wrap(ctx: &Context, store: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
-    let rate = |option: Option<u64>, profile: Option<crate::config::Size>| {
 fn is_missing(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref::<CoreError>(), Some(CoreError::NoRepository { .. }))
 }
 
+fn wrap(ctx: &Context, store: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
+    let rate = |option: Option<u64>, profile: Option<crate::config::Size>| {
         option.or(profile.map(|size| size.0)).and_then(NonZeroU64::new)
     };
     let limits = RateLimits {

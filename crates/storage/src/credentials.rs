@@ -112,7 +112,7 @@ pub struct CredentialSources {
 }
 
 impl CredentialSources {
-    /// Reads the files and runs the commands; waits for them.
+    /// Reads the files and runs the commands; waits for them. `Invalid` for a secret that is given in both ways.
     pub fn read(&self) -> Result<Credentials, StorageError> {
         let mut options = BTreeMap::new();
         for (name, file) in &self.option_files {
@@ -120,13 +120,17 @@ impl CredentialSources {
         }
         Ok(Credentials {
             access_key: self.access_key.clone(),
-            secret_key: secret(&self.secret_key_file, &self.secret_key_command)?,
-            session_token: secret(&self.session_token_file, &self.session_token_command)?,
-            service_account: secret(&self.service_account_file, &self.service_account_command)?,
-            account_key: secret(&self.account_key_file, &self.account_key_command)?,
-            sas_token: secret(&self.sas_token_file, &self.sas_token_command)?,
-            password: secret(&self.password_file, &self.password_command)?,
-            token: secret(&self.token_file, &self.token_command)?,
+            secret_key: secret("secret-key", &self.secret_key_file, &self.secret_key_command)?,
+            session_token: secret("session-token", &self.session_token_file, &self.session_token_command)?,
+            service_account: secret(
+                "service-account",
+                &self.service_account_file,
+                &self.service_account_command,
+            )?,
+            account_key: secret("account-key", &self.account_key_file, &self.account_key_command)?,
+            sas_token: secret("sas-token", &self.sas_token_file, &self.sas_token_command)?,
+            password: secret("password", &self.password_file, &self.password_command)?,
+            token: secret("token", &self.token_file, &self.token_command)?,
             options,
         })
     }
@@ -146,9 +150,17 @@ impl CredentialSources {
     }
 }
 
-fn secret(file: &Option<PathBuf>, command: &Option<String>) -> Result<Option<SecretText>, StorageError> {
+fn secret(
+    name: &str,
+    file: &Option<PathBuf>,
+    command: &Option<String>,
+) -> Result<Option<SecretText>, StorageError> {
     match (file, command) {
-        (Some(file), _) => read_file(file).map(Some),
+        (Some(_), Some(_)) => {
+            let message = format!("`{name}-file` and `{name}-command` are both given");
+            Err(StorageError::new(StorageErrorKind::Invalid, "open", "credentials", message))
+        }
+        (Some(file), None) => read_file(file).map(Some),
         (None, Some(command)) => run(command).map(Some),
         (None, None) => Ok(None),
     }
@@ -198,6 +210,17 @@ mod tests {
         assert_eq!(credentials.password.as_ref().unwrap().expose(), "open sesame");
         let shown = format!("{credentials:?}");
         assert!(!shown.contains("hunter2") && !shown.contains("sesame"), "{shown}");
+    }
+
+    #[test]
+    fn a_secret_comes_from_one_place() {
+        let sources = CredentialSources {
+            password_file: Some("/nonexistent".into()),
+            password_command: Some("echo x".into()),
+            ..CredentialSources::default()
+        };
+        let refused = sources.read().unwrap_err().to_string();
+        assert!(refused.contains("`password-file` and `password-command` are both given"), "{refused}");
     }
 
     #[test]

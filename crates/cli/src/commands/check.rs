@@ -8,7 +8,6 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::exit::Exit;
-use crate::location::Location;
 use crate::retention::Age;
 use crate::{open, text};
 
@@ -138,7 +137,7 @@ fn verdict(ctx: &Context, sound: bool, snapshots: usize) {
 }
 
 async fn scrub(ctx: &Context) -> Result<Exit> {
-    let location = Location::named(ctx)?.unwrap_or_else(|| Location::default_of(ctx));
+    let location = open::location(ctx)?;
     let store = location.open(ctx).await?;
     let report = backup_core::scrub(&*store, None, true).await?;
     findings(ctx, report.findings.iter());

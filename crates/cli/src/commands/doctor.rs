@@ -53,8 +53,12 @@ impl Findings<'_> {
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let mut findings = Findings { ctx, worst: Exit::Done };
     machine(&mut findings);
-    let location = Location::named(ctx)?.unwrap_or_else(|| Location::default_of(ctx));
     let opened = open::repository(ctx).await;
+    let location = match &opened {
+        Ok(opened) => opened.location.clone(),
+        // Without its key, what the key would say about its place is not known either.
+        Err(_) => open::location(ctx).unwrap_or_else(|_| Location::default_of(ctx)),
+    };
     let is_writer = opened.as_ref().is_ok_and(|opened| !opened.repository.can_read());
     let role = if args.as_writer || is_writer { Role::Writer } else { Role::Keeper };
     if let Ok(opened) = &opened {

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
-use crate::location::Location;
 use crate::open;
 
 const EXAMPLES: &str = "\
@@ -71,7 +70,12 @@ enum Service {
 
 /// Runs `policy`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
-    let location = Location::named(ctx)?.unwrap_or_else(|| Location::default_of(ctx));
+    if args.what == What::Lifecycle && args.principal.is_some() {
+        return Err(
+            Complaint::usage("lifecycle rules are for the whole bucket, not for a `--principal`").into()
+        );
+    }
+    let location = open::location(ctx)?;
     let Some((bucket, prefix)) = location.bucket() else {
         return Err(Complaint::usage(format!("`{location}` is no bucket of an S3 service"))
             .hint("Policies are printed for `s3://` locations so far.")

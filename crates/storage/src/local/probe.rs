@@ -9,10 +9,8 @@ use rustix::io::Errno;
 use super::errno::storage_error;
 use super::put::{Placed, TEMP_SUFFIX, Temp, place};
 use super::{Disk, LocalFs};
-use crate::probe::{ExclusiveBy, FileSystemReport, ProbeReport, Right, Role};
+use crate::probe::{ExclusiveBy, FileSystemReport, ProbeReport, Role};
 use crate::{ObjectStore, StorageError};
-
-const GIB: u64 = 1 << 30;
 
 /// Magic numbers of `statfs` (`linux/magic.h` and the file systems' own sources).
 const KINDS: [(u64, &str); 20] = [
@@ -42,15 +40,13 @@ impl LocalFs {
     /// Tests the directory live: races creators, tries to overwrite, and asks what the file system can do.
     ///
     /// Takes about a second and leaves no object. NFS and SMB mounts are judged by what they do here.
-    pub async fn probe(&self) -> Result<ProbeReport, StorageError> {
+    pub async fn probe(&self, role: Role) -> Result<ProbeReport, StorageError> {
         let store: Arc<dyn ObjectStore> = Arc::new(self.clone());
         let file_system = self.run(|disk| disk.probe()).await?;
-        let mut report = crate::probe::objects(&store, Role::Keeper).await?;
-        report.findings.extend(findings(&file_system));
-        if report.rights.delete == Right::No {
-            report.problems.push("What was deleted is still there.".into());
-        }
+        let mut report = crate::probe::objects(&store, role).await?;
+        assess(&file_system, &mut report);
         report.file_system = Some(file_system);
+        crate::probe::judge(&mut report, role);
         Ok(report)
     }
 }
@@ -93,33 +89,30 @@ fn kind_of(magic: u64) -> String {
     known.map_or_else(|| format!("{magic:#010x}"), |(_, name)| (*name).to_owned())
 }
 
-fn findings(report: &FileSystemReport) -> Vec<String> {
-    let gib = |bytes: u64| format!("{}.{} GiB", bytes / GIB, bytes % GIB * 10 / GIB);
-    let (free, total) = (gib(report.free_bytes), gib(report.total_bytes));
-    let mut findings = vec![format!("The file system is {}, with {free} of {total} free.", report.kind)];
-    findings.push(
-        match report.exclusive_by {
-            ExclusiveBy::Rename => "It renames without replacing.",
-            ExclusiveBy::Link => "It cannot rename without replacing, so objects get their names by linking.",
-            ExclusiveBy::Nothing => {
-                "It can neither rename without replacing nor link: it cannot hold a repository."
-            }
-        }
-        .into(),
-    );
-    if !report.directory_sync {
-        findings
+/// What the facts mean; what the file system is and how much room it has, they say themselves.
+fn assess(facts: &FileSystemReport, report: &mut ProbeReport) {
+    match facts.exclusive_by {
+        ExclusiveBy::Rename => report.findings.push("It renames without replacing.".into()),
+        ExclusiveBy::Link => report
+            .findings
+            .push("It cannot rename without replacing, so objects get their names by linking.".into()),
+        ExclusiveBy::Nothing => report
+            .problems
+            .push("It can neither rename without replacing nor link: it cannot hold a repository.".into()),
+    }
+    if !facts.directory_sync {
+        report
+            .problems
             .push("It does not confirm that names are durable: a crash may lose the last objects.".into());
     }
-    if !report.private_modes {
-        findings.push(
+    if !facts.private_modes {
+        report.notes.push(
             "It does not keep files private to their owner: mount it with options such as `file_mode=0600` and \
              `dir_mode=0700`."
                 .into(),
         );
     }
-    findings.extend(advice(&report.kind).map(str::to_owned));
-    findings
+    report.notes.extend(advice(&facts.kind).map(str::to_owned));
 }
 
 fn advice(kind: &str) -> Option<&'static str> {
@@ -135,5 +128,33 @@ fn advice(kind: &str) -> Option<&'static str> {
         "overlay" => Some("It is the inside of a container: everything in it is lost with the container."),
         "fat" | "exfat" => Some("It has no journal: a crash can damage files written long before."),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_disqualifies_a_file_system_is_a_problem() {
+        let sound = FileSystemReport {
+            kind: "ext4".into(),
+            free_bytes: 1,
+            total_bytes: 2,
+            directory_sync: true,
+            private_modes: true,
+            exclusive_by: ExclusiveBy::Rename,
+        };
+        let judged = |facts: FileSystemReport| {
+            let mut report = ProbeReport::new(String::new());
+            assess(&facts, &mut report);
+            (report.findings.len(), report.notes.len(), report.problems.len())
+        };
+        assert_eq!(judged(sound.clone()), (1, 0, 0));
+        let exclusive_by = ExclusiveBy::Nothing;
+        assert_eq!(judged(FileSystemReport { exclusive_by, ..sound.clone() }), (0, 0, 1));
+        assert_eq!(judged(FileSystemReport { directory_sync: false, ..sound.clone() }), (1, 0, 1));
+        assert_eq!(judged(FileSystemReport { private_modes: false, ..sound.clone() }), (1, 1, 0));
+        assert_eq!(judged(FileSystemReport { kind: "fat".into(), ..sound }), (1, 1, 0));
     }
 }

@@ -405,16 +405,18 @@ async fn the_probe_names_the_file_system_and_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let Some(mounted) = Mounted::tmpfs(directory.path(), "2m") else { return };
     let store = LocalFs::create(mounted.0.join("r"), &options()).await.unwrap();
-    let report = store.probe().await.unwrap();
+    let report = store.probe(crate::Role::Keeper).await.unwrap();
     assert!(report.conditional_create());
+    let as_writer = store.probe(crate::Role::Writer).await.unwrap();
+    let [problem] = as_writer.problems.as_slice() else { panic!("{:?}", as_writer.problems) };
+    assert!(problem.starts_with("This writer can delete objects."), "{problem}");
+    assert!(!problem.contains("policy"), "{problem}");
     let file_system = report.file_system.as_ref().unwrap();
     assert_eq!(file_system.kind, "tmpfs");
     assert_eq!(file_system.exclusive_by, crate::ExclusiveBy::Rename);
     assert!(file_system.private_modes && file_system.directory_sync);
     assert_eq!(file_system.total_bytes, 2 << 20);
-    assert!(
-        report.findings.iter().any(|text| text == "It is in memory: everything in it is lost at a reboot.")
-    );
+    assert!(report.notes.iter().any(|text| text == "It is in memory: everything in it is lost at a reboot."));
     assert_eq!(names_in(store.path()), [".tmp"]);
     assert!(names_in(&store.path().join(".tmp")).is_empty());
     let json = serde_json::to_string(&report).unwrap();

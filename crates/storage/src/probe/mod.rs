@@ -115,7 +115,7 @@ impl ProbeReport {
         self.exclusive_create && self.overwrite_refused
     }
 
-    fn new(store: String) -> Self {
+    pub(crate) fn new(store: String) -> Self {
         Self {
             store,
             racers: 0,
@@ -161,6 +161,11 @@ pub(crate) async fn objects(store: &Arc<dyn ObjectStore>, role: Role) -> Result<
     creates::examine(store, role, &mut report).await?;
     rights::examine(store, &mut report).await?;
     Ok(report)
+}
+
+/// Adds what the rights that were found mean for somebody in that role.
+pub(crate) fn judge(report: &mut ProbeReport, role: Role) {
+    rights::judge(report, role);
 }
 
 /// A name under `probe/` that nobody else has.

@@ -163,6 +163,13 @@ fn judge_keeper(report: &mut ProbeReport, rights: Rights) {
 fn judge_writer(report: &mut ProbeReport, rights: Rights) {
     let versioning = report.bucket.as_ref().and_then(|bucket| bucket.versioning);
     let kept = versioning == Some(Versioning::Enabled) && rights.delete_version == Right::No;
+    let remedy = match report.file_system {
+        Some(_) => {
+            "Let the machine that holds the directory take snapshots of its file system, or a keeper elsewhere copy away \
+             what this host writes."
+        }
+        None => "Give it a policy of its own: `keepwell policy writer` prints one.",
+    };
     let mut say = |right: Right, done: &str, refused: &str, unknown: &str| {
         match right {
         Right::No => report.findings.push(refused.into()),
@@ -172,8 +179,7 @@ fn judge_writer(report: &mut ProbeReport, rights: Rights) {
              better is a policy that refuses it (`keepwell policy writer`)."
         )),
         Right::Yes => report.problems.push(format!(
-            "{done} Whoever takes over this host can destroy its backups. Give it a policy of its own: `keepwell policy \
-             writer` prints one."
+            "{done} Whoever takes over this host can destroy its backups. {remedy}"
         )),
     }
     };
@@ -195,7 +201,7 @@ fn judge_writer(report: &mut ProbeReport, rights: Rights) {
             .push("This writer cannot read what backups consist of: it was tried, and refused.".into()),
         Right::Yes => report.notes.push(
             "This writer can read data packs, which it never needs. They are encrypted, and its key does not open them; \
-             `keepwell policy writer` prints a policy that refuses it."
+             `keepwell policy writer` prints a policy that refuses it, where the store knows such policies."
                 .into(),
         ),
         Right::Unknown => {}

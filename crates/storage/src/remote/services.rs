@@ -114,7 +114,16 @@ mod s3 {
         options: &ConnectOptions,
     ) -> Result<Parts, StorageError> {
         let credentials = &options.credentials;
-        if (credentials.access_key.is_none() || credentials.secret_key.is_none()) && !options.ambient {
+        if credentials.access_key.is_some() != credentials.secret_key.is_some() {
+            return Err(invalid(
+                location,
+                "an access key and its secret key are given together or not at all",
+            ));
+        }
+        if credentials.session_token.is_some() && credentials.access_key.is_none() {
+            return Err(invalid(location, "a session token belongs to an access key, and none is given"));
+        }
+        if credentials.access_key.is_none() && !options.ambient {
             return Err(no_credentials(location, "an access key and its secret key"));
         }
         let region =

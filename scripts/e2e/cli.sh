@@ -50,6 +50,35 @@ json() { # KEY: that field of the last line of type TYPE
     python3 -c 'import json,sys; print([o for o in map(json.loads, open(sys.argv[1])) if o["type"] == sys.argv[2]][-1][sys.argv[3]])' "$work/out" "$1" "$2"
 }
 
+# The same on a terminal of its own, where the answer to a question is given.
+on_terminal() { # CODE ANSWER ARGUMENTS…
+    local wanted=$1 code=0
+    echo "\$ keepwell ${*:3}" >>"$log"
+    python3 - "$2" "$keepwell" "${@:3}" >"$work/out" 2>"$work/err" <<'PYTHON' || code=$?
+import os, pty, sys
+answer, command = sys.argv[1], sys.argv[2:]
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(command[0], command)
+said = b""
+while True:
+    try:
+        part = os.read(terminal, 4096)
+    except OSError:
+        break
+    if not part:
+        break
+    said += part
+    if b"[y/N]" in said and answer:
+        os.write(terminal, answer.encode() + b"\n")
+        answer = ""
+sys.stdout.buffer.write(said)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+PYTHON
+    cat "$work/out" "$work/err" >>"$log"
+    [ "$code" = "$wanted" ] || fail "keepwell ${*:3} on a terminal: exit code $code, not $wanted"
+}
+
 make_tree() {
     cp -a /usr/share/doc/[a-c]* "$work/tree/"
     mkdir -p "$work/tree/odd/empty"
@@ -163,6 +192,65 @@ undo=$(grep -o 'keepwell restore .*' "$work/err")
 expect 0 ${undo#keepwell } --yes
 same "$work/live.before" "$work/live"
 
+step "one file over another: only that one is saved first"
+mkdir "$work/into" && echo old >"$work/into/random" && touch "$work/into/bystander"
+expect 0 restore "latest:$tree/odd/random" --target "$work/into" --yes --json
+[ "$(json safety_snapshot paths)" = "['$work/into/random']" ] || fail "more was saved than is replaced"
+
+step "a symlink in the way is saved and replaced, or refused; nothing is reached through it"
+export KEEPWELL_REPOSITORY=$work/odd-ones
+expect 0 init
+mkdir -p "$work/two/a" "$work/two/b" && touch "$work/two/a/x" "$work/two/b/y"
+expect 0 backup "$work/two/a" "$work/two/b" --dataset two
+mkdir -p "$work/t2$work" "$work/aside/a" && touch "$work/aside/a/stays" && ln -s "$work/aside" "$work/t2$work/two"
+cp -a "$work/aside" "$work/aside.before"
+expect 1 restore latest --dataset two --target "$work/t2" --delete --yes
+says "a symlink is in the way"
+same "$work/aside.before" "$work/aside"
+expect 0 restore latest --dataset two --target "$work/t2" --yes
+same "$work/aside.before" "$work/aside"
+[ -f "$work/t2$work/two/a/x" ] || fail "nothing was restored"
+undo=$(grep -o 'keepwell restore .*' "$work/err")
+# shellcheck disable=SC2086
+expect 0 ${undo#keepwell } --yes
+[ -L "$work/t2$work/two" ] || fail "the symlink is not back"
+
+step "a file among several captured paths, with --delete"
+expect 0 backup "$work/two/a" "$work/two/b/y" --dataset mixed
+expect 0 restore latest --dataset mixed --target "$work/t3" --delete --dry-run
+[ ! -e "$work/t3" ] || fail "a dry run made $work/t3"
+expect 0 restore latest --dataset mixed --target "$work/t3" --delete
+[ -f "$work/t3$work/two/b/y" ] || fail "the file does not stand where it was"
+
+step "a path that is no UTF-8 is saved like any other"
+bad=$work/$(printf 'bad\xff') && mkdir "$bad" && echo 1 >"$bad/f"
+expect 0 backup "$bad" --dataset bad
+echo 2 >"$bad/f"
+expect 0 restore latest --dataset bad --target / --yes
+[ "$(cat "$bad/f")" = 1 ] || fail "it was not restored"
+undo=$(grep -o 'keepwell restore .*' "$work/err")
+# shellcheck disable=SC2086
+expect 0 ${undo#keepwell } --yes --no-safety-snapshot
+[ "$(cat "$bad/f")" = 2 ] || fail "it was not undone"
+expect 0 restore latest --dataset bad --target "$bad/target" --json
+
+step "what is on a file system mounted in the target stays, and is named"
+mkdir -p "$work/disks/m"
+expect 0 backup "$work/disks" -x --dataset disks
+if mount -t tmpfs none "$work/disks/m" 2>/dev/null; then
+    touch "$work/disks/m/precious" "$work/disks/stray"
+    code=0
+    "$keepwell" restore "latest:$work/disks" --dataset disks --target "$work/disks" --delete --yes \
+        >"$work/out" 2>"$work/err" || code=$?
+    left=$(ls "$work/disks/m")
+    umount "$work/disks/m"
+    [ "$left" = precious ] || fail "what was mounted in the target was emptied"
+    [ "$code" = 3 ] || fail "exit code $code, not 3"
+    says "not removed: another file system is mounted there"
+    [ ! -e "$work/disks/stray" ] || fail "what the snapshot lacks was not removed"
+fi
+unset KEEPWELL_REPOSITORY
+
 step "a whole snapshot with --delete removes only within what was captured"
 mkdir -p "$work/other$tree" && touch "$work/other/stays" "$work/other$tree/goes"
 expect 0 restore latest --target "$work/other" --delete --yes --no-safety-snapshot
@@ -175,16 +263,38 @@ expect 0 check --read-data
 says "no damage was found"
 expect 0 check --without-key
 
+step "nobody reads on"
+code=0
+"$keepwell" dump "latest:$tree/odd/random" --dataset "$tree" 2>"$work/err" | head -c 10 >"$work/out" || code=$?
+[ "$code" = 141 ] || fail "dump into a pipe that closes: exit code $code"
+
 step "forget and prune"
 expect 2 forget
 says "--keep-daily"
+expect 2 forget --keep-last 1 --max-unused 10
+says "\`--prune\` is not"
+expect 2 forget --keep-last 1 --prune --max-unused 101
 expect 0 forget --keep-last 1 --dry-run
 says "would forget"
+expect 0 forget --keep-last 1 --prune --dry-run
+says "as long as these are not forgotten"
+expect 2 rewrite latest --exclude nothing
+silent_about "--dry-run"
 expect 0 forget --keep-last 1 --prune
 says "no rule keeps it"
 expect 0 unforget
 says "could be brought back"
 expect 2 unforget 0123456789
+on_terminal 0 "" prune
+says "nothing to remove"
+says "removed "
+head -c 300000 /dev/urandom >"$work/goes"
+expect 0 backup "$work/goes" --dataset goes
+expect 0 forget dataset:goes
+on_terminal 1 n prune --quiet
+says "not confirmed"
+on_terminal 0 y prune --no-progress
+says "removed "
 expect 0 check --read-data
 expect 0 restore "latest:$tree" --target "$work/after" --dataset "$tree"
 same "$tree" "$work/after"
@@ -282,6 +392,63 @@ says "the copy safe is too old"
 expect 15 copy
 sed -i '/max-age = "1s"/d' "$HOME/.config/keepwell/config.toml"
 
+step "a copy that is there and cannot be used is no copy that is away"
+mkdir -p "$work/safe/copy" && echo junk >"$work/safe/copy/keepwell.json"
+expect 1 copies
+says "cannot be opened"
+expect 13 copy --to safe
+says "the copy safe: "
+rm -r "$work/safe"
+expect 0 copy --to safe
+
+step "what a copy asks to be mounted is asked of it alone, and a dry run makes nothing there"
+cp "$HOME/.config/keepwell/config.toml" "$work/config.toml"
+sed -i 's|^paths = |require-mount = "/proc"\n&|' "$HOME/.config/keepwell/config.toml"
+cat >>"$HOME/.config/keepwell/config.toml" <<TOML
+[[profile.desk.copy]]
+name = "fresh"
+to = "$work/fresh-disk/copy"
+when-attached = true
+require-mount = "/"
+TOML
+expect 1 snapshots
+says "does not lie on \`/proc\`"
+expect 0 -r "$work/near" snapshots
+sed -i '/require-mount = "\/proc"/d' "$HOME/.config/keepwell/config.toml"
+expect 0 copy --to fresh --dry-run
+says "would copy"
+[ ! -e "$work/fresh-disk" ] || fail "a dry run made a directory"
+expect 0 copy --to fresh
+says "up to date"
+
+step "an interrupted copy: 130, and the next one is not begun"
+head -c 4000000 /dev/urandom >"$work/desk/more"
+expect 0 backup
+expect 0 copy
+cat >>"$HOME/.config/keepwell/config.toml" <<TOML
+[[profile.desk.copy]]
+name = "slow"
+to = "$work/slow"
+[[profile.desk.copy]]
+name = "later"
+to = "$work/later"
+TOML
+"$keepwell" copy --limit-upload 256KiB >>"$log" 2>&1 &
+process=$!
+for _ in $(seq 100); do
+    [ ! -e "$work/slow" ] || break
+    sleep 0.1
+done
+sleep 1
+kill -INT "$process"
+code=0
+wait "$process" || code=$?
+[ "$code" = 130 ] || fail "interrupted: exit code $code"
+[ ! -e "$work/later" ] || fail "the next copy was begun"
+rm "$work/desk/more" && cp "$work/config.toml" "$HOME/.config/keepwell/config.toml"
+expect 0 backup
+expect 0 copy
+
 step "a restore falls over to a copy, as a whole or for what is missing"
 cp -a "$work/desk-repository" "$work/desk-whole"
 find "$work/desk-repository/data" -type f -delete
@@ -318,8 +485,18 @@ expect 12 snapshots --passphrase-file "$work/wrong"
 expect 0 backup "$tree/odd" --passphrase-file "$work/passphrase"
 KEEPWELL_PASSPHRASE_COMMAND="cat $work/passphrase" expect 0 snapshots
 KEEPWELL_PASSPHRASE_FD=3 expect 0 snapshots 3<"$work/passphrase"
+mkdir "$work/again" && touch "$work/again/file"
+second=$(grep -A3 "$work/second" "$HOME/.config/keepwell/repositories.toml" | grep -o '/.*\.key')
+KEEPWELL_PASSPHRASE_FD=3 expect 0 restore "latest:$tree/odd" --target "$work/again" --yes 3< <(cat "$work/passphrase")
+KEEPWELL_PASSPHRASE_FD=3 expect 0 forget --keep-last 9 --prune 3< <(cat "$work/passphrase")
+(unset KEEPWELL_REPOSITORY && KEEPWELL_PASSPHRASE_FD=3 expect 0 --key-file "$second" snapshots 3< <(cat "$work/passphrase"))
 expect 0 key passphrase --remove --passphrase-file "$work/passphrase"
 expect 0 snapshots
+ln -s "$second" "$work/linked.key"
+expect 0 --key-file "$work/linked.key" key passphrase --new-passphrase-file "$work/passphrase"
+[ -L "$work/linked.key" ] || fail "the symlink was replaced, and the plain key stayed behind it"
+expect 12 snapshots
+expect 0 key passphrase --remove --passphrase-file "$work/passphrase"
 
 step "exit codes: no repository, wrong key, nonsense"
 expect 10 -r "$work/nowhere" snapshots
@@ -393,6 +570,10 @@ expect 0 prune
 expect 0 check --read-data
 expect 0 snapshots
 says "erased"
+expect 0 find random
+says "lies in an erased domain"
+says "$tree/odd/random"
+expect 14 find random --in dataset:customer
 expect 0 restore "latest:$tree/odd" --target "$work/others" --dataset by-writer
 unset KEEPWELL_REPOSITORY
 
@@ -476,6 +657,12 @@ expect 0 backup "$tree"
 
 step "doctor, cache, completions, man, version"
 expect 0 doctor
+expect 1 doctor --as-writer
+says "This writer can delete objects."
+KEEPWELL_KEY_FILE=$second expect 0 doctor
+says "$work/second is on"
+KEEPWELL_KEY_FILE=$second expect 0 check --without-key
+expect 2 -r s3://bucket policy lifecycle --principal arn:aws:iam::1:user/x
 expect 0 cache
 expect 0 cache clear
 expect 0 backup "$tree"

@@ -89,9 +89,10 @@ impl Printer {
         }
     }
 
-    /// Bytes of data as they are, as for a dumped file.
+    /// Bytes of data as they are, all of them written.
     pub fn raw(&self, bytes: &[u8]) -> io::Result<()> {
-        io::stdout().lock().write_all(bytes)
+        Output.write_all(bytes)?;
+        Output.flush()
     }
 
     /// A line of talk.
@@ -161,6 +162,26 @@ impl Printer {
     fn write_err(&self, text: std::fmt::Arguments<'_>) {
         // There is nobody left to tell if this fails.
         let _ = self.suspend(|| io::stderr().lock().write_fmt(text));
+    }
+}
+
+/// Standard output for bytes as they are, as for a dumped file. Where nobody reads on, the command ends.
+#[derive(Debug)]
+pub struct Output;
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        io::stdout().lock().write(bytes).inspect_err(end_if_nobody_reads)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stdout().lock().flush().inspect_err(end_if_nobody_reads)
+    }
+}
+
+fn end_if_nobody_reads(error: &io::Error) {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        broken_stdout(error);
     }
 }
 

@@ -275,18 +275,24 @@ pub fn write_private(path: &Path, text: &Secret) -> Result<()> {
         _ => anyhow::Error::from(error).context(format!("create `{}`", path.display())),
     })?;
     let written = file.write_all(text.expose().as_bytes()).and_then(|()| file.sync_all());
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    written
-        .and_then(|()| File::open(parent)?.sync_all())
-        .with_context(|| format!("write `{}`", path.display()))
+    written.and_then(|()| sync_parent(path)).with_context(|| format!("write `{}`", path.display()))
 }
 
-/// Replaces a private file, durably and at once.
+/// Makes the name of a file durable.
+fn sync_parent(path: &Path) -> std::io::Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+/// Replaces a private file, durably and at once. Of a symlink, what it leads to: that is where the old text is.
 pub fn replace_private(path: &Path, text: &Secret) -> Result<()> {
+    let resolved = path.canonicalize();
+    let path = resolved.as_deref().unwrap_or(path);
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let partial = path.with_file_name(format!(".{name}.{}", std::process::id()));
     write_private(&partial, text)?;
-    fs::rename(&partial, path).with_context(|| format!("rename to `{}`", path.display()))
+    fs::rename(&partial, path).with_context(|| format!("rename to `{}`", path.display()))?;
+    sync_parent(path).with_context(|| format!("write `{}`", path.display()))
 }
 
 fn make_parent(path: &Path) -> Result<()> {

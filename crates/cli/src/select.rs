@@ -4,7 +4,7 @@
 //! `2026-11-20T12:00`: the newest of then). `~N` at the end goes N snapshots further back. `NAME:/PATH` names a part.
 
 use anyhow::Result;
-use backup_core::{Snapshot, SnapshotState};
+use backup_core::{Repository, Snapshot, SnapshotState};
 use clap::Args;
 use keepwell_catalog::{MapKey, readable};
 
@@ -110,6 +110,20 @@ pub fn select<'s>(snapshots: &'s [Snapshot], filter: &Filter, name: &str) -> Res
     })
 }
 
+/// Whether the content of a snapshot can be read; if not, says why it is passed over.
+pub fn is_readable(ctx: &Context, repository: &Repository, snapshot: &Snapshot) -> bool {
+    let why = match &snapshot.state {
+        SnapshotState::Readable(manifest) if repository.is_erased(manifest.domain) => {
+            "lies in an erased domain"
+        }
+        SnapshotState::Readable(_) => return true,
+        SnapshotState::Sealed => "cannot be decrypted with this key",
+        SnapshotState::Damaged(_) => "is damaged",
+    };
+    ctx.printer.warn(format_args!("snapshot {} {why}: it is passed over", snapshot.short()));
+    false
+}
+
 fn is_safety(snapshot: &Snapshot) -> bool {
     matches!(&snapshot.state, SnapshotState::Readable(manifest) if manifest.dataset == SAFETY)
 }
@@ -201,14 +215,6 @@ mod tests {
     }
 
     #[test]
-    fn steps_back_are_counted() {
-        assert_eq!(steps_back("latest~2").unwrap(), ("latest", 2));
-        assert_eq!(steps_back("latest~").unwrap(), ("latest", 1));
-        assert_eq!(steps_back("1a2b").unwrap(), ("1a2b", 0));
-        assert!(steps_back("latest~x").is_err());
-    }
-}
-    #[test]
     fn an_id_of_digits_alone_is_no_time() {
         for id in ["20431105", "2043110512", "20261120T120000Z"] {
             assert_eq!(text::parse_time(id), None, "{id}");
@@ -216,3 +222,11 @@ mod tests {
         assert!(text::parse_time("2043-11-05").is_some());
     }
 
+    #[test]
+    fn steps_back_are_counted() {
+        assert_eq!(steps_back("latest~2").unwrap(), ("latest", 2));
+        assert_eq!(steps_back("latest~").unwrap(), ("latest", 1));
+        assert_eq!(steps_back("1a2b").unwrap(), ("1a2b", 0));
+        assert!(steps_back("latest~x").is_err());
+    }
+}

@@ -1,5 +1,7 @@
 //! Tables of text for people.
 
+use keepwell_catalog::readable;
+
 use crate::printer::Printer;
 
 /// Which side of a column its text keeps to.
@@ -24,9 +26,9 @@ impl Table {
         Self { columns: columns.to_vec(), rows: Vec::new() }
     }
 
-    /// Adds a row of as many cells as there are columns.
+    /// Adds a row of as many cells as there are columns. What a terminal would obey is escaped: names come from others.
     pub fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+        self.rows.push(cells.into_iter().map(readable).collect());
     }
 
     /// Whether there is no row.
@@ -78,5 +80,12 @@ mod tests {
         table.row(vec!["a".into(), "1,000".into()]);
         table.row(vec!["long".into(), "2".into()]);
         assert_eq!(table.lines(), ["id     size", "a     1,000", "long      2"]);
+    }
+
+    #[test]
+    fn no_cell_speaks_to_the_terminal() {
+        let mut table = Table::new(&[("host", Align::Left)]);
+        table.row(vec!["\u{1b}[2Jweb\n".into()]);
+        assert_eq!(table.lines(), ["host", "\\u{1b}[2Jweb\\n"]);
     }
 }

@@ -41,7 +41,8 @@ pub fn run(ctx: &Context, args: Args) -> Result<Exit> {
             ctx.printer.line(format_args!("removed {size} from {}", directory.display()));
         }
     }
-    ctx.printer.json("cache", json!({ "directory": directory, "files": files, "bytes": bytes }));
+    ctx.printer
+        .json("cache", json!({ "directory": directory.to_string_lossy(), "files": files, "bytes": bytes }));
     Ok(Exit::Done)
 }
 

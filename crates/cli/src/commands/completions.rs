@@ -23,6 +23,6 @@ pub struct Args {
 
 /// Runs `completions`.
 pub fn run(args: Args) -> Result<Exit> {
-    clap_complete::generate(args.shell, &mut Arguments::command(), "keepwell", &mut std::io::stdout());
+    clap_complete::generate(args.shell, &mut Arguments::command(), "keepwell", &mut crate::printer::Output);
     Ok(Exit::Done)
 }

@@ -89,6 +89,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         opened.progress.end();
         let count = text::count(chosen.len() as u64, "snapshot", "snapshots");
         ctx.printer.line(format_args!("would see to it that {count} are at {place}"));
+        let fields = json!({ "location": place.to_string(), "snapshots": chosen.len() });
+        ctx.printer.json("copy_plan", fields);
         return Ok(Exit::Done);
     }
     let target = open_target(ctx, &opened, &key, &place, args.to_key_file.as_ref()).await?;

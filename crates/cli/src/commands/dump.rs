@@ -10,6 +10,7 @@ use keepwell_catalog::{EntryKind, MapKey};
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::open;
+use crate::printer::Output;
 use crate::select::{self, Filter, Part};
 use crate::text;
 
@@ -57,7 +58,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let snapshot = select::select(&snapshots, &args.filter, &part.name)?;
     let tree = opened.repository.tree(snapshot).await?;
     let key = part.path.unwrap_or_else(MapKey::root);
-    let mut out = io::stdout();
+    let mut out = Output;
     let Some(archive) = args.archive else {
         let (_, entry) = tree.resolve(&key).await?;
         if entry.kind == EntryKind::Directory {

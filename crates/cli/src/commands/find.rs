@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use anyhow::Result;
-use backup_core::{Depth, Snapshot, SnapshotState};
+use backup_core::{Depth, Snapshot};
 use keepwell_catalog::{EntryKind, MapKey};
 use serde_json::Value;
 
@@ -50,8 +50,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let snapshots = snapshots?;
     let mut total = 0;
     for snapshot in searched(&snapshots, &args)? {
-        if matches!(snapshot.state, SnapshotState::Damaged(_)) {
-            ctx.printer.warn(format_args!("snapshot {} is damaged and was not searched", snapshot.short()));
+        // One that was named is tried all the same, and the error says what is wrong with it.
+        let is_named = !args.within.is_empty() || !opened.repository.can_read();
+        if !is_named && !select::is_readable(ctx, &opened.repository, snapshot) {
             continue;
         }
         let tree = opened.repository.tree(snapshot).await?;

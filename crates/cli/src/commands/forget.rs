@@ -51,6 +51,9 @@ pub struct Args {
 /// Runs `forget`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let policy = policy(ctx, &args)?;
+    if args.prune_options.is_set() && !args.prune {
+        return Err(Complaint::usage("how to prune is said, and `--prune` is not").into());
+    }
     let opened = open::repository(ctx).await?;
     refuse_unable(&opened, &args)?;
     let snapshots = opened.repository.snapshots().await?;
@@ -75,7 +78,15 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     ctx.printer.line(format_args!("{verb} {count}, kept {}", verdicts.len() - going.len()));
     let kept = verdicts.len() - going.len();
     ctx.printer.json("forget", json!({ "forgotten": going.len(), "kept": kept, "dry_run": args.dry_run }));
-    finish(ctx, &args, opened, dry_run).await
+    if !args.prune {
+        opened.progress.end();
+        return Ok(Exit::Done);
+    }
+    if dry_run == DryRun::Yes && !going.is_empty() {
+        ctx.printer.say("What could be removed now, as long as these are not forgotten:");
+    }
+    opened.progress.begin();
+    prune::execute(ctx, opened, &args.prune_options, dry_run).await
 }
 
 /// Says at once what would come to light only after a table was shown.
@@ -91,16 +102,6 @@ fn refuse_unable(opened: &Opened, args: &Args) -> Result<()> {
         return Err(backup_core::Error::NotAllowed { action: "forget snapshots", role }.into());
     }
     Ok(())
-}
-
-async fn finish(ctx: &Context, args: &Args, opened: Opened, dry_run: DryRun) -> Result<Exit> {
-    if !args.prune {
-        opened.progress.end();
-        return Ok(Exit::Done);
-    }
-    opened.progress.end();
-    let opened = open::repository(ctx).await?;
-    prune::execute(ctx, opened, &args.prune_options, dry_run).await
 }
 
 /// The rules in force; `None` when snapshots are named.

@@ -51,7 +51,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let fields = json!({
         "repository": id.to_string(),
         "location": location.to_string(),
-        "key_file": made.key_file,
+        "key_file": made.key_file.to_string_lossy(),
         "findings": made.findings,
     });
     ctx.printer.json("init", fields);

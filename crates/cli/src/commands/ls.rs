@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use anyhow::Result;
 use backup_core::Depth;
-use keepwell_catalog::{Entry, EntryKind, MapKey};
+use keepwell_catalog::{Entry, EntryKind, MapKey, readable};
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -73,9 +73,9 @@ fn print(ctx: &Context, key: &MapKey, entry: &Entry, long: bool) {
 /// As `ls -l` shows it.
 pub fn long_line(key: &MapKey, entry: &Entry) -> String {
     let name = |name: &Option<std::sync::Arc<str>>, id: u32| {
-        name.as_ref().map_or_else(|| id.to_string(), |name| name.to_string())
+        name.as_ref().map_or_else(|| id.to_string(), |name| readable(&**name))
     };
-    let target = entry.link_target.as_ref().map(|to| format!(" -> {}", String::from_utf8_lossy(to)));
+    let target = entry.link_target.as_ref().map(|to| format!(" -> {}", readable(to)));
     let target = target.or_else(|| entry.hard_link.as_ref().map(|to| format!(" = /{}", to.display_path())));
     format!(
         "{} {:<8} {:<8} {:>10} {} /{}{}",
@@ -155,6 +155,16 @@ pub fn fields(key: &MapKey, entry: &Entry) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_a_link_leads_and_who_owns_it_cannot_speak_to_the_terminal() {
+        let mut entry = Entry::new(EntryKind::Symlink);
+        entry.link_target = Some(b"a\x1b]0;title\x07".to_vec());
+        entry.user = Some("ro\rot".into());
+        let line = long_line(&MapKey::from_components(["l"]).unwrap(), &entry);
+        assert!(!line.chars().any(char::is_control), "{line:?}");
+        assert!(line.ends_with("/l -> a\\u{1b}]0;title\\u{7}"), "{line}");
+    }
 
     #[test]
     fn modes_look_as_in_ls() {

@@ -32,7 +32,9 @@ pub fn run(args: Args) -> Result<Exit> {
             clap_mangen::generate_to(command, &directory)
                 .with_context(|| format!("write the pages into `{}`", directory.display()))?;
         }
-        None => clap_mangen::Man::new(command).render(&mut std::io::stdout()).context("write the page")?,
+        None => {
+            clap_mangen::Man::new(command).render(&mut crate::printer::Output).context("write the page")?
+        }
     }
     Ok(Exit::Done)
 }

@@ -6,9 +6,9 @@ use backup_core::{PruneOptions, PruneReport, Repository};
 use keepwell_source_postgres::retention::wal_floors;
 use serde_json::json;
 
-use crate::confirm::{Unattended, confirm};
+use crate::confirm::{Unattended, can_ask, confirm};
 use crate::context::Context;
-use crate::exit::{Complaint, Exit};
+use crate::exit::Exit;
 use crate::open::{self, Opened};
 use crate::text;
 
@@ -19,6 +19,9 @@ Examples:
 
 Others may back up, restore and check meanwhile. Interrupted, it loses nothing; the
 next run goes on.";
+
+/// `--max-unused` unless told otherwise.
+const MAX_UNUSED_PERCENT: f64 = 5.0;
 
 /// Remove what no snapshot needs
 #[derive(Debug, clap::Args)]
@@ -34,15 +37,27 @@ pub struct Args {
 /// How to prune; also for `forget --prune`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// How much of the stored bytes may stay unused rather than be repacked
-    #[arg(long, value_name = "PERCENT", default_value_t = 5.0)]
-    max_unused: f64,
+    /// How much of the stored bytes may stay unused rather than be repacked [default: 5]
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    max_unused: Option<f64>,
     /// Repack at most so much in one run
     #[arg(long, value_name = "SIZE", value_parser = text::parse_bytes)]
     max_repack: Option<u64>,
     /// Prune a store that cannot create exclusively: nothing else may work on the repository meanwhile
     #[arg(long)]
     exclusive: bool,
+}
+
+impl Options {
+    /// Whether anything is asked for.
+    pub fn is_set(&self) -> bool {
+        self.max_unused.is_some() || self.max_repack.is_some() || self.exclusive
+    }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim().parse().ok();
+    number.filter(|n| (0.0..=100.0).contains(n)).ok_or_else(|| format!("`{text}` is not from 0 to 100"))
 }
 
 /// Runs `prune`.
@@ -63,20 +78,20 @@ pub enum DryRun {
 
 /// Prunes: on a terminal the plan is shown and confirmed first.
 pub async fn execute(ctx: &Context, opened: Opened, options: &Options, dry_run: DryRun) -> Result<Exit> {
-    if !(0.0..=100.0).contains(&options.max_unused) {
-        return Err(Complaint::usage("`--max-unused` is a number from 0 to 100").into());
-    }
     let plan = opened.repository.plan_prune(settings(options)).await;
-    let asks = ctx.printer.draws() && !ctx.global.yes;
+    let asks = can_ask(ctx) && !ctx.global.yes;
     if dry_run == DryRun::Yes || asks {
         let wal = trim(&opened, options, DryRun::Yes).await;
         opened.progress.end();
         let (plan, wal) = (plan.as_ref().map_err(Clone::clone)?.report(), wal?);
         print_plan(ctx, plan, &wal);
-        if dry_run == DryRun::Yes || is_idle(plan) && wal.is_idle() {
+        if dry_run == DryRun::Yes {
             return Ok(Exit::Done);
         }
-        confirm(ctx, "Remove this?", Unattended::Proceed)?;
+        // With nothing to remove there is still something to do: dead sessions to end, locks to extend, indexes to merge.
+        if !is_idle(plan) || !wal.is_idle() {
+            confirm(ctx, "Remove this?", Unattended::Proceed)?;
+        }
         opened.progress.begin();
     }
     ctx.interrupt.ends_by_itself();
@@ -102,7 +117,7 @@ async fn trim(opened: &Opened, options: &Options, dry_run: DryRun) -> Result<Wal
 
 fn settings(options: &Options) -> PruneOptions {
     PruneOptions {
-        max_unused: options.max_unused / 100.0,
+        max_unused: options.max_unused.unwrap_or(MAX_UNUSED_PERCENT) / 100.0,
         max_repack_bytes: options.max_repack.unwrap_or(u64::MAX),
         exclusive: options.exclusive,
         ..PruneOptions::default()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use backup_core::{RewriteOptions, Snapshot};
 use keepwell_catalog::EntryKind;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::restore::globs;
 use crate::confirm::{Unattended, confirm};
@@ -53,7 +53,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     }
     let snapshots = opened.repository.snapshots().await?;
     let chosen: Vec<&Snapshot> = if args.all {
-        snapshots.iter().filter(|s| args.filter.accepts(s)).collect()
+        let accepted = snapshots.iter().filter(|s| args.filter.accepts(s));
+        accepted.filter(|s| select::is_readable(ctx, &opened.repository, s)).collect()
     } else {
         let named = args.snapshots.iter().map(|name| select::select(&snapshots, &args.filter, name));
         named.collect::<Result<_>>()?
@@ -62,7 +63,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     confirm(
         ctx,
         &format!("Write {} anew without {}?", names.join(", "), args.exclude.join(", ")),
-        Unattended::Refuse,
+        Unattended::RefuseUnseen,
     )?;
     ctx.interrupt.ends_by_itself();
     for snapshot in chosen {
@@ -78,6 +79,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
             let as_before = format!("nothing was left out of snapshot {}", snapshot.short());
             opened.repository.forget(&[(&report.snapshot, as_before.clone())]).await?;
             ctx.printer.line(format_args!("{as_before}: it stays as it is"));
+            let fields =
+                json!({ "before": snapshot.id.to_string(), "after": Value::Null, "records_removed": 0 });
+            ctx.printer.json("rewrite", fields);
             continue;
         }
         let after = report.snapshot.short();

@@ -1,7 +1,7 @@
 //! `keepwell show`.
 
 use anyhow::Result;
-use keepwell_catalog::{Manifest, MapKey};
+use keepwell_catalog::{Manifest, MapKey, readable};
 
 use super::snapshots;
 use crate::context::Context;
@@ -43,7 +43,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     }
     ctx.printer.line(ctx.printer.strong(&format!("snapshot {}", snapshot.id)));
     for (name, value) in facts(manifest, snapshot.commit.writer) {
-        ctx.printer.line(format_args!("  {name:<13}{value}"));
+        ctx.printer.line(format_args!("  {name:<13}{}", readable(value)));
     }
     if let Some(anomaly) = anomaly {
         ctx.printer.line(format_args!("  {:<13}{anomaly}", "flagged"));
@@ -52,7 +52,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         ctx.printer
             .line(format_args!("  not captured: {}", text::count(manifest.problem_count, "item", "items")));
         for problem in &manifest.problems {
-            ctx.printer.line(format_args!("    {}: {}", problem_path(&problem.key), problem.message));
+            let (path, why) = (problem_path(&problem.key), readable(&problem.message));
+            ctx.printer.line(format_args!("    {path}: {why}"));
         }
     }
     Ok(Exit::Done)
@@ -61,7 +62,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
 fn problem_path(key: &[u8]) -> String {
     match MapKey::from_bytes(key) {
         Ok(key) => format!("/{}", key.display_path()),
-        Err(_) => String::from_utf8_lossy(key).into_owned(),
+        Err(_) => readable(key),
     }
 }
 

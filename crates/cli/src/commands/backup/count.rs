@@ -62,7 +62,9 @@ impl Counts {
             }
             Found::Problem { key, message } => {
                 self.problems += 1;
-                ctx.printer.warn(format_args!("`/{}`: {message}", key.display_path()));
+                let path = format!("/{}", key.display_path());
+                ctx.printer.warn(format_args!("`{path}`: {message}"));
+                ctx.printer.json("problem", json!({ "item": path, "message": message }));
             }
         }
     }

@@ -85,7 +85,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     if args.role == [Role::Writer] {
         ctx.printer.say("This credential backs up and deduplicates. It cannot read a byte of what it wrote.");
     }
-    ctx.printer.json("enroll", json!({ "name": args.name, "roles": names, "key_file": path }));
+    ctx.printer
+        .json("enroll", json!({ "name": args.name, "roles": names, "key_file": path.to_string_lossy() }));
     Ok(Exit::Done)
 }
 

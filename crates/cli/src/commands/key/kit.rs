@@ -45,7 +45,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         Some(path) => {
             secret::write_private(path, &kit)?;
             ctx.printer.line(format_args!("wrote the recovery kit to {}", path.display()));
-            ctx.printer.json("kit", json!({ "file": path }));
+            ctx.printer.json("kit", json!({ "file": path.to_string_lossy() }));
         }
         None => ctx.printer.raw(kit.expose().as_bytes()).context("write the kit")?,
     }

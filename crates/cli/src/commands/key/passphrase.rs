@@ -46,6 +46,6 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     secret::replace_private(path, &text)?;
     let what = if args.remove { "has no passphrase any more" } else { "is under the new passphrase" };
     ctx.printer.line(format_args!("{} {what}", path.display()));
-    ctx.printer.json("passphrase", json!({ "key_file": path, "protected": !args.remove }));
+    ctx.printer.json("passphrase", json!({ "key_file": path.to_string_lossy(), "protected": !args.remove }));
     Ok(Exit::Done)
 }

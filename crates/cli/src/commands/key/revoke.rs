@@ -44,7 +44,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     opened.progress.end();
     let repository = &opened.repository;
     let found = find(&repository.chain(), &args.who)?;
-    confirm(ctx, &format!("Revoke {} and rotate the keys?", args.who), Unattended::Refuse)?;
+    confirm(ctx, &format!("Revoke {} and rotate the keys?", args.who), Unattended::RefuseUnseen)?;
     let (id, first_refused) = match found {
         Found::Member(id) => {
             if repository.access().member() == Some(id) && !repository.access().is_owner() {

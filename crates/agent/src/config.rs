@@ -219,55 +219,30 @@ impl TryFrom<String> for Every {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Retention {
     /// The newest so many.
-    pub last: Option<Count>,
+    pub last: Option<Slots>,
     /// One of each of the newest hours.
-    pub hourly: Option<Count>,
+    pub hourly: Option<Slots>,
     /// One of each of the newest days.
-    pub daily: Option<Count>,
+    pub daily: Option<Slots>,
     /// One of each of the newest weeks.
-    pub weekly: Option<Count>,
+    pub weekly: Option<Slots>,
     /// One of each of the newest months.
-    pub monthly: Option<Count>,
+    pub monthly: Option<Slots>,
     /// One of each of the newest years.
-    pub yearly: Option<Count>,
+    pub yearly: Option<Slots>,
 }
 
 impl Retention {
     /// As the library takes it.
     pub fn policy(&self) -> RetentionPolicy {
-        let slots = |count: Option<Count>| count.map(|c| c.0);
         RetentionPolicy {
-            last: slots(self.last),
-            hourly: slots(self.hourly),
-            daily: slots(self.daily),
-            weekly: slots(self.weekly),
-            monthly: slots(self.monthly),
-            yearly: slots(self.yearly),
+            last: self.last,
+            hourly: self.hourly,
+            daily: self.daily,
+            weekly: self.weekly,
+            monthly: self.monthly,
+            yearly: self.yearly,
             ..RetentionPolicy::default()
-        }
-    }
-}
-
-/// A number, or `"all"`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "CountText")]
-pub struct Count(Slots);
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "a number of snapshots, or `all`")]
-enum CountText {
-    Number(u32),
-    Text(String),
-}
-
-impl TryFrom<CountText> for Count {
-    type Error = String;
-
-    fn try_from(count: CountText) -> Result<Self, String> {
-        match count {
-            CountText::Number(n) => Ok(Self(Slots::Newest(n))),
-            CountText::Text(text) if text == "all" => Ok(Self(Slots::Forever)),
-            CountText::Text(text) => Err(format!("`{text}` is no number, and not `all`")),
         }
     }
 }

@@ -16,22 +16,22 @@ use crate::text;
 pub struct RetentionArgs {
     /// The newest N snapshots of each dataset
     #[arg(long = "keep-last", value_name = "N")]
-    pub last: Option<Count>,
+    pub last: Option<Slots>,
     /// One snapshot of each of the newest N hours that have any
     #[arg(long = "keep-hourly", value_name = "N")]
-    pub hourly: Option<Count>,
+    pub hourly: Option<Slots>,
     /// One of each of the newest N days
     #[arg(long = "keep-daily", value_name = "N")]
-    pub daily: Option<Count>,
+    pub daily: Option<Slots>,
     /// One of each of the newest N weeks
     #[arg(long = "keep-weekly", value_name = "N")]
-    pub weekly: Option<Count>,
+    pub weekly: Option<Slots>,
     /// One of each of the newest N months
     #[arg(long = "keep-monthly", value_name = "N")]
-    pub monthly: Option<Count>,
+    pub monthly: Option<Slots>,
     /// One of each of the newest N years
     #[arg(long = "keep-yearly", value_name = "N")]
-    pub yearly: Option<Count>,
+    pub yearly: Option<Slots>,
     /// Everything up to this age, such as 2w or 6mo, counted back from the newest snapshot
     #[arg(long = "keep-within", value_name = "AGE")]
     pub within: Option<Age>,
@@ -58,15 +58,14 @@ pub struct RetentionArgs {
 impl RetentionArgs {
     /// As the library takes it.
     pub fn policy(&self) -> RetentionPolicy {
-        let slots = |count: Option<Count>| count.map(|c| c.0);
         let span = |age: Option<Age>| age.map(|a| a.0);
         RetentionPolicy {
-            last: slots(self.last),
-            hourly: slots(self.hourly),
-            daily: slots(self.daily),
-            weekly: slots(self.weekly),
-            monthly: slots(self.monthly),
-            yearly: slots(self.yearly),
+            last: self.last,
+            hourly: self.hourly,
+            daily: self.daily,
+            weekly: self.weekly,
+            monthly: self.monthly,
+            yearly: self.yearly,
             within: span(self.within),
             within_hourly: span(self.within_hourly),
             within_daily: span(self.within_daily),
@@ -74,43 +73,6 @@ impl RetentionArgs {
             within_monthly: span(self.within_monthly),
             within_yearly: span(self.within_yearly),
             tags: self.tags.clone(),
-        }
-    }
-}
-
-/// A number of slots, or `all`.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "CountText")]
-pub struct Count(Slots);
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "a number of snapshots, or `all`")]
-enum CountText {
-    Number(u32),
-    Text(String),
-}
-
-impl TryFrom<CountText> for Count {
-    type Error = String;
-
-    fn try_from(count: CountText) -> Result<Self, String> {
-        match count {
-            CountText::Number(n) => Ok(Self(Slots::Newest(n))),
-            CountText::Text(text) => text.parse(),
-        }
-    }
-}
-
-impl FromStr for Count {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "all" => Ok(Self(Slots::Forever)),
-            _ => {
-                let number = text.parse().map(|n| Self(Slots::Newest(n)));
-                number.map_err(|_| format!("`{text}` is no number, and not `all`"))
-            }
         }
     }
 }

@@ -171,24 +171,9 @@ pub fn shell_word(word: &str) -> String {
 
 /// The word that is most like `given`, if any is much like it.
 pub fn closest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let measured = known.into_iter().map(|word| (distance(given, word), word));
+    let measured = known.into_iter().map(|word| (strsim::levenshtein(given, word), word));
     let (distance, word) = measured.min()?;
     (distance <= 1 + given.len() / 4).then_some(word)
-}
-
-/// Insertions, deletions and replacements between two words.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -218,6 +203,21 @@ mod tests {
     #[test]
     fn thousands_are_separated() {
         for (n, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(number(n), text);
+        }
+    }
+
+    #[test]
+    fn an_ambiguous_m_is_refused() {
+        assert!(parse_span("5m").unwrap_err().contains("months or minutes"));
+        for good in ["14d", "6mo", "1y 2mo", "36h", "2w", "90min"] {
+            assert!(parse_span(good).is_ok(), "{good}");
+        }
+        for bad in ["", "soon", "-3d", "0d"] {
+            assert!(parse_span(bad).is_err(), "{bad}");
+        }
+    }
+
     #[test]
     fn a_shell_gets_back_the_same_word() {
         for (word, quoted) in [
@@ -232,21 +232,6 @@ mod tests {
             let script = format!("printf %s {quoted}");
             let said = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
             assert_eq!(String::from_utf8(said.stdout).unwrap(), word, "{quoted}");
-        }
-    }
-
-            assert_eq!(number(n), text);
-        }
-    }
-
-    #[test]
-    fn an_ambiguous_m_is_refused() {
-        assert!(parse_span("5m").unwrap_err().contains("months or minutes"));
-        for good in ["14d", "6mo", "1y 2mo", "36h", "2w", "90min"] {
-            assert!(parse_span(good).is_ok(), "{good}");
-        }
-        for bad in ["", "soon", "-3d", "0d"] {
-            assert!(parse_span(bad).is_err(), "{bad}");
         }
     }
 

@@ -26,18 +26,53 @@
 mod decide;
 mod slot;
 
+use std::str::FromStr;
+
 use jiff::Span;
 use keepwell_crypto::SnapshotId;
+use serde::Deserialize;
 
 pub use decide::decide;
 
 /// How many slots a rule keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+///
+/// As a setting a number, or `all`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "SlotsText")]
 pub enum Slots {
     /// The newest so many that have a snapshot.
     Newest(u32),
     /// All of them.
     Forever,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a number of snapshots, or `all`")]
+enum SlotsText {
+    Number(u32),
+    Text(String),
+}
+
+impl TryFrom<SlotsText> for Slots {
+    type Error = String;
+
+    fn try_from(slots: SlotsText) -> Result<Self, String> {
+        match slots {
+            SlotsText::Number(n) => Ok(Self::Newest(n)),
+            SlotsText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl FromStr for Slots {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self::Forever),
+            _ => text.parse().map(Self::Newest).map_err(|_| format!("`{text}` is no number, and not `all`")),
+        }
+    }
 }
 
 impl Slots {

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-/// Storage classes whose objects cannot be read at once.
-const ARCHIVES: &[&str] = &["GLACIER", "DEEP_ARCHIVE", "ARCHIVE", "COLD_ARCHIVE", "DEEP_COLD_ARCHIVE"];
+/// Storage classes whose objects cannot be read before they are thawed.
+pub(crate) const ARCHIVES: &[&str] =
+    &["GLACIER", "DEEP_ARCHIVE", "ARCHIVE", "COLD_ARCHIVE", "DEEP_COLD_ARCHIVE"];
 
 /// Days that nobody should have less of to notice that something was deleted.
 const NOTICE_DAYS: u32 = 14;

@@ -17,11 +17,8 @@ use client::{Client, Request};
 pub(crate) use connect::client as connect;
 use url::form_urlencoded;
 
-use crate::control::{Answer, BucketFacts, Control, ObjectLock, ThawSpeed, Tier};
+use crate::control::{ARCHIVES, Answer, BucketFacts, Control, ObjectLock, ThawSpeed, Tier};
 use crate::{Key, StorageError, StorageErrorKind};
-
-/// Classes of objects that cannot be read before they are thawed.
-const ARCHIVES: &[&str] = &["GLACIER", "DEEP_ARCHIVE", "ARCHIVE", "COLD_ARCHIVE", "DEEP_COLD_ARCHIVE"];
 
 /// What a refusal is called when the setting was never made.
 const UNSET: &[&str] = &[

@@ -218,9 +218,11 @@ fn prepare(
     Ok(())
 }
 
-/// A regular file that can be corrected in place, and its size. What else stands there is removed if the options allow
-/// it.
-fn open_existing(work: &Work, job: &Job) -> Result<Option<(Box<dyn TargetFile>, u64)>, Error> {
+/// A file of the target, and the size that it had.
+type Existing = (Box<dyn TargetFile>, u64);
+
+/// A regular file that can be corrected in place. What else stands there is removed if the options allow it.
+fn open_existing(work: &Work, job: &Job) -> Result<Option<Existing>, Error> {
     match work.target.existing(&job.key)? {
         None => Ok(None),
         Some(entry) if entry.kind == EntryKind::File => {

@@ -178,6 +178,10 @@ async fn descendant(
             for history in reader.histories(*writer, number).await? {
                 let Ok(history) = History::parse(later, &history.plaintext) else { continue };
                 let Some(switch) = history.end_of(timeline) else { continue };
+                // A timeline that has nothing yet needs nothing.
+                if !has_file(reader, writers, &history, timeline, None).await? {
+                    continue;
+                }
                 let size = match size {
                     Some(size) => size,
                     None => match any_size(reader, writers).await? {
@@ -192,7 +196,7 @@ async fn descendant(
                 if segment.number < until
                     || (segment.number == until
                         && short
-                        && !has_file(reader, writers, &history, timeline, file).await?)
+                        && !has_file(reader, writers, &history, timeline, Some(file)).await?)
                 {
                     return Ok(Some(later));
                 }
@@ -202,18 +206,19 @@ async fn descendant(
     Ok(None)
 }
 
-/// Whether a file is archived of a timeline that comes after `timeline` in a history.
+/// Whether this file, or any, is archived of a timeline that comes after `timeline` in a history.
 async fn has_file(
     reader: &WalReader,
     writers: &[MemberId],
     history: &History,
     timeline: Timeline,
-    file: u64,
+    file: Option<u64>,
 ) -> Result<bool, ArchiveError> {
     let ancestors = history.ancestors().iter().map(|(ancestor, _)| *ancestor);
     for later in ancestors.chain([history.timeline()]).filter(|later| *later > timeline) {
         for writer in writers {
-            if reader.some_from(*writer, later.get(), file).await?.first().and_then(file_of) == Some(file) {
+            let names = reader.some_from(*writer, later.get(), file.unwrap_or(0)).await?;
+            if names.first().and_then(file_of).is_some_and(|found| file.is_none_or(|file| file == found)) {
                 return Ok(true);
             }
         }

@@ -79,6 +79,8 @@ async fn the_log_before_a_switch_is_missed_whoever_archived_what_comes_after() {
     world.put(4, 1, 4000).await;
     let switch = size().start_of(6).plus(5000);
     put_history(&second, 2, &format!("1\t{switch}\tx\n")).await;
+    assert!(matches!(asked(&world, 1, 4).await, Ok(Fetched::Found(_))), "nothing follows yet");
+    assert_eq!(asked(&world, 1, 5).await.unwrap(), Fetched::Missing);
     put_by(&second, 2, 6, 1, MIB).await;
     for number in [4, 5] {
         let answer = asked(&world, 1, number).await;

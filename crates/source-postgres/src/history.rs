@@ -89,6 +89,25 @@ impl History {
         self.ancestors.iter().find(|(_, end)| at < *end).map_or(self.timeline, |(timeline, _)| *timeline)
     }
 
+    /// Where this history and another one part: both go the same way up to there. `None` for two that are the same.
+    pub fn parting(&self, other: &Self) -> Option<Lsn> {
+        let line = |history: &Self| -> Vec<(Timeline, Lsn)> {
+            let own = (history.timeline, Lsn::new(u64::MAX));
+            history.ancestors.iter().copied().chain([own]).collect()
+        };
+        let mut at = Lsn::default();
+        for ((own, end), (theirs, their_end)) in line(self).into_iter().zip(line(other)) {
+            if own != theirs {
+                return Some(at);
+            }
+            if end != their_end {
+                return Some(end.min(their_end));
+            }
+            at = end;
+        }
+        None
+    }
+
     /// Whether a cluster that stands at `at` on `timeline` can go on along this history.
     pub fn contains(&self, timeline: Timeline, at: Lsn) -> bool {
         timeline == self.timeline && at >= self.begin() || self.end_of(timeline).is_some_and(|end| at <= end)
@@ -128,6 +147,26 @@ mod tests {
         assert!(history.contains(t(1), at("0/FDA7900")) && !history.contains(t(1), at("0/FDA7901")));
         assert!(history.contains(t(4), at("0/1A000000")) && !history.contains(t(4), at("0/1")));
         assert!(!history.contains(t(3), at("0/1")), "a sibling");
+    }
+
+    #[test]
+    fn two_histories_go_together_up_to_where_they_part() {
+        let history = |number, text: &str| History::parse(t(number), text.as_bytes()).unwrap();
+        let first = History::root(t(1));
+        let (second, third) = (history(2, "1\t0/1000\tx\n"), history(3, "1\t0/930\tx\n"));
+        let fourth = history(4, "1\t0/1000\tx\n2\t0/1200\tx\n");
+        for (one, other, place) in [
+            (&first, &third, "0/930"),
+            (&second, &third, "0/930"),
+            (&first, &second, "0/1000"),
+            (&second, &fourth, "0/1200"),
+            (&third, &fourth, "0/930"),
+        ] {
+            assert_eq!(one.parting(other), Some(at(place)));
+            assert_eq!(other.parting(one), Some(at(place)));
+        }
+        assert_eq!(fourth.parting(&fourth), None);
+        assert_eq!(History::root(t(9)).parting(&first), Some(Lsn::default()), "nothing is known of its past");
     }
 
     #[test]

@@ -1,20 +1,25 @@
 //! A repository in memory whose store can be away, and segments that look like ones.
 
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
+use backup_core::source::{Content, Found, Item, Opened, Piece, Preflight, Source, SourceError};
 use backup_core::wal::WalWriter;
-use backup_core::{CreateOptions, Created, Repository};
+use backup_core::{BackupOptions, CreateOptions, Created, Repository};
 use bytes::Bytes;
 use keepwell_catalog::wal::WalPlace;
+use keepwell_catalog::{Entry, EntryKind, MapKey};
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_crypto::trust::Roles;
 use keepwell_storage::{
     Capabilities, Key, Memory, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind,
 };
 
-use crate::lsn::{Segment, SegmentSize, Timeline};
+use crate::lsn::{Lsn, Segment, SegmentSize, Timeline};
+use crate::recovery::BaseBackup;
 
 pub const SYSTEM: u64 = 7_710_603_854_990_343_878;
 
@@ -142,6 +147,149 @@ pub async fn put_by(by: &Repository, timeline: u32, number: u64, fill: u8, to: u
 pub async fn put_history(by: &Repository, timeline: u32, text: &str) {
     let log = by.wal_writer("db", SYSTEM, size().get(), false).await.unwrap();
     log.put(timeline, WalPlace::History, Bytes::from(text.to_owned()), None).await.unwrap();
+}
+
+/// A whole segment in which transactions ended at these times, in seconds since 1970; their records follow each other.
+pub fn committed(number: u64, times: &[i64]) -> Vec<u8> {
+    let mut content = content(SYSTEM, number, 0);
+    let mut at = 40;
+    for (xid, time) in times.iter().enumerate() {
+        let mut record = vec![0; 24];
+        record[..4].copy_from_slice(&34_u32.to_le_bytes());
+        record[4..8].copy_from_slice(&(700 + xid as u32).to_le_bytes());
+        // A commit, of the transaction manager, with eight bytes of main data.
+        record[17] = 1;
+        record.extend([255, 8]);
+        record.extend(((time - 946_684_800) * 1_000_000).to_le_bytes());
+        content[at..at + 34].copy_from_slice(&record);
+        at += 40;
+    }
+    content
+}
+
+/// Archives such a segment.
+pub async fn put_committed(by: &Repository, timeline: u32, number: u64, times: &[i64]) {
+    let log = by.wal_writer("db", SYSTEM, size().get(), false).await.unwrap();
+    let place = WalPlace::Bytes { file: segment(number).file_number(size()), from: 0, to: size().get() };
+    log.put(timeline, place, Bytes::from(committed(number, times)), None).await.unwrap();
+}
+
+/// A base backup that is made up.
+pub struct Made {
+    things: BTreeMap<MapKey, (Entry, Vec<u8>)>,
+    whole: bool,
+}
+
+impl Made {
+    /// Of a cluster, from one place of its log to another, ended at this time.
+    pub fn new(system: u64, from: Lsn, to: Lsn, ended_s: i64, more: &str) -> Self {
+        let ended = ended_s * 1_000_000_000;
+        let cluster = format!(
+            r#"{{ "format": 1, "system_identifier": "{system}", "server_version_num": 150018, "timeline": 1,
+            "start_lsn": "{from}", "stop_lsn": "{to}", "start_time": {ended}, "stop_time": {ended},
+            "wal_segment_size": {}, "data_directory": "/nowhere/data" {more} }}"#,
+            size().get()
+        );
+        let mut made = Self { things: BTreeMap::new(), whole: true };
+        made.file("cluster.json", cluster.as_bytes());
+        made.file("data/global/pg_control", &[7; 100]);
+        made.file("data/PG_VERSION", b"15");
+        made
+    }
+
+    pub fn file(&mut self, path: &str, content: &[u8]) -> &mut Self {
+        self.thing(path, Entry { mode: 0o600, ..Entry::new(EntryKind::File) });
+        self.things.get_mut(&key(path)).unwrap().1 = content.to_vec();
+        self
+    }
+
+    pub fn thing(&mut self, path: &str, entry: Entry) -> &mut Self {
+        if let Some((parent, _)) = path.rsplit_once('/')
+            && !self.things.contains_key(&key(parent))
+        {
+            self.thing(parent, Entry { mode: 0o700, ..Entry::new(EntryKind::Directory) });
+        }
+        self.things.insert(key(path), (entry, Vec::new()));
+        self
+    }
+
+    /// The same with a problem on the way.
+    pub fn incomplete(self) -> Self {
+        Self { whole: false, ..self }
+    }
+
+    /// The same without what is at a path and below it.
+    pub fn empty_of(mut self, path: &str) -> Self {
+        self.things.retain(|other, _| !other.starts_with(&key(path)));
+        self
+    }
+
+    /// Takes it, under the name of this dataset.
+    pub async fn back_up(self, world: &World, dataset: &str) -> BaseBackup {
+        let options = BackupOptions {
+            dataset: dataset.to_owned(),
+            host: "host".to_owned(),
+            ..BackupOptions::default()
+        };
+        let report = world.repository.backup(Arc::new(self), options).await.unwrap();
+        let all = world.repository.snapshots().await.unwrap();
+        let snapshot: Vec<_> = all.into_iter().filter(|snapshot| snapshot.id == report.snapshot).collect();
+        crate::recovery::base_backups(&world.repository, &snapshot, None).await.unwrap().remove(0)
+    }
+}
+
+fn key(path: &str) -> MapKey {
+    MapKey::from_components(path.split('/')).unwrap()
+}
+
+impl Source for Made {
+    fn kind(&self) -> &str {
+        "postgres"
+    }
+    fn paths(&self) -> Vec<Vec<u8>> {
+        vec![b"/".to_vec()]
+    }
+    fn preflight(&self) -> Result<Preflight, SourceError> {
+        Ok(Preflight::default())
+    }
+    fn walk(&self, visit: &mut dyn FnMut(Found) -> ControlFlow<()>) -> Result<(), SourceError> {
+        if !self.whole {
+            let found = Found::Problem { key: key("data/base/1/2"), message: "a damaged page".to_owned() };
+            let _ = visit(found);
+        }
+        for (key, (entry, content)) in &self.things {
+            let item = Item {
+                key: key.clone(),
+                kind: entry.kind,
+                size: content.len() as u64,
+                fingerprint: [0; 16],
+                hard_link: None,
+            };
+            if visit(Found::Item(item)).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+    fn open(&self, item: &Item) -> Result<Option<Opened>, SourceError> {
+        let (entry, content) = &self.things[&item.key];
+        let content = entry.kind.has_content().then(|| Box::new(Text(content.clone())) as Box<dyn Content>);
+        Ok(Some(Opened { entry: entry.clone(), content }))
+    }
+}
+
+struct Text(Vec<u8>);
+
+impl Content for Text {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<Piece> {
+        let length = buf.len().min(self.0.len());
+        buf[..length].copy_from_slice(&self.0[..length]);
+        self.0.drain(..length);
+        Ok(if length == 0 { Piece::End } else { Piece::Data(length) })
+    }
+    fn changed_while_read(&mut self) -> std::io::Result<bool> {
+        Ok(false)
+    }
 }
 
 /// A message of a server.

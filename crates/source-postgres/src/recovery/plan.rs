@@ -5,11 +5,12 @@ use backup_core::wal::WalReader;
 
 use super::backups::BaseBackup;
 use super::cluster::ClusterError;
-use super::target::{Bound, Target, TargetTime, sql_time};
+use super::target::{Target, TargetTime, sql_time};
 use crate::archive::ArchiveError;
 use crate::history::History;
 use crate::log::{Gap, LogMap, LogReader, Reach, Record, RecordKind};
 use crate::lsn::{Lsn, Timeline};
+use crate::replication::SystemId;
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +31,12 @@ pub enum PlanError {
     /// There is nothing to begin with.
     #[error("there is no base backup of a PostgreSQL cluster here")]
     NoBackup,
+    /// The base backups are of several clusters, and nothing says which is meant.
+    #[error("there are base backups of {} clusters here: {}", clusters.len(), shown(clusters))]
+    SeveralClusters {
+        /// Each with the datasets, as `HOST/DATASET`, that have it; the newest first.
+        clusters: Vec<(SystemId, Vec<String>)>,
+    },
     /// At that time the cluster lived on a timeline that was left since.
     #[error("at {time} the cluster was on timeline {left}, which was left for timeline {newest}")]
     TwoPasts {
@@ -52,6 +59,11 @@ pub enum PlanError {
     },
 }
 
+fn shown(clusters: &[(SystemId, Vec<String>)]) -> String {
+    let each = clusters.iter().map(|(system, places)| format!("{system} (`{}`)", places.join("`, `")));
+    each.collect::<Vec<_>>().join(", ")
+}
+
 impl PlanError {
     /// What the operator may do about it.
     pub fn hint(&self) -> Option<String> {
@@ -59,6 +71,9 @@ impl PlanError {
             Self::Repository(error) => error.hint(),
             Self::Archive(error) => error.hint(),
             Self::Cluster(_) | Self::NoDescription => None,
+            Self::SeveralClusters { .. } => {
+                Some("Say which: `--dataset NAME` or `--host NAME`, or name a snapshot.".to_owned())
+            }
             Self::NoBackup => Some("Take one with `keepwell pg backup`.".to_owned()),
             Self::TwoPasts { left, newest, .. } => Some(format!(
                 "Say `--timeline {left}` for what it was then, or `--timeline {newest}` for where the timelines part."
@@ -123,10 +138,17 @@ enum Worth {
 }
 
 impl Planner {
-    /// `backups` are oldest first; those of other clusters than that of the newest are left out.
+    /// `backups` are oldest first. Those of clusters that the newest one's took the place of, in the same dataset of the
+    /// same host, are left out; of other clusters there must be none.
     pub fn new(repository: Repository, mut backups: Vec<BaseBackup>) -> Result<Self, PlanError> {
         let newest = backups.last().ok_or(PlanError::NoBackup)?;
         let system = newest.cluster.system_identifier;
+        let clusters = clusters(&backups);
+        let own = clusters.first().map_or(&[][..], |(_, places)| places);
+        let replaced = |places: &[String]| places.iter().all(|place| own.contains(place));
+        if !clusters.iter().all(|(_, places)| replaced(places)) {
+            return Err(PlanError::SeveralClusters { clusters });
+        }
         backups.retain(|backup| backup.cluster.system_identifier == system);
         backups.sort_by_key(|backup| (backup.cluster.stop_time, backup.cluster.stop_lsn));
         let wal = repository.wal_reader(system.get())?;
@@ -134,7 +156,7 @@ impl Planner {
     }
 
     /// Plans a recovery: the newest base backup that ended before the target and leads to it, along `timeline` or else
-    /// along the newest one that is known.
+    /// along the newest one that is known. One that is not complete only where no other leads there.
     ///
     /// Lists the archive from the oldest base backup on, and reads as much of the log as it takes to know that the target
     /// is in it: the end of it for a time or a position, everything behind a transaction or a restore point.
@@ -152,10 +174,12 @@ impl Planner {
             nearest: None,
         })?;
         if let (Target::Time(time, _), None) = (target, timeline) {
-            self.refuse_two_pasts(&map, &history, *time, oldest.cluster.start_lsn).await?;
+            refuse_two_pasts(&self.wal, &map, &history, *time, oldest.cluster.start_lsn).await?;
         }
         let position = self.locate(&map, &history, target, oldest).await?;
         let mut refused = None;
+        // One that is not whole is better than none.
+        backups.sort_by_key(|backup| backup.snapshot.commit.complete);
         while let Some(backup) = backups.pop() {
             match self.judge(backup, &map, &history, target, position).await? {
                 Worth::Reached(plan) => return Ok(*plan),
@@ -207,28 +231,6 @@ impl Planner {
                 && let Some(history) = backup.own_history(&self.repository).await?
             {
                 map.add_history(history)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Fails when the cluster lived on another timeline at that time, which was left by a recovery into its past.
-    async fn refuse_two_pasts(
-        &self,
-        map: &LogMap,
-        history: &History,
-        time: TargetTime,
-        from: Lsn,
-    ) -> Result<(), PlanError> {
-        for (left, switch) in history.ancestors() {
-            let own = map.history(*left);
-            let end = map.reach(&own, *switch).end;
-            let reader = LogReader::new(self.wal.clone(), map.clone(), own, None);
-            let Some(last) = last_end(&reader, *switch, end).await? else { continue };
-            let before = last_end(&reader, from, *switch).await?;
-            if time.get() <= last && before.is_none_or(|before| time.get() > before) {
-                let (left, newest) = (*left, history.timeline());
-                return Err(PlanError::TwoPasts { time, left, newest });
             }
         }
         Ok(())
@@ -304,6 +306,14 @@ impl Planner {
         }
         let own = Some((tree, backup.wal_directory()?));
         let reader = LogReader::new(self.wal.clone(), map.clone(), history.clone(), own);
+        // The server goes by its own clock, which may differ from that of the host that took the backup.
+        if let Target::Time(time, bound) = target
+            && last_end(&reader, cluster.start_lsn, cluster.stop_lsn)
+                .await?
+                .is_some_and(|end| bound.ends(*time, end))
+        {
+            return Ok(Worth::TooNew);
+        }
         let history = &narrowed(&map, &reader, backup, history, target, position).await?;
         let last_end = last_end(&reader, cluster.start_lsn, reach.end).await?;
         self.reaches(&reader, backup, &reach, target, position, last_end).await?;
@@ -340,8 +350,7 @@ impl Planner {
             Target::Immediate => true,
             Target::Latest => reach.gap.is_none(),
             // PostgreSQL ends at a time only when it sees a transaction that ended later.
-            Target::Time(time, Bound::Inclusive) => last_end.is_some_and(|end| end > time.get()),
-            Target::Time(time, Bound::Exclusive) => last_end.is_some_and(|end| end >= time.get()),
+            Target::Time(time, bound) => last_end.is_some_and(|end| bound.ends(*time, end)),
             // And at a position only when it sees a record there or behind it.
             Target::Lsn(at, _) => reader.last_record(start, reach.end).await?.is_some_and(|last| last >= *at),
             Target::Xid(..) | Target::Name(_) => position.is_some_and(|at| at < reach.end),
@@ -384,6 +393,24 @@ impl Planner {
     }
 }
 
+/// The clusters that base backups are of, newest first, each with its datasets.
+fn clusters(backups: &[BaseBackup]) -> Vec<(SystemId, Vec<String>)> {
+    let mut clusters: Vec<(SystemId, Vec<String>)> = Vec::new();
+    for backup in backups.iter().rev() {
+        let system = backup.cluster.system_identifier;
+        let place = match backup.snapshot.manifest() {
+            Ok(manifest) => format!("{}/{}", manifest.host, manifest.dataset),
+            Err(_) => continue,
+        };
+        match clusters.iter_mut().find(|(known, _)| *known == system) {
+            Some((_, places)) if places.contains(&place) => {}
+            Some((_, places)) => places.push(place),
+            None => clusters.push((system, vec![place])),
+        }
+    }
+    clusters
+}
+
 /// The history of the timeline that holds the target: a server that is told of a later one writes a history for its own
 /// timeline that goes back.
 async fn narrowed(
@@ -406,10 +433,7 @@ async fn narrowed(
             // The server stops at a record there or behind it, which must not be one of a branch that was left.
             Target::Lsn(at, _) => !reader.find_last(*at, *switch, |_| true).await?.is_empty(),
             Target::Time(time, bound) => {
-                last_end(reader, from, *switch).await?.is_some_and(|end| match bound {
-                    Bound::Inclusive => end > time.get(),
-                    Bound::Exclusive => end >= time.get(),
-                })
+                last_end(reader, from, *switch).await?.is_some_and(|end| bound.ends(*time, end))
             }
         };
         if ends_before {
@@ -417,6 +441,29 @@ async fn narrowed(
         }
     }
     Ok(history.clone())
+}
+
+/// Fails when the cluster lived on another timeline at that time: one that was left for the past, be it for this history or
+/// for another timeline that was left itself.
+async fn refuse_two_pasts(
+    wal: &WalReader,
+    map: &LogMap,
+    history: &History,
+    time: TargetTime,
+    from: Lsn,
+) -> Result<(), PlanError> {
+    for left in map.timelines().into_iter().filter(|timeline| *timeline != history.timeline()) {
+        let own = map.history(left);
+        let Some(parting) = own.parting(history) else { continue };
+        let end = map.last_segment(&own).map_or(parting, |last| map.segment_size().start_of(last + 1));
+        let reader = LogReader::new(wal.clone(), map.clone(), own, None);
+        let Some(last) = last_end(&reader, parting, end).await? else { continue };
+        let before = last_end(&reader, from, parting).await?;
+        if time.get() <= last && before.is_none_or(|before| time.get() > before) {
+            return Err(PlanError::TwoPasts { time, left, newest: history.timeline() });
+        }
+    }
+    Ok(())
 }
 
 async fn last_end(reader: &LogReader, from: Lsn, end: Lsn) -> Result<Option<i64>, ArchiveError> {
@@ -446,6 +493,103 @@ fn stretches(history: &History, from: Lsn, to: Lsn) -> Vec<(Timeline, Lsn, Lsn)>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recovery::Bound;
+    use crate::testing::{Made, SYSTEM, World, put_committed, put_history, size};
+
+    fn lsn(segment: u64, offset: u64) -> Lsn {
+        size().start_of(segment).plus(offset)
+    }
+
+    fn at(seconds: i64) -> Target {
+        Target::Time(TargetTime::new(seconds * 1_000_000_000).unwrap(), Bound::Inclusive)
+    }
+
+    const NINE: i64 = 1_795_248_000;
+    const HOUR: i64 = 3600;
+
+    #[tokio::test]
+    async fn a_time_at_which_the_cluster_lived_on_a_branch_that_was_left_is_refused() {
+        let world = World::new().await;
+        let by = &world.repository;
+        let backup = Made::new(SYSTEM, lsn(3, 40), lsn(3, 80), NINE, "").back_up(&world, "db").await;
+        // Timeline 2 branched off at ten and lived until twelve; then 3 branched off at half past nine.
+        put_committed(by, 1, 3, &[NINE - 60, NINE + 60]).await;
+        put_committed(by, 1, 4, &[NINE + HOUR / 2 - 60]).await;
+        put_committed(by, 1, 5, &[NINE + HOUR - 60]).await;
+        put_history(by, 2, &format!("1\t{}\tx\n", lsn(6, 0))).await;
+        put_committed(by, 2, 6, &[NINE + 2 * HOUR, NINE + 3 * HOUR]).await;
+        put_history(by, 3, &format!("1\t{}\tx\n", lsn(5, 0))).await;
+        put_committed(by, 3, 5, &[NINE + 4 * HOUR, NINE + 5 * HOUR]).await;
+        let planner = Planner::new(world.repository.clone(), vec![backup]).unwrap();
+        let refused = planner.plan(&at(NINE + 2 * HOUR), None).await.unwrap_err();
+        let left = |error: &PlanError| match error {
+            PlanError::TwoPasts { left, .. } => left.get(),
+            other => panic!("{other}"),
+        };
+        assert_eq!(left(&refused), 2);
+        assert_eq!(left(&planner.plan(&at(NINE + HOUR - 60), None).await.unwrap_err()), 1);
+        let two = Timeline::new(2);
+        let plan = planner.plan(&at(NINE + 2 * HOUR), two).await.unwrap();
+        assert_eq!(Some(plan.history.timeline()), two);
+        assert_eq!(planner.plan(&at(NINE + 120), None).await.unwrap().history.timeline(), Timeline::FIRST);
+        assert_eq!(planner.plan(&at(NINE + 4 * HOUR), None).await.unwrap().history.timeline().get(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_base_backup_in_which_a_later_transaction_ended_is_too_new_whatever_its_host_says() {
+        let world = World::new().await;
+        let by = &world.repository;
+        // The clock of the host that took the second one was an hour behind the server's.
+        let backups = vec![
+            Made::new(SYSTEM, lsn(3, 40), lsn(3, 80), NINE - 2 * HOUR, "").back_up(&world, "db").await,
+            Made::new(SYSTEM, lsn(5, 40), lsn(5, 110), NINE - HOUR, "").back_up(&world, "db").await,
+        ];
+        put_committed(by, 1, 3, &[NINE - 2 * HOUR]).await;
+        put_committed(by, 1, 4, &[NINE - 20]).await;
+        put_committed(by, 1, 5, &[NINE - 10, NINE, NINE + 60]).await;
+        let planner = Planner::new(world.repository.clone(), backups).unwrap();
+        let begun = async |target| planner.plan(&target, None).await.unwrap().backup.cluster.start_lsn;
+        assert_eq!(begun(at(NINE - 30)).await, lsn(3, 40));
+        assert_eq!(begun(at(NINE + 30)).await, lsn(5, 40));
+    }
+
+    #[tokio::test]
+    async fn a_base_backup_that_is_not_whole_is_the_last_resort() {
+        let world = World::new().await;
+        put_committed(&world.repository, 1, 3, &[NINE, NINE + 1]).await;
+        put_committed(&world.repository, 1, 4, &[NINE + 2, NINE + 3]).await;
+        let made = |number| Made::new(SYSTEM, lsn(number, 40), lsn(number, 80), NINE, "");
+        let whole = made(3).back_up(&world, "db").await;
+        let torn = made(4).incomplete().back_up(&world, "db").await;
+        assert!(!torn.snapshot.commit.complete);
+        for (backups, expected) in [(vec![whole.clone(), torn.clone()], &whole), (vec![torn.clone()], &torn)]
+        {
+            let planner = Planner::new(world.repository.clone(), backups).unwrap();
+            let plan = planner.plan(&Target::Latest, None).await.unwrap();
+            assert_eq!(plan.backup.snapshot.id, expected.snapshot.id);
+        }
+    }
+
+    #[tokio::test]
+    async fn of_several_clusters_none_is_taken_by_chance() {
+        let world = World::new().await;
+        let made = |system| Made::new(system, lsn(3, 40), lsn(3, 80), NINE, "");
+        let orders = made(1).back_up(&world, "orders").await;
+        let old = made(2).back_up(&world, "clinic").await;
+        let clinic = made(3).back_up(&world, "clinic").await;
+        let planner = |backups| Planner::new(world.repository.clone(), backups);
+        let refused = planner(vec![orders, clinic.clone()]).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "there are base backups of 2 clusters here: 3 (`host/clinic`), 1 (`host/orders`)"
+        );
+        let upgraded = planner(vec![old, clinic]).unwrap();
+        assert_eq!(
+            upgraded.newest().cluster.system_identifier.get(),
+            3,
+            "the new one took the old one's place"
+        );
+    }
 
     #[test]
     fn each_timeline_contributes_its_stretch() {

@@ -14,6 +14,16 @@ pub enum Bound {
     Exclusive,
 }
 
+impl Bound {
+    /// Whether recovery to a time ends before a transaction that ended then.
+    pub(crate) fn ends(self, time: TargetTime, end: i64) -> bool {
+        match self {
+            Self::Inclusive => end > time.get(),
+            Self::Exclusive => end >= time.get(),
+        }
+    }
+}
+
 /// A moment to recover to, with the microseconds that PostgreSQL knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TargetTime(i64);

@@ -43,6 +43,11 @@ sql "CREATE TABLE patients (n int PRIMARY KEY, name text) TABLESPACE fast"
 sql "CREATE TABLE visits (n int PRIMARY KEY, patient int REFERENCES patients)"
 sql "INSERT INTO patients SELECT n, 'patient ' || n FROM generate_series(1, 20000) n"
 sql "INSERT INTO visits SELECT n, n FROM generate_series(1, 20000) n"
+sql "CREATE SCHEMA old"
+sql "CREATE TABLE events (n int REFERENCES patients, day date) PARTITION BY RANGE (day)"
+sql "CREATE TABLE old.events_1 PARTITION OF events FOR VALUES FROM ('2026-01-01') TO ('2026-07-01')"
+sql "CREATE TABLE events_2 PARTITION OF events FOR VALUES FROM ('2026-07-01') TO ('2027-01-01')"
+sql "INSERT INTO events SELECT n, date '2026-01-01' + n % 365 FROM generate_series(1, 1000) n"
 oid=$(sql "SELECT oid FROM pg_tablespace WHERE spcname = 'fast'")
 
 # A base backup; by hand as long as the command cannot take one.
@@ -77,6 +82,7 @@ from=$(backed_up)
 sleep 0.2
 before=$(sql "SELECT clock_timestamp()")
 sql "DELETE FROM visits"
+sql "DELETE FROM events"
 sql "DELETE FROM patients WHERE n > 10"
 sql "CREATE TABLE filler AS SELECT n, repeat('x', 900) FROM generate_series(1, 60000) n"
 last=$(sql "SELECT pg_current_wal_flush_lsn()")
@@ -102,11 +108,37 @@ code=0; kw --quiet pg verify "$from" --level 5 --questions "$work/questions.toml
 [ $code = 13 ] || fail "a wrong answer ended with $code"
 compgen -G "$work/keepwell-scratch-*" >/dev/null && fail "a scratch cluster was left behind"
 
+# One that is interrupted leaves nothing behind either, and no server.
+as=(env)
+if [ "$(id -u)" = 0 ]; then as=(setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home"); fi
+"${as[@]}" "$keepwell" --repository "$work/repository" pg verify "$from" --level 4 --scratch "$work" --bin-dir "$BIN" >/dev/null 2>&1 &
+verifying=$!
+for _ in $(seq 600); do compgen -G "$work/keepwell-scratch-*/data/postmaster.pid" >/dev/null && break; sleep 0.05; done
+scratch_server=$(head -n 1 "$work"/keepwell-scratch-*/data/postmaster.pid)
+kill -INT "$verifying"
+code=0; wait "$verifying" || code=$?
+[ $code = 130 ] || fail "an interrupted verification ended with $code"
+compgen -G "$work/keepwell-scratch-*" >/dev/null && fail "an interrupt left a scratch cluster behind"
+[ -e "/proc/$scratch_server" ] && fail "an interrupt left a scratch server behind"
+
 kw pg extract --snapshot "$from" --at "$before" --database clinic --table public.patients --into 'dbname=clinic' --schema lost --scratch "$work" --bin-dir "$BIN"
 [ "$(sql "SELECT count(*) FROM lost.patients")" = 20000 ] || fail "the table was not taken out of the past"
 [ "$(sql "SELECT count(*) FROM patients")" = 10 ] || fail "the table that was there was touched"
 kw pg extract --snapshot "$from" --at "$before" --database clinic --table public.visits -o "$work/visits.sql" --scratch "$work" --bin-dir "$BIN"
 [ "$(grep -c '^[0-9]' "$work/visits.sql")" = 20000 ] || fail "the dump does not have the rows"
+kw pg extract --snapshot "$from" --at "$before" --database clinic --table public.events --table public.patients --into 'dbname=clinic' --schema parts --scratch "$work" --bin-dir "$BIN"
+for part in events:1000 events_1:542 events_2:458 patients:20000; do
+    [ "$(sql "SELECT count(*) FROM parts.${part%:*}")" = "${part#*:}" ] || fail "${part%:*} was taken out of the past in part"
+done
+code=0; kw --quiet pg extract --snapshot "$from" --at "$before" --database nowhere --table public.visits -o "$work/none.sql" --scratch "$work" --bin-dir "$BIN" 2>/dev/null || code=$?
+[ $code != 0 ] && ! compgen -G "$work/none.sql*" >/dev/null || fail "a failed extraction left a file"
+
+# A copy beside the original does not take its tablespace; it ends at the target when it is told to.
+code=0; kw --quiet pg restore "$from" "$work/beside" --to-time "$before" 2>"$work/refused" || code=$?
+[ $code != 0 ] && grep -q "something stands in \`$work/fast\`" "$work/refused" || fail "the live tablespace was not refused: $(cat "$work/refused")"
+kw pg restore "$from" "$work/beside" --to-time "$before" --start --action shutdown --tablespace "fast=$work/beside-fast" \
+    --set port=6545 --set "unix_socket_directories=$work/beside" --set listen_addresses= --bin-dir "$BIN"
+"$BIN/pg_controldata" -D "$work/beside" | grep -q 'shut down in recovery' || fail "the server did not end at its target"
 
 # The server dies; its data directory is damaged, and is repaired in place. The tablespace goes elsewhere.
 kill "$receiver"; wait "$receiver" 2>/dev/null || true; receiver=

@@ -123,13 +123,8 @@ pub enum SslNegotiation {
 /// Where trusted authorities come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RootCerts {
-    /// A PEM file; `required` when somebody named it.
-    File {
-        /// Where.
-        path: PathBuf,
-        /// Whether it is an error if it does not exist.
-        required: bool,
-    },
+    /// A PEM file.
+    File(PathBuf),
     /// Those of the operating system.
     System,
 }
@@ -156,6 +151,24 @@ impl HostOptions {
     /// The server as people name it: `db1:5432`, `/run/postgresql:5432`.
     pub fn describe(&self) -> String {
         format!("{}:{}", self.name, self.port)
+    }
+}
+
+/// When a connection over which nothing comes is tried, and given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeepAlive {
+    /// After so long without a byte; whole seconds.
+    pub idle: Duration,
+    /// And then so often; whole seconds.
+    pub interval: Duration,
+    /// It is dead when so many were not answered.
+    pub count: u32,
+}
+
+impl Default for KeepAlive {
+    /// A server that vanished is noticed after two minutes; systems wait for two hours.
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(60), interval: Duration::from_secs(15), count: 4 }
     }
 }
 
@@ -186,6 +199,10 @@ pub struct ConnectOptions {
     pub target: TargetSession,
     /// How long one server may take to let us in; `None` waits for as long as the system does.
     pub connect_timeout: Option<Duration>,
+    /// Over TCP; `None` never asks whether the server is still there.
+    pub keep_alive: Option<KeepAlive>,
+    /// How long the server may take to acknowledge what was sent, over TCP; `None` leaves that to the system.
+    pub user_timeout: Option<Duration>,
     /// Shown in `pg_stat_activity` and `pg_stat_replication`.
     pub application_name: String,
     /// Settings for the session, as in `-c work_mem=8MB`.

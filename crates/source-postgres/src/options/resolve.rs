@@ -10,7 +10,7 @@ use keepwell_crypto::Secret;
 
 use super::parse::{Pairs, connection_string, insert};
 use super::{
-    ChannelBinding, ConnectOptions, HostOptions, OptionsError, RootCerts, SslMode, SslNegotiation,
+    ChannelBinding, ConnectOptions, HostOptions, KeepAlive, OptionsError, RootCerts, SslMode, SslNegotiation,
     TargetSession,
 };
 
@@ -245,6 +245,8 @@ fn build(mut pairs: Pairs, surroundings: &Surroundings, name: &str) -> Result<Co
             ],
         )?,
         connect_timeout: timeout(&mut pairs)?,
+        keep_alive: keep_alive(&mut pairs)?,
+        user_timeout: number(&mut pairs, "tcp_user_timeout")?.map(|ms| Duration::from_millis(ms.into())),
         application_name: take(&mut pairs, "application_name").unwrap_or_else(|| name.to_owned()),
         session_options: take(&mut pairs, "options"),
     })
@@ -276,10 +278,10 @@ fn refuse_unsupported(pairs: &Pairs) -> Result<(), OptionsError> {
 fn root_certs(pairs: &mut Pairs, surroundings: &Surroundings) -> Result<RootCerts, OptionsError> {
     match take(pairs, "sslrootcert") {
         Some(value) if value == "system" => Ok(RootCerts::System),
-        Some(value) => Ok(RootCerts::File { path: value.into(), required: true }),
+        Some(value) => Ok(RootCerts::File(value.into())),
         None => {
             let path = surroundings.in_home(".postgresql/root.crt").unwrap_or_default();
-            Ok(RootCerts::File { path, required: false })
+            Ok(RootCerts::File(path))
         }
     }
 }
@@ -321,6 +323,30 @@ fn timeout(pairs: &mut Pairs) -> Result<Option<Duration>, OptionsError> {
         Ok(seconds) if seconds <= 0 => Ok(None),
         Ok(seconds) => Ok(Some(Duration::from_secs((seconds as u64).max(TIMEOUT_MIN_S)))),
         Err(_) => Err(bad("connect_timeout", &value, "it is a number of seconds")),
+    }
+}
+
+/// A number above zero; zero or none leaves the choice to us.
+fn number(pairs: &mut Pairs, keyword: &'static str) -> Result<Option<u32>, OptionsError> {
+    let Some(value) = take(pairs, keyword) else { return Ok(None) };
+    match value.trim().parse::<i32>() {
+        Ok(number) => Ok(u32::try_from(number).ok().filter(|number| *number > 0)),
+        Err(_) => Err(bad(keyword, &value, "it is a number")),
+    }
+}
+
+fn keep_alive(pairs: &mut Pairs) -> Result<Option<KeepAlive>, OptionsError> {
+    let mut seconds = |keyword| Ok(number(pairs, keyword)?.map(|s| Duration::from_secs(s.into())));
+    let (idle, interval) = (seconds("keepalives_idle")?, seconds("keepalives_interval")?);
+    let (count, default) = (number(pairs, "keepalives_count")?, KeepAlive::default());
+    match take(pairs, "keepalives").as_deref().map(str::trim) {
+        Some("0") => Ok(None),
+        None | Some("1" | "") => Ok(Some(KeepAlive {
+            idle: idle.unwrap_or(default.idle),
+            interval: interval.unwrap_or(default.interval),
+            count: count.unwrap_or(default.count),
+        })),
+        Some(other) => Err(bad("keepalives", other, "it is 0 or 1")),
     }
 }
 
@@ -429,6 +455,26 @@ fn password_fields(line: &str) -> Vec<(bool, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_vanished_is_noticed_as_the_options_say() {
+        let resolve = |text: &str| ConnectOptions::resolve(text, &Surroundings::default(), "t");
+        let plain = resolve("host=db user=ann").unwrap();
+        assert_eq!((plain.keep_alive, plain.user_timeout), (Some(KeepAlive::default()), None));
+        let given = resolve(
+            "host=db user=ann keepalives_idle=30 keepalives_interval=5 keepalives_count=2 tcp_user_timeout=9000",
+        );
+        let given = given.unwrap();
+        let seconds = Duration::from_secs;
+        let expected = KeepAlive { idle: seconds(30), interval: seconds(5), count: 2 };
+        assert_eq!((given.keep_alive, given.user_timeout), (Some(expected), Some(seconds(9))));
+        assert_eq!(resolve("host=db user=ann keepalives=0").unwrap().keep_alive, None);
+        for wrong in
+            ["keepalives=yes", "keepalives_idle=soon", "tcp_user_timeout=1s", "keepalives_count=9999999999"]
+        {
+            assert!(resolve(&format!("host=db user=ann {wrong}")).is_err(), "{wrong}");
+        }
+    }
 
     fn home(files: &[(&str, &str, u32)]) -> (tempfile::TempDir, Surroundings) {
         let dir = tempfile::tempdir().unwrap();

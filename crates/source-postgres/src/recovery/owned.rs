@@ -1,24 +1,33 @@
-//! A target in which everything belongs to one user: a server refuses files of others.
+//! A target in which everything belongs to one user, since a server refuses files of others, and in which other things may
+//! stand beside what is restored.
 
 use std::sync::Arc;
 
 use backup_core::target::{RestoreTarget, TargetError, TargetFile};
 use keepwell_catalog::{Entry, MapKey};
 
-/// Passes everything on with the owner replaced.
+/// Passes everything on with the owner replaced, if one is given.
 pub(super) struct Owned {
     inner: Arc<dyn RestoreTarget>,
-    owner: (u32, u32),
+    owner: Option<(u32, u32)>,
+    only: Option<Vec<Vec<u8>>>,
 }
 
 impl Owned {
-    pub fn new(inner: Arc<dyn RestoreTarget>, owner: (u32, u32)) -> Self {
-        Self { inner, owner }
+    /// With `only`, no other names are seen in the root: whoever removes what the snapshot lacks leaves them alone.
+    pub fn new(inner: Arc<dyn RestoreTarget>, owner: Option<(u32, u32)>, only: Option<Vec<Vec<u8>>>) -> Self {
+        Self { inner, owner, only }
     }
 
     fn own(&self, entry: &Entry) -> Entry {
-        let (uid, gid) = self.owner;
-        Entry { uid, gid, user: None, group: None, ..entry.clone() }
+        own(entry, self.owner)
+    }
+}
+
+fn own(entry: &Entry, owner: Option<(u32, u32)>) -> Entry {
+    match owner {
+        Some((uid, gid)) => Entry { uid, gid, user: None, group: None, ..entry.clone() },
+        None => entry.clone(),
     }
 }
 
@@ -58,7 +67,11 @@ impl RestoreTarget for Owned {
     }
 
     fn list_dir(&self, key: Option<&MapKey>) -> Result<Vec<Vec<u8>>, TargetError> {
-        self.inner.list_dir(key)
+        let mut names = self.inner.list_dir(key)?;
+        if let (None, Some(only)) = (key, &self.only) {
+            names.retain(|name| only.contains(name));
+        }
+        Ok(names)
     }
 
     fn is_mounted(&self, key: Option<&MapKey>) -> Result<bool, TargetError> {
@@ -76,7 +89,7 @@ impl RestoreTarget for Owned {
 
 struct OwnedFile {
     inner: Box<dyn TargetFile>,
-    owner: (u32, u32),
+    owner: Option<(u32, u32)>,
 }
 
 impl TargetFile for OwnedFile {
@@ -93,7 +106,6 @@ impl TargetFile for OwnedFile {
     }
 
     fn finish(self: Box<Self>, entry: &Entry) -> Result<(), TargetError> {
-        let (uid, gid) = self.owner;
-        self.inner.finish(&Entry { uid, gid, user: None, group: None, ..entry.clone() })
+        self.inner.finish(&own(entry, self.owner))
     }
 }

@@ -33,7 +33,7 @@ pub struct ScratchOptions {
     pub superuser: String,
 }
 
-/// A scratch cluster; its server, if it runs, is not stopped by dropping this.
+/// A scratch cluster. Dropping it stops its server, if that runs, and may take some seconds.
 #[derive(Debug)]
 pub struct Scratch {
     options: ScratchOptions,
@@ -77,20 +77,14 @@ impl Scratch {
             options: self.settings(backup)?,
             log: self.options.directory.join("server.log"),
         };
-        let mut server = start.run()?;
-        let said = server.wait(Until::Open, at_most).await;
-        match said {
-            Ok(said) => {
-                self.server = Some(server);
-                Ok(said)
-            }
-            Err(error) => {
-                if matches!(error, ServerError::TooSlow { .. }) {
-                    server.stop(StopSignal::Immediate).await?;
-                }
-                Err(error)
-            }
+        // From here on it is ours to stop, also when nobody waits for it any more.
+        let said = self.server.insert(start.run()?).wait(Until::Open, at_most).await;
+        match &said {
+            Ok(_) => {}
+            Err(ServerError::TooSlow { .. }) => self.stop().await?,
+            Err(_) => self.server = None,
         }
+        said
     }
 
     fn settings(&self, backup: &BaseBackup) -> Result<Vec<(String, String)>, ServerError> {
@@ -177,11 +171,24 @@ impl Scratch {
         &self.layout.directory
     }
 
+    /// A file of this name beside its data, which goes with it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.options.directory.join(name)
+    }
+
     /// Stops the server at once, if it runs.
     pub async fn stop(&mut self) -> Result<(), ServerError> {
         match self.server.take() {
             Some(server) => server.stop(StopSignal::Immediate).await,
             None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.stop_now();
         }
     }
 }
@@ -218,4 +225,50 @@ pub(crate) async fn run(mut program: Command) -> Result<(), ServerError> {
     let from = text.len().saturating_sub(COMPLAINT_BYTES_MAX);
     let from = (from..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
     Err(ServerError::Failed { program: name, reason: text[from..].trim().replace('\n', "; ") })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::lsn::Lsn;
+    use crate::testing::{Made, SYSTEM, World};
+
+    #[tokio::test]
+    async fn a_server_that_nobody_waits_for_any_more_is_stopped_with_its_cluster() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let program = "#!/bin/sh\ncase $1 in --version) echo 'postgres (PostgreSQL) 15.1'; exit;; esac\n\
+                       echo $$ > pid.new; mv pid.new pid; exec sleep 600\n";
+        std::fs::write(path("postgres"), program).unwrap();
+        std::fs::set_permissions(path("postgres"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(path("data")).unwrap();
+        let binaries = Binaries::find(15, &[dir.path().to_owned()]).unwrap();
+        let options = ScratchOptions {
+            directory: dir.path().to_owned(),
+            socket: dir.path().to_owned(),
+            owner: None,
+            restore_command: String::new(),
+            superuser: "postgres".into(),
+        };
+        let made = Made::new(SYSTEM, Lsn::new(0x28), Lsn::new(0x100), 0, "");
+        let backup = made.back_up(&World::new().await, "db").await;
+        let layout = layout(&backup, &options);
+        let mut scratch = Scratch { options, layout, binaries, server: None };
+        let waited = async {
+            while !path("data/pid").exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            said = scratch.start(&backup, Duration::from_secs(60)) => panic!("{said:?}"),
+            () = waited => {}
+        }
+        let pid = fs::read_to_string(path("data/pid")).unwrap();
+        let process = PathBuf::from(format!("/proc/{}", pid.trim()));
+        assert!(process.exists());
+        drop(scratch);
+        assert!(!process.exists());
+    }
 }

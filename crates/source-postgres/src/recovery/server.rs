@@ -134,6 +134,8 @@ pub enum Until {
     Open,
     /// It answers queries, maybe still recovering.
     Readable,
+    /// It has stopped at its target and ended.
+    ShutDown,
 }
 
 impl Until {
@@ -143,6 +145,7 @@ impl Until {
         match self {
             Self::Open => text == "database system is ready to accept connections",
             Self::Readable => text.starts_with("database system is ready to accept"),
+            Self::ShutDown => false,
         }
     }
 }
@@ -197,6 +200,10 @@ impl RunningServer {
         let mut waited = Duration::ZERO;
         loop {
             if let Some(status) = self.child.try_wait().map_err(|source| self.failed(source))? {
+                let said = said(&self.lines());
+                if until == Until::ShutDown && status.success() && said.stopped.is_some() {
+                    return Ok(said);
+                }
                 return Err(ServerError::Ended { status: status.to_string(), reason: self.complaint() });
             }
             let lines = self.lines();
@@ -223,6 +230,18 @@ impl RunningServer {
             tokio::time::sleep(POLL_EVERY).await;
         }
         Ok(())
+    }
+
+    /// The same from where nobody can wait; gives up after ten seconds.
+    pub(super) fn stop_now(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
+        for _ in 0..100 {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(POLL_EVERY);
+        }
     }
 
     /// Its process.
@@ -303,6 +322,30 @@ mod tests {
         let read_only = "database system is ready to accept read-only connections";
         assert!(Until::Readable.is_said_by(read_only) && !Until::Open.is_said_by(read_only));
         assert!(Until::Open.is_said_by("database system is ready to accept connections"));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_ends_at_its_target_has_done_what_it_should_and_one_that_ends_before_has_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("postgres");
+        let stopping = "LOG:  recovery stopping before commit of transaction 745";
+        for (said, code, fine) in
+            [(stopping, 0, true), (stopping, 1, false), ("LOG:  shutting down", 0, false)]
+        {
+            fs::write(&program, format!("#!/bin/sh\necho '{said}'\nexit {code}\n")).unwrap();
+            fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            let start = Start {
+                binaries: Binaries { directory: dir.path().to_owned() },
+                directory: dir.path().to_owned(),
+                owner: None,
+                options: Vec::new(),
+                log: dir.path().join("log"),
+            };
+            let ended = start.run().unwrap().wait(Until::ShutDown, Duration::from_secs(60)).await;
+            assert_eq!(ended.is_ok(), fine, "{said} {code}: {ended:?}");
+            let ended = start.run().unwrap().wait(Until::Open, Duration::from_secs(60)).await;
+            assert!(matches!(ended, Err(ServerError::Ended { .. })));
+        }
     }
 
     #[test]

@@ -153,15 +153,18 @@ impl Client {
         loop {
             match self.wire.next().await? {
                 Message::Other(Parsed::RowDescription(body)) => {
+                    // A table without columns costs something as well.
+                    bytes += 64;
                     let columns = body.fields().map(|field| Ok(field.name().to_owned())).collect();
-                    let columns = columns.map_err(|_| protocol("the head of a table cannot be read"))?;
+                    let columns: Vec<String> =
+                        columns.map_err(|_| protocol("the head of a table cannot be read"))?;
+                    bytes += columns.iter().map(|name| name.len() + 64).sum::<usize>();
+                    within(bytes)?;
                     tables.push(Rows { columns, rows: Vec::new() });
                 }
                 Message::Other(Parsed::DataRow(body)) => {
                     bytes += body.buffer().len() + 64;
-                    if bytes > ANSWER_MAX {
-                        return Err(protocol("its answer is longer than 64 MiB"));
-                    }
+                    within(bytes)?;
                     let table = tables.last_mut().ok_or_else(|| protocol("a row without a table"))?;
                     table.rows.push(row(&body)?);
                 }
@@ -243,6 +246,10 @@ impl Client {
             }
         }
     }
+}
+
+fn within(bytes: usize) -> Result<(), PgError> {
+    if bytes > ANSWER_MAX { Err(protocol("its answer is longer than 64 MiB")) } else { Ok(()) }
 }
 
 fn row(body: &DataRowBody) -> Result<Vec<Option<Bytes>>, PgError> {

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use postgres_protocol::message::backend::Message as Parsed;
 use postgres_protocol::message::frontend;
 use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio_rustls::TlsConnector;
@@ -131,6 +132,7 @@ async fn open(
     }
     let mut stream = dial(host).await.map_err(fail)?;
     stream.set_nodelay(true).map_err(fail)?;
+    watch_over(&stream, options).map_err(fail)?;
     if attempt == Attempt::Clear {
         return Ok((Box::new(stream), Channel::Clear));
     }
@@ -164,6 +166,19 @@ async fn dial(host: &HostOptions) -> io::Result<TcpStream> {
         }
     }
     Err(last)
+}
+
+/// Has the system notice when the server is gone without a word.
+fn watch_over(stream: &TcpStream, options: &ConnectOptions) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    if let Some(keep_alive) = options.keep_alive {
+        let settings = TcpKeepalive::new()
+            .with_time(keep_alive.idle)
+            .with_interval(keep_alive.interval)
+            .with_retries(keep_alive.count);
+        socket.set_tcp_keepalive(&settings)?;
+    }
+    socket.set_tcp_user_timeout(options.user_timeout)
 }
 
 /// Asks whether the server does TLS. Reads one byte and no more: what follows it in clear must not be trusted later.
@@ -221,4 +236,32 @@ pub(super) async fn start(
         return Err(PgError::TooOld { host: host.describe(), version });
     }
     Ok(client)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::options::Surroundings;
+
+    #[tokio::test]
+    async fn the_system_watches_over_a_connection() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let text = format!("host=127.0.0.1 port={port} user=ann keepalives_count=7 tcp_user_timeout=9000");
+        let mut options = ConnectOptions::resolve(&text, &Surroundings::default(), "t").unwrap();
+        let stream = dial(&options.hosts[0]).await.unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(!socket.keepalive().unwrap());
+        watch_over(&stream, &options).unwrap();
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 7);
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(9)));
+        options.keep_alive = None;
+        let stream = dial(&options.hosts[0]).await.unwrap();
+        watch_over(&stream, &options).unwrap();
+        assert!(!SockRef::from(&stream).keepalive().unwrap());
+    }
 }

@@ -149,6 +149,25 @@ async fn what_a_server_reports_without_end_is_refused() {
 }
 
 #[tokio::test]
+async fn tables_without_end_are_refused_also_when_they_have_no_rows() {
+    let head = |columns: u16| {
+        let column = [&b"c\0"[..], &[0; 18]].concat();
+        message(b'T', &[&columns.to_be_bytes()[..], &column.repeat(columns.into())].concat())
+    };
+    for (columns, count) in [(1000, 1100), (0, 1_100_000)] {
+        let mut says = vec![auth(0, b""), parameter("server_version", "15"), ready()];
+        says.extend(std::iter::repeat_n(head(columns), count));
+        let (ours, mut theirs) = tokio::io::duplex(64 << 20);
+        theirs.write_all(&says.concat()).await.unwrap();
+        theirs.shutdown().await.unwrap();
+        let options = options("");
+        let mut client = start(Box::new(ours), &Channel::Clear, &options, &options.hosts[0]).await.unwrap();
+        let error = client.query("SELECT 1", "ask").await.unwrap_err();
+        assert_eq!(error.to_string(), "the server breaks the protocol: its answer is longer than 64 MiB");
+    }
+}
+
+#[tokio::test]
 async fn every_common_refusal_says_what_to_do() {
     let hba = "no pg_hba.conf entry for host \"10.0.0.7\", user \"ann\", database \"x\", no encryption";
     let cases = [

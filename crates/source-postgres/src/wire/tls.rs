@@ -35,9 +35,7 @@ pub(super) fn config(options: &ConnectOptions) -> Result<Arc<ClientConfig>, Opti
         (SslMode::VerifyFull, _) => (Check::Name, roots(options)?),
         (SslMode::VerifyCa, _) => (Check::Authority, roots(options)?),
         // libpq: a root certificate file that exists is used.
-        (SslMode::Require, RootCerts::File { path, .. }) if path.exists() => {
-            (Check::Authority, roots(options)?)
-        }
+        (SslMode::Require, RootCerts::File(path)) if path.exists() => (Check::Authority, roots(options)?),
         _ => (Check::Nothing, Vec::new()),
     };
     let verifier = Arc::new(Verifier::new(check, roots, options.crl.as_deref(), &provider)?);
@@ -75,7 +73,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, OptionsErro
 
 fn roots(options: &ConnectOptions) -> Result<Vec<CertificateDer<'static>>, OptionsError> {
     match &options.root_certs {
-        RootCerts::File { path, .. } => certificates(path),
+        RootCerts::File(path) => certificates(path),
         RootCerts::System => {
             let found = rustls_native_certs::load_native_certs();
             if found.certs.is_empty() {

@@ -1,13 +1,13 @@
 //! `pg extract`.
 
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use keepwell_source_postgres::recovery::{Planner, Scratch};
 use serde_json::json;
 
-use super::restore::{find_backups, find_binaries};
+use super::restore::{find_backups, find_binaries, warn_of_incomplete};
 use super::scratch::{self, Place, ScratchArgs};
 use super::target::TargetArgs;
 use crate::context::Context;
@@ -24,7 +24,8 @@ Examples:
 
 The cluster is restored into a scratch directory, recovered to the moment, and thrown
 away. Into a database the tables go in a schema of their own, `restored_…`, so that
-nothing that is there is touched; foreign keys are left out.";
+nothing that is there is touched; foreign keys are left out. A table comes with its
+partitions, and with the tables that inherit from it.";
 
 /// Get single tables back, out of any moment
 #[derive(Debug, clap::Args)]
@@ -70,16 +71,24 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
             return Err(Complaint::failed(format!("`{program}` of this major is not on this host")).into());
         }
     }
-    let place = Place::make(ctx, &opened, &plan, &args.scratch)?;
+    let place = Place::make(&opened, &plan, &args.scratch)?;
     ctx.interrupt.ends_by_itself();
     ctx.printer.say(format_args!("restoring snapshot {} to recover {target}", plan.backup.snapshot.short()));
+    warn_of_incomplete(ctx, &plan);
     let mut scratch = place.restore(&opened, &plan, binaries).await?;
     opened.progress.end();
-    let said = scratch::start(&mut scratch, &plan).await?;
-    if let Some(stopped) = &said.stopped {
-        ctx.printer.say(format_args!("  {stopped}"));
-    }
-    let extracted = extract(ctx, &scratch, &tables, &args).await;
+    let extracted = async {
+        let said = scratch::start(&mut scratch, &plan).await?;
+        if let Some(stopped) = &said.stopped {
+            ctx.printer.say(format_args!("  {stopped}"));
+        }
+        extract(ctx, &scratch, &tables, &args).await
+    };
+    let extracted = tokio::select! {
+        extracted = extracted => extracted,
+        // What runs is ended, and what was made is removed.
+        () = ctx.interrupt.requested() => Err(Complaint::failed("stopped").into()),
+    };
     let stopped = scratch.stop().await;
     let rows = extracted?;
     stopped?;
@@ -128,24 +137,55 @@ async fn extract(
             scratch.query(database, &sql).await.with_context(|| format!("count `{schema}.{table}`"))?;
         rows.push(found.text(0, 0).and_then(|count| count.parse().ok()).unwrap_or(0));
     }
+    let all = with_parts(scratch, database, tables).await?;
     let mut dump = scratch.program("pg_dump").context("pg_dump went away")?;
     dump.args(["--no-owner", "--no-privileges", "-d"]).arg(scratch.connection(database));
     if let Some(output) = &args.output {
-        let file = std::fs::File::create(output).with_context(|| format!("create `{}`", output.display()))?;
-        for (schema, table) in tables {
+        for (schema, table) in &all {
             dump.arg("-t").arg(format!("{}.{}", quoted(schema), quoted(table)));
         }
-        finish(dump.stdout(file), "pg_dump").await?;
+        dump_to(dump, output).await?;
         return Ok(rows);
     }
     let stamp = text::rfc3339(ctx.now()).replace(['-', ':'], "").to_lowercase();
     let stamp = stamp.split('.').next().unwrap_or_default();
     let schema = args.schema.clone().unwrap_or_else(|| format!("restored_{stamp}"));
-    move_into(scratch, database, tables, &schema).await?;
+    move_into(scratch, database, &all, &schema).await?;
     dump.arg("-n").arg(quoted(&schema));
     load(scratch, dump, args.into.as_deref().unwrap_or_default()).await?;
     ctx.printer.say(format_args!("the tables are in the schema `{schema}`"));
     Ok(rows)
+}
+
+/// The tables and all partitions and tables that inherit from them, which hold their rows; each once, parents first.
+async fn with_parts(
+    scratch: &Scratch,
+    database: &str,
+    tables: &[(String, String)],
+) -> Result<Vec<(String, String)>> {
+    let mut all = Vec::new();
+    for (schema, table) in tables {
+        let found = scratch.query(database, &parts_of(schema, table)).await;
+        let found = found.with_context(|| format!("look for the partitions of `{schema}.{table}`"))?;
+        for row in 0..found.rows.len() {
+            let name = |column| found.text(row, column).map(str::to_owned);
+            let part = name(0).zip(name(1)).context("a table has a name that is not UTF-8")?;
+            if !all.contains(&part) {
+                all.push(part);
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn parts_of(schema: &str, table: &str) -> String {
+    let name = literal(&format!("{}.{}", quoted(schema), quoted(table)));
+    format!(
+        "WITH RECURSIVE part(oid, depth) AS (SELECT {name}::regclass::oid, 0 UNION ALL \
+         SELECT inhrelid, depth + 1 FROM pg_inherits JOIN part ON inhparent = part.oid) \
+         SELECT nspname, relname FROM part JOIN pg_class USING (oid) JOIN pg_namespace n ON n.oid = relnamespace \
+         ORDER BY depth, nspname, relname"
+    )
 }
 
 async fn move_into(
@@ -159,7 +199,8 @@ async fn move_into(
     for (from, table) in tables {
         let name = format!("{}.{}", quoted(from), quoted(table));
         let keys = run(format!(
-            "SELECT conname FROM pg_constraint WHERE contype = 'f' AND conrelid = {}::regclass",
+            "SELECT conname FROM pg_constraint WHERE contype = 'f' AND conparentid = 0 AND coninhcount = 0 \
+             AND conrelid = {}::regclass",
             literal(&name)
         ))
         .await?;
@@ -172,26 +213,45 @@ async fn move_into(
     Ok(())
 }
 
-/// All or nothing.
-async fn load(scratch: &Scratch, mut dump: std::process::Command, into: &str) -> Result<()> {
-    let mut psql =
-        std::process::Command::new(scratch.program("psql").context("psql went away")?.get_program());
-    psql.args(["-X", "-q", "--single-transaction", "-v", "ON_ERROR_STOP=1", "-d", into]);
-    let mut dumping = dump.stdout(Stdio::piped()).spawn().context("run pg_dump")?;
-    let from = dumping.stdout.take().context("read from pg_dump")?;
-    finish(psql.stdin(from).stdout(Stdio::null()), "psql").await?;
-    let status = tokio::task::spawn_blocking(move || dumping.wait()).await?.context("wait for pg_dump")?;
-    match status.success() {
-        true => Ok(()),
-        false => Err(Complaint::failed(format!("pg_dump failed ({status})")).into()),
+/// All or nothing: only a dump that came to its end is loaded.
+async fn load(scratch: &Scratch, dump: std::process::Command, into: &str) -> Result<()> {
+    let file = scratch.file("tables.sql");
+    dump_to(dump, &file).await?;
+    let program = scratch.program("psql").context("psql went away")?;
+    let mut psql = std::process::Command::new(program.get_program());
+    psql.args(["-X", "-q", "--single-transaction", "-v", "ON_ERROR_STOP=1", "-d", into, "-f"]).arg(&file);
+    finish(psql, "psql").await
+}
+
+/// Runs a command that writes a dump; half a dump is not left behind, and takes the place of nothing.
+async fn dump_to(mut dump: std::process::Command, output: &Path) -> Result<()> {
+    let create = |path: &Path| File::create(path).with_context(|| format!("create `{}`", path.display()));
+    // Of a terminal or a pipe nothing can be taken back.
+    if fs::metadata(output).is_ok_and(|found| !found.is_file()) {
+        dump.stdout(create(output)?);
+        return finish(dump, "pg_dump").await;
+    }
+    let mut partial = output.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = Partial(PathBuf::from(partial));
+    dump.stdout(create(&partial.0)?);
+    finish(dump, "pg_dump").await?;
+    fs::rename(&partial.0, output).with_context(|| format!("create `{}`", output.display()))
+}
+
+/// A file that goes unless it was renamed.
+struct Partial(PathBuf);
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
     }
 }
 
-async fn finish(command: &mut std::process::Command, name: &str) -> Result<()> {
-    let mut child = command.spawn().with_context(|| format!("run {name}"))?;
-    let status = tokio::task::spawn_blocking(move || child.wait())
-        .await?
-        .with_context(|| format!("wait for {name}"))?;
+/// Runs a program to its end; when nobody waits for it any more, it is killed.
+async fn finish(command: std::process::Command, name: &str) -> Result<()> {
+    let mut command = tokio::process::Command::from(command);
+    let status = command.kill_on_drop(true).status().await.with_context(|| format!("run {name}"))?;
     match status.success() {
         true => Ok(()),
         false => Err(Complaint::failed(format!("{name} failed ({status})")).into()),
@@ -209,5 +269,27 @@ mod tests {
             assert!(table(wrong).is_err(), "{wrong}");
         }
         assert_eq!(quoted("a\"b"), "\"a\"\"b\"");
+    }
+
+    #[tokio::test]
+    async fn half_a_dump_is_not_left_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("tables.sql");
+        let shell = |script: &str| {
+            let mut command = std::process::Command::new("sh");
+            command.arg("-c").arg(script);
+            command
+        };
+        dump_to(shell("echo whole"), &output).await.unwrap();
+        assert!(dump_to(shell("echo half; exit 3"), &output).await.is_err());
+        assert_eq!(fs::read_to_string(&output).unwrap(), "whole\n");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        dump_to(shell("echo said"), Path::new("/dev/null")).await.unwrap();
+    }
+
+    #[test]
+    fn names_in_a_question_stay_names() {
+        let sql = parts_of("a\"b", "o'c");
+        assert!(sql.contains(r#"SELECT '"a""b"."o''c"'::regclass::oid"#), "{sql}");
     }
 }

@@ -11,6 +11,7 @@ use backup_core::target::{RestoreTarget, TargetError};
 use keepwell_source_files::{FileTarget, TargetOptions};
 use keepwell_source_postgres::recovery::{Cluster, Layout, Places};
 
+use crate::commands::restore::place::is_occupied;
 use crate::context::Context;
 use crate::exit::Complaint;
 
@@ -47,7 +48,8 @@ impl Places for Directories {
 
 /// Where everything goes.
 ///
-/// `moves` are `OLD=NEW`, where OLD is a tablespace's place, name or number.
+/// `moves` are `OLD=NEW`, where OLD is a tablespace's place, name or number. Beside the original no tablespace goes where
+/// something stands: it may be the original's.
 pub fn layout(
     ctx: &Context,
     cluster: &Cluster,
@@ -72,6 +74,16 @@ pub fn layout(
         let number = tablespace.oid.to_string();
         let names = [Some(tablespace.location.as_str()), tablespace.name.as_deref(), Some(&number)];
         let new = names.into_iter().flatten().find_map(|name| moved.remove(name));
+        let own_place =
+            cluster.data_directory.as_ref().is_some_and(|own| same_place(Path::new(own), &directory));
+        if new.is_none() && !own_place && is_occupied(Path::new(&tablespace.location)) {
+            let place = &tablespace.location;
+            return Err(Complaint::failed(format!(
+                "something stands in `{place}`, a tablespace's place, and the cluster's own directory was another one"
+            ))
+            .hint(format!("Say where this one's tablespace goes: `--tablespace {place}=NEW`."))
+            .into());
+        }
         tablespaces.insert(tablespace.oid, PathBuf::from(new.unwrap_or(&tablespace.location)));
     }
     if let Some(unknown) = moved.keys().next() {
@@ -84,8 +96,14 @@ pub fn layout(
     Ok(Layout { owner: self::owner(&directory, owner)?, directory, tablespaces, saved_wal })
 }
 
+/// Whether two paths lead to the same directory.
+fn same_place(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    real(one) == real(other)
+}
+
 /// User and group of the files. Only root can give files away, and a server does not run as root.
-fn owner(directory: &Path, named: Option<&str>) -> Result<Option<(u32, u32)>> {
+pub fn owner(directory: &Path, named: Option<&str>) -> Result<Option<(u32, u32)>> {
     let is_root = rustix::process::geteuid().is_root();
     if let Some(name) = named {
         let found = account(name).ok_or_else(|| Complaint::usage(format!("there is no user `{name}`")))?;
@@ -129,4 +147,42 @@ pub fn obstacle(path: &Path, (user, group): (u32, u32)) -> Option<PathBuf> {
         found.mode() & bit != 0
     };
     path.ancestors().skip(1).find(|directory| !passes(directory)).map(Path::to_path_buf)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn a_copy_does_not_take_the_tablespaces_of_the_original() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fast, data) = (dir.path().join("fast"), dir.path().join("data"));
+        fs::create_dir_all(fast.join("PG_15_202209061")).unwrap();
+        fs::create_dir(&data).unwrap();
+        let json = format!(
+            r#"{{ "format": 1, "system_identifier": "7", "server_version_num": 150018, "timeline": 1,
+            "start_lsn": "0/28", "stop_lsn": "0/100", "start_time": 0, "stop_time": 0, "wal_segment_size": 16777216,
+            "data_directory": "{}", "tablespaces": [{{ "oid": 16400, "location": "{}", "name": "fast" }}] }}"#,
+            data.display(),
+            fast.display()
+        );
+        let cluster = Cluster::parse(json.as_bytes()).unwrap();
+        let global = crate::args::Arguments::try_parse_from(["keepwell", "version"]).unwrap().global;
+        let printer = crate::printer::Printer::new(&global, &Default::default());
+        let ctx = Context::new(global, Default::default(), printer.into()).unwrap();
+        let layout = |directory: &Path, moves: &[String]| {
+            super::layout(&ctx, &cluster, directory, moves, Some("root"))
+                .map(|l| l.tablespaces[&16400].clone())
+        };
+        let copy = dir.path().join("copy");
+        let refused = layout(&copy, &[]).unwrap_err().to_string();
+        assert!(refused.contains("something stands in"), "{refused}");
+        let elsewhere = format!("fast={}/elsewhere", dir.path().display());
+        assert_eq!(layout(&copy, &[elsewhere]).unwrap(), dir.path().join("elsewhere"));
+        assert_eq!(layout(&data, &[]).unwrap(), fast, "in its own place");
+        fs::remove_dir(fast.join("PG_15_202209061")).unwrap();
+        assert_eq!(layout(&copy, &[]).unwrap(), fast, "nothing is there");
+    }
 }

@@ -1,6 +1,7 @@
 //! `pg restore`.
 
 use std::fs;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,9 @@ use backup_core::RestorePlan;
 use keepwell_catalog::MapKey;
 use keepwell_source_postgres::recovery::{
     self, Archiving, BaseBackup, Binaries, ClusterReport, Layout, Mode, Planner, RecoveryPlan,
-    RecoverySettings, Start, Until, base_backups,
+    RecoverySettings, Start, Target, Until, base_backups,
 };
+use keepwell_source_postgres::replication::SystemId;
 use serde_json::json;
 
 use super::helper::{self, Helper};
@@ -70,7 +72,8 @@ pub struct Args {
     /// Let the restored cluster archive its WAL as the original did
     #[arg(long)]
     keep_archiving: bool,
-    /// Start the server, and wait until it has recovered and opened
+    /// Start the server, and wait until it has recovered and opened; with --standby or --action pause until it can be
+    /// read, with --action shutdown until it has shut down at the target
     #[arg(long)]
     start: bool,
     /// Where the server's programs are
@@ -113,9 +116,17 @@ struct Prepared {
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let target = args.target.target()?;
     let opened = open::for_reading(ctx).await?;
-    let backups = find_backups(&opened, args.snapshot.as_deref(), &args.filter).await?;
+    let mut backups = find_backups(&opened, args.snapshot.as_deref(), &args.filter).await?;
+    let standing = standing_system(&args.directory)?;
+    let is_named = args.snapshot.as_deref().is_some_and(|name| name != "latest");
+    if backups.iter().any(|backup| Some(backup.cluster.system_identifier) == standing) && !is_named {
+        backups.retain(|backup| Some(backup.cluster.system_identifier) == standing);
+    }
     let planner = Planner::new(opened.repository.clone(), backups)?;
     let plan = planner.plan(&target, args.target.timeline).await?;
+    if let Some(standing) = standing.filter(|standing| *standing != plan.backup.cluster.system_identifier) {
+        refuse_other_cluster(ctx, standing, &plan, is_named)?;
+    }
     let binaries = match args.start {
         true => Some(find_binaries(ctx, plan.backup.cluster.major(), args.bin_dir.as_deref())?),
         false => None,
@@ -127,6 +138,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         let directory = prepared.layout.directory.display().to_string();
         return Err(recovery::RestoreError::Running { directory, pid }.into());
     }
+    prepared.layout.check_wal()?;
     if args.dry_run {
         return Ok(Exit::Done);
     }
@@ -136,6 +148,48 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     }
     made.keep();
     execute(ctx, prepared, binaries, &args).await
+}
+
+/// The cluster that stands in a directory, if one does.
+fn standing_system(directory: &Path) -> Result<Option<SystemId>> {
+    let (path, mut first) = (directory.join("global/pg_control"), [0; 8]);
+    match fs::File::open(&path).and_then(|mut file| file.read_exact(&mut first)) {
+        Ok(()) => Ok(Some(SystemId::new(u64::from_ne_bytes(first)))),
+        // It may be what has to be restored.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read `{}`", path.display())),
+    }
+}
+
+/// Over another cluster only a base backup that was named is restored.
+fn refuse_other_cluster(
+    ctx: &Context,
+    standing: SystemId,
+    plan: &RecoveryPlan,
+    is_named: bool,
+) -> Result<()> {
+    let own = plan.backup.cluster.system_identifier;
+    let fact = format!("cluster {standing} stands in the directory, and the base backup is of cluster {own}");
+    if is_named {
+        ctx.printer.warn(fact);
+        return Ok(());
+    }
+    Err(Complaint::failed(fact)
+        .hint("Restore into an empty directory, or name the snapshot that is to take its place.")
+        .into())
+}
+
+/// Says so when a base backup is not whole.
+pub fn warn_of_incomplete(ctx: &Context, plan: &RecoveryPlan) {
+    let snapshot = &plan.backup.snapshot;
+    if !snapshot.commit.complete {
+        let problems = snapshot.manifest().map_or(0, |manifest| manifest.problem_count);
+        ctx.printer.warn(format_args!(
+            "snapshot {} is not complete: {} when it was taken, as `keepwell show` says",
+            snapshot.short(),
+            text::count(problems, "problem", "problems")
+        ));
+    }
 }
 
 /// Directories that were made for the plan; removed again unless they are kept.
@@ -153,7 +207,7 @@ impl Drop for Undo {
     }
 }
 
-/// The base backups that may be begun with.
+/// The base backups that may be begun with, whole or not: the planner prefers those that are.
 pub async fn find_backups(opened: &Opened, name: Option<&str>, filter: &Filter) -> Result<Vec<BaseBackup>> {
     let snapshots = opened.repository.snapshots().await?;
     let part = name.map(Part::parse).transpose()?;
@@ -161,7 +215,7 @@ pub async fn find_backups(opened: &Opened, name: Option<&str>, filter: &Filter) 
     let of_kind = |s: &backup_core::Snapshot| {
         root.is_some() || s.manifest().is_ok_and(|m| m.source_kind == recovery::SOURCE_KIND)
     };
-    let fits = |s: &backup_core::Snapshot| s.commit.complete && filter.accepts(s) && of_kind(s);
+    let fits = |s: &backup_core::Snapshot| filter.accepts(s) && of_kind(s);
     let candidates: Vec<_> = snapshots.into_iter().filter(fits).collect();
     let chosen = match part.as_ref().map(|part| part.name.as_str()) {
         None | Some("latest") => candidates,
@@ -250,6 +304,7 @@ fn describe(ctx: &Context, prepared: &Prepared, args: &Args) {
             printer.say("  what stands there is backed up first");
         }
     }
+    warn_of_incomplete(ctx, plan);
     printer.json("pg_restore_plan", plan_json(prepared, args));
     warnings(ctx, prepared);
 }
@@ -373,10 +428,11 @@ async fn start(
 ) -> Result<()> {
     let system = plan.backup.cluster.system_identifier.get();
     let mut options = Vec::new();
-    // A standby needs its WAL for longer than we are here.
-    let helper = match args.standby {
-        true => None,
-        false => Some(Helper::start(opened.repository.wal_reader(system)?, layout.owner)?),
+    // A standby needs its WAL for longer than we are here, and so does a server that waits at the target.
+    let until = until(args.standby, &args.action, &plan.target);
+    let helper = match until {
+        Until::Open => Some(Helper::start(opened.repository.wal_reader(system)?, layout.owner)?),
+        Until::Readable | Until::ShutDown => None,
     };
     if let Some(helper) = &helper {
         options.push(("restore_command".to_owned(), helper.restore_command(plan)?));
@@ -395,12 +451,15 @@ async fn start(
         log: log.clone(),
     };
     let mut server = start.run()?;
-    let until = if args.standby || args.action != "promote" { Until::Readable } else { Until::Open };
     ctx.printer.say(format_args!("the server recovers; it says in {} what it does", log.display()));
     let said = server.wait(until, Duration::from_secs(args.start_timeout)).await?;
     let took = began.elapsed();
-    let opened_for = if until == Until::Open { "open" } else { "open for reading" };
-    ctx.printer.line(format_args!("the server is {opened_for} after {}", text::duration(took)));
+    let state = match until {
+        Until::Open => "open",
+        Until::Readable => "open for reading",
+        Until::ShutDown => "at the target, and shut down,",
+    };
+    ctx.printer.line(format_args!("the server is {state} after {}", text::duration(took)));
     if let Some(stopped) = &said.stopped {
         ctx.printer.say(format_args!("  {stopped}"));
     }
@@ -413,6 +472,18 @@ async fn start(
             "last_transaction": said.last_transaction, "timeline": said.timeline, "log": log }),
     );
     Ok(())
+}
+
+/// What a server that was started does first.
+fn until(standby: bool, action: &str, target: &Target) -> Until {
+    match action {
+        _ if standby => Until::Readable,
+        // The end of the log is no target, and nothing is done there but to open.
+        _ if *target == Target::Latest => Until::Open,
+        "pause" => Until::Readable,
+        "shutdown" => Until::ShutDown,
+        _ => Until::Open,
+    }
 }
 
 /// Where the server finds its configuration, if that is not in the data directory.
@@ -434,4 +505,31 @@ fn configuration(plan: &RecoveryPlan, layout: &Layout) -> Result<Vec<(String, St
         ("data_directory".to_owned(), directory.to_owned()),
         ("external_pid_file".to_owned(), String::new()),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_server_that_opens_gets_its_log_from_us() {
+        let to = Target::Immediate;
+        assert_eq!(until(false, "promote", &to), Until::Open);
+        assert_eq!(until(false, "pause", &to), Until::Readable);
+        assert_eq!(until(false, "shutdown", &to), Until::ShutDown);
+        assert_eq!(until(false, "shutdown", &Target::Latest), Until::Open);
+        assert_eq!(until(true, "promote", &to), Until::Readable);
+    }
+
+    #[test]
+    fn a_directory_says_which_cluster_stands_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(standing_system(dir.path()).unwrap(), None);
+        fs::create_dir(dir.path().join("global")).unwrap();
+        let control = dir.path().join("global/pg_control");
+        fs::write(&control, "short").unwrap();
+        assert_eq!(standing_system(dir.path()).unwrap(), None, "damaged");
+        fs::write(&control, [&7_u64.to_ne_bytes()[..], &[0; 100]].concat()).unwrap();
+        assert_eq!(standing_system(dir.path()).unwrap(), Some(SystemId::new(7)));
+    }
 }

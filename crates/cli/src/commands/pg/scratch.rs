@@ -12,7 +12,6 @@ use keepwell_source_postgres::recovery::{
 
 use super::helper::{Helper, private_directory};
 use super::places::{self, Directories};
-use crate::context::Context;
 use crate::exit::Complaint;
 use crate::open::Opened;
 
@@ -49,12 +48,12 @@ pub struct Place {
 
 impl Place {
     /// Makes them.
-    pub fn make(ctx: &Context, opened: &Opened, plan: &RecoveryPlan, args: &ScratchArgs) -> Result<Self> {
+    pub fn make(opened: &Opened, plan: &RecoveryPlan, args: &ScratchArgs) -> Result<Self> {
         let cluster = &plan.backup.cluster;
         let name = format!("keepwell-scratch-{}-{}", std::process::id(), plan.backup.snapshot.short());
         let directory =
             std::path::absolute(args.scratch.join(name)).map_err(|e| Complaint::usage(e.to_string()))?;
-        let owner = places::layout(ctx, cluster, &directory, &[], args.owner.as_deref())?.owner;
+        let owner = places::owner(&directory, args.owner.as_deref())?;
         fs::create_dir(&directory).with_context(|| format!("create `{}`", directory.display()))?;
         let made = || {
             if let Some((user, group)) = owner {

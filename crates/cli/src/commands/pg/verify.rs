@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use keepwell_source_postgres::recovery::{
-    Expect, Ladder, Level, Outcome, Planner, Question, RecoveryPlan, Step, failed,
+    Expect, Ladder, Level, Outcome, Planner, Question, RecoveryPlan, Scratch, Step, failed,
 };
 use serde::Deserialize;
 use serde_json::json;
 
-use super::restore::{find_backups, find_binaries};
+use super::restore::{find_backups, find_binaries, warn_of_incomplete};
 use super::scratch::{self, Place, ScratchArgs};
 use super::target::TargetArgs;
 use crate::context::Context;
@@ -87,6 +87,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         plan.backup.cluster.system_identifier,
         args.level
     ));
+    warn_of_incomplete(ctx, &plan);
     ctx.interrupt.ends_by_itself();
     let printer = std::sync::Arc::clone(&ctx.printer);
     let mut report = move |step: &Step| {
@@ -105,6 +106,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let began = Instant::now();
     climb(ctx, &opened, &plan, level, &questions, &args, &mut ladder).await;
     opened.progress.end();
+    if ctx.interrupt.is_requested() {
+        return Err(Complaint::failed("stopped").into());
+    }
     let (sound, steps) = (ladder.is_sound(), ladder.into_steps());
     finish(ctx, &plan, &steps, sound, began, &args)?;
     Ok(if sound { Exit::Done } else { Exit::Damage })
@@ -142,7 +146,7 @@ async fn climb(
             return;
         }
     };
-    let place = match Place::make(ctx, opened, plan, &args.scratch) {
+    let place = match Place::make(opened, plan, &args.scratch) {
         Ok(place) => place,
         Err(error) => {
             let reason = crate::exit::one_line(&error);
@@ -163,10 +167,30 @@ async fn climb(
         }
     };
     ladder.note(Level::Files, "the files are restored", began, Ok(String::new()));
-    ladder.manifest(&scratch).await;
+    let climbed = with_server(&mut scratch, plan, level, questions, ladder);
+    tokio::select! {
+        () = climbed => {}
+        // What runs is ended, and what was made is removed.
+        () = ctx.interrupt.requested() => {}
+    }
+    let began = Instant::now();
+    if let Err(error) = scratch.stop().await {
+        ladder.note(Level::Start, "the scratch server stops", began, Err(failed(error)));
+    }
+}
+
+/// The levels that need programs of the server.
+async fn with_server(
+    scratch: &mut Scratch,
+    plan: &RecoveryPlan,
+    level: Level,
+    questions: &[Question],
+    ladder: &mut Ladder<'_>,
+) {
+    ladder.manifest(scratch).await;
     if level >= Level::Start {
         let began = Instant::now();
-        let said = scratch::start(&mut scratch, plan).await;
+        let said = scratch::start(scratch, plan).await;
         let open = said.is_ok();
         let detail = said.map_err(failed).map(|said| {
             said.stopped
@@ -175,15 +199,11 @@ async fn climb(
         });
         ladder.note(Level::Start, "a server recovers and opens", began, detail);
         if open && level >= Level::Content {
-            ladder.content(&scratch).await;
+            ladder.content(scratch).await;
         }
         if open && level >= Level::Questions {
-            ladder.questions(&scratch, questions).await;
+            ladder.questions(scratch, questions).await;
         }
-    }
-    let began = Instant::now();
-    if let Err(error) = scratch.stop().await {
-        ladder.note(Level::Start, "the scratch server stops", began, Err(failed(error)));
     }
 }
 

@@ -1,5 +1,6 @@
 //! The command line as a whole. Each command's own arguments stand in its file.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -140,4 +141,42 @@ pub enum Command {
     Completions(commands::completions::Args),
     Man(commands::man::Args),
     Version(commands::version::Args),
+}
+
+impl Command {
+    /// Whether a recovering server asks for WAL: then every failure must look like one to it.
+    pub fn serves_recovery(&self) -> bool {
+        matches!(self, Self::Wal(args) if args.serves_recovery())
+    }
+}
+
+impl GlobalArgs {
+    /// The options that say which repository is meant, and how it is opened, for a process of our own that goes on with it.
+    pub fn again(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = Vec::new();
+        let mut add = |name: &str, value: Option<OsString>| {
+            if let Some(value) = value {
+                words.extend([name.into(), value]);
+            }
+        };
+        let text = |value: &Option<String>| value.as_ref().map(OsString::from);
+        let path = |value: &Option<PathBuf>| value.as_ref().map(|path| path.clone().into_os_string());
+        let number = |value: Option<u64>| value.map(|number| number.to_string().into());
+        add("--repository", text(&self.repository));
+        add("--key-file", path(&self.key_file));
+        add("--key-command", text(&self.key_command));
+        add("--passphrase-file", path(&self.passphrase_file));
+        add("--passphrase-command", text(&self.passphrase_command));
+        add("--passphrase-fd", number(self.passphrase_fd.map(u64::from)));
+        add("--config", path(&self.config));
+        add("--profile", text(&self.profile));
+        add("--cache-dir", path(&self.cache_dir));
+        add("--threads", number(self.threads.map(u64::from)));
+        add("--memory", number(self.memory));
+        add("--limit-download", number(self.limit_download));
+        if self.no_cache {
+            words.push("--no-cache".into());
+        }
+        words
+    }
 }

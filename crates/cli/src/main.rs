@@ -25,6 +25,7 @@ mod select;
 mod table;
 mod text;
 
+use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
             // Help and version are asked for; everything else is a mistake. Nothing can be done if printing fails.
             let _ = error.print();
             return match error.use_stderr() {
-                true if serves_recovery() => Exit::Recovery.into(),
+                true if names_wal_get(std::env::args_os()) => Exit::Recovery.into(),
                 true => Exit::Usage.into(),
                 false => Exit::Done.into(),
             };
@@ -55,9 +56,10 @@ fn main() -> ExitCode {
     };
     start_logging(&environment);
     let printer = Arc::new(Printer::new(&arguments.global, &environment));
+    let serves_recovery = arguments.command.serves_recovery();
     let outcome = run(arguments, environment, &printer);
     let exit = outcome.unwrap_or_else(|error| {
-        let exit = if serves_recovery() { Exit::Recovery } else { exit::exit_of(&error) };
+        let exit = if serves_recovery { Exit::Recovery } else { exit::exit_of(&error) };
         printer.error(&exit::one_line(&error), &exit::hints_of(&error), exit.number());
         exit
     });
@@ -65,10 +67,10 @@ fn main() -> ExitCode {
     std::process::exit(i32::from(exit.number()))
 }
 
-/// Whether a recovering server asks for WAL: then every failure must look like one to it.
-fn serves_recovery() -> bool {
-    let words: Vec<_> = std::env::args_os().collect();
-    words.windows(2).any(|pair| pair[0] == "wal" && pair[1] == "get")
+/// Whether a command line that cannot be understood may be one by which a recovering server asks for WAL: then its failure
+/// must look like one to the server.
+fn names_wal_get(words: impl Iterator<Item = OsString>) -> bool {
+    words.skip_while(|word| word != "wal").any(|word| word == "get")
 }
 
 fn run(arguments: Arguments, environment: Environment, printer: &Arc<Printer>) -> Result<Exit> {
@@ -104,4 +106,25 @@ fn start_logging(environment: &Environment) {
     let Some(filter) = &environment.log else { return };
     let filter = EnvFilter::builder().parse_lossy(filter);
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_serves_a_recovery_is_told_by_what_it_means() {
+        let parsed = |line: &str| Arguments::try_parse_from(line.split(' '));
+        let serves = |line: &str| parsed(line).unwrap().command.serves_recovery();
+        assert!(serves("keepwell wal get 000000010000000000000003 x"));
+        assert!(serves("keepwell wal -r /x get 000000010000000000000003 x"));
+        assert!(serves("keepwell wal --quiet -r wal get 000000010000000000000003 x"));
+        assert!(!serves("keepwell ls wal:/get"));
+        assert!(!serves("keepwell wal status get"));
+        for wrong in ["keepwell wal -r /x get", "keepwell wal --key-file f get a b c"] {
+            assert!(parsed(wrong).is_err());
+            assert!(names_wal_get(wrong.split(' ').map(OsString::from)), "{wrong}");
+        }
+        assert!(!names_wal_get(["keepwell", "get", "wal"].map(OsString::from).into_iter()));
+    }
 }

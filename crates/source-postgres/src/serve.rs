@@ -29,7 +29,7 @@ const AHEAD_BYTES_MAX: usize = 128 << 20;
 const AHEAD_MAX: u64 = 8;
 /// A request is the name of a file.
 const NAME_BYTES_MAX: usize = 64;
-/// A client that says nothing for so long is not waited for.
+/// A client that neither asks nor takes its answer for so long is not waited for; the store may take longer.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a client accepts: the largest segment, and some.
 const ANSWER_BYTES_MAX: u64 = (1 << 30) + 1;
@@ -41,12 +41,17 @@ type Fetching = JoinHandle<Result<Option<SegmentFile>, ArchiveError>>;
 pub struct WalServer {
     reader: WalReader,
     ahead: Mutex<HashMap<String, Fetching>>,
+    patience: Duration,
 }
 
 impl WalServer {
     /// Serves the log that `reader` reads.
     pub fn new(reader: WalReader) -> Arc<Self> {
-        Arc::new(Self { reader, ahead: Mutex::default() })
+        Arc::new(Self::patient(reader, PATIENCE))
+    }
+
+    fn patient(reader: WalReader, patience: Duration) -> Self {
+        Self { reader, ahead: Mutex::default(), patience }
     }
 
     /// Gives a file as [`fetch`] does, and begins to fetch the next ones.
@@ -125,27 +130,36 @@ impl WalServer {
             let this = Arc::clone(&self);
             tokio::spawn(async move {
                 // A client that went away says so by itself: its server asks again.
-                let _ = tokio::time::timeout(PATIENCE, this.answer(stream)).await;
+                let _ = this.answer(stream).await;
             });
         }
     }
 
     async fn answer(self: Arc<Self>, mut stream: UnixStream) -> io::Result<()> {
-        let (mut name, mut byte) = (Vec::new(), [0]);
-        while stream.read(&mut byte).await? == 1 && byte[0] != b'\n' && name.len() < NAME_BYTES_MAX {
-            name.push(byte[0]);
-        }
+        let name = tokio::time::timeout(self.patience, asked(&mut stream)).await??;
         let (kind, content) = match self.get(&String::from_utf8_lossy(&name)).await {
             Ok(Fetched::Found(content)) => (b'F', content),
             Ok(Fetched::Missing) => (b'M', Vec::new()),
             Err(error @ ArchiveError::Gap { .. }) => (b'G', crate::one_line(&error).into_bytes()),
             Err(error) => (b'E', crate::one_line(&error).into_bytes()),
         };
-        stream.write_all(&[kind]).await?;
-        stream.write_all(&(content.len() as u64).to_le_bytes()).await?;
-        stream.write_all(&content).await?;
-        stream.flush().await
+        let written = async {
+            stream.write_all(&[kind]).await?;
+            stream.write_all(&(content.len() as u64).to_le_bytes()).await?;
+            stream.write_all(&content).await?;
+            stream.flush().await
+        };
+        tokio::time::timeout(self.patience, written).await?
     }
+}
+
+/// Reads the name of a file.
+async fn asked(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
+    let (mut name, mut byte) = (Vec::new(), [0]);
+    while stream.read(&mut byte).await? == 1 && byte[0] != b'\n' && name.len() < NAME_BYTES_MAX {
+        name.push(byte[0]);
+    }
+    Ok(name)
 }
 
 impl Drop for WalServer {
@@ -245,6 +259,27 @@ mod tests {
         assert_eq!(server.get(&name(4)).await.unwrap(), Fetched::Found(content(SYSTEM, 4, 4)));
         assert!(matches!(server.get(&name(5)).await, Ok(Fetched::Found(_))));
         assert_eq!(server.get(&name(6)).await.unwrap(), Fetched::Missing);
+    }
+
+    #[tokio::test]
+    async fn a_client_waits_for_a_slow_store_and_is_not_waited_for_itself() {
+        let world = World::new().await;
+        world.put(3, 3, size().get()).await;
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("wal");
+        let (_stop, stopped) = watch::channel(false);
+        let patience = Duration::from_millis(50);
+        let server = Arc::new(WalServer::patient(world.repository.wal_reader(SYSTEM).unwrap(), patience));
+        tokio::spawn(server.run(UnixListener::bind(&socket).unwrap(), None, stopped));
+        let held = world.store.gate.lock().await;
+        let asked = socket.clone();
+        let asking = tokio::task::spawn_blocking(move || super::ask(&asked, &name(3)));
+        // This one says nothing; that it is sent away shows that patience is over for the other one, too.
+        let mut silent = UnixStream::connect(&socket).await.unwrap();
+        tokio::time::sleep(2 * patience).await;
+        assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+        drop(held);
+        assert_eq!(asking.await.unwrap().unwrap(), Fetched::Found(content(SYSTEM, 3, 3)));
     }
 
     #[tokio::test]

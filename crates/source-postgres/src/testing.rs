@@ -48,6 +48,8 @@ pub struct Store {
     memory: Memory,
     pub away: AtomicBool,
     pub reads: AtomicU64,
+    /// While somebody holds it, nothing is read.
+    pub gate: tokio::sync::Mutex<()>,
 }
 
 impl Store {
@@ -67,6 +69,7 @@ impl ObjectStore for Store {
     }
     async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
         self.there(key)?;
+        drop(self.gate.lock().await);
         self.reads.fetch_add(1, Ordering::SeqCst);
         self.memory.get(key).await
     }

@@ -51,6 +51,13 @@ enum Action {
     Push(push::Args),
 }
 
+impl Args {
+    /// Whether this is `wal get`.
+    pub fn serves_recovery(&self) -> bool {
+        matches!(self.action, Action::Get(_))
+    }
+}
+
 /// Runs `wal`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     match args.action {

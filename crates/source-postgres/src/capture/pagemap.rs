@@ -4,13 +4,16 @@
 //! room: files are then stored anew where a chunk of theirs changed. It holds hashes under a random key, and names of files.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::{Buf, Bytes};
 use keepwell_catalog::MapKey;
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 
 use super::basis::{Basis, Origin};
 use super::content::Part;
@@ -54,6 +57,7 @@ impl<'b> PageMap<'b> {
         if let Some(directory) = maps.path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         }
+        remove_left_over(&maps.path);
         let partial = maps.path.with_extension(format!("{}.partial", std::process::id()));
         let out = File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
         let mut out = BufWriter::new(out);
@@ -108,6 +112,22 @@ impl Drop for PageMap<'_> {
     fn drop(&mut self) {
         // Gone already if it was finished.
         let _ = fs::remove_file(&self.partial);
+    }
+}
+
+/// Removes what captures left that were killed: those of processes that are no more.
+fn remove_left_over(path: &Path) {
+    let (Some(directory), Some(stem)) = (path.parent(), path.file_stem()) else { return };
+    let process = |name: &OsStr| -> Option<i32> {
+        let rest = name.to_str()?.strip_prefix(stem.to_str()?)?;
+        rest.strip_prefix('.')?.strip_suffix(".partial")?.parse().ok()
+    };
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let process = process(&entry.file_name()).and_then(Pid::from_raw);
+        if process.is_some_and(|pid| test_kill_process(pid) == Err(Errno::SRCH)) {
+            // What cannot be removed costs only its room.
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -303,6 +323,24 @@ mod tests {
         let names: Vec<_> =
             fs::read_dir(dir.path().join("maps")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names.len(), 4, "nothing is left behind: {names:?}");
+    }
+
+    #[test]
+    fn what_a_killed_capture_left_goes_with_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let maps = PageMaps { path: dir.path().join("map"), key: [3; 32] };
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        let left = dir.path().join(format!("map.{}.partial", ended.id()));
+        let others =
+            ["map.1.partial".to_owned(), format!("other.{}.partial", ended.id()), "map.x.partial".to_owned()];
+        for name in &others {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        fs::write(&left, "half").unwrap();
+        PageMap::open(&maps, None).unwrap();
+        assert!(!left.exists());
+        assert!(others.iter().all(|name| dir.path().join(name).exists()));
     }
 
     #[test]

@@ -114,7 +114,6 @@ pub struct BackupStream<'a> {
     waiting: VecDeque<Option<Tablespace>>,
     state: State,
     end: Option<(Lsn, Timeline)>,
-    found_bad_pages: bool,
 }
 
 /// What the server says at the very end when it found pages whose checksum does not fit. All has been sent then.
@@ -138,13 +137,7 @@ impl Client {
         } else {
             State::Together { in_manifest: false }
         };
-        let mut stream = BackupStream {
-            client: self,
-            waiting: archives.collect(),
-            state,
-            end: None,
-            found_bad_pages: false,
-        };
+        let mut stream = BackupStream { client: self, waiting: archives.collect(), state, end: None };
         if major < NEW_SYNTAX {
             // The first COPY has begun already; its archive is announced by the first event.
             stream.state = State::Apart { copying: false };
@@ -205,11 +198,6 @@ impl BackupStream<'_> {
     /// Where the backup ended: the cluster is consistent from here on. `None` before the stream ended.
     pub fn end(&self) -> Option<(Lsn, Timeline)> {
         self.end
-    }
-
-    /// Whether the server itself found pages whose checksum does not fit.
-    pub fn found_bad_pages(&self) -> bool {
-        self.found_bad_pages
     }
 
     async fn together(&mut self, in_manifest: bool) -> Result<Option<BackupEvent>, PgError> {
@@ -273,7 +261,8 @@ impl BackupStream<'_> {
         let Answer::Done(tables) = answer else { return Err(odd("BASE_BACKUP")) };
         match error {
             None => {}
-            Some(error) if error.code == DATA_CORRUPTED && !tables.is_empty() => self.found_bad_pages = true,
+            // It found pages whose checksum does not fit; they are found here as well, and named.
+            Some(error) if error.code == DATA_CORRUPTED && !tables.is_empty() => {}
             Some(error) => return Err(PgError::Server { action: ACTION.to_owned(), error }),
         }
         let parse = || {

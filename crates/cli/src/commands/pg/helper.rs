@@ -138,14 +138,57 @@ fn command_line(words: Vec<String>) -> String {
     line
 }
 
-/// Where a helper for the log of a cluster listens that `wal get --prefetch` starts.
+/// Where a helper for the log of a cluster listens that `wal get --prefetch` starts: one for each repository, and for each
+/// way to open it.
 pub fn helper_socket(ctx: &Context, system: u64) -> PathBuf {
-    ctx.cache_dir().join(format!("wal-{system:016x}.socket"))
+    let (options, environment) = (&ctx.global, &ctx.environment);
+    let meant = format!(
+        "{:?}",
+        (
+            options.again(),
+            std::env::current_dir().ok().filter(|_| is_relative(ctx)),
+            (&environment.repository, &environment.key_file, &environment.key_command),
+            (&environment.config, &environment.profile, ctx.profile.repository.as_ref()),
+        )
+    );
+    let digest = keepwell_crypto::Digest::of(meant.as_bytes()).to_string();
+    ctx.cache_dir().join(format!("wal-{system:016x}-{}.socket", &digest[..16]))
+}
+
+/// Whether what is meant depends on where we run.
+fn is_relative(ctx: &Context) -> bool {
+    let (options, environment) = (&ctx.global, &ctx.environment);
+    let places = [options.repository.as_deref(), environment.repository.as_deref()];
+    let files = [&options.key_file, &environment.key_file, &options.config, &environment.config];
+    places.into_iter().flatten().any(|place| !place.contains(':') && !place.starts_with('/'))
+        || files.into_iter().flatten().any(|file| file.is_relative())
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[test]
+    fn another_repository_has_another_helper() {
+        let socket = |words: &[&str], system| {
+            let words = [&["keepwell", "--quiet"], words, &["version"]].concat();
+            let global = crate::args::Arguments::try_parse_from(words).unwrap().global;
+            let printer = crate::printer::Printer::new(&global, &Default::default());
+            helper_socket(&Context::new(global, Default::default(), printer.into()).unwrap(), system)
+        };
+        let one = ["-r", "/srv/one", "--cache-dir", "/c"];
+        assert_eq!(socket(&one, 7), socket(&one, 7));
+        for other in [
+            &["-r", "/srv/other", "--cache-dir", "/c"][..],
+            &["-r", "/srv/one", "--cache-dir", "/c", "--key-file", "/k"],
+        ] {
+            assert_ne!(socket(&one, 7), socket(other, 7));
+        }
+        assert_ne!(socket(&one, 7), socket(&one, 8));
+        assert_eq!(socket(&one, 7).parent(), Some(Path::new("/c")));
+    }
 
     #[test]
     fn a_command_line_survives_the_shell_and_the_server() {

@@ -1,6 +1,5 @@
 //! `wal get`, a restore_command.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
@@ -72,9 +71,11 @@ async fn obtain(ctx: &Context, args: &Args) -> Result<Fetched> {
     if args.prefetch {
         let socket = helper_socket(ctx, system);
         match serve::ask(&socket, &args.file) {
-            Ok(fetched) => return Ok(fetched),
+            Ok(fetched @ Fetched::Found(_)) => return Ok(fetched),
+            // The server would open: a helper that has another repository in hand must not be the one to say so.
+            Ok(Fetched::Missing) => {}
             // Nobody listens yet, or any more. Whatever went wrong, it is tried without a helper before it counts.
-            Err(error) if is_absent(&error) => leave_helper(&socket, system)?,
+            Err(error) if is_absent(&error) => leave_helper(ctx, &socket, system)?,
             Err(error) => ctx.printer.verbose(format_args!("the helper does not help: {error}")),
         }
     }
@@ -89,13 +90,13 @@ fn is_absent(error: &io::Error) -> bool {
 }
 
 /// Starts a `wal serve` with our own options, which goes on without us.
-fn leave_helper(socket: &Path, system: u64) -> Result<()> {
-    let words: Vec<OsString> = std::env::args_os().collect();
-    let before = words.windows(2).position(|pair| pair[0] == "wal" && pair[1] == "get");
-    let before = before.map_or(&words[..0], |at| &words[1..at]);
+fn leave_helper(ctx: &Context, socket: &Path, system: u64) -> Result<()> {
     let program = std::env::current_exe().context("find our own program")?;
     let mut command = Command::new(program);
-    command.args(before).args(["wal", "serve", "--idle", "60", "--system"]).arg(system.to_string());
+    command
+        .args(ctx.global.again())
+        .args(["wal", "serve", "--idle", "60", "--system"])
+        .arg(system.to_string());
     command.arg(socket).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     command.spawn().context("start `wal serve`")?;
     Ok(())
@@ -123,8 +124,35 @@ fn place(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".keepwell");
     let beside = PathBuf::from(beside);
-    let mut file = fs::File::create(&beside)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)
+    let write = || {
+        let mut file = fs::File::create(&beside)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    write().inspect_err(|_| {
+        // On a full disk this may be what the server needs to go on.
+        let _ = fs::remove_file(&beside);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_could_not_be_put_in_place_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("RECOVERYXLOG");
+        place(&path, b"old").unwrap();
+        place(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        let taken = dir.path().join("taken");
+        fs::create_dir_all(taken.join("by something")).unwrap();
+        assert!(place(&taken, b"new").is_err());
+        let mut names: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["RECOVERYXLOG", "taken"]);
+    }
 }

@@ -44,7 +44,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Err(Complaint::new(Exit::Locked, format!("somebody serves at `{shown}` already")).into());
     }
-    let opened = open::for_reading(ctx).await?;
+    // As `wal get` opens it: a copy that is behind would end a recovery early.
+    let opened = open::repository(ctx).await?;
     opened.progress.end();
     let system = match super::systems(&opened, args.system).await?[..] {
         [one] => one,

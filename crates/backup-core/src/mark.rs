@@ -1,6 +1,8 @@
 //! Marking: which chunks the roots reach. One bit per index entry, so that memory follows the index, not the data.
 
-use keepwell_catalog::{IndexSet, Location, PackSet, record_extents, walk_nodes};
+use std::ops::ControlFlow;
+
+use keepwell_catalog::{IndexSet, Location, PackSet, record_extents, walk_nodes_past};
 use keepwell_crypto::ChunkId;
 
 use crate::Error;
@@ -50,8 +52,8 @@ pub(crate) trait Visitor {
     fn broken(&mut self, error: Error) -> Result<(), Error>;
 }
 
-/// Visits everything that the root reaches. A node that cannot be read is handed to [`Visitor::broken`], and the rest
-/// of the tree is left alone.
+/// Visits everything that the root reaches. A node that cannot be read is handed to [`Visitor::broken`]; if that gives no
+/// error, the rest of the tree is visited.
 pub(crate) fn visit(
     nodes: &Nodes,
     index: &IndexSet,
@@ -59,7 +61,8 @@ pub(crate) fn visit(
     visitor: &mut dyn Visitor,
 ) -> Result<(), Error> {
     let shared = std::cell::RefCell::new((visitor, None));
-    let walked = walk_nodes(
+    let mut stopped = None;
+    walk_nodes_past(
         nodes,
         root,
         &mut |id| {
@@ -79,12 +82,16 @@ pub(crate) fn visit(
                 failed.get_or_insert(error);
             }
         },
+        &mut |error| {
+            let (visitor, _) = &mut *shared.borrow_mut();
+            stopped = visitor.broken(error.into()).err();
+            if stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        },
     );
     let (visitor, failed) = shared.into_inner();
-    match (failed, walked) {
+    match (failed, stopped) {
         (Some(error), _) => visitor.broken(error),
-        (None, Err(error)) => visitor.broken(error.into()),
-        (None, Ok(())) => Ok(()),
+        (None, stopped) => stopped.map_or(Ok(()), Err),
     }
 }
 

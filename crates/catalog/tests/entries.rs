@@ -3,12 +3,16 @@
 
 mod common;
 
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
 use common::{Counting, Records, builder, nodes};
 use keepwell_catalog::{
-    Entry, EntryKind, Extent, MapError, MapKey, MapReader, MemoryNodes, Root, diff, for_each_record,
-    push_entry,
+    Entry, EntryKind, Extent, Gap, MapError, MapKey, MapReader, MemoryNodes, NodeSource, Root, diff,
+    for_each_record, push_entry, walk_nodes, walk_nodes_past,
 };
-use keepwell_crypto::ChunkKind;
+use keepwell_crypto::{ChunkId, ChunkKind};
 use proptest::prelude::*;
 
 fn key(path: &str) -> MapKey {
@@ -105,7 +109,7 @@ fn a_directory_lists_its_children_alone() {
     let mut entries = reader.heads_below(&MapKey::root()).unwrap();
     entries.next().unwrap().unwrap();
     let (a, _) = entries.next().unwrap().unwrap();
-    entries.skip_below(&a).unwrap();
+    entries.skip_below(&a);
     assert_eq!(keys(entries), ["b", "c"]);
 }
 
@@ -220,5 +224,63 @@ proptest! {
         let reader = MapReader::new(&nodes, root.id);
         let found: Vec<_> = reader.entries().unwrap().collect::<Result<_, _>>().unwrap();
         prop_assert_eq!(found, entries);
+    }
+}
+
+/// Lacks some nodes.
+struct Without<'n>(&'n MemoryNodes, HashSet<ChunkId>);
+
+impl NodeSource for Without<'_> {
+    fn node(&self, id: &ChunkId) -> Result<Bytes, MapError> {
+        if self.1.contains(id) {
+            return Err(MapError::Entry { what: "it is not there" });
+        }
+        self.0.node(id)
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_passed_over_and_named() {
+    let mut nodes = nodes();
+    let entries: Vec<_> =
+        (0..6000).map(|n| (key(&format!("d{}/f{n:04}", n / 1000)), file(n % 20, n))).collect();
+    let root = build(&entries, &mut nodes);
+    let mut ids = Vec::new();
+    walk_nodes(
+        &nodes,
+        &root.id,
+        &mut |id| {
+            ids.push(*id);
+            true
+        },
+        &mut |_, _| {},
+    )
+    .unwrap();
+    assert!(ids.len() > 10, "{}", ids.len());
+    for missing in ids.iter().skip(1) {
+        let source = Without(&nodes, HashSet::from([*missing, ids[ids.len() / 2]]));
+        let reader = MapReader::new(&source, root.id);
+        let mut heads = reader.heads_below(&MapKey::root()).unwrap();
+        let (mut found, mut gaps) = (Vec::new(), Vec::new());
+        while let Some(item) = heads.next() {
+            match item {
+                Ok((key, _)) => found.push(key),
+                Err(_) => gaps.push(heads.pass().unwrap().unwrap()),
+            }
+        }
+        assert!(heads.pass().unwrap().is_none() && !gaps.is_empty());
+        let lies_in =
+            |key: &MapKey, gap: &Gap| gap.from <= *key && gap.to.as_ref().is_none_or(|to| key <= to);
+        for (key, _) in &entries {
+            assert!(found.binary_search(key).is_ok() || gaps.iter().any(|gap| lies_in(key, gap)), "{key}");
+        }
+        assert!(found.is_sorted() && found.len() > 1000, "{}", found.len());
+        let mut visited = 0;
+        let mut broken = 0;
+        walk_nodes_past(&source, &root.id, &mut |_| true, &mut |_, _| visited += 1, &mut |_| {
+            broken += 1;
+            ControlFlow::Continue(())
+        });
+        assert!(visited >= found.len() && broken >= 1);
     }
 }

@@ -118,7 +118,7 @@ proptest! {
         let mut cursor = reader.cursor().unwrap();
         let mut at_least = Vec::new();
         for target in targets {
-            cursor.seek(&target).unwrap();
+            cursor.seek(&target);
             at_least = at_least.max(target);
             let expected = records.range(at_least.clone()..).next();
             prop_assert_eq!(cursor.next_record().unwrap(), expected.map(|(key, value)| (&key[..], &value[..])));

@@ -39,7 +39,7 @@ pub(crate) fn for_each_raw(
         match (step, &current) {
             (Step::Next, _) => {}
             (Step::SkipBelow, Some(key)) => match key.after_subtree() {
-                Some(after) => cursor.seek(&after)?,
+                Some(after) => cursor.seek(&after),
                 None => return Ok(()),
             },
             (Step::SkipBelow | Step::Stop, _) => return Ok(()),

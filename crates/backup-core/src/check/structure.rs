@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use keepwell_catalog::names::ObjectName;
-use keepwell_catalog::{ContentName, IndexSet, Location, MapKey, MapReader, PackClass, PackRef, Root, names};
+use keepwell_catalog::{
+    ContentName, Entry, IndexSet, Location, MapKey, MapReader, PackClass, PackRef, Root, names,
+};
 use keepwell_crypto::ChunkId;
 
 use super::CheckReport;
@@ -165,24 +167,33 @@ fn name_affected(
             report.damaged_paths.push(format!("{}:{path}", snapshot.short()));
         }
     };
-    let entries = match reader.entries_below(&MapKey::root()) {
-        Ok(entries) => entries,
-        Err(_) => {
-            affected("/".into());
-            return Ok(());
-        }
+    let Ok(mut entries) = reader.heads_below(&MapKey::root()) else {
+        affected("/".into());
+        return Ok(());
     };
-    for item in entries {
+    while let Some(item) = entries.next() {
         match item {
-            Ok((key, entry)) => {
-                if entry.content.iter().filter_map(|e| e.chunk()).any(|id| walk.lost.contains(id)) {
-                    affected(shown(&key));
+            Ok((key, entry)) if lacks(&reader, &key, &entry, walk) => affected(shown(&key)),
+            Ok(_) => {}
+            Err(error) => match entries.pass() {
+                Ok(Some(gap)) => affected(format!("{} ({gap}: {error})", shown(&gap.from))),
+                _ => {
+                    affected(format!("? ({error})"));
+                    break;
                 }
-            }
-            Err(error) => affected(format!("? ({error})")),
+            },
         }
     }
     Ok(())
+}
+
+/// Whether something of a file's content is lost, or where it lies.
+fn lacks(reader: &MapReader<'_>, key: &MapKey, entry: &Entry, walk: &Walk<'_>) -> bool {
+    let Ok(mut extents) = reader.extents(key, entry) else { return true };
+    extents.any(|extent| match extent {
+        Ok(extent) => extent.chunk().is_some_and(|id| walk.lost.contains(id)),
+        Err(_) => true,
+    })
 }
 
 /// Proves that everything below a root that is not yet committed can be read and is stored.

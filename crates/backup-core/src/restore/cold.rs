@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use keepwell_catalog::{ContentName, Entry, EntryKind, MapReader, PackClass, names};
+use keepwell_catalog::{ContentName, Entry, EntryKind, MapKey, MapReader, PackClass, names};
 use keepwell_storage::{Key, ObjectStore, StorageError, StorageErrorKind, ThawSpeed, Tier};
 use tokio::task::JoinSet;
 
-use super::RestoreOptions;
 use super::tree::{Visit, visit};
+use super::{RestoreOptions, is_fatal};
 use crate::Error;
 use crate::read::Nodes;
 use crate::repository::{Repository, Snapshot};
@@ -42,17 +42,25 @@ impl Repository {
         let root = snapshot.manifest()?.root;
         let (nodes, repository, name) = (Nodes::new(self), self.clone(), snapshot.short());
         let task = tokio::task::spawn_blocking(move || {
-            let (reader, first_names) = (MapReader::new(&nodes, root), MapReader::new(&nodes, root));
+            let (reader, content_of) = (MapReader::new(&nodes, root), MapReader::new(&nodes, root));
             let mut packs = BTreeMap::new();
             visit(&reader, &options, &name, &mut |step| {
-                let Visit::Entry { entry, .. } = step else { return Ok(()) };
-                note(&repository, entry, &mut packs)?;
+                let (source, entry) = match step {
+                    Visit::Entry { source, entry, .. } => (source, entry),
+                    Visit::Unread { error, .. } if is_fatal(&error) => return Err(error),
+                    _ => return Ok(()),
+                };
+                note(&repository, &content_of, source, entry, &mut packs)?;
                 match &entry.hard_link {
                     // Its first name may not be among what is restored.
-                    Some(first) if entry.kind == EntryKind::HardLink => match first_names.entry(first)? {
-                        Some(whole) => note(&repository, &whole, &mut packs),
-                        None => Ok(()),
-                    },
+                    Some(first) if entry.kind == EntryKind::HardLink => {
+                        match content_of.heads_below(first)?.next() {
+                            Some(Ok((key, head))) if key == *first => {
+                                note(&repository, &content_of, first, &head, &mut packs)
+                            }
+                            _ => Ok(()),
+                        }
+                    }
                     _ => Ok(()),
                 }
             })?;
@@ -111,10 +119,18 @@ impl Repository {
     }
 }
 
-/// Notes the packs that a file's content lies in.
-fn note(repository: &Repository, entry: &Entry, packs: &mut BTreeMap<ContentName, u64>) -> Result<(), Error> {
-    for id in entry.content.iter().filter_map(|extent| extent.chunk()) {
-        if let Some(location) = repository.locate(id)?.first() {
+/// Notes the packs that a file's content lies in, as far as the tree can be read.
+fn note(
+    repository: &Repository,
+    tree: &MapReader<'_>,
+    key: &MapKey,
+    entry: &Entry,
+    packs: &mut BTreeMap<ContentName, u64>,
+) -> Result<(), Error> {
+    for extent in tree.extents(key, entry)?.map_while(Result::ok) {
+        if let Some(id) = extent.chunk()
+            && let Some(location) = repository.locate(id)?.first()
+        {
             packs.insert(location.pack.name, location.pack.size);
         }
     }

@@ -72,7 +72,7 @@ impl Packs {
 }
 
 /// Restores the content of these files, with as many threads as the limits allow.
-pub(super) fn deliver(work: &Work, jobs: Vec<Job>) -> Result<(), Error> {
+pub(super) fn deliver(work: &Work, jobs: &[Job]) -> Result<(), Error> {
     if jobs.is_empty() {
         return Ok(());
     }
@@ -87,6 +87,7 @@ pub(super) fn deliver(work: &Work, jobs: Vec<Job>) -> Result<(), Error> {
             let before = local.len();
             if let Err(error) = prepare(work, job, number, &packs, &mut local, &mut buffer) {
                 local.truncate(before);
+                job.fail();
                 work.problem(&job.key, error)?;
             }
         }
@@ -100,8 +101,8 @@ pub(super) fn deliver(work: &Work, jobs: Vec<Job>) -> Result<(), Error> {
     in_parallel(work, groups.len(), 1, |range| {
         for group in &groups[range] {
             match packs.get(group[0].pack as usize) {
-                Some(pack) => from_pack(work, &work.repository, pack, group, &jobs)?,
-                None => from_copies(work, group, &jobs)?,
+                Some(pack) => from_pack(work, &work.repository, pack, group, jobs)?,
+                None => from_copies(work, group, jobs)?,
             }
         }
         Ok(())
@@ -149,14 +150,20 @@ fn prepare(
     needs: &mut Vec<Need>,
     buffer: &mut Vec<u8>,
 ) -> Result<(), Error> {
-    let (existing, size) = if work.fresh { None } else { open_existing(work, job)? }.unzip();
+    let at_hand = job.take_file();
+    let (existing, size) = match work.fresh {
+        _ if at_hand.is_some() => (at_hand, None),
+        true => (None, None),
+        false => open_existing(work, job)?.unzip(),
+    };
+    let compare = job.part.is_none_or(|part| part.compare);
     let before = needs.len();
-    let mut at = 0;
+    let mut at = job.part.map_or(0, |part| part.at);
     let mut same_bytes = 0;
     for extent in &job.entry.content {
         match extent {
             Extent::Hole { length } => {
-                if let Some(file) = &existing {
+                if let Some(file) = existing.as_ref().filter(|_| compare) {
                     file.punch_hole(at, *length)?;
                 }
             }
@@ -165,6 +172,7 @@ fn prepare(
                 let (found, is_here) = locate(work, id)?;
                 if existing
                     .as_deref()
+                    .filter(|_| compare)
                     .is_some_and(|f| is_there(work, f, at, id, *offset, *length, &found, buffer))
                 {
                     same_bytes += u64::from(*length);
@@ -196,7 +204,8 @@ fn prepare(
     work.tally.bytes_unchanged.fetch_add(same_bytes, Ordering::Relaxed);
     work.repository.monitor().advance(0, same_bytes);
     match existing {
-        Some(file) if pieces > 0 => job.use_file(file),
+        Some(file) if pieces > 0 || job.part.is_some() => job.use_file(file),
+        None if job.part.is_some() => job.use_file(work.target.create_file(&job.key, &job.entry)?),
         Some(file) => {
             file.finish(&job.entry)?;
             let was_right = size == Some(job.entry.size);

@@ -15,8 +15,19 @@ pub(super) struct Job {
     pub entry: Entry,
     /// Pieces still to come; the thread that writes the last one finishes the file.
     pub missing: AtomicU32,
+    /// What of a file this is, if not all of it.
+    pub part: Option<Part>,
     failed: AtomicBool,
     file: Mutex<Option<Box<dyn TargetFile>>>,
+}
+
+/// A part of a file that is delivered in several.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part {
+    /// Where it begins.
+    pub at: u64,
+    /// Whether what the file holds there may be right already.
+    pub compare: bool,
 }
 
 impl Job {
@@ -25,9 +36,31 @@ impl Job {
             key,
             entry,
             missing: AtomicU32::new(0),
+            part: None,
             failed: AtomicBool::new(false),
             file: Mutex::new(None),
         }
+    }
+
+    /// A part of a file; its entry has the extents of that part alone.
+    pub fn of_part(key: MapKey, entry: Entry, part: Part, file: Option<Box<dyn TargetFile>>) -> Self {
+        Self { part: Some(part), file: Mutex::new(file), ..Self::new(key, entry) }
+    }
+
+    /// The file, for the next part. `None` if something of this one could not be restored.
+    pub fn into_file(self) -> Option<Box<dyn TargetFile>> {
+        let file = self.file.into_inner().unwrap_or_else(PoisonError::into_inner);
+        file.filter(|_| !self.failed.into_inner())
+    }
+
+    /// The file that is at hand from the part before.
+    pub fn take_file(&self) -> Option<Box<dyn TargetFile>> {
+        self.lock().take()
+    }
+
+    /// Notes that nothing of this can be restored.
+    pub fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
     }
 
     /// Uses a file that exists instead of a new one.
@@ -57,7 +90,7 @@ impl Job {
         {
             work.problem(&self.key, error)?;
         }
-        if self.missing.fetch_sub(1, Ordering::AcqRel) > 1 {
+        if self.missing.fetch_sub(1, Ordering::AcqRel) > 1 || self.part.is_some() {
             return Ok(());
         }
         let file = self.lock().take();

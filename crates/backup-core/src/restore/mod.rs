@@ -7,6 +7,7 @@
 mod cold;
 mod deliver;
 mod job;
+mod parts;
 mod plan;
 mod tree;
 
@@ -220,5 +221,7 @@ impl Repository {
 
 #[cfg(test)]
 mod copies_tests;
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 mod tests;

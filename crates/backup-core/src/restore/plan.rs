@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use keepwell_catalog::{Entry, EntryKind, MapKey, MapReader};
 
-use super::RestoreOptions;
 use super::tree::Visit;
+use super::{RestoreOptions, is_fatal};
 use crate::Error;
 use crate::error::shown;
 use crate::read::Nodes;
@@ -64,9 +64,14 @@ impl Repository {
         let task = tokio::task::spawn_blocking(move || {
             let free = target.free_bytes()?;
             let fresh = target.list_dir(None)?.is_empty();
-            let mut measuring =
-                Measuring { target: &*target, fresh, delete: options.delete, plan: RestorePlan::default() };
             let reader = MapReader::new(&nodes, root);
+            let mut measuring = Measuring {
+                target: &*target,
+                reader,
+                fresh,
+                delete: options.delete,
+                plan: RestorePlan::default(),
+            };
             super::tree::visit(&reader, &options, &name, &mut |step| measuring.step(step))?;
             Ok::<_, Error>(RestorePlan { free, ..measuring.plan })
         });
@@ -76,6 +81,7 @@ impl Repository {
 
 struct Measuring<'t> {
     target: &'t dyn RestoreTarget,
+    reader: MapReader<'t>,
     fresh: bool,
     delete: bool,
     plan: RestorePlan,
@@ -84,19 +90,25 @@ struct Measuring<'t> {
 impl Measuring<'_> {
     fn step(&mut self, step: Visit<'_>) -> Result<(), Error> {
         match step {
-            Visit::Entry { target, entry, .. } => {
+            Visit::Entry { source, target, entry } => {
                 self.plan.entries += 1;
-                if entry.kind.has_content() { self.file(target, entry) } else { Ok(()) }
+                if entry.kind.has_content() { self.file(source, target, entry) } else { Ok(()) }
             }
+            Visit::Unread { error, .. } if is_fatal(&error) => Err(error),
+            Visit::Parent { .. } | Visit::Unread { .. } => Ok(()), // the restore says what is missing
             Visit::Leave { target, names } if self.delete && !self.fresh => self.leave(target, names),
             Visit::Leave { .. } => Ok(()),
         }
     }
 
-    fn file(&mut self, key: &MapKey, entry: &Entry) -> Result<(), Error> {
+    fn file(&mut self, source: &MapKey, key: &MapKey, entry: &Entry) -> Result<(), Error> {
         self.plan.files += 1;
         self.plan.bytes += entry.size;
-        let holes: u64 = entry.content.iter().filter(|e| e.chunk().is_none()).map(|e| e.length()).sum();
+        let mut holes = 0;
+        // What cannot be read needs no room, and is named when it is restored.
+        for extent in self.reader.extents(source, entry)?.map_while(Result::ok) {
+            holes += if extent.chunk().is_none() { extent.length() } else { 0 };
+        }
         let standing = if self.fresh { None } else { self.target.existing(key)? };
         let needed = entry.size - holes.min(entry.size);
         self.plan.needed += needed.saturating_sub(standing.map_or(0, |e| e.size));

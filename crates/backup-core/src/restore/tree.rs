@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use keepwell_catalog::{Entry, EntryKind, MapKey, MapReader};
+use keepwell_catalog::{Entry, EntryKind, Gap, MapKey, MapReader};
 use keepwell_crypto::ChunkId;
 
 use super::job::Job;
-use super::{RestoreOptions, Work, deliver};
+use super::parts::Parts;
+use super::{RestoreOptions, Work, deliver, is_fatal};
 use crate::Error;
-use crate::error::shown;
+use crate::error::{one_line, shown};
 use crate::read::Nodes;
 use crate::target::RestoreTarget;
 
@@ -22,10 +23,15 @@ const WINDOW_LARGE: usize = 256;
 
 /// A step through the selected part of a tree.
 pub(super) enum Visit<'v> {
-    /// Something to restore at `target`; `source` is its key in the snapshot. Directories come before their content.
+    /// Something to restore at `target`; `source` is its key in the snapshot. Directories come before their content. Of a
+    /// file with many extents this is the head.
     Entry { source: &'v MapKey, target: &'v MapKey, entry: &'v Entry },
+    /// A directory of which the snapshot says nothing, or nothing that can be read, and which holds something that comes.
+    Parent { target: &'v MapKey },
     /// All of a directory was visited, with the names it has in the snapshot. `None`: the target's root.
     Leave { target: Option<&'v MapKey>, names: &'v [Vec<u8>] },
+    /// A part of the tree that cannot be read.
+    Unread { gap: &'v Gap, error: Error },
 }
 
 /// A directory on the way to the current entry.
@@ -35,6 +41,8 @@ struct Level {
     entry: Option<Entry>,
     made: bool,
     names: Vec<Vec<u8>>,
+    /// Whether `names` are all that it has.
+    whole: bool,
 }
 
 /// Visits what the options select.
@@ -45,12 +53,28 @@ pub(super) fn visit(
     step: &mut dyn FnMut(Visit<'_>) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let below = options.below.clone().unwrap_or_else(MapKey::root);
-    let top = Level { source: below.clone(), target: None, entry: None, made: true, names: Vec::new() };
+    let top = Level {
+        source: below.clone(),
+        target: None,
+        entry: None,
+        made: true,
+        names: Vec::new(),
+        whole: true,
+    };
     let mut levels = vec![top];
     let mut seen = false;
-    for item in reader.entries_below(&below)? {
-        let (key, entry) = item?;
+    let mut entries = reader.heads_below(&below)?;
+    while let Some(item) = entries.next() {
         seen = true;
+        let (key, entry) = match item {
+            Ok(found) => found,
+            Err(error) => {
+                let Some(gap) = entries.pass()? else { return Err(error.into()) };
+                levels.iter_mut().for_each(|level| level.whole = false);
+                step(Visit::Unread { gap: &gap, error: error.into() })?;
+                continue;
+            }
+        };
         if key == below {
             if entry.kind != EntryKind::Directory {
                 let name = key.name().map(|n| n.into_owned()).unwrap_or_default();
@@ -62,13 +86,7 @@ pub(super) fn visit(
         while levels.len() > 1 && !levels.last().is_some_and(|l| key.starts_with(&l.source)) {
             leave(&mut levels, step)?;
         }
-        let level = levels.last_mut().expect("the top level is never left");
-        let name = key.name().map(|n| n.into_owned()).unwrap_or_default();
-        let target = match &level.target {
-            Some(parent) => parent.child(&name)?,
-            None => MapKey::from_components([&name])?,
-        };
-        level.names.push(name);
+        let target = descend(&mut levels, &key)?;
         let selected = options.select.as_ref().is_none_or(|select| select(&key, &entry));
         if selected {
             make_parents(&mut levels, step)?;
@@ -76,7 +94,7 @@ pub(super) fn visit(
         }
         if entry.kind == EntryKind::Directory {
             let (source, target, entry) = (key, Some(target), Some(entry));
-            levels.push(Level { source, target, entry, made: selected, names: Vec::new() });
+            levels.push(Level { source, target, entry, made: selected, names: Vec::new(), whole: true });
         }
     }
     while levels.len() > 1 {
@@ -85,7 +103,30 @@ pub(super) fn visit(
     if !seen && options.below.is_some() {
         return Err(Error::NoSuchPath { path: shown(&below), snapshot: snapshot.to_owned() });
     }
-    step(Visit::Leave { target: None, names: &levels[0].names })
+    match levels[0].whole {
+        true => step(Visit::Leave { target: None, names: &levels[0].names }),
+        false => Ok(()),
+    }
+}
+
+/// Enters the directories above a key that have no entry that could be read, and gives its place in the target.
+fn descend(levels: &mut Vec<Level>, key: &MapKey) -> Result<MapKey, Error> {
+    loop {
+        let level = levels.last_mut().expect("the top level is never left");
+        let depth = level.source.depth();
+        let name = key.components().nth(depth).map(|name| name.into_owned()).unwrap_or_default();
+        let target = match &level.target {
+            Some(parent) => parent.child(&name)?,
+            None => MapKey::from_components([&name])?,
+        };
+        let source = level.source.child(&name)?;
+        level.names.push(name);
+        if key.depth() <= depth + 1 {
+            return Ok(target);
+        }
+        let (target, names) = (Some(target), Vec::new());
+        levels.push(Level { source, target, entry: None, made: false, names, whole: false });
+    }
 }
 
 /// Directories that were not selected themselves but hold something that is.
@@ -95,8 +136,10 @@ fn make_parents(
 ) -> Result<(), Error> {
     for level in levels.iter_mut().filter(|l| !l.made) {
         level.made = true;
-        if let (Some(target), Some(entry)) = (&level.target, &level.entry) {
-            step(Visit::Entry { source: &level.source, target, entry })?;
+        match (&level.target, &level.entry) {
+            (Some(target), Some(entry)) => step(Visit::Entry { source: &level.source, target, entry })?,
+            (Some(target), None) => step(Visit::Parent { target })?,
+            (None, _) => {}
         }
     }
     Ok(())
@@ -104,7 +147,7 @@ fn make_parents(
 
 fn leave(levels: &mut Vec<Level>, step: &mut dyn FnMut(Visit<'_>) -> Result<(), Error>) -> Result<(), Error> {
     match levels.pop() {
-        Some(level) if level.made => {
+        Some(level) if level.made && level.whole => {
             step(Visit::Leave { target: level.target.as_ref(), names: &level.names })
         }
         _ => Ok(()),
@@ -160,10 +203,19 @@ impl Restorer<'_> {
                 let done = self.place(source, target, entry);
                 done.or_else(|error| self.work.problem(target, error))
             }
+            Visit::Parent { target } => {
+                let made = self.work.target.make_dir(target, &unknown_directory());
+                made.or_else(|error| self.work.problem(target, error.into()))
+            }
             Visit::Leave { target, names } if self.work.delete && !self.work.fresh => {
                 self.remove_others(target, names)
             }
             Visit::Leave { .. } => Ok(()),
+            Visit::Unread { error, .. } if is_fatal(&error) => Err(error),
+            Visit::Unread { gap, error } => {
+                let reason = format_args!("{}; nothing is restored {gap}", one_line(&error)).to_string();
+                self.work.problem(&gap.from, Error::damaged("the tree", reason))
+            }
         }
     }
 
@@ -175,7 +227,7 @@ impl Restorer<'_> {
                 work.tally.directories.fetch_add(1, Ordering::Relaxed);
                 self.directories.push((target.clone(), entry.clone()));
             }
-            EntryKind::File | EntryKind::Object => self.queue(Job::new(target.clone(), entry.clone()))?,
+            EntryKind::File | EntryKind::Object => self.content(source, target, entry)?,
             EntryKind::HardLink => return self.place_link(source, target, entry),
             _ => {
                 let in_the_way = |there: Entry| there.kind == EntryKind::Directory;
@@ -202,9 +254,9 @@ impl Restorer<'_> {
             self.links.push((target.clone(), restored.clone()));
             return Ok(());
         }
-        let whole = self.reader.entry(first)?;
-        let whole =
-            whole.ok_or_else(|| Error::Invalid(format!("`{}`, the first name, is missing", shown(first))))?;
+        let head = self.reader.heads_below(first)?.next().transpose()?.filter(|(key, _)| key == first);
+        let (_, whole) =
+            head.ok_or_else(|| Error::Invalid(format!("`{}`, the first name, is missing", shown(first))))?;
         if self.is_selected(first, &whole)
             && first < source
             && let Some(restored) = relative(first, common_prefix_len(source, target))
@@ -214,7 +266,30 @@ impl Restorer<'_> {
             return Ok(());
         }
         self.first_names.insert(first.clone(), target.clone());
-        self.place(source, target, &whole)
+        self.place(first, target, &whole)
+    }
+
+    /// Restores the content of a file, now or with the window. One that fills a window by itself is delivered in parts.
+    fn content(&mut self, source: &MapKey, target: &MapKey, head: &Entry) -> Result<(), Error> {
+        let with = |content| Entry { content, more_extents: 0, ..head.clone() };
+        if head.more_extents == 0 {
+            return self.queue(Job::new(target.clone(), head.clone()));
+        }
+        let reader = self.reader;
+        let mut extents = reader.extents(source, head)?;
+        let mut part = extents.by_ref().take(WINDOW_EXTENTS).collect::<Result<Vec<_>, _>>()?;
+        if part.len() < WINDOW_EXTENTS {
+            return self.queue(Job::new(target.clone(), with(part)));
+        }
+        self.flush()?;
+        let mut parts = Parts::begin(self.work, target)?;
+        while !part.is_empty() {
+            if !parts.deliver(self.work, target, with(part))? {
+                return Ok(());
+            }
+            part = extents.by_ref().take(WINDOW_EXTENTS).collect::<Result<Vec<_>, _>>()?;
+        }
+        parts.finish(self.work, head)
     }
 
     /// Whether a file is restored by this run. What stands in the target under its name says nothing.
@@ -234,7 +309,7 @@ impl Restorer<'_> {
     }
 
     fn flush(&mut self) -> Result<(), Error> {
-        deliver::deliver(self.work, std::mem::take(&mut self.window))?;
+        deliver::deliver(self.work, &std::mem::take(&mut self.window))?;
         (self.extents, self.large) = (0, 0);
         for (key, first) in std::mem::take(&mut self.links) {
             if self.work.has_failed(&first) {
@@ -296,6 +371,11 @@ pub(super) fn others(
             None => Ok(MapKey::from_components([&name])?),
         })
         .collect()
+}
+
+/// What is made where a directory has to be whose entry cannot be read: for nobody but the owner.
+fn unknown_directory() -> Entry {
+    Entry { mode: 0o700, ..Entry::new(EntryKind::Directory) }
 }
 
 /// How many leading components of the snapshot's key the target's key lacks.

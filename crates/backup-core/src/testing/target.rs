@@ -21,6 +21,15 @@ impl MemoryTarget {
         self.1.lock().unwrap().push(key);
     }
 
+    /// Changes a byte of a file.
+    pub fn change(&self, key: &MapKey, at: usize) {
+        let mut tree = self.0.lock().unwrap();
+        let thing = tree.0.get_mut(key).unwrap();
+        let mut bytes = thing.bytes();
+        bytes[at] ^= 1;
+        thing.parts = vec![Part::Data(bytes)];
+    }
+
     fn put(&self, key: &MapKey, entry: &Entry, bytes: Vec<u8>) {
         let mut tree = self.0.lock().unwrap();
         if entry.kind != EntryKind::Directory {

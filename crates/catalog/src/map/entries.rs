@@ -1,6 +1,6 @@
 //! From records back to entries and extents.
 
-use std::vec;
+use std::{fmt, vec};
 
 use super::reader::{Cursor, MapReader};
 use super::split::{RECORD_EXTENTS_MAX, TAG_EXTENTS};
@@ -13,11 +13,40 @@ use crate::key::{MapKey, split_sub_key};
 /// Most extents that are joined into one entry: 180 MiB of memory, 4 TiB of file.
 const JOINED_EXTENTS_MAX: usize = 4 << 20;
 
-/// Entries of a map in key order; ends after the first error.
+/// Entries of a map in key order; ends after an error, unless [`Entries::pass`] is called.
 #[derive(Debug)]
 pub struct Entries<'a> {
     cursor: Cursor<'a>,
     style: Style,
+    failed: Failed,
+}
+
+/// What the last call of `next` could not give.
+#[derive(Debug, PartialEq, Eq)]
+enum Failed {
+    Nothing,
+    /// A node.
+    Node,
+    /// An entry that is there, by its key.
+    Entry(Vec<u8>),
+}
+
+/// A stretch of a map that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// The first entry that is missing, or parts of which are.
+    pub from: MapKey,
+    /// The first one behind it that may be whole; `None` if nothing follows.
+    pub to: Option<MapKey>,
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.to {
+            Some(to) => write!(f, "from `{}` on, up to `{}`", self.from.display_path(), to.display_path()),
+            None => write!(f, "from `{}` on, to the end", self.from.display_path()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,28 +58,53 @@ enum Style {
 
 impl<'a> Entries<'a> {
     pub(super) fn whole(cursor: Cursor<'a>) -> Self {
-        Self { cursor, style: Style::Whole }
+        Self { cursor, style: Style::Whole, failed: Failed::Nothing }
     }
 
     pub(super) fn heads(cursor: Cursor<'a>) -> Self {
-        Self { cursor, style: Style::Heads }
+        Self { cursor, style: Style::Heads, failed: Failed::Nothing }
     }
 
-    pub(super) fn children(mut cursor: Cursor<'a>, directory: &MapKey) -> Result<Self, MapError> {
-        cursor.seek(&first_below(directory))?;
-        Ok(Self { cursor, style: Style::Children })
+    pub(super) fn children(mut cursor: Cursor<'a>, directory: &MapKey) -> Self {
+        cursor.seek(&first_below(directory));
+        Self { cursor, style: Style::Children, failed: Failed::Nothing }
     }
 
     /// Passes over everything below an entry that was just returned.
-    pub fn skip_below(&mut self, key: &MapKey) -> Result<(), MapError> {
-        match key.after_subtree() {
-            Some(after) => self.cursor.seek(&after),
-            None => Ok(()),
+    pub fn skip_below(&mut self, key: &MapKey) {
+        if let Some(after) = key.after_subtree() {
+            self.cursor.seek(&after);
         }
     }
 
+    /// After an error: goes on behind what could not be read, and says what that is. `None`, and the end, if there was no
+    /// error or there is no way around it.
+    pub fn pass(&mut self) -> Result<Option<Gap>, MapError> {
+        let (from, to) = match std::mem::replace(&mut self.failed, Failed::Nothing) {
+            Failed::Nothing => return Ok(None),
+            Failed::Node => match self.cursor.pass()? {
+                Some(passed) => passed,
+                None => return Ok(None),
+            },
+            Failed::Entry(raw) => {
+                self.cursor.resume();
+                if let Some((from, to)) = self.cursor.pass()? {
+                    (raw.min(from), to) // an entry whose extents are beyond its own node
+                } else {
+                    let behind = [split_sub_key(&raw).0, &[1]].concat();
+                    self.cursor.seek(&behind);
+                    (raw, None)
+                }
+            }
+        };
+        let entry = |raw: &[u8]| MapKey::from_bytes(split_sub_key(raw).0);
+        Ok(Some(Gap { from: entry(&from)?, to: to.as_deref().map(entry).transpose()? }))
+    }
+
     fn next_entry(&mut self) -> Result<Option<(MapKey, Entry)>, MapError> {
+        self.failed = Failed::Node;
         let Some((raw, value)) = self.cursor.next_record()? else { return Ok(None) };
+        self.failed = Failed::Entry(raw.to_vec());
         if split_sub_key(raw).1.is_some() {
             return Err(MapError::EntryAt {
                 path: crate::key::display_raw(raw),
@@ -60,8 +114,8 @@ impl<'a> Entries<'a> {
         let key = MapKey::from_bytes(raw)?;
         let mut entry = Entry::decode(value).map_err(|error| error.at(&key))?;
         match self.style {
-            Style::Children => self.skip_below(&key)?,
-            Style::Heads if entry.more_extents > 0 => self.cursor.seek(&first_below(&key))?,
+            Style::Children => self.skip_below(&key),
+            Style::Heads if entry.more_extents > 0 => self.cursor.seek(&first_below(&key)),
             Style::Whole if entry.more_extents > 0 => self.join(&key, &mut entry)?,
             Style::Whole | Style::Heads => {}
         }
@@ -86,8 +140,9 @@ impl Iterator for Entries<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let entry = self.next_entry();
-        if entry.is_err() {
-            self.cursor.stop();
+        match &entry {
+            Ok(_) => self.failed = Failed::Nothing,
+            Err(_) => self.cursor.stop(),
         }
         entry.transpose()
     }

@@ -41,13 +41,13 @@ use keepwell_crypto::ChunkId;
 
 pub use builder::MapBuilder;
 pub use diff::{Change, Diff, diff};
-pub use entries::{Entries, Extents};
+pub use entries::{Entries, Extents, Gap};
 pub use memory::MemoryNodes;
 pub(crate) use node::shared_prefix;
 pub use reader::{Cursor, MapReader, OwnedRecords, Record};
 pub use record::record_extents;
 pub use split::{for_each_record, push_entry};
-pub use walk::walk_nodes;
+pub use walk::{walk_nodes, walk_nodes_past};
 
 use crate::error::MapError;
 

@@ -55,15 +55,14 @@ impl<'a> MapReader<'a> {
     /// All records from the first whose key is at least `from`.
     pub fn cursor_from(&self, from: &[u8]) -> Result<Cursor<'a>, MapError> {
         let mut cursor = self.cursor()?;
-        cursor.seek(from)?;
+        cursor.seek(from);
         Ok(cursor)
     }
 
     /// The records of an entry, its sub-keys, and everything below it.
     pub fn range_prefix(&self, key: &MapKey) -> Result<Cursor<'a>, MapError> {
-        let mut walk = self.walk()?;
-        walk.seek(key.as_bytes())?;
-        Ok(Cursor { walk, prefix: key.as_bytes().to_vec(), yielded: false, done: false })
+        let prefix = key.as_bytes().to_vec();
+        Ok(Cursor { walk: self.walk()?, target: Some(prefix.clone()), prefix, yielded: false, done: false })
     }
 
     /// All records as owned pairs of key and value. [`MapReader::cursor`] is the faster way.
@@ -92,7 +91,7 @@ impl<'a> MapReader<'a> {
 
     /// What lies directly in a directory, as heads. Fetches a few nodes per child directory, however much is below it.
     pub fn children(&self, directory: &MapKey) -> Result<Entries<'a>, MapError> {
-        Entries::children(self.range_prefix(directory)?, directory)
+        Ok(Entries::children(self.range_prefix(directory)?, directory))
     }
 
     /// All extents of an entry that came from this map, be it whole or a head, one record of them in memory at a time.
@@ -133,6 +132,8 @@ pub type Record<'c> = (&'c [u8], &'c [u8]);
 /// A position in a map that lends one record after another. Holds one node per level and copies no values.
 pub struct Cursor<'a> {
     walk: Walk<'a>,
+    /// Where the next record is to be looked for, if not behind the last.
+    target: Option<Vec<u8>>,
     /// Records whose key does not start with this are past the end.
     prefix: Vec<u8>,
     /// Whether the record it stands at was lent already.
@@ -159,17 +160,30 @@ impl Cursor<'_> {
     }
 
     /// Makes the first record whose key is at least `target` the next one, unless that was lent already; never goes
-    /// back. What lies between is not fetched.
-    pub fn seek(&mut self, target: &[u8]) -> Result<(), MapError> {
-        let is_behind =
-            matches!(self.walk.head(), Some(Head::Record(key, _)) if self.yielded && key >= target);
-        if self.done || is_behind {
-            return Ok(());
+    /// back. What lies between is not fetched, and nothing before the next record is asked for.
+    pub fn seek(&mut self, target: &[u8]) {
+        let is_behind = match &self.target {
+            Some(before) => before.as_slice() >= target,
+            None => matches!(self.walk.head(), Some(Head::Record(key, _)) if self.yielded && key >= target),
+        };
+        if !self.done && !is_behind {
+            self.target = Some(target.to_vec());
         }
-        self.yielded = false;
-        let outcome = self.walk.seek(target);
-        self.done = outcome.is_err();
-        outcome
+    }
+
+    /// After a node could not be read: goes on behind everything below it. Gives the first key that is passed over, and the
+    /// one that follows; `None` if it does not stand before such a node.
+    pub(super) fn pass(&mut self) -> Result<Option<(Vec<u8>, Option<Vec<u8>>)>, MapError> {
+        let Some(Head::Tree(from, ..)) = self.walk.head() else { return Ok(None) };
+        let from = from.to_vec();
+        self.walk.advance()?;
+        (self.done, self.yielded) = (false, false);
+        Ok(Some((from, self.walk.head().map(|head| head.key().to_vec()))))
+    }
+
+    /// Goes on after an error that is about one record.
+    pub(super) fn resume(&mut self) {
+        self.done = false;
     }
 
     /// Makes this the end.
@@ -178,11 +192,25 @@ impl Cursor<'_> {
     }
 
     fn step(&mut self) -> Result<(), MapError> {
+        if let Some(target) = self.target.take() {
+            self.yielded = true;
+            let found = self.walk.seek(&target);
+            if found.is_err() {
+                self.target = Some(target); // still to be found, behind what cannot be read
+            }
+            return found;
+        }
         if self.yielded {
             self.walk.advance()?;
         }
         self.yielded = true;
-        self.walk.enter()
+        while let Some(Head::Tree(key, ..)) = self.walk.head() {
+            if key > self.prefix.as_slice() && !key.starts_with(&self.prefix) {
+                break; // past the end: no reason to fetch it
+            }
+            self.walk.descend()?;
+        }
+        Ok(())
     }
 }
 

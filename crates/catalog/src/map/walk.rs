@@ -1,5 +1,7 @@
 //! Walking the tree of a map: a stack of node cursors that descends only when told to.
 
+use std::ops::ControlFlow;
+
 use keepwell_crypto::ChunkId;
 
 use super::NodeSource;
@@ -132,9 +134,37 @@ pub fn walk_nodes(
     visit_node: &mut dyn FnMut(&ChunkId) -> bool,
     visit_value: &mut dyn FnMut(&[u8], &[u8]),
 ) -> Result<(), MapError> {
-    if !visit_node(root) {
-        return Ok(());
+    let mut failed = Ok(());
+    walk_nodes_past(source, root, visit_node, visit_value, &mut |error| {
+        failed = Err(error);
+        ControlFlow::Break(())
+    });
+    failed
+}
+
+/// As [`walk_nodes`]; a node that cannot be read is handed to `broken`, which says whether to go on behind everything
+/// below it.
+pub fn walk_nodes_past(
+    source: &dyn NodeSource,
+    root: &ChunkId,
+    visit_node: &mut dyn FnMut(&ChunkId) -> bool,
+    visit_value: &mut dyn FnMut(&[u8], &[u8]),
+    broken: &mut dyn FnMut(MapError) -> ControlFlow<()>,
+) {
+    if visit_node(root)
+        && let Err(error) = walk_below(source, root, visit_node, visit_value, broken)
+    {
+        let _ = broken(error);
     }
+}
+
+fn walk_below(
+    source: &dyn NodeSource,
+    root: &ChunkId,
+    visit_node: &mut dyn FnMut(&ChunkId) -> bool,
+    visit_value: &mut dyn FnMut(&[u8], &[u8]),
+    broken: &mut dyn FnMut(MapError) -> ControlFlow<()>,
+) -> Result<(), MapError> {
     let mut walk = Walk::open(source, root)?;
     while let Some(head) = walk.head() {
         let enter = match head {
@@ -144,7 +174,14 @@ pub fn walk_nodes(
                 false
             }
         };
-        if enter { walk.descend()? } else { walk.advance()? }
+        if !enter {
+            walk.advance()?;
+        } else if let Err(error) = walk.descend() {
+            if broken(error).is_break() {
+                return Ok(());
+            }
+            walk.advance()?;
+        }
     }
     Ok(())
 }

@@ -9,13 +9,16 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
 use crate::Error;
+use crate::env::{Rng, SystemRng, Timestamp};
 
+/// How the name of a file ends that is being written.
+const PARTIAL: &str = ".partial";
 /// Largest file that is read whole: a manifest of the largest size, sealed.
 const RECORD_MAX: usize = 80 << 20;
 
@@ -95,12 +98,11 @@ impl Cache {
                     .mode(0o700)
                     .create(&directory)
                     .map_err(Error::cache("create a directory"))?;
-                // Several parts of this process may be writing a file of this name.
-                static WRITERS: AtomicU64 = AtomicU64::new(0);
-                let number = WRITERS.fetch_add(1, Ordering::Relaxed);
-                let partial = path.join(format!("{name}.{}.{number}.partial", std::process::id()));
-                let _ = fs::remove_file(&partial);
-                let file = File::options().write(true).create_new(true).mode(0o600).open(&partial);
+                // Others may be writing a file of this name: in this process, and in any that shares the directory.
+                let mut random = [0; 8];
+                SystemRng.fill(&mut random);
+                let partial = path.join(format!("{name}.{}{PARTIAL}", hex::encode(random)));
+                let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&partial);
                 let file = file.map_err(Error::cache("create a file"))?;
                 WriterPlace::Disk {
                     file: Some(io::BufWriter::with_capacity(256 << 10, file)),
@@ -120,6 +122,14 @@ impl Cache {
         let mut writer = self.create(name)?;
         writer.write_all(bytes).map_err(Error::cache("write"))?;
         writer.publish()
+    }
+
+    /// Removes files that were begun before this moment and neither published nor dropped: their process died.
+    pub(crate) fn sweep(&self, before: Timestamp) {
+        let before = Duration::from_nanos(before.max(0).unsigned_abs());
+        if let Place::Directory(path) = &self.0 {
+            sweep(path, std::time::UNIX_EPOCH + before);
+        }
     }
 
     /// Names in a sub-directory.
@@ -243,6 +253,36 @@ impl CacheWriter {
             }
         }
     }
+
+    /// Gives what was written for reading; the file has no name and goes with its last reader.
+    pub fn unnamed(mut self) -> Result<CachedFile, Error> {
+        match &mut self.0 {
+            WriterPlace::Disk { file, partial, .. } => {
+                let file = file.take().expect("published once").into_inner();
+                let file = file.map_err(|e| Error::cache("write")(e.into_error()))?;
+                fs::remove_file(partial).map_err(Error::cache("remove"))?;
+                let len = file.metadata().map_err(Error::cache("look at"))?.len();
+                Ok(CachedFile::Disk(Arc::new(file), len))
+            }
+            WriterPlace::Memory { bytes, .. } => Ok(CachedFile::Memory(Bytes::from(std::mem::take(bytes)))),
+        }
+    }
+}
+
+fn sweep(directory: &Path, before: SystemTime) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let is_old = |metadata: fs::Metadata| metadata.modified().is_ok_and(|modified| modified < before);
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => sweep(&entry.path(), before),
+            Ok(_)
+                if entry.file_name().to_string_lossy().ends_with(PARTIAL)
+                    && entry.metadata().is_ok_and(is_old) =>
+            {
+                let _ = fs::remove_file(entry.path());
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Write for CacheWriter {
@@ -263,5 +303,41 @@ impl Drop for CacheWriter {
         if let WriterPlace::Disk { file: Some(_), partial, .. } = &self.0 {
             let _ = fs::remove_file(partial);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_that_write_one_name_at_once_do_not_meet() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::directory(directory.path());
+        let [mut one, mut other] = [cache.create("d/name").unwrap(), cache.create("d/name").unwrap()];
+        one.write_all(b"one").unwrap();
+        other.write_all(b"other").unwrap();
+        let one = one.unnamed().unwrap();
+        other.publish().unwrap();
+        assert_eq!(one.read_at(0, 3).unwrap(), "one");
+        assert_eq!(cache.read("d/name").unwrap(), "other");
+        assert_eq!(cache.list("d"), ["name"]);
+    }
+
+    #[test]
+    fn what_a_dead_process_has_left_is_swept_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::directory(directory.path());
+        cache.store("d/kept", b"x").unwrap();
+        std::mem::forget(cache.create("d/left").unwrap());
+        std::mem::forget(cache.create("begun").unwrap());
+        let day = 86_400 * 1_000_000_000;
+        let old = SystemTime::UNIX_EPOCH + Duration::from_secs(86_400);
+        for entry in fs::read_dir(directory.path().join("d")).unwrap().flatten() {
+            File::options().write(true).open(entry.path()).unwrap().set_modified(old).unwrap();
+        }
+        cache.sweep(2 * day);
+        assert_eq!(cache.list("d"), ["kept"]);
+        assert_eq!(cache.list("").len(), 2, "one that may be at work stays");
     }
 }

@@ -2,15 +2,13 @@
 
 use std::cmp::Ordering;
 
-use keepwell_catalog::{
-    CatalogError, Entry, Extent, MapKey, RecipeReader, RecipeRef, RecipeWriter, Statistics,
-};
+use keepwell_catalog::{Entry, Extent, MapKey, RecipeReader, RecipeRef, RecipeWriter, Statistics};
 
 use super::encoded::Encoded;
 use super::runs::KEPT;
 use super::worker::{Novelty, count_kind};
 use crate::Error;
-use crate::cache::{Cache, CachedReader};
+use crate::cache::{Cache, CachedFile, CachedReader};
 use crate::source::{Previous, Source};
 use crate::write::Known;
 
@@ -29,7 +27,8 @@ pub(super) struct Sorter {
     items: Vec<Item>,
     bytes: usize,
     ceiling: usize,
-    runs: Vec<String>,
+    /// They have no names: nobody else can meet them, and they go with the process.
+    runs: Vec<CachedFile>,
 }
 
 enum Run {
@@ -65,14 +64,13 @@ impl Sorter {
     }
 
     fn spill(&mut self) -> Result<(), Error> {
-        let name = format!("sorted/{}-{}", std::process::id(), self.runs.len());
-        let mut writer = RecipeWriter::new(self.cache.create(&name)?)?;
-        self.runs.push(name);
+        let mut writer = RecipeWriter::new(self.cache.create("sorted/run")?)?;
         for item in self.take_sorted() {
             item.entry.remember(&item.key, &item.fingerprint, &mut writer)?;
         }
         self.bytes = 0;
-        writer.finish()?.publish()
+        self.runs.push(writer.finish()?.unnamed()?);
+        Ok(())
     }
 
     fn take_sorted(&mut self) -> Vec<Item> {
@@ -84,8 +82,7 @@ impl Sorter {
     /// Hands out everything in ascending order of keys.
     pub fn finish(mut self, each: &mut dyn FnMut(Item) -> Result<(), Error>) -> Result<(), Error> {
         let mut runs = vec![Run::Memory(self.take_sorted().into_iter())];
-        for name in &self.runs {
-            let file = self.cache.open(name).ok_or(CatalogError::Recipe { what: "its file is gone" })?;
+        for file in &self.runs {
             runs.push(Run::Cached(Box::new(RecipeReader::new(file.reader())?)));
         }
         let mut heads = runs.iter_mut().map(Run::next).collect::<Result<Vec<_>, _>>()?;
@@ -99,12 +96,6 @@ impl Sorter {
                 each(item)?;
             }
         }
-    }
-}
-
-impl Drop for Sorter {
-    fn drop(&mut self) {
-        self.runs.iter().for_each(|name| self.cache.remove(name));
     }
 }
 
@@ -270,8 +261,10 @@ mod tests {
 
     #[test]
     fn entries_come_back_in_order_also_from_the_cache() {
-        for ceiling in [0, 2000, 1 << 20] {
-            let cache = Cache::memory();
+        let directory = tempfile::tempdir().unwrap();
+        for (ceiling, cache) in [0, 2000, 1 << 20].into_iter().flat_map(|ceiling| {
+            [Cache::memory(), Cache::directory(directory.path())].map(|cache| (ceiling, cache))
+        }) {
             let mut sorter = Sorter::new(&cache, ceiling);
             for number in (0..100u16).map(|n| (n * 37 % 100) as u8) {
                 let key = MapKey::from_components([[number + 1]]).unwrap();
@@ -280,7 +273,7 @@ mod tests {
                 let entry = Encoded::new(&key, &entry).unwrap();
                 sorter.push(Item { key, entry, fingerprint: [number; 16] }).unwrap();
             }
-            assert_eq!(cache.list("sorted").is_empty(), ceiling == 1 << 20);
+            assert_eq!(sorter.runs.is_empty(), ceiling == 1 << 20);
             let mut seen = Vec::new();
             let mut each = |item: Item| {
                 assert_eq!(item.entry.extents(&item.key).unwrap().len(), 40);
@@ -289,7 +282,31 @@ mod tests {
             };
             sorter.finish(&mut each).unwrap();
             assert_eq!(seen, (0..100).collect::<Vec<_>>(), "ceiling {ceiling}");
-            assert!(cache.list("sorted").is_empty());
+        }
+    }
+
+    /// As of two captures in one process, or in two containers whose processes have the same number.
+    #[test]
+    fn two_captures_with_one_cache_do_not_take_each_others_entries() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::directory(directory.path());
+        let mut sorters = [(1u8, Sorter::new(&cache, 0)), (2, Sorter::new(&cache, 0))];
+        for number in 1..20u8 {
+            for (which, sorter) in &mut sorters {
+                let key = MapKey::from_components([[number]]).unwrap();
+                let entry = Encoded::new(&key, &Entry::new(EntryKind::Directory)).unwrap();
+                sorter.push(Item { key, entry, fingerprint: [*which; 16] }).unwrap();
+            }
+        }
+        for (which, sorter) in sorters {
+            let mut count = 0;
+            let mut each = |item: Item| {
+                assert_eq!(item.fingerprint, [which; 16]);
+                count += 1;
+                Ok(())
+            };
+            sorter.finish(&mut each).unwrap();
+            assert_eq!(count, 19);
         }
     }
 }

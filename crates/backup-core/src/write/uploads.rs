@@ -8,7 +8,7 @@ use keepwell_catalog::{ContentName, IndexEntry, PackClass, SegmentBuilder, names
 use keepwell_crypto::{ChunkId, Digest};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use super::Known;
 use crate::Error;
@@ -111,7 +111,9 @@ impl Uploads {
             drop(slot);
         };
         let mut running = lock(&self.0.running);
-        while running.try_join_next().is_some() {}
+        while let Some(ended) = running.try_join_next() {
+            self.note(ended);
+        }
         running.spawn_on(task, &self.0.handle);
         Ok(())
     }
@@ -143,7 +145,7 @@ impl Uploads {
             running.detach_all();
         }
         while let Some(ended) = running.join_next().await {
-            ended.map_err(|e| Error::Task(e.to_string()))?;
+            self.note(ended);
         }
         Ok(())
     }
@@ -181,6 +183,13 @@ impl Uploads {
     /// Forgets what was created, for the next session of the same capture.
     pub fn take_created(&self) -> Vec<(String, u64)> {
         std::mem::take(&mut self.state().created)
+    }
+
+    /// A task that died has stored nothing, and said nothing.
+    fn note(&self, ended: Result<(), JoinError>) {
+        if let Err(error) = ended {
+            self.state().failed.get_or_insert(Error::Task(error.to_string()));
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -264,7 +273,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use keepwell_storage::{Fault, Faulty};
+    use keepwell_storage::{Fault, Faulty, Key, ObjectInfo, Page, StorageError};
 
     use super::*;
     use crate::Cache;
@@ -283,6 +292,66 @@ mod tests {
         fn monotonic(&self) -> Duration {
             Duration::from_secs(60 * self.0.fetch_add(1, Ordering::SeqCst))
         }
+    }
+
+    /// Whose first pack ends the task that stores it.
+    #[derive(Debug)]
+    struct Panicking(keepwell_storage::Memory, AtomicU64);
+
+    #[async_trait::async_trait]
+    impl keepwell_storage::ObjectStore for Panicking {
+        async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError> {
+            if key.as_str().starts_with("data/") {
+                assert_ne!(self.1.fetch_add(1, Ordering::SeqCst), 0, "as a fault in a store would");
+            }
+            self.0.put_new(key, body).await
+        }
+
+        async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
+            self.0.get(key).await
+        }
+
+        async fn get_range(&self, key: &Key, range: std::ops::Range<u64>) -> Result<Bytes, StorageError> {
+            self.0.get_range(key, range).await
+        }
+
+        async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
+            self.0.head(key).await
+        }
+
+        async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
+            self.0.list_page(prefix, after).await
+        }
+
+        async fn delete(&self, key: &Key) -> Result<(), StorageError> {
+            self.0.delete(key).await
+        }
+
+        fn capabilities(&self) -> keepwell_storage::Capabilities {
+            self.0.capabilities()
+        }
+
+        fn describe(&self) -> String {
+            "a store that fails badly".into()
+        }
+    }
+
+    #[test]
+    fn a_task_that_dies_with_a_pack_fails_the_backup() {
+        block_on(async {
+            let world = World::new().await;
+            let store = Arc::new(Panicking(world.store.inner().clone(), AtomicU64::new(0)));
+            let builder =
+                Repository::builder(store).limits(crate::Limits { threads: 1, memory_bytes: 64 << 20 });
+            let repository = builder.open(world.key.clone()).await.unwrap();
+            let files = (0..60).map(|n| (format!("{n:03}"), Thing::file(noise(n, 1 << 20))));
+            let tree = files.fold(TreeModel::default(), |tree, (name, file)| tree.with(&name, file));
+            let options =
+                crate::BackupOptions { chunk_sizes: crate::chunker::ChunkSizes::FILES, ..options("data") };
+            let failed = repository.backup(Arc::new(MemorySource::new(tree)), options).await.unwrap_err();
+            assert!(matches!(failed, Error::Task(_)), "{failed}");
+            assert!(world.open(&world.key).await.snapshots().await.unwrap().is_empty());
+        });
     }
 
     #[test]

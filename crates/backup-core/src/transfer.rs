@@ -10,10 +10,10 @@ use tokio::runtime::Handle;
 use crate::Error;
 use crate::mark::{Visitor, preferred, visit};
 use crate::pack::FinishedPack;
-use crate::prune::{move_frames, packer_settings};
+use crate::prune::move_frames;
 use crate::read::{Nodes, fetch_pack};
 use crate::repository::Repository;
-use crate::write::{Known, Packer, Uploads, name_of};
+use crate::write::{Known, PackSettings, Packer, Uploads, name_of};
 
 /// A pack is copied as it is when at least this share of its bytes is wanted.
 const WHOLE_PACK_SHARE: f64 = 0.5;
@@ -143,7 +143,7 @@ fn transfer_these<'u>(
         let packer = match packers.entry((class, pack.domain)) {
             std::collections::btree_map::Entry::Occupied(slot) => slot.into_mut(),
             std::collections::btree_map::Entry::Vacant(slot) => {
-                slot.insert(Packer::new(uploads, packer_settings(origin, class, pack.domain)?)?)
+                slot.insert(Packer::new(uploads, PackSettings::for_moved(origin, class, pack.domain)?)?)
             }
         };
         if let Err(error) = move_frames(&fetched.plain, class, &pack, &entries, packer, origin) {

@@ -42,8 +42,9 @@ pub(crate) use worker::{Novelty, count_kind};
 
 /// Batches that wait for a worker.
 const QUEUE_BATCHES: usize = 16;
-pub(crate) const DATA_FRAME_BYTES: usize = 1 << 20;
-pub(crate) const NODE_FRAME_BYTES: usize = 256 << 10;
+
+/// A file of the cache that was begun so long ago, in nanoseconds, and is not done belongs to a process that died.
+const PARTIAL_DAY: Timestamp = 86_400 * 1_000_000_000;
 
 /// How to back up.
 #[derive(Debug, Clone)]
@@ -158,6 +159,7 @@ fn capture(
     source: &dyn Source,
     mut publisher: Publisher,
 ) -> Result<BackupReport, Error> {
+    repository.cache().sweep(repository.now().saturating_sub(PARTIAL_DAY));
     match run(repository, source, &mut publisher) {
         Ok((assembled, recipes, changed)) => publisher.finish(assembled, recipes, changed),
         Err(error) => {
@@ -175,14 +177,7 @@ fn run(repository: &Repository, source: &dyn Source, publisher: &mut Publisher) 
     let keys = repository.domain_for(options.domain)?;
     let workers = repository.limits().threads.max(1);
     let chunker = Chunker::new(keys.id_key.gear_table(), options.chunk_sizes);
-    let settings = |class, domain: &keepwell_crypto::keyring::DomainKeys, frame_bytes| PackSettings {
-        class,
-        domain: domain.id,
-        recipient: domain.recipient.clone(),
-        level: options.compression_level,
-        frame_bytes,
-        pack_bytes: repository.pack_bytes(),
-    };
+    let settings = |class| PackSettings::of(repository, class, keys.id, options.compression_level);
     let known = uploads.known();
     let queue = Queue::new(QUEUE_BATCHES);
     let window = Window::default();
@@ -218,7 +213,7 @@ fn run(repository: &Repository, source: &dyn Source, publisher: &mut Publisher) 
         let alarm = Alarm(&queue, &window);
         let mut threads = Vec::new();
         for _ in 0..workers {
-            let packer = Packer::new(&uploads, settings(PackClass::Data, keys, DATA_FRAME_BYTES))?;
+            let packer = Packer::new(&uploads, settings(PackClass::Data)?)?;
             let worker = Worker::new(shop, packer, sender.clone());
             threads.push(scope.spawn(move || worker.run()));
         }
@@ -236,7 +231,7 @@ fn run(repository: &Repository, source: &dyn Source, publisher: &mut Publisher) 
             checkpoint_every,
         };
         threads.push(scope.spawn(move || scan.run()));
-        let node_packer = Packer::new(&uploads, settings(PackClass::Meta, keys, NODE_FRAME_BYTES))?;
+        let node_packer = Packer::new(&uploads, settings(PackClass::Meta)?)?;
         let mut assembler = Assembler {
             builder: MapBuilder::new(keys.id_key.boundary()),
             nodes: Nodes::new(node_packer, known, &keys.id_key),

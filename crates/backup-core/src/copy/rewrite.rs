@@ -11,9 +11,7 @@ use keepwell_catalog::{
 use keepwell_crypto::{ChunkId, DomainId};
 
 use crate::Error;
-use crate::backup::{
-    BackupOptions, DATA_FRAME_BYTES, NODE_FRAME_BYTES, Novelty, StoredNodes, begin_uploads, count_kind,
-};
+use crate::backup::{Novelty, StoredNodes, begin_uploads, count_kind};
 use crate::browse::{FirstNames, Raw, Step, Tree, for_each_raw};
 use crate::env::Timestamp;
 use crate::error::shown;
@@ -297,7 +295,7 @@ impl<'r> Rebuild<'r> {
         domain: DomainId,
     ) -> Result<Self, Error> {
         let id_key = repository.id_key(domain)?;
-        let packer = Packer::new(uploads, settings(repository, PackClass::Meta, domain)?)?;
+        let packer = Packer::new(uploads, PackSettings::for_moved(repository, PackClass::Meta, domain)?)?;
         Ok(Self {
             repository,
             uploads,
@@ -365,7 +363,7 @@ impl<'r> Rebuild<'r> {
         let chunk = self.filter.tree.contents().chunk(id)?;
         let domain = self.domain_of(id)?;
         if !self.content.contains_key(&domain) {
-            let settings = settings(self.repository, PackClass::Data, domain)?;
+            let settings = PackSettings::for_moved(self.repository, PackClass::Data, domain)?;
             self.content.insert(domain, Packer::new(self.uploads, settings)?);
         }
         match self.content.get_mut(&domain) {
@@ -428,19 +426,4 @@ impl Rebuilt {
             ..manifest.clone()
         }
     }
-}
-
-fn settings(repository: &Repository, class: PackClass, domain: DomainId) -> Result<PackSettings, Error> {
-    let keys = repository.domain_for(Some(domain))?;
-    Ok(PackSettings {
-        class,
-        domain,
-        recipient: keys.recipient.clone(),
-        level: BackupOptions::default().compression_level,
-        frame_bytes: match class {
-            PackClass::Data => DATA_FRAME_BYTES,
-            PackClass::Meta => NODE_FRAME_BYTES,
-        },
-        pack_bytes: repository.pack_bytes(),
-    })
 }

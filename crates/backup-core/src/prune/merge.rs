@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use keepwell_catalog::{Kept, PackClass, PackSet, Segment, SegmentBuilder, merge, names};
+use keepwell_catalog::{Kept, PackClass, PackSet, Segment, SortedSegmentWriter, merge, names};
 
 use super::verdict::delete_all;
 use crate::Error;
@@ -13,11 +13,19 @@ use crate::write::{Ending, Session, name_of};
 
 /// Segments of a class are merged when there are more …
 const SEGMENTS_MAX: usize = 8;
-/// … but never into one of more than this many entries.
+/// … but never into one of more than this many entries, …
 const ENTRIES_MAX: u64 = 4_000_000;
+/// … nor into more than half of the memory limit has room for: the new segment, plain and sealed.
+const ENTRY_BYTES: u64 = 2 * 48;
 
-/// Merges small segments of each class, and any that list dead packs. Gives how many went.
+/// Merges small segments of each class, and rewrites any that list many dead packs. Gives how many went.
 pub(super) async fn merge_segments(repository: &Repository) -> Result<u64, Error> {
+    let room = repository.limits().memory_bytes as u64 / 2 / ENTRY_BYTES;
+    merge_up_to(repository, ENTRIES_MAX.min(room)).await
+}
+
+/// The same into segments of at most so many entries. One that is larger, and stale, is rewritten alone.
+pub(super) async fn merge_up_to(repository: &Repository, entries_max: u64) -> Result<u64, Error> {
     repository.refresh_index().await?;
     let plans = read_plans(repository).await?;
     let dead = match planted("merge-drops-doomed") {
@@ -27,18 +35,21 @@ pub(super) async fn merge_segments(repository: &Repository) -> Result<u64, Error
     let index = repository.index();
     let mut merged = 0;
     for class in [PackClass::Meta, PackClass::Data] {
-        let is_small = |s: &Segment| s.class() == class && s.len() < ENTRIES_MAX / 2;
-        let all: Vec<(Arc<str>, Arc<Segment>)> =
-            index.segments().into_iter().filter(|(_, s)| is_small(s)).collect();
+        let of_class = index.segments().into_iter().filter(|(_, s)| s.class() == class);
+        let (small, large): (Vec<_>, Vec<_>) = of_class.partition(|(_, s)| s.len() < entries_max / 2);
         let stale =
             |s: &Segment| s.packs().iter().filter(|p| dead.contains(&p.name)).count() * 4 > s.packs().len();
-        if all.len() <= SEGMENTS_MAX && !all.iter().any(|(_, s)| stale(s)) {
+        for alone in large.into_iter().filter(|(_, s)| stale(s)) {
+            merged += 1;
+            merge_these(repository, class, vec![alone], dead.clone()).await?;
+        }
+        if small.len() <= SEGMENTS_MAX && !small.iter().any(|(_, s)| stale(s)) {
             continue;
         }
         let mut chosen = Vec::new();
         let mut entries = 0;
-        for (name, segment) in all {
-            if entries + segment.len() <= ENTRIES_MAX {
+        for (name, segment) in small {
+            if entries + segment.len() <= entries_max {
                 entries += segment.len();
                 chosen.push((name, segment));
             }
@@ -67,7 +78,7 @@ async fn merge_these(
     let task = tokio::task::spawn_blocking(move || build(&there, class, &inputs, &dead, listed));
     let built = task.await.map_err(|e| Error::Task(e.to_string()))?;
     let stored = match built {
-        Ok(Some((_, sealed))) => {
+        Ok(Some(sealed)) => {
             let name = name_of(&sealed, repository.random_suffix());
             let key = names::index_key(repository.group(), &name);
             let size = sealed.len() as u64;
@@ -103,7 +114,7 @@ pub(crate) async fn delete_segments(repository: &Repository, keys: &[String]) ->
 }
 
 /// A plan of index segments only, decided from birth, so that a scrub knows why they are gone.
-async fn record_deletion(repository: &Repository, keys: &[String]) -> Result<(), Error> {
+pub(super) async fn record_deletion(repository: &Repository, keys: &[String]) -> Result<(), Error> {
     let name = repository.write_plan(keys.to_vec(), Vec::new()).await?;
     let kept = Kept { store: repository.store_id(), name, released: Vec::new() };
     let signed = repository.sign(Kept::KIND, kept.encode())?;
@@ -111,23 +122,27 @@ async fn record_deletion(repository: &Repository, keys: &[String]) -> Result<(),
     Ok(())
 }
 
-/// The merged segment, plain and sealed; `None` when nothing is left.
+/// The merged segment, sealed; `None` when nothing is left. Reads the inputs twice, so as to hold no entry.
 fn build(
     repository: &Repository,
     class: PackClass,
     inputs: &[(Arc<str>, Arc<Segment>)],
     dead: &PackSet,
     names: Vec<String>,
-) -> Result<Option<(Bytes, Bytes)>, Error> {
-    let mut builder = SegmentBuilder::new(repository.group(), class);
-    let mut numbers = std::collections::HashMap::new();
-    for located in merge(inputs.iter().map(|(_, s)| &**s), |pack, _| dead.contains(&pack.name))? {
-        let located = located?;
-        let number = *numbers.entry(located.pack.name).or_insert_with(|| builder.add_pack(located.pack));
-        builder.add(keepwell_catalog::IndexEntry { pack: number, ..located.entry });
+) -> Result<Option<Bytes>, Error> {
+    let merged = || merge(inputs.iter().map(|(_, s)| &**s), |pack, _| dead.contains(&pack.name));
+    let mut left = 0;
+    for located in merged()? {
+        located?;
+        left += 1;
     }
-    if builder.is_empty() {
+    if left == 0 {
         return Ok(None);
     }
-    repository.seal_segment(builder, names).map(Some)
+    let mut writer = SortedSegmentWriter::new(Vec::new(), repository.group(), class, left)?;
+    for located in merged()? {
+        writer.push_located(&located?)?;
+    }
+    let plain = writer.finish(repository.id(), repository.signer("write an index")?, names)?;
+    repository.seal_index(&plain).map(Some)
 }

@@ -39,13 +39,17 @@ mod tests {
     use super::*;
     use crate::testing::World;
 
+    fn pack(n: u8) -> String {
+        let name = keepwell_catalog::ContentName::new(&keepwell_crypto::Digest::from_bytes([n; 32]), [0; 4]);
+        names::pack_key(keepwell_catalog::PackClass::Data, &name).to_string()
+    }
+
     #[tokio::test]
     async fn many_plans_become_one_that_dooms_the_same() {
         let world = World::new().await;
         let repository = &world.repository;
         for n in 0..20u8 {
-            let name = format!("data/00/{}-00000000", hex::encode([n; 32]));
-            super::super::merge::delete_segments(repository, &[name]).await.unwrap();
+            super::super::merge::delete_segments(repository, &[pack(n)]).await.unwrap();
         }
         let before: BTreeSet<String> =
             read_plans(repository).await.unwrap().doomed().map(str::to_owned).collect();
@@ -63,7 +67,7 @@ mod tests {
     #[tokio::test]
     async fn plans_without_a_verdict_stay() {
         let world = World::new().await;
-        let undecided = world.repository.write_plan(vec!["data/x".into()], Vec::new()).await.unwrap();
+        let undecided = world.repository.write_plan(vec![pack(0)], Vec::new()).await.unwrap();
         for _ in 0..20 {
             super::super::merge::delete_segments(&world.repository, &[]).await.unwrap();
         }
@@ -77,19 +81,15 @@ mod tests {
     async fn a_merge_leaves_what_the_verdicts_released() {
         let world = World::new().await;
         let repository = &world.repository;
-        let condemned: Vec<String> = ["data/00/a", "data/00/b"].map(str::to_owned).to_vec();
+        let condemned: Vec<String> = vec![pack(1), pack(2)];
         for _ in 0..9 {
             let name = repository.write_plan(condemned.clone(), Vec::new()).await.unwrap();
-            let kept = keepwell_catalog::Kept {
-                store: repository.store_id(),
-                name,
-                released: vec!["data/00/b".to_owned()],
-            };
+            let kept = keepwell_catalog::Kept { store: repository.store_id(), name, released: vec![pack(2)] };
             let signed = repository.sign(keepwell_catalog::Kept::KIND, kept.encode()).unwrap();
             repository.put_own(&names::kept_key(name), signed).await.unwrap();
         }
         assert_eq!(merge_plans(repository).await.unwrap(), 9);
         let plans = read_plans(repository).await.unwrap();
-        assert_eq!(plans.doomed().collect::<Vec<_>>(), ["data/00/a"]);
+        assert_eq!(plans.doomed().collect::<Vec<_>>(), [pack(1)]);
     }
 }

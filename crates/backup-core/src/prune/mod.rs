@@ -1,6 +1,8 @@
 //! Pruning: removing what no snapshot needs, while others write. The steps and the reason for each are in
 //! docs/pruning.md; the comments here give its numbers.
 
+#[cfg(test)]
+mod damage_tests;
 mod forget;
 mod locks;
 mod merge;
@@ -27,10 +29,10 @@ use keepwell_crypto::MemberId;
 
 use crate::Error;
 use crate::planted::planted;
-use crate::repository::{Repository, read_plans};
+use crate::repository::{Repository, free_number, may_be_condemned, read_plans};
 
 pub(crate) use merge::delete_segments;
-pub(crate) use repack::{move_frames, packer_settings};
+pub(crate) use repack::move_frames;
 pub(crate) use scan::{live_ends, needed_state};
 pub(crate) use sessions::{open_sessions, settle_sessions, sweep};
 pub use undo::Forgotten;
@@ -270,8 +272,12 @@ impl Repository {
         condemned: Vec<String>,
         merged: Vec<PlanName>,
     ) -> Result<PlanName, Error> {
+        if let Some(other) = condemned.iter().find(|name| !may_be_condemned(name)) {
+            return Err(Error::Invalid(format!("no plan may condemn `{other}`")));
+        }
         let (store, time) = (self.store_id(), self.now());
-        let name = PlanName::new(read_plans(self).await?.next, self.random_suffix());
+        let next = free_number("gc", read_plans(self).await?.next)?;
+        let name = PlanName::new(next, self.random_suffix());
         let plan = Plan { store, name, time, condemned, merged };
         let signed = self.sign(Plan::KIND, plan.encode())?;
         if self.put_own(&names::plan_key(name), signed).await? {

@@ -71,7 +71,7 @@ async fn copy(repository: &Repository, scan: &Scan) -> Result<(Uploads, BTreeSet
                 std::collections::btree_map::Entry::Occupied(slot) => slot.into_mut(),
                 std::collections::btree_map::Entry::Vacant(slot) => slot.insert(Packer::new(
                     &uploads_there,
-                    packer_settings(&repository, used.class, used.pack.domain)?,
+                    PackSettings::for_moved(&repository, used.class, used.pack.domain)?,
                 )?),
             };
             move_frames(&fetched.plain, used.class, &used.pack, &entries, packer, &repository)?;
@@ -83,23 +83,6 @@ async fn copy(repository: &Repository, scan: &Scan) -> Result<(Uploads, BTreeSet
     let moved = task.await.map_err(|e| Error::Task(e.to_string()))??;
     uploads.flush().await?;
     Ok((uploads, moved))
-}
-
-/// How moved chunks are packed.
-pub(crate) fn packer_settings(
-    repository: &Repository,
-    class: PackClass,
-    domain: keepwell_crypto::DomainId,
-) -> Result<PackSettings, Error> {
-    let domain = repository.domain_for(Some(domain))?;
-    Ok(PackSettings {
-        class,
-        domain: domain.id,
-        recipient: domain.recipient.clone(),
-        level: 2,
-        frame_bytes: 1 << 20,
-        pack_bytes: repository.pack_bytes(),
-    })
 }
 
 /// Frames that are live as a whole move as they are; of others, the live chunks are compressed anew. Every chunk is

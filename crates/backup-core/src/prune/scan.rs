@@ -139,13 +139,17 @@ fn is_pack(key: &str) -> bool {
 struct Marking<'m> {
     marks: &'m mut Marks,
     gone: &'m PackSet,
+    /// The first chunk or node that the index does not list.
+    lost: Option<ChunkId>,
 }
 
 impl Visitor for Marking<'_> {
-    fn reached(&mut self, _: &ChunkId, locations: &[Location]) -> bool {
-        let chosen = preferred(locations, self.gone).or(locations.first());
-        // A node without any location is fetched, fails, and stops the prune.
-        chosen.is_none_or(|location| self.marks.set(location))
+    fn reached(&mut self, id: &ChunkId, locations: &[Location]) -> bool {
+        let Some(chosen) = preferred(locations, self.gone).or(locations.first()) else {
+            self.lost.get_or_insert(*id);
+            return false;
+        };
+        self.marks.set(chosen)
     }
 
     fn broken(&mut self, error: Error) -> Result<(), Error> {
@@ -343,7 +347,7 @@ impl Scan {
         let indexed: BTreeSet<ContentName> =
             self.index.segments().iter().flat_map(|(_, s)| s.packs().iter().map(|p| p.name)).collect();
         let mut existing: BTreeSet<String> = BTreeSet::new();
-        for prefix in ["data/", "meta/", "manifests/", "state/"] {
+        for prefix in ["data/", "meta/", "manifests/", "state/", "index/"] {
             for info in repository.list(prefix).await? {
                 let text = info.key.to_string();
                 let orphan = match text.parse() {
@@ -381,7 +385,16 @@ pub(crate) fn needed_state(ends: &[End]) -> BTreeSet<String> {
     newest.into_values().flat_map(keys).collect()
 }
 
-/// Marks everything that the roots reach, at its preferred location. Gives how many nodes had to be read for that.
+/// What stops a prune: where an index segment is lost, the packs that it lists look like orphans.
+pub(super) fn unlisted(id: ChunkId) -> Error {
+    Error::ChunkLost {
+        id,
+        reason: "no index segment lists it; nothing is pruned until that is repaired".into(),
+    }
+}
+
+/// Marks everything that the roots reach, at its preferred location. Gives how many nodes had to be read for that. Fails
+/// on what no index segment lists.
 async fn mark(
     repository: &Repository,
     index: &std::sync::Arc<IndexSet>,
@@ -394,8 +407,11 @@ async fn mark(
         let mut marks = Marks::new(&index);
         let (mut remembered, mut reached) = (Remembered::load(&repository), Reached::default());
         for root in roots {
-            let mut marking = Marking { marks: &mut marks, gone: &gone };
+            let mut marking = Marking { marks: &mut marks, gone: &gone, lost: None };
             remembered.visit(&nodes, &index, &root, &mut reached, &mut marking)?;
+            if let Some(id) = marking.lost {
+                return Err(unlisted(id));
+            }
         }
         if remembered.nodes_read > 0 {
             remembered.save(&repository, &reached);
@@ -426,7 +442,7 @@ impl FrameUse {
     }
 }
 
-/// Live and total bytes of every pack. Reads the whole index, a segment at a time.
+/// Live and total bytes of every pack. Reads the whole index, a segment at a time, and holds the frames of one.
 ///
 /// Chunks of a frame count by their share of it, so that what is dead beside one live chunk is found too.
 pub(super) fn pack_uses(index: &IndexSet, marks: &Marks) -> Result<HashMap<ContentName, PackUse>, Error> {

@@ -8,7 +8,7 @@ use keepwell_crypto::{ChunkId, MemberId};
 use keepwell_storage::Key;
 use tokio::task::JoinSet;
 
-use super::scan::{decided, live_ends, needed_state, roots_of};
+use super::scan::{decided, live_ends, needed_state, roots_of, unlisted};
 use crate::Error;
 use crate::mark::{Marks, Visitor};
 use crate::planted::planted;
@@ -111,9 +111,7 @@ async fn needed_packs(
         }
         match rescue.lost {
             None => Ok(rescue.kept),
-            Some(id) => {
-                Err(Error::ChunkLost { id, reason: "no index segment lists it; nothing is pruned".into() })
-            }
+            Some(id) => Err(unlisted(id)),
         }
     });
     task.await.map_err(|e| Error::Task(e.to_string()))?

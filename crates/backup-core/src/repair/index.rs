@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use keepwell_catalog::names::{self, ObjectName};
-use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef, SegmentBuilder};
+use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef, PackSet, SegmentBuilder};
 use keepwell_crypto::Digest;
 
 use crate::Error;
@@ -14,8 +14,8 @@ use crate::write::{Ending, Session, name_of};
 
 /// Writes new segments for packs that no sound segment lists, and removes damaged segments and those with false entries. Gives how many packs are listed again.
 pub(super) async fn list_again(repository: &Repository, before: &CheckReport) -> Result<u64, Error> {
-    let damaged: Vec<String> =
-        before.findings.iter().map(|f| f.object.clone()).filter(|o| o.starts_with("index/")).collect();
+    let is_segment = |object: &String| matches!(object.parse(), Ok(ObjectName::Index(..)));
+    let damaged: Vec<String> = before.findings.iter().map(|f| f.object.clone()).filter(is_segment).collect();
     let lost_chunks = before.findings.iter().any(|f| f.object.starts_with("chunk ") || f.object == "tree");
     if damaged.is_empty() && !lost_chunks {
         return Ok(0);
@@ -38,12 +38,13 @@ pub(super) async fn list_again(repository: &Repository, before: &CheckReport) ->
     Ok(packs)
 }
 
-/// The listing is made after the plans are read, as a resumed writer would do (docs/pruning.md).
+/// The listing is made after the plans are read, as a resumed writer would do (docs/pruning.md). A pack that is doomed and
+/// not dead is listed too: what lies in it can only be released by a verdict that finds it in the index.
 async fn list_unlisted(
     repository: &Repository,
     damaged: &[String],
 ) -> Result<(Vec<(String, u64)>, u64), Error> {
-    let doomed = read_plans(repository).await?.doomed_packs();
+    let dead = PackSet::from_keys(read_plans(repository).await?.dead());
     repository.refresh_index().await?;
     // What a damaged segment says goes with it, also where it can be read.
     let is_sound = |name: &str| !damaged.contains(&format!("index/{}/{name}", repository.group()));
@@ -57,7 +58,7 @@ async fn list_unlisted(
         let mut builder = SegmentBuilder::new(repository.group(), class);
         for info in repository.list(&format!("{}/", class.prefix())).await? {
             let Ok(ObjectName::Pack(_, name)) = info.key.as_str().parse() else { continue };
-            if indexed.contains(&name) || doomed.contains(&name) || class_of_key(info.key.as_str()) != class {
+            if indexed.contains(&name) || dead.contains(&name) || class_of_key(info.key.as_str()) != class {
                 continue;
             }
             match read_directory(repository, class, &name).await {

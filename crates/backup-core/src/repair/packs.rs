@@ -11,11 +11,11 @@ use tokio::runtime::Handle;
 use crate::Error;
 use crate::backup::begin_uploads;
 use crate::check::CheckReport;
-use crate::prune::{move_frames, packer_settings};
+use crate::prune::move_frames;
 use crate::read::fetch_pack;
 use crate::repository::Repository;
 use crate::transfer::{Wanted, transfer};
-use crate::write::{Ending, Packer, Session};
+use crate::write::{Ending, PackSettings, Packer, Session};
 
 type Bad = BTreeMap<ContentName, PackClass>;
 
@@ -188,7 +188,7 @@ fn salvage(
     let pack = index.segments().iter().find_map(|(_, s)| s.packs().iter().find(|p| p.name == *name).copied());
     let Some(pack) = pack else { return Ok(false) };
     let Ok(fetched) = handle.block_on(fetch_pack(repository, class, &pack)) else { return Ok(false) };
-    let mut packer = Packer::new(uploads, packer_settings(repository, class, pack.domain)?)?;
+    let mut packer = Packer::new(uploads, PackSettings::for_moved(repository, class, pack.domain)?)?;
     let mut all = true;
     for frame in entries.chunk_by(|a, b| a.frame_offset == b.frame_offset) {
         if move_frames(&fetched.plain, class, &pack, frame, &mut packer, repository).is_err() {

@@ -36,7 +36,7 @@ pub(crate) use create::seal_keyring;
 pub(crate) use ends::{
     Before, End, OwnEnds, read_before, read_ends, read_ends_anew, read_own_ends, verify_end,
 };
-pub(crate) use plans::{Plans, read_plans, read_plans_anew, read_verdict};
+pub(crate) use plans::{Plans, may_be_condemned, read_plans, read_plans_anew, read_verdict};
 pub(crate) use trust::{advance_chain, read_chain, read_keyring, reading_keyring, remember_head};
 
 use crate::Error;
@@ -60,6 +60,17 @@ impl Default for Limits {
     fn default() -> Self {
         Self { threads: std::thread::available_parallelism().map_or(2, usize::from), memory_bytes: 256 << 20 }
     }
+}
+
+/// The number for a new object, if there is one: whoever may write into the store may have given away the last.
+pub(crate) fn free_number(prefix: &str, next: u64) -> Result<u64, Error> {
+    if next <= names::NUMBER_MAX {
+        return Ok(next);
+    }
+    Err(Error::damaged(
+        prefix,
+        "an object there has the largest number of all, so that no further one can be made",
+    ))
 }
 
 /// An open repository. Cheap to clone; all clones share keys, index and cache.
@@ -275,7 +286,7 @@ impl Repository {
             }
             match page.objects.last() {
                 Some(end) if page.more => last = Some(end.key.clone()),
-                _ => return Ok(next),
+                _ => return free_number("sessions", next),
             }
         }
     }
@@ -287,8 +298,13 @@ impl Repository {
         inputs: Vec<String>,
     ) -> Result<(Bytes, Bytes), Error> {
         let plain = builder.finish(self.id(), self.signer("write an index")?, inputs)?;
-        let sealed = keepwell_crypto::seal(&[self.0.access.index_recipient()?], &plain)?;
-        Ok((Bytes::from(plain), Bytes::from(sealed)))
+        let sealed = self.seal_index(&plain)?;
+        Ok((Bytes::from(plain), sealed))
+    }
+
+    /// Seals the plaintext of a segment to the group.
+    pub(crate) fn seal_index(&self, plain: &[u8]) -> Result<Bytes, Error> {
+        Ok(keepwell_crypto::seal(&[self.0.access.index_recipient()?], plain)?.into())
     }
 
     pub(crate) fn index_name(&self, sealed: &[u8], suffix: [u8; 4]) -> (ContentName, Key) {

@@ -126,7 +126,18 @@ fn prove_plan(repository: &Repository, name: PlanName, bytes: &[u8]) -> Result<P
     let key = names::plan_key(name);
     let payload = repository.open_authored(&key, bytes, Plan::KIND, Roles::KEEPER)?;
     let plan = Plan::decode(&payload).map_err(|e| Error::damaged(&key, e))?;
-    in_place(&key, plan.store == repository.store_id() && plan.name == name).map(|()| plan)
+    in_place(&key, plan.store == repository.store_id() && plan.name == name)?;
+    match plan.condemned.iter().find(|name| !may_be_condemned(name)) {
+        None => Ok(plan),
+        Some(other) => Err(Error::damaged(&key, format_args!("it condemns `{other}`, which no plan may"))),
+    }
+}
+
+/// Whether a plan may name this object. Whoever signed the plan, and whatever became of its key: trust, keys and the history
+/// never go by one.
+pub(crate) fn may_be_condemned(name: &str) -> bool {
+    use ObjectName::{Index, Manifest, Pack, State};
+    matches!(name.parse(), Ok(Pack(..) | Manifest(..) | State(..) | Index(..)))
 }
 
 /// The names that the verdict on a plan releases, as the store says now; the plan itself need not exist any more.

@@ -4,8 +4,9 @@ use keepwell_catalog::PackClass;
 use keepwell_crypto::{ChunkId, DomainId, Recipient};
 
 use super::Uploads;
-use crate::Error;
 use crate::pack::{FrameBuilder, PackError, PackWriter};
+use crate::repository::Repository;
+use crate::{BackupOptions, Error};
 
 /// A chunk of at least this many bytes has a frame of its own.
 pub(crate) const OWN_FRAME_MIN: usize = 512 << 10;
@@ -22,6 +23,39 @@ pub(crate) struct PackSettings {
     pub frame_bytes: usize,
     /// A pack is finished when it has grown to this many bytes.
     pub pack_bytes: usize,
+}
+
+/// Chunks of content that share a frame fill one of about this many plain bytes (format §6) …
+const DATA_FRAME_BYTES: usize = 1 << 20;
+/// … and tree nodes, which are read one by one, one of this many.
+const NODE_FRAME_BYTES: usize = 256 << 10;
+
+impl PackSettings {
+    /// How packs of a class are written in a domain whose keys are at hand.
+    pub fn of(
+        repository: &Repository,
+        class: PackClass,
+        domain: DomainId,
+        level: i32,
+    ) -> Result<Self, Error> {
+        let domain = repository.domain_for(Some(domain))?;
+        Ok(Self {
+            class,
+            domain: domain.id,
+            recipient: domain.recipient.clone(),
+            level,
+            frame_bytes: match class {
+                PackClass::Data => DATA_FRAME_BYTES,
+                PackClass::Meta => NODE_FRAME_BYTES,
+            },
+            pack_bytes: repository.pack_bytes(),
+        })
+    }
+
+    /// Likewise for chunks that move.
+    pub fn for_moved(repository: &Repository, class: PackClass, domain: DomainId) -> Result<Self, Error> {
+        Self::of(repository, class, domain, BackupOptions::default().compression_level)
+    }
 }
 
 /// Gathers chunks into frames and frames into a pack, and hands finished packs to [`Uploads`].

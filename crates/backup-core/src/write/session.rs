@@ -13,7 +13,7 @@ use keepwell_crypto::{Digest, MemberId, SnapshotId};
 use crate::Error;
 use crate::alive::{self, AliveFile};
 use crate::planted::planted;
-use crate::repository::{Before, OwnEnds, Repository, read_before};
+use crate::repository::{Before, OwnEnds, Repository, free_number, read_before};
 
 /// A session says that it is alive this often; a keeper fences one that has been silent for several times as long.
 pub(crate) const BEAT_EVERY: Duration = Duration::from_secs(60);
@@ -72,7 +72,7 @@ impl Session {
     pub async fn claim(repository: &Repository) -> Result<Self, Error> {
         let writer = repository.writer()?;
         let before = read_before(repository, writer).await?;
-        let mut n = before.next;
+        let mut n = free_number("commits", before.next)?;
         loop {
             let record = Record {
                 store: repository.store_id(),

@@ -120,7 +120,7 @@ impl Uploads {
 
     /// Waits for every pack and writes the rest of the index. Afterwards more packs may be submitted.
     pub async fn flush(&self) -> Result<(), Error> {
-        self.wait().await?;
+        self.wait().await;
         if let Some(error) = &self.state().failed {
             return Err(error.clone());
         }
@@ -133,13 +133,13 @@ impl Uploads {
     /// After a failure, while the session is still open: what is durable goes into the index, as far as that succeeds, so
     /// that the next run finds it.
     pub async fn salvage(&self) {
-        let _ = self.wait().await;
+        self.wait().await;
         for (class, packs) in self.take_waiting() {
             let _ = self.0.write_segment(class, packs).await;
         }
     }
 
-    async fn wait(&self) -> Result<(), Error> {
+    async fn wait(&self) {
         let mut running = std::mem::take(&mut *lock(&self.0.running));
         if planted("commit-before-packs") {
             running.detach_all();
@@ -147,7 +147,6 @@ impl Uploads {
         while let Some(ended) = running.join_next().await {
             self.note(ended);
         }
-        Ok(())
     }
 
     fn take_waiting(&self) -> [(PackClass, Vec<FinishedPack>); 2] {

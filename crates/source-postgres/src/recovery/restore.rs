@@ -375,16 +375,19 @@ impl Data {
     fn text(&self, name: &str) -> Result<String, RestoreError> {
         let key = Self::key([name])?;
         let engine = |error: TargetError| RestoreError::from(backup_core::Error::from(error));
-        let size = match self.target.existing(&key).map_err(engine)? {
-            Some(entry) if entry.kind == EntryKind::File && entry.size <= SETTINGS_BYTES_MAX => entry.size,
+        let entry = match self.target.existing(&key).map_err(engine)? {
+            Some(entry) if entry.kind == EntryKind::File && entry.size <= SETTINGS_BYTES_MAX => entry,
             Some(_) => {
                 let reason = "it is no file of settings".to_owned();
                 return Err(engine(TargetError::Refused { path: name.to_owned(), reason }));
             }
             None => return Ok(String::new()),
         };
-        let mut content = vec![0; size as usize];
-        self.target.open_existing(&key).and_then(|file| file.read_at(0, &mut content)).map_err(engine)?;
+        let mut content = vec![0; entry.size as usize];
+        self.target
+            .open_existing(&key, &entry)
+            .and_then(|file| file.read_at(0, &mut content))
+            .map_err(engine)?;
         Ok(String::from_utf8_lossy(&content).into_owned())
     }
 

@@ -145,7 +145,9 @@ fn nodes_that_move_go_into_small_frames() {
     block_on(async {
         let world = World::new().await;
         let repository = &world.repository;
-        let file = |i: u64, round: u64| Thing::file(noise(i + round * u64::from(i % 100 == 0) * 100_000, 30));
+        let file = |i: u64, round: u64| {
+            Thing::file(noise(i + round * u64::from(i.is_multiple_of(100)) * 100_000, 30))
+        };
         let wide =
             |round| (0..9000).fold(TreeModel::default(), |t, i| t.with(&format!("d/{i:04}"), file(i, round)));
         let old = back_up(repository, &wide(0)).await;

@@ -9,6 +9,9 @@ use super::{NodeSource, record_extents};
 use crate::error::MapError;
 use crate::{Entry, Extent, MapKey};
 
+/// The first key of what was passed over, and the one that follows it.
+type Passed = (Vec<u8>, Option<Vec<u8>>);
+
 /// A map to read from. Cheap to copy; holds no nodes.
 #[derive(Clone, Copy)]
 pub struct MapReader<'a> {
@@ -173,7 +176,7 @@ impl Cursor<'_> {
 
     /// After a node could not be read: goes on behind everything below it. Gives the first key that is passed over, and the
     /// one that follows; `None` if it does not stand before such a node.
-    pub(super) fn pass(&mut self) -> Result<Option<(Vec<u8>, Option<Vec<u8>>)>, MapError> {
+    pub(super) fn pass(&mut self) -> Result<Option<Passed>, MapError> {
         let Some(Head::Tree(from, ..)) = self.walk.head() else { return Ok(None) };
         let from = from.to_vec();
         self.walk.advance()?;

@@ -32,6 +32,7 @@ pub use self::tape::TapeError;
 use crate::cluster::{Cluster, Database, Increment, Space};
 use crate::lsn::{Lsn, SegmentSize, Timeline};
 use crate::options::ConnectOptions;
+use crate::recovery::SOURCE_KIND;
 use crate::replication::{BackupCommand, BackupEvent, Checkpoint, Identity, SlotName, Started};
 use crate::wire::{Client, PgError};
 
@@ -399,7 +400,7 @@ impl PgSource {
 
 impl Source for PgSource {
     fn kind(&self) -> &str {
-        "postgres"
+        SOURCE_KIND
     }
 
     fn paths(&self) -> Vec<Vec<u8>> {

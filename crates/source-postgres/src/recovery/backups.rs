@@ -6,8 +6,9 @@ use backup_core::{Depth, Repository, Snapshot, SnapshotState, Tree};
 use keepwell_catalog::{EntryKind, MapKey};
 
 use super::PlanError;
-use super::cluster::{CLUSTER_BYTES_MAX, CLUSTER_FILE, Cluster};
+use super::cluster::{CLUSTER_BYTES_MAX, Cluster};
 use crate::archive::ArchiveError;
+use crate::cluster::{CLUSTER_FILE, DATA};
 use crate::history::{HISTORY_BYTES_MAX, History};
 use crate::lsn::Segment;
 
@@ -95,7 +96,7 @@ impl BaseBackup {
 
     /// Where the snapshot has the WAL that belongs to it.
     pub fn wal_directory(&self) -> Result<MapKey, backup_core::Error> {
-        child(&self.root, &["data", "pg_wal"])
+        child(&self.root, &[DATA, "pg_wal"])
     }
 
     /// The history of its timeline, if the snapshot has it.

@@ -7,8 +7,6 @@ use serde::{Deserialize, Deserializer};
 use crate::lsn::{Lsn, SegmentSize, Timeline};
 use crate::replication::SystemId;
 
-/// Name of the file in a snapshot.
-pub const CLUSTER_FILE: &str = "cluster.json";
 /// A cluster with ten thousand databases has some 10 MB of it.
 pub const CLUSTER_BYTES_MAX: u64 = 64 << 20;
 const FORMAT: u32 = 1;

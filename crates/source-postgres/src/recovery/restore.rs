@@ -17,6 +17,7 @@ use keepwell_catalog::{Entry, EntryKind, MapKey};
 use super::backups::{BaseBackup, child};
 use super::owned::Owned;
 use super::settings::{RecoverySettings, tablespace_map};
+use crate::cluster::{DATA, TABLESPACES};
 
 const CONTROL_FILE: [&str; 2] = ["global", "pg_control"];
 /// It has 8 KiB.
@@ -148,12 +149,12 @@ struct Part {
 
 impl Layout {
     async fn parts(&self, tree: &Tree, backup: &BaseBackup) -> Result<Vec<Part>, RestoreError> {
-        let key = child(&backup.root, &["data"])?;
+        let key = child(&backup.root, &[DATA])?;
         let mut parts = vec![Part { place: self.directory.clone(), key, only: None }];
         for tablespace in &backup.cluster.tablespaces {
             let oid = tablespace.oid;
             let place = self.tablespaces.get(&oid).ok_or(RestoreError::NoPlace { oid })?.clone();
-            let key = child(&backup.root, &["tablespaces", &oid.to_string()])?;
+            let key = child(&backup.root, &[TABLESPACES, &oid.to_string()])?;
             let mut only = Vec::new();
             let visit = |key: &MapKey, _: &Entry| {
                 only.extend(key.name().map(Cow::into_owned).filter(|name| name.starts_with(b"PG_")));
@@ -205,7 +206,7 @@ impl Part {
 
 /// Fails for a base backup that holds anything but files and directories; links to tablespaces apart, which are made anew.
 async fn refuse_others(tree: &Tree, backup: &BaseBackup) -> Result<(), RestoreError> {
-    let links = child(&backup.root, &["data", "pg_tblspc"])?;
+    let links = child(&backup.root, &[DATA, "pg_tblspc"])?;
     let mut other = None;
     let mut visit = |key: &MapKey, entry: &Entry| {
         let is_link =
@@ -219,7 +220,7 @@ async fn refuse_others(tree: &Tree, backup: &BaseBackup) -> Result<(), RestoreEr
             }
         }
     };
-    for name in ["data", "tablespaces"] {
+    for name in [DATA, TABLESPACES] {
         let key = child(&backup.root, &[name])?;
         if tree.entry(&key).await?.is_some() {
             tree.list(&key, Depth::All, &mut visit).await?;
@@ -253,7 +254,7 @@ pub async fn restore(
     let mut report = ClusterReport { saved_wal: save_wal(layout)?, ..ClusterReport::default() };
     let data = Data { target: layout.open(places, &layout.directory, None)?, time: backup.cluster.stop_time };
     data.remove(CONTROL_FILE)?;
-    let control = child(&backup.root, &["data", CONTROL_FILE[0], CONTROL_FILE[1]])?;
+    let control = child(&backup.root, &[DATA, CONTROL_FILE[0], CONTROL_FILE[1]])?;
     for part in layout.parts(&tree, backup).await? {
         let target = layout.open(places, &part.place, part.only.clone())?;
         let options = part.options(Some(control.clone()));

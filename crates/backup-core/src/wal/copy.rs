@@ -1,5 +1,7 @@
 //! Taking an archived log along to another store.
 
+use std::collections::{HashMap, HashSet};
+
 use bytes::Bytes;
 use keepwell_catalog::wal::{self, WalName, WalPlace};
 use keepwell_crypto::MemberId;
@@ -84,19 +86,24 @@ impl Repository {
         let prefix = wal::system_prefix(own, floor.system);
         let there = target.list(&prefix).await?;
         let there: Vec<WalName> = there.iter().filter_map(|info| info.key.as_str().parse().ok()).collect();
-        let known = |name: &WalName| {
-            // History files are few and small, and differ where it matters.
-            let place = |other: &WalName| (other.timeline, other.place) == (name.timeline, name.place);
-            name.place != WalPlace::History && there.iter().any(place)
-        };
+        let mut wanted = Vec::new();
         for member in reader.writers().await? {
             for timeline in reader.timelines(member).await? {
-                for name in reader.pieces_from(member, timeline, 0).await? {
-                    if is_wanted(&name, floor) && !known(&name) {
-                        store_anew(&reader, target, own, &name, report).await?;
-                    }
-                }
+                let pieces = reader.pieces_from(member, timeline, 0).await?;
+                wanted.extend(pieces.into_iter().filter(|name| is_wanted(name, floor)));
             }
+        }
+        // Hashes differ from store to store, so places have to do. Where they do not, because several pieces differ there,
+        // or may (history files are few and small), each is stored, which does nothing for one that is there.
+        let place = |name: &WalName| (name.timeline, name.place);
+        let known: HashSet<_> = there.iter().map(place).collect();
+        let mut pieces: HashMap<_, u64> = HashMap::new();
+        wanted.iter().for_each(|name| *pieces.entry(place(name)).or_default() += 1);
+        let is_known = |name: &WalName| {
+            name.place != WalPlace::History && pieces[&place(name)] == 1 && known.contains(&place(name))
+        };
+        for name in wanted.iter().filter(|name| !is_known(name)) {
+            store_anew(&reader, target, own, name, report).await?;
         }
         Ok(())
     }
@@ -168,6 +175,20 @@ mod tests {
         }
         log.put(2, WalPlace::History, Bytes::from_static(b"1\t0/5\tx\n"), None).await.unwrap();
         world
+    }
+
+    #[tokio::test]
+    async fn both_sides_of_a_conflict_arrive_also_one_after_the_other() {
+        let (world, floor) = (World::new().await, [WalFloor { system: 7, file: 0 }]);
+        let target = World::new().await.repository;
+        let log = world.repository.wal_writer("db", 7, 1 << 20, false).await.unwrap();
+        let place = WalPlace::Bytes { file: 3, from: 0, to: 4 };
+        for (text, stored) in [(&b"same"[..], 1), (b"else", 1)] {
+            log.put(1, place, Bytes::from_static(text), None).await.unwrap();
+            assert_eq!(world.repository.copy_wal(&target, &floor).await.unwrap().stored, stored);
+        }
+        assert_eq!(archived(&target).await.len(), 2);
+        assert_eq!(world.repository.copy_wal(&target, &floor).await.unwrap().stored, 0);
     }
 
     #[tokio::test]

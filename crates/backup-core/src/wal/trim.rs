@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use keepwell_catalog::wal::{self, WalName, WalPlace};
+use keepwell_catalog::wal::{self, WalHash, WalName, WalPlace};
 use keepwell_crypto::MemberId;
 use keepwell_storage::ObjectInfo;
 
@@ -24,7 +24,7 @@ pub struct WalFloor {
 pub struct WalTrimReport {
     /// Pieces that lie before every floor of their cluster.
     pub outdated: u64,
-    /// Pieces that another one holds as a whole.
+    /// Pieces that another one holds as a whole; in a dry run, by their names.
     pub superseded: u64,
     /// Stored bytes of both.
     pub bytes: u64,
@@ -42,8 +42,9 @@ impl Repository {
     ///
     /// Of a cluster without a floor nothing is removed but the latter; history files stay. Needs the keeper role. Before
     /// anything is deleted, running sessions are waited for as in a prune, and `floors` is asked again: a base backup that
-    /// was being taken has been committed by then, or never will be. Costs a listing of the archive, twice if something
-    /// goes.
+    /// was being taken has been committed by then, or never will be. A piece goes by another one only after that was read and
+    /// proved to hold the same bytes, which takes a credential that can read. Costs a listing of the archive, twice if
+    /// something goes, and reading each piece by which others go.
     pub async fn trim_wal<E, F, Fut>(&self, options: &PruneOptions, floors: F) -> Result<WalTrimReport, E>
     where
         E: From<Error>,
@@ -61,13 +62,54 @@ impl Repository {
             return Ok(planned.0);
         }
         settle_sessions(self, options.fence_after).await?;
-        let (report, keys) = self.outdated_wal(&floors(self.clone()).await?).await?;
+        let (mut report, mut going) = self.outdated_wal(&floors(self.clone()).await?).await?;
+        self.prove_covers(&mut report, &mut going).await?;
+        let keys: Vec<String> = going.into_iter().map(|piece| piece.name.key().to_string()).collect();
         delete_all(self, &keys).await?;
         Ok(report)
     }
 
-    async fn outdated_wal(&self, floors: &[WalFloor]) -> Result<(WalTrimReport, Vec<String>), Error> {
-        let (mut report, mut keys) = (WalTrimReport::default(), Vec::new());
+    /// Leaves out tails whose bytes the piece that should hold them does not: it may be damaged, or have others. A
+    /// credential that cannot read proves nothing, and removes none.
+    async fn prove_covers(&self, report: &mut WalTrimReport, going: &mut Vec<Piece>) -> Result<(), Error> {
+        let mut read: Option<(WalName, Option<Vec<u8>>)> = None;
+        let mut kept = Vec::with_capacity(going.len());
+        for piece in std::mem::take(going) {
+            if let Some(cover) = piece.cover {
+                if read.as_ref().is_none_or(|(name, _)| *name != cover) {
+                    read = Some((cover, self.read_cover(&cover).await?));
+                }
+                let bytes = read.as_ref().and_then(|(_, bytes)| within(&cover, &piece.name, bytes.as_ref()?));
+                if bytes.is_none_or(|bytes| WalHash::of(&self.domain().id_key, bytes) != piece.name.hash) {
+                    report.superseded -= 1;
+                    report.bytes -= piece.size;
+                    continue;
+                }
+            }
+            kept.push(piece);
+        }
+        *going = kept;
+        Ok(())
+    }
+
+    /// The bytes of a piece, proved; nothing, and a word to whoever looks on, if they cannot be had.
+    async fn read_cover(&self, name: &WalName) -> Result<Option<Vec<u8>>, Error> {
+        if !self.can_read() {
+            return Ok(None);
+        }
+        match self.wal_reader(name.system)?.read(name).await {
+            Ok(piece) => Ok(Some(piece.plaintext)),
+            Err(Error::Storage(error)) if !error.is_not_found() => Err(Error::Storage(error)),
+            Err(error) => {
+                let reason = crate::error::one_line(&error);
+                self.monitor().problem(name.key().as_str(), &reason);
+                Ok(None)
+            }
+        }
+    }
+
+    async fn outdated_wal(&self, floors: &[WalFloor]) -> Result<(WalTrimReport, Vec<Piece>), Error> {
+        let (mut report, mut all_going) = (WalTrimReport::default(), Vec::new());
         let members: Vec<MemberId> = self.chain().members().map(|member| member.id()).collect();
         for system in self.wal_systems().await? {
             let floor = floors.iter().find(|floor| floor.system == system).map_or(0, |floor| floor.file);
@@ -76,25 +118,28 @@ impl Repository {
                 let pieces: Vec<Piece> = listed.iter().filter_map(Piece::of).collect();
                 for file in pieces.chunk_by(|a, b| (a.timeline, a.file) == (b.timeline, b.file)) {
                     let outdated = file[0].file < floor;
-                    let going = if outdated { file.iter().collect() } else { superseded(file) };
+                    let going = if outdated { file.to_vec() } else { superseded(file) };
                     let counter = if outdated { &mut report.outdated } else { &mut report.superseded };
                     *counter += going.len() as u64;
                     report.bytes += going.iter().map(|piece| piece.size).sum::<u64>();
-                    keys.extend(going.iter().map(|piece| piece.key.clone()));
+                    all_going.extend(going);
                 }
             }
         }
-        Ok((report, keys))
+        Ok((report, all_going))
     }
 }
 
 /// A stretch of a file in the archive.
+#[derive(Debug, Clone, Copy)]
 struct Piece {
-    key: String,
+    name: WalName,
     size: u64,
     timeline: u32,
     file: u64,
     range: (u32, u32),
+    /// The piece that holds it as a whole, if it goes by that.
+    cover: Option<WalName>,
 }
 
 impl Piece {
@@ -102,23 +147,35 @@ impl Piece {
     fn of(info: &ObjectInfo) -> Option<Self> {
         let name: WalName = info.key.as_str().parse().ok()?;
         let WalPlace::Bytes { file, from, to } = name.place else { return None };
-        let (key, size, timeline) = (info.key.as_str().to_owned(), info.size, name.timeline);
-        Some(Self { key, size, timeline, file, range: (from, to) })
+        let (size, timeline) = (info.size, name.timeline);
+        Some(Self { name, size, timeline, file, range: (from, to), cover: None })
     }
 }
 
-/// The pieces of a file that lie within another one. Of two with the same range, which is a conflict, none goes by the
-/// other.
-fn superseded(file: &[Piece]) -> Vec<&Piece> {
+/// The bytes of a piece that lies within another, as that one has them.
+fn within<'b>(cover: &WalName, tail: &WalName, bytes: &'b [u8]) -> Option<&'b [u8]> {
+    match (cover.place, tail.place) {
+        (WalPlace::Bytes { from: start, .. }, WalPlace::Bytes { from, to, .. }) => {
+            bytes.get(from.checked_sub(start)? as usize..to.checked_sub(start)? as usize)
+        }
+        _ => None,
+    }
+}
+
+/// The pieces of a file that lie within another one, by their names. Of two with the same range, which is a conflict, none
+/// goes by the other.
+fn superseded(file: &[Piece]) -> Vec<Piece> {
     let mut order: Vec<&Piece> = file.iter().collect();
     order.sort_by_key(|piece| (piece.range.0, u32::MAX - piece.range.1));
-    let mut longest: Option<(u32, u32)> = None;
+    let mut longest: Option<&Piece> = None;
     let mut going = Vec::new();
     for piece in order {
         match longest {
-            Some(range) if piece.range.1 <= range.1 && piece.range != range => going.push(piece),
-            Some(range) if piece.range.1 <= range.1 => {}
-            _ => longest = Some(piece.range),
+            Some(other) if piece.range.1 <= other.range.1 && piece.range != other.range => {
+                going.push(Piece { cover: Some(other.name), ..*piece });
+            }
+            Some(other) if piece.range.1 <= other.range.1 => {}
+            _ => longest = Some(piece),
         }
     }
     going
@@ -222,6 +279,36 @@ mod tests {
         };
         let report = world.repository.trim_wal(&options, floors).await.unwrap();
         assert_eq!((report.outdated, report.superseded), (1, 2));
+    }
+
+    #[tokio::test]
+    async fn tails_stay_where_the_block_cannot_be_read_or_has_other_bytes() {
+        for damaged in [true, false] {
+            let world = World::new().await;
+            let log = world.repository.wal_writer("db", 7, 1 << 20, false).await.unwrap();
+            let put = |from, to, text: &'static [u8]| {
+                log.put(1, WalPlace::Bytes { file: 1, from, to }, Bytes::from_static(text), None)
+            };
+            put(0, 2, b"ab").await.unwrap();
+            put(2, 4, if damaged { b"cd" } else { b"xx" }).await.unwrap();
+            put(0, 6, b"abcdef").await.unwrap();
+            if damaged {
+                let block = log
+                    .pieces_of(1, 1)
+                    .await
+                    .unwrap()
+                    .into_iter()
+                    .find(|name| matches!(name.place, WalPlace::Bytes { from: 0, to: 6, .. }));
+                let key = block.unwrap().key();
+                let mut bytes = world.repository.store().get(&key).await.unwrap().to_vec();
+                *bytes.last_mut().unwrap() ^= 1;
+                world.delete(key.as_str()).await;
+                world.repository.store().put_new(&key, bytes.into()).await.unwrap();
+            }
+            let report = trim(&world.repository, &[], false).await.unwrap();
+            let (gone, left) = if damaged { (0, 3) } else { (1, 2) };
+            assert_eq!((report.superseded, stored(&world).await.len()), (gone, left), "{damaged}");
+        }
     }
 
     #[tokio::test]

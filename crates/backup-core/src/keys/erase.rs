@@ -17,6 +17,9 @@ use crate::repository::Repository;
 /// Largest key object that is decoded.
 const KEYS_MAX: usize = 1 << 20;
 
+/// How often the keys of a domain are listed that is being erased.
+const LISTINGS_MAX: usize = 20;
+
 /// What became of the keys of a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Erased {
@@ -67,11 +70,12 @@ impl Repository {
         const ACTION: &str = "erase domains";
         self.owner_keys(ACTION)?;
         let mut chain = self.refreshed_chain().await?;
-        let listed = self.list(&format!("keys/erasable/{domain}/")).await?;
+        let prefix = format!("keys/erasable/{domain}/");
+        let listed = self.list(&prefix).await?;
         let mut objects: BTreeSet<String> = listed.into_iter().map(|info| info.key.to_string()).collect();
         objects.extend(chain.unproven_keys(&domain).map(str::to_owned)); // what an interrupted call deleted counts too
         let had = |member: &&Member| {
-            let of_member = format!("keys/erasable/{domain}/{}-", member.id());
+            let of_member = format!("{prefix}{}-", member.id());
             objects.iter().any(|name| name.starts_with(&of_member))
         };
         let members = chain.members().filter(had).map(|m| (&m.name, m.id()));
@@ -82,8 +86,20 @@ impl Repository {
             Body::Erase(Erase { domain, time, gone, unproven })
         };
         self.append(&mut chain, ACTION, record(Vec::new(), &objects, self.now())).await?;
-        for name in &objects {
-            self.destroy(&name.parse().map_err(|e| Error::damaged(name, e))?).await?;
+        let mut left = objects.clone();
+        for _ in 0..LISTINGS_MAX {
+            for name in &left {
+                self.destroy(&name.parse().map_err(|e| Error::damaged(name, e))?).await?;
+            }
+            // Another owner may have stored keys meanwhile, for a domain that was not erased when they began.
+            left = self.list(&prefix).await?.into_iter().map(|info| info.key.to_string()).collect();
+            if left.is_empty() {
+                break;
+            }
+            objects.extend(left.iter().cloned());
+        }
+        if !left.is_empty() {
+            return Err(Error::Invalid(format!("keys appear in `{prefix}` as fast as they are destroyed")));
         }
         let gone: Vec<String> = objects.into_iter().collect();
         self.append(&mut chain, ACTION, record(gone.clone(), &BTreeSet::new(), self.now())).await?;

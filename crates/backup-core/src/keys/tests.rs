@@ -4,7 +4,7 @@ use keepwell_crypto::keyfile::KeyFile;
 use keepwell_crypto::keyring::DomainKeys;
 use keepwell_crypto::trust::Roles;
 use keepwell_crypto::{DomainId, IdKey, Identity, MemberId};
-use keepwell_storage::ObjectStore;
+use keepwell_storage::{Capabilities, Key, Memory, ObjectInfo, ObjectStore, Page, StorageError};
 
 use crate::testing::{MemorySource, Thing, TreeModel, World, back_up, options, restored, snapshot_of};
 use crate::{BackupOptions, Error, PruneOptions, Repository};
@@ -209,4 +209,65 @@ async fn garbage_beside_the_keys_of_a_domain_locks_nobody_out() {
     let repository = open(&world, &world.key).await.unwrap();
     let report = back_up_into(&repository, &tree("x"), domain).await;
     assert_eq!(restored(&repository, &snapshot_of(&repository, &report).await).await, tree("x"));
+}
+
+/// Into which, at the first delete, somebody else puts something.
+#[derive(Debug)]
+struct Busy {
+    inner: Memory,
+    late: std::sync::Mutex<Option<(Key, Bytes)>>,
+}
+
+#[async_trait::async_trait]
+impl ObjectStore for Busy {
+    async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError> {
+        self.inner.put_new(key, body).await
+    }
+
+    async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
+        self.inner.get(key).await
+    }
+
+    async fn get_range(&self, key: &Key, range: std::ops::Range<u64>) -> Result<Bytes, StorageError> {
+        self.inner.get_range(key, range).await
+    }
+
+    async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
+        self.inner.head(key).await
+    }
+
+    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
+        self.inner.list_page(prefix, after).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<(), StorageError> {
+        let late = self.late.lock().unwrap().take();
+        if let Some((key, body)) = late {
+            self.inner.put_new(&key, body).await?;
+        }
+        self.inner.delete(key).await
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn describe(&self) -> String {
+        "a busy store".into()
+    }
+}
+
+#[tokio::test]
+async fn keys_that_another_owner_stores_meanwhile_go_too() {
+    let world = World::new().await;
+    let domain = world.repository.create_domain("people").await.unwrap();
+    let given = world.names("keys/erasable/").await;
+    let late = names::erasable_key(domain, world.repository.access().member().unwrap(), 7);
+    let bytes = world.store.get(&given[0].parse().unwrap()).await.unwrap();
+    let late = std::sync::Mutex::new(Some((late, bytes)));
+    let store = Busy { inner: world.store.inner().clone(), late };
+    let owner = Repository::builder(std::sync::Arc::new(store)).open(world.key.clone()).await.unwrap();
+    let erased = owner.erase_domain(domain, &[]).await.unwrap();
+    assert_eq!(erased.gone.len(), given.len() + 1);
+    assert_eq!(world.names("keys/erasable/").await, Vec::<String>::new());
 }

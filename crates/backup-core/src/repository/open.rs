@@ -7,12 +7,12 @@ use keepwell_catalog::{Segment, open_record};
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_crypto::keyring::DomainKeys;
 use keepwell_crypto::trust::Chain;
-use keepwell_crypto::{DomainId, Identity, MemberId, Recipient, RepositoryId, StoreId};
+use keepwell_crypto::{Digest, DomainId, Identity, MemberId, Recipient, RepositoryId, StoreId};
 use keepwell_storage::{Key, ObjectStore, list_all};
 use serde::{Deserialize, Serialize};
 
 use super::records::Records;
-use super::trust::{follow_chain, open_chain, read_keyring, reading_keyring};
+use super::trust::{follow_chain, open_chain_at, read_keyring, reading_keyring};
 use super::{Access, Inner, Limits, Repository};
 use crate::Error;
 use crate::cache::Cache;
@@ -208,7 +208,9 @@ impl Builder {
         let store_id = hint.store.parse().map_err(|e| Error::damaged(HINT_KEY, e))?;
         let cache = self.cache.below(&format!("{store_id}"));
         let records = Records { store: &*store, cache: &cache };
-        let chain = open_chain(&records, Some(key.genesis)).await?;
+        let place = Digest::of(format!("{} {}", key.repository, store.describe()).as_bytes()).to_string();
+        let place = self.cache.below(&place[..32]);
+        let chain = open_chain_at(&records, &place, Some(key.genesis)).await?;
         if chain.repository_id() != key.repository {
             return Err(Error::WrongKey(format!(
                 "it belongs to repository {}, this is {}",

@@ -66,6 +66,37 @@ async fn a_chain_that_was_set_back_is_refused() {
     open(&world, &Cache::memory()).await.unwrap();
 }
 
+/// The id of a store stands in a file that nobody signs.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_store_id_hides_no_chain_that_was_set_back() {
+    let (world, cache) = (World::new().await, Cache::memory());
+    let repository = open(&world, &cache).await.unwrap();
+    let (before, _) = repository.chain().head();
+    let hint = crate::RepositoryHint::key();
+    let bytes = world.store.get(&hint).await.unwrap();
+    let other = String::from_utf8(bytes.to_vec()).unwrap();
+    let other = other.replace(&repository.store_id().to_string(), &"5e".repeat(16));
+    assert!(other.contains("5e5e5e"));
+    repository.create_domain("more").await.unwrap();
+    let (head, _) = open(&world, &cache).await.unwrap().chain().head();
+    world.delete(hint.as_str()).await;
+    world.store.put_new(&hint, other.into()).await.unwrap();
+    open(&world, &cache).await.unwrap(); // a copy that took the place, with all that was seen there
+    for n in before + 1..=head {
+        world.delete(names::trust_key(n).as_str()).await;
+    }
+    world.delete(hint.as_str()).await;
+    let third = String::from_utf8(bytes.to_vec()).unwrap();
+    let third = third.replace(&repository.store_id().to_string(), &"6e".repeat(16));
+    world.store.put_new(&hint, third.into()).await.unwrap();
+    for _ in 0..2 {
+        let refused = open(&world, &cache).await.unwrap_err();
+        assert!(
+            matches!(refused, Error::TrustSetBack { seen, head: found } if (seen, found) == (head, before))
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_cached_record_is_fetched_anew() {
     let (world, cache) = (World::new().await, Cache::memory());

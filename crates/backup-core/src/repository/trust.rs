@@ -88,6 +88,32 @@ fn missing(known: u64, absent: u64, instead: Option<&Key>) -> Error {
     }
 }
 
+/// Opens the chain of a store that lies at a place, by whose name it is known to this host as well as by its own id, which is
+/// no secret and which whoever writes into the store may replace.
+///
+/// A store that was never seen has to show what was seen at its place. One that was, under its own id, does not: disks that
+/// take turns at a place may know the chain to different lengths.
+pub(super) async fn open_chain_at(
+    records: &Records<'_>,
+    place: &Cache,
+    pin: Option<Digest>,
+) -> Result<Chain, Error> {
+    let is_known = read_head(records.cache).is_some();
+    let chain = open_chain(records, pin).await?;
+    let seen = read_head(place);
+    if let Some((n, digest)) = seen
+        && chain.record_digest(n) != Some(digest)
+    {
+        if is_known {
+            return Ok(chain);
+        }
+        records.cache.remove(HEAD);
+        return Err(Error::TrustSetBack { seen: n, head: chain.head().0 });
+    }
+    remember_head(place, &chain);
+    Ok(chain)
+}
+
 /// As much of the chain as the cache holds, beginning with the genesis that the key file pins.
 fn cached_chain(records: &Records<'_>, pin: Option<Digest>) -> Option<Chain> {
     let mut chain = records.cached(&names::trust_key(0), |bytes| Ok(Chain::load([bytes], pin)?))?;

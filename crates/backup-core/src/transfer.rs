@@ -1,15 +1,16 @@
 //! Moving chunks between stores of the same repository: whole packs where most of one is wanted, frames otherwise.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use keepwell_catalog::{IndexEntry, IndexSet, Location, PackClass, PackRef, PackSet, names};
+use keepwell_catalog::{ContentName, IndexEntry, IndexSet, Location, PackClass, PackRef, PackSet, names};
 use keepwell_crypto::{ChunkId, Digest};
 use tokio::runtime::Handle;
 
 use crate::Error;
 use crate::mark::{Visitor, preferred, visit};
-use crate::pack::FinishedPack;
+use crate::pack::{FinishedPack, PackDirectory};
 use crate::prune::move_frames;
 use crate::read::{Nodes, fetch_pack};
 use crate::repository::Repository;
@@ -19,7 +20,7 @@ use crate::write::{Known, PackSettings, Packer, Uploads, name_of};
 const WHOLE_PACK_SHARE: f64 = 0.5;
 
 /// Wanted entries by pack of the origin.
-pub(crate) type Wanted = BTreeMap<(PackClass, keepwell_catalog::ContentName), (PackRef, Vec<IndexEntry>)>;
+pub(crate) type Wanted = BTreeMap<(PackClass, ContentName), (PackRef, Vec<IndexEntry>)>;
 
 /// Collects what a tree needs and the target does not have.
 struct Collect<'c> {
@@ -79,96 +80,120 @@ pub(crate) fn missing(
     }
 }
 
+/// What is told of chunks that no place of the origin gives: the last pack that was tried, which chunks, and why.
+pub(crate) type Unread<'d> = dyn FnMut(&PackRef, &[IndexEntry], Error) -> Result<(), Error> + 'd;
+
 /// Fetches what is wanted from `origin`, proves it, and stores it through `uploads` of another store with the same keys.
 ///
-/// Runs on an ordinary thread. Afterwards the caller flushes the uploads. A pack that cannot be read is handed to
-/// `damaged`, which decides whether to go on.
+/// Runs on an ordinary thread. Afterwards the caller flushes the uploads. What a pack does not give is looked for in every
+/// other place that the origin's index knows; what none gives is handed to `unread`, which decides whether to go on.
 pub(crate) fn transfer(
     origin: &Repository,
     uploads: &Uploads,
     wanted: Wanted,
     handle: &Handle,
-    damaged: &mut dyn FnMut(&PackRef, Error) -> Result<(), Error>,
+    unread: &mut Unread<'_>,
 ) -> Result<(), Error> {
-    let mut packers = Packers::new();
+    let mut transfer = Transfer { origin, uploads, handle, packers: Packers::new(), tried: BTreeSet::new() };
     let mut wanted = wanted;
     while !wanted.is_empty() {
-        wanted = transfer_these(origin, uploads, wanted, handle, damaged, &mut packers)?;
+        wanted = transfer.round(wanted, unread)?;
     }
-    packers.into_values().try_for_each(|mut packer| packer.finish())
+    transfer.packers.into_values().try_for_each(|mut packer| packer.finish())
 }
 
 type Packers<'u> = BTreeMap<(PackClass, keepwell_crypto::DomainId), Packer<'u>>;
 
-/// One round of [`transfer`]; gives what a prune of the origin has moved to other packs meanwhile.
-fn transfer_these<'u>(
-    origin: &Repository,
-    uploads: &'u Uploads,
-    wanted: Wanted,
-    handle: &Handle,
-    damaged: &mut dyn FnMut(&PackRef, Error) -> Result<(), Error>,
-    packers: &mut Packers<'u>,
-) -> Result<Wanted, Error> {
-    let contents = all_entries(origin, &wanted)?;
-    let mut moved = Wanted::new();
-    for ((class, name), (pack, mut entries)) in wanted {
-        entries.sort_unstable_by_key(|e| (e.frame_offset, e.offset));
-        entries.dedup_by_key(|e| (e.frame_offset, e.offset));
-        let fetched = match handle.block_on(fetch_pack(origin, class, &pack)) {
-            Ok(fetched) => fetched,
-            Err(Error::Storage(error)) if error.is_not_found() && origin.note_gone(name) => {
-                handle.block_on(origin.refresh_index())?;
-                find_elsewhere(origin, class, &entries, &mut moved)?;
-                continue;
-            }
-            Err(error) => {
-                damaged(&pack, error)?;
-                continue;
-            }
-        };
-        origin.monitor().advance(entries.len() as u64, pack.size);
-        let bytes: u64 = entries
-            .iter()
-            .map(|e| u64::from(e.frame_offset))
-            .collect::<std::collections::BTreeSet<_>>()
-            .len() as u64;
-        let all = contents.get(&name).map_or(&[][..], Vec::as_slice);
-        let frames =
-            all.iter().map(|e| e.frame_offset).collect::<std::collections::BTreeSet<_>>().len() as u64;
-        let sound = Digest::of(&fetched.stored) == name.digest();
-        if sound && bytes as f64 >= frames as f64 * WHOLE_PACK_SHARE {
-            uploads.submit(same_bytes(uploads, class, &pack, fetched.stored, all))?;
-            continue;
-        }
-        let packer = match packers.entry((class, pack.domain)) {
-            std::collections::btree_map::Entry::Occupied(slot) => slot.into_mut(),
-            std::collections::btree_map::Entry::Vacant(slot) => {
-                slot.insert(Packer::new(uploads, PackSettings::for_moved(origin, class, pack.domain)?)?)
-            }
-        };
-        if let Err(error) = move_frames(&fetched.plain, class, &pack, &entries, packer, origin) {
-            damaged(&pack, error)?;
-        }
-    }
-    Ok(moved)
+struct Transfer<'t> {
+    origin: &'t Repository,
+    uploads: &'t Uploads,
+    handle: &'t Handle,
+    packers: Packers<'t>,
+    /// Packs that did not give all that was wanted of them.
+    tried: BTreeSet<ContentName>,
 }
 
-/// Where the index places now what lay in a pack that is gone; the old place, if there is no other.
-fn find_elsewhere(
-    origin: &Repository,
-    class: PackClass,
-    entries: &[IndexEntry],
-    moved: &mut Wanted,
-) -> Result<(), Error> {
-    for entry in entries {
-        let found = origin.locate(&entry.id)?.into_iter().next().ok_or_else(|| Error::ChunkLost {
-            id: entry.id,
-            reason: "no index segment of the origin lists it".to_owned(),
-        })?;
-        let slot = moved.entry((class, found.pack.name));
-        slot.or_insert_with(|| (found.pack, Vec::new())).1.push(found.entry);
+impl Transfer<'_> {
+    /// Takes what it can; gives where to look for the rest.
+    fn round(&mut self, wanted: Wanted, unread: &mut Unread<'_>) -> Result<Wanted, Error> {
+        let mut elsewhere = Wanted::new();
+        for ((class, name), (pack, mut entries)) in wanted {
+            entries.sort_unstable_by_key(|e| (e.frame_offset, e.offset));
+            entries.dedup_by_key(|e| (e.frame_offset, e.offset));
+            let error = match self.take(class, &pack, &entries) {
+                Ok(()) => continue,
+                // The store does not answer: another place would not either.
+                Err(Error::Storage(error)) if !error.is_not_found() => Error::Storage(error),
+                Err(error) => {
+                    if matches!(&error, Error::Storage(_)) && self.origin.note_gone(name) {
+                        self.handle.block_on(self.origin.refresh_index())?; // a prune has moved it, maybe
+                    }
+                    self.tried.insert(name);
+                    entries = self.find_elsewhere(class, &entries, &mut elsewhere)?;
+                    error
+                }
+            };
+            if !entries.is_empty() {
+                unread(&pack, &entries, error)?;
+            }
+        }
+        Ok(elsewhere)
     }
-    Ok(())
+
+    /// Stores what is wanted of a pack: the pack as it is, or what is live in its frames.
+    fn take(&mut self, class: PackClass, pack: &PackRef, entries: &[IndexEntry]) -> Result<(), Error> {
+        let fetched = self.handle.block_on(fetch_pack(self.origin, class, pack))?;
+        let sound = Digest::of(&fetched.stored) == pack.name.digest();
+        let directory = PackDirectory::of_plaintext(&fetched.plain).ok().filter(|_| sound);
+        if let Some(all) = directory.and_then(|directory| worth_copying(&directory, entries)) {
+            self.uploads.submit(same_bytes(self.uploads, class, pack, fetched.stored, all))?;
+        } else {
+            let packer = match self.packers.entry((class, pack.domain)) {
+                Entry::Occupied(slot) => slot.into_mut(),
+                Entry::Vacant(slot) => {
+                    let settings = PackSettings::for_moved(self.origin, class, pack.domain)?;
+                    slot.insert(Packer::new(self.uploads, settings)?)
+                }
+            };
+            move_frames(&fetched.plain, class, pack, entries, packer, self.origin)?;
+        }
+        self.origin.monitor().advance(entries.len() as u64, pack.size);
+        Ok(())
+    }
+
+    /// Adds places of these chunks in packs that were not tried; gives those that have none.
+    fn find_elsewhere(
+        &self,
+        class: PackClass,
+        entries: &[IndexEntry],
+        elsewhere: &mut Wanted,
+    ) -> Result<Vec<IndexEntry>, Error> {
+        let mut left = Vec::new();
+        for entry in entries {
+            let mut places = self.origin.locate(&entry.id)?.into_iter();
+            match places.find(|place| !self.tried.contains(&place.pack.name)) {
+                Some(found) => {
+                    let slot = elsewhere.entry((class, found.pack.name));
+                    slot.or_insert_with(|| (found.pack, Vec::new())).1.push(found.entry);
+                }
+                None => left.push(*entry),
+            }
+        }
+        Ok(left)
+    }
+}
+
+/// Everything that a pack holds by its own directory, if most of it is wanted and the directory bears out the index, of
+/// which nothing proves the places.
+fn worth_copying(directory: &PackDirectory, wanted: &[IndexEntry]) -> Option<Vec<IndexEntry>> {
+    let frames = wanted.chunk_by(|a, b| a.frame_offset == b.frame_offset).count();
+    if (frames as f64) < directory.frames.len() as f64 * WHOLE_PACK_SHARE {
+        return None;
+    }
+    let all = directory.entries(0);
+    let mut rest = all.iter();
+    let holds = |wanted: &IndexEntry| rest.any(|entry| IndexEntry { pack: wanted.pack, ..*entry } == *wanted);
+    wanted.iter().all(holds).then_some(all)
 }
 
 /// The pack as it is, under a fresh suffix.
@@ -177,36 +202,10 @@ fn same_bytes(
     class: PackClass,
     pack: &PackRef,
     stored: Bytes,
-    all: &[IndexEntry],
+    entries: Vec<IndexEntry>,
 ) -> FinishedPack {
     let name = name_of(&stored, uploads.fresh_suffix());
-    FinishedPack { class, reference: PackRef { name, ..*pack }, bytes: stored, entries: all.to_vec() }
-}
-
-/// Every entry of these packs, in one pass over the index.
-fn all_entries(
-    origin: &Repository,
-    wanted: &Wanted,
-) -> Result<HashMap<keepwell_catalog::ContentName, Vec<IndexEntry>>, Error> {
-    let mut all: HashMap<keepwell_catalog::ContentName, Vec<IndexEntry>> = HashMap::new();
-    for (_, segment) in origin.index().segments() {
-        let chosen: Vec<bool> =
-            segment.packs().iter().map(|p| wanted.contains_key(&(segment.class(), p.name))).collect();
-        if !chosen.contains(&true) {
-            continue;
-        }
-        for item in segment.iter() {
-            let (_, entry) = item?;
-            if chosen.get(entry.pack as usize) == Some(&true) {
-                all.entry(segment.packs()[entry.pack as usize].name).or_default().push(entry);
-            }
-        }
-    }
-    for entries in all.values_mut() {
-        entries.sort_unstable();
-        entries.dedup_by_key(|e| (e.id, e.frame_offset, e.offset));
-    }
-    Ok(all)
+    FinishedPack { class, reference: PackRef { name, ..*pack }, bytes: stored, entries }
 }
 
 /// A manifest as stored, proved to be the one of this snapshot.

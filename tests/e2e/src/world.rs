@@ -147,7 +147,7 @@ pub fn thorough() -> PruneOptions {
 
 /// A repair that waits for nobody.
 pub fn repairing(read: ReadData) -> RepairOptions {
-    RepairOptions { read, fence_after: Duration::ZERO }
+    RepairOptions { read, fence_after: Duration::ZERO, fence_unlisted: true }
 }
 
 /// Forgets these snapshots.

@@ -49,6 +49,8 @@ impl Publisher {
         source: &dyn Source,
         options: BackupOptions,
     ) -> Result<Self, Error> {
+        // Keyed by the domain: what is sealed to another one must not be reused.
+        let tag = dataset_tag(&repository.domain_for(options.domain)?.id_key, &options.dataset);
         let started = options.capture_time.unwrap_or_else(|| repository.now());
         let early = if planted("read-before-claim") { Some(begin_uploads(repository).await) } else { None };
         let mut session = Session::claim(repository).await?;
@@ -63,8 +65,6 @@ impl Publisher {
                 return Err(error);
             }
         };
-        // Keyed by the domain: what is sealed to another one must not be reused.
-        let tag = dataset_tag(&repository.domain_for(options.domain)?.id_key, &options.dataset);
         let parent = match find_parent(repository, &mut session, &tag).await {
             Ok(found) => found,
             Err(error) => {

@@ -133,7 +133,7 @@ impl Repository {
         let task = tokio::task::spawn_blocking(move || {
             let mut seen = Marks::new(&index);
             let wanted = missing(&nodes, &index, &mut seen, &root, there.known(), &dead)?;
-            transfer(&origin, &there, wanted, &handle, &mut |_, error| Err(error))
+            transfer(&origin, &there, wanted, &handle, &mut |_, _, error| Err(error))
         });
         task.await.map_err(|e| Error::Task(e.to_string()))??;
         uploads.flush().await

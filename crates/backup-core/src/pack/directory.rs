@@ -1,5 +1,6 @@
 //! The directory at the end of a pack: what its frames hold, so that an index can be rebuilt from packs alone.
 
+use keepwell_catalog::IndexEntry;
 use keepwell_crypto::ChunkId;
 use minicbor::{Decoder, Encoder};
 
@@ -90,6 +91,22 @@ impl PackDirectory {
             return Err(BAD);
         }
         Ok(directory)
+    }
+
+    /// What an index says of the pack, under an ordinal of its own.
+    pub fn entries(&self, pack: u32) -> Vec<IndexEntry> {
+        let mut entries = Vec::new();
+        let mut frame_offset = 0;
+        for frame in &self.frames {
+            let mut offset = 0;
+            for &(id, length) in &frame.chunks {
+                let frame_length = frame.stored;
+                entries.push(IndexEntry { id, pack, frame_offset, frame_length, offset, length });
+                offset += length;
+            }
+            frame_offset += frame.stored;
+        }
+        entries
     }
 
     /// Finds and decodes the directory in the decrypted bytes of a whole pack.

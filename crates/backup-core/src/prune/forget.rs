@@ -57,7 +57,7 @@ impl Repository {
         Ok(true)
     }
 
-    async fn retire(&self, snapshots: Vec<RetiredSnapshot>) -> Result<(), Error> {
+    pub(crate) async fn retire(&self, snapshots: Vec<RetiredSnapshot>) -> Result<(), Error> {
         let mut n = self.retirements().await?.keys().next_back().map_or(0, |n| n + 1);
         loop {
             let record = Retired {

@@ -46,13 +46,16 @@ pub(crate) async fn read_chunk(
 async fn read_here(repository: &Repository, kind: ChunkKind, id: &ChunkId) -> Result<Vec<u8>, Error> {
     let mut tried: HashSet<ContentName> = HashSet::new();
     let mut reason = String::from("no index segment lists it");
+    let mut refused = None;
     let mut is_fresh = false;
     loop {
         let mut locations = repository.locate(id)?;
         locations.retain(|location| !tried.contains(&location.pack.name));
         if locations.is_empty() {
             if is_fresh || planted("reader-looks-once") {
-                return Err(Error::ChunkLost { id: *id, reason });
+                // Only if every place said so: another key would help, and nothing is lost.
+                let refused = refused.filter(|(count, _)| *count >= tried.len());
+                return Err(refused.map_or(Error::ChunkLost { id: *id, reason }, |(_, error)| error));
             }
             // Whether this changes the index is no answer: another thread may have read it a moment ago.
             repository.refresh_index().await?;
@@ -61,10 +64,12 @@ async fn read_here(repository: &Repository, kind: ChunkKind, id: &ChunkId) -> Re
         for location in locations {
             match read_at(repository, kind, id, &location).await {
                 Ok(chunk) => return Ok(chunk),
-                Err(error @ Error::NotAllowed { .. }) => return Err(error),
                 Err(error) => {
                     repository.note_failure(&error);
                     reason = format!("pack {}: {}", location.pack.name, crate::error::one_line(&error));
+                    if matches!(error, Error::NotAllowed { .. } | Error::Erased { .. }) {
+                        refused = Some((refused.map_or(1, |(count, _)| count + 1), error));
+                    }
                 }
             }
             tried.insert(location.pack.name);

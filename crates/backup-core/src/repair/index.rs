@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use keepwell_catalog::names::{self, ObjectName};
-use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef, PackSet, SegmentBuilder};
+use keepwell_catalog::{ContentName, PackClass, PackRef, PackSet, SegmentBuilder};
 use keepwell_crypto::Digest;
 
 use crate::Error;
@@ -63,7 +63,8 @@ async fn list_unlisted(
             }
             match read_directory(repository, class, &name).await {
                 Ok((pack, directory)) => {
-                    add_pack(&mut builder, pack, &directory);
+                    let number = builder.add_pack(pack);
+                    directory.entries(number).into_iter().for_each(|entry| builder.add(entry));
                     count += 1;
                 }
                 Err(error @ Error::Storage(_)) => return Err(error),
@@ -110,18 +111,4 @@ async fn read_directory(
         return Ok((pack, PackDirectory::of_plaintext(&plain)?));
     }
     Err(Error::damaged(&key, "no key at hand opens it"))
-}
-
-fn add_pack(builder: &mut SegmentBuilder, pack: PackRef, directory: &PackDirectory) {
-    let number = builder.add_pack(pack);
-    let mut frame_offset = 0;
-    for frame in &directory.frames {
-        let mut offset = 0;
-        for &(id, length) in &frame.chunks {
-            let (pack, frame_length) = (number, frame.stored);
-            builder.add(IndexEntry { id, pack, frame_offset, frame_length, offset, length });
-            offset += length;
-        }
-        frame_offset += frame.stored;
-    }
 }

@@ -6,10 +6,13 @@
 //!
 //! A repair may end at any point: what it has made good stays, and the next one goes on.
 
+mod hold;
 mod index;
 mod packs;
 mod put;
 mod records;
+#[cfg(test)]
+mod tests;
 mod vital;
 
 pub use vital::restore_vital;
@@ -28,11 +31,18 @@ pub struct RepairOptions {
     pub read: ReadData,
     /// A session without a sign of life for this long, on our own clock, is fenced, as in a prune.
     pub fence_after: Duration,
+    /// Put a fence also in the place of an end that nobody can read and whose session left no list: nothing shows that it
+    /// was no snapshot. What it alone needed goes with the next prune.
+    pub fence_unlisted: bool,
 }
 
 impl Default for RepairOptions {
     fn default() -> Self {
-        Self { read: ReadData::Nothing, fence_after: PruneOptions::default().fence_after }
+        Self {
+            read: ReadData::Nothing,
+            fence_after: PruneOptions::default().fence_after,
+            fence_unlisted: false,
+        }
     }
 }
 
@@ -108,12 +118,13 @@ impl Repository {
             report.records_restored = records::put_back(self, copy).await?;
         }
         self.forget_records(); // some are other ones now
-        report.ends_fenced = records::end_again(self, &report.before).await?;
+        report.ends_fenced = records::end_again(self, &report.before, options.fence_unlisted).await?;
         report.packs_indexed = index::list_again(self, &report.before).await?;
         let mut replaced = Vec::new();
         if let Some(copy) = from {
             (report.snapshots_restored, replaced) = records::publish_again(self, copy).await?;
         }
+        hold::release(self).await?;
         if report.before.is_sound() && report.records_restored == 0 && report.snapshots_restored == 0 {
             report.after = report.before.clone();
             return Ok(report);

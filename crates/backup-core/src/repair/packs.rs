@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use keepwell_catalog::names::{self, ObjectName};
-use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackSet};
+use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef, PackSet};
 use keepwell_crypto::SnapshotId;
 use tokio::runtime::Handle;
 
@@ -132,19 +132,37 @@ async fn store_again(
     let (here, there, uploads_there, bad) = (repository.clone(), copy.cloned(), uploads.clone(), bad.clone());
     let handle = Handle::current();
     let task = tokio::task::spawn_blocking(move || {
-        let mut still_needed = BTreeSet::new();
         let mut wanted = Wanted::new();
+        // By chunk, so that what the copy does not give after all is picked from what is left here.
+        let mut lies_in = BTreeMap::new();
+        let mut left: BTreeMap<ContentName, Vec<IndexEntry>> = BTreeMap::new();
         for (name, entries) in needed {
-            let left = match &there {
+            lies_in.extend(entries.iter().map(|entry| (entry.id, (name, *entry))));
+            let lacking = match &there {
                 Some(copy) => take_from_copy(copy, &entries, &mut wanted)?,
                 None => entries,
             };
-            if !left.is_empty() && !salvage(&here, &uploads_there, bad[&name], &name, left, &handle)? {
-                still_needed.insert(name);
+            if !lacking.is_empty() {
+                left.insert(name, lacking);
             }
         }
         if let Some(copy) = &there {
-            transfer(copy, &uploads_there, wanted, &handle, &mut |_, error| Err(error))?;
+            let mut unread = |_: &PackRef, entries: &[IndexEntry], error| match error {
+                Error::Storage(error) if !error.is_not_found() => Err(Error::Storage(error)),
+                _ => {
+                    for (name, entry) in entries.iter().filter_map(|entry| lies_in.get(&entry.id)) {
+                        left.entry(*name).or_default().push(*entry);
+                    }
+                    Ok(())
+                }
+            };
+            transfer(copy, &uploads_there, wanted, &handle, &mut unread)?;
+        }
+        let mut still_needed = BTreeSet::new();
+        for (name, entries) in left {
+            if !salvage(&here, &uploads_there, bad[&name], &name, entries, &handle)? {
+                still_needed.insert(name);
+            }
         }
         Ok::<_, Error>(still_needed)
     });

@@ -10,7 +10,8 @@ use crate::Error;
 ///
 /// Beside fences for ends that nobody can read the one place where a name is used again. A store has no way to
 /// replace an object, so a damaged one is deleted first: a crash in between leaves it missing, which the next repair
-/// finds, and nothing lost, because nobody could use what was there and the copy has the bytes.
+/// finds, and nothing lost, because nobody could use what was there and the copy has the bytes. (What a commit protects is
+/// held by another one meanwhile: [`super::hold`].)
 pub(super) async fn put_exactly(
     store: &dyn ObjectStore,
     key: &Key,

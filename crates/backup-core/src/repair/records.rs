@@ -8,6 +8,7 @@ use keepwell_catalog::{Commit, CommitKind, List, Session as Claim, SessionKind};
 use keepwell_crypto::{MemberId, Signed, trust::Roles};
 use keepwell_storage::{Key, list_all};
 
+use super::hold::hold;
 use super::put::put_exactly;
 use super::vital::restore_vital;
 use crate::Error;
@@ -45,12 +46,15 @@ async fn from_mirror(repository: &Repository, mirror: &Repository) -> Result<u64
             let bytes = mirror.store().get(&key).await?;
             let chain = repository.chain();
             let is_sound = |bytes: &[u8]| prove_object(&chain, repository.store_id(), &key, bytes).is_ok();
-            let is_here = repository.store().head(&key).await.map(|_| true).or_else(|error| match error {
-                error if error.is_not_found() => Ok(false),
-                error => Err(error),
-            })?;
+            let is_here = repository.exists(&key).await?;
             let is_wanted = is_here || wanted.as_ref().is_none_or(|wanted| wanted.contains(key.as_str()));
             if is_wanted && is_sound(&bytes) {
+                if let (true, Ok(ObjectName::Commit(writer, n))) = (is_here, key.as_str().parse())
+                    && let Err(Error::Damaged { .. }) = repository.read_end(writer, n).await
+                {
+                    let end = verify_end(&chain, Some(repository.store_id()), writer, n, &bytes)?;
+                    hold(repository, &end.commit, &bytes).await?;
+                }
                 restored += u64::from(put_exactly(repository.store(), &key, bytes, is_sound).await?);
             }
         }
@@ -77,8 +81,10 @@ async fn from_origins(repository: &Repository, copy: &Repository) -> Result<u64,
             verify_end(&chain, Some(repository.store_id()), commit.writer, commit.n, bytes).is_ok()
         };
         let key = names::commit_key(commit.writer, commit.n);
-        if repository.read_end(commit.writer, commit.n).await.is_ok() {
-            continue;
+        match repository.read_end(commit.writer, commit.n).await {
+            Ok(_) => continue,
+            Err(Error::Damaged { .. }) => hold(repository, &commit, &envelope).await?,
+            Err(_) => {}
         }
         hold_number(repository, commit.writer, commit.n).await?;
         restored += u64::from(put_exactly(repository.store(), &key, envelope.into(), is_sound).await?);
@@ -112,9 +118,13 @@ async fn hold_number(repository: &Repository, writer: MemberId, n: u64) -> Resul
 }
 
 /// Puts fences in the place of ends that are missing or do not verify, where the session published nothing: its list,
-/// which is written before a commit, names no manifest, or there is no list, as for a fence. Such an end says nothing
-/// that could be lost, and without it nothing is pruned. Gives how many.
-pub(super) async fn end_again(repository: &Repository, before: &CheckReport) -> Result<u64, Error> {
+/// which is written before a commit, names no manifest. Such an end says nothing that could be lost, and without it nothing
+/// is pruned. Where there is no list, as for a fence, that is what the caller says (`unlisted`). Gives how many.
+pub(super) async fn end_again(
+    repository: &Repository,
+    before: &CheckReport,
+    unlisted: bool,
+) -> Result<u64, Error> {
     let mut fenced = 0;
     for finding in &before.findings {
         let Ok(ObjectName::Commit(writer, n)) = finding.object.parse() else { continue };
@@ -126,7 +136,7 @@ pub(super) async fn end_again(repository: &Repository, before: &CheckReport) -> 
         };
         let published_nothing = match read_list(repository, writer, n).await? {
             Some(list) => list.is_some_and(|l| l.objects.iter().all(|o| !o.name.starts_with("manifests/"))),
-            None => exists,
+            None => exists && unlisted,
         };
         if !published_nothing {
             continue;

@@ -202,15 +202,18 @@ async fn read_listed(
         let (repository, reading) = (repository.clone(), Arc::clone(&reading));
         async move {
             match reading.read(&repository, &info, prover(&repository, writer, n)).await {
-                Ok(end) => Ok(Some(Ok(End { stored: info.modified, ..end }))),
-                Err(Error::Storage(error)) if error.is_not_found() => Ok(None),
+                Ok(end) => Ok(Ok(End { stored: info.modified, ..end })),
+                // Ends are never deleted, but for a moment by a repair, which may have died.
+                Err(Error::Storage(error)) if error.is_not_found() => {
+                    Ok(Err((info.key.to_string(), "it was listed, and is gone".to_owned())))
+                }
                 Err(error @ Error::Storage(_)) => Err(error),
-                Err(error) => Ok(Some(Err((info.key.to_string(), crate::error::one_line(&error))))),
+                Err(error) => Ok(Err((info.key.to_string(), crate::error::one_line(&error)))),
             }
         }
     });
     let mut ends = Vec::new();
-    for read in parallel::all(reads).await?.into_iter().flatten() {
+    for read in parallel::all(reads).await? {
         match read {
             Ok(end) => ends.push(end),
             Err(problem) => undecided.push(problem),

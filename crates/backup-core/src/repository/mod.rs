@@ -312,6 +312,14 @@ impl Repository {
         (name, names::index_key(self.group(), &name))
     }
 
+    pub(crate) async fn exists(&self, key: &Key) -> Result<bool, Error> {
+        match self.store().head(key).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     pub(crate) async fn list(&self, prefix: &str) -> Result<Vec<keepwell_storage::ObjectInfo>, Error> {
         Ok(list_all(self.store(), prefix).await?)
     }

@@ -301,7 +301,9 @@ fn from_pack(
     needs: &[Need],
     jobs: &[Job],
 ) -> Result<(), Error> {
-    let key = repository.id_key(pack.domain)?;
+    let Ok(key) = repository.id_key(pack.domain) else {
+        return from_copies(work, needs, jobs); // a domain that is erased, or not ours; others may hold it too
+    };
     let is_here = repository.store_id() == work.repository.store_id();
     let frames: Vec<&[Need]> = needs.chunk_by(|a, b| a.frame_offset == b.frame_offset).collect();
     let wanted: u64 = frames.iter().map(|f| u64::from(f[0].frame_length)).sum();

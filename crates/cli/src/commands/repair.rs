@@ -31,6 +31,10 @@ pub struct Args {
     /// Read all content to find the damage
     #[arg(long)]
     read_data: bool,
+    /// Also give up ends of sessions that cannot be read and whose session left no list. Nothing shows that they were no
+    /// snapshots
+    #[arg(long)]
+    fence_unlisted: bool,
     /// Only show what is wrong
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -39,7 +43,7 @@ pub struct Args {
 /// Runs `repair`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let read = if args.read_data { ReadData::Everything } else { ReadData::Nothing };
-    let options = RepairOptions { read, ..RepairOptions::default() };
+    let options = RepairOptions { read, fence_unlisted: args.fence_unlisted, ..RepairOptions::default() };
     let (opened, key) = match open_here(ctx).await {
         Err(error) if !args.dry_run && open::is_about_the_place(&error) => {
             let Some(from) = &args.from else { return Err(error) };

@@ -13,8 +13,10 @@ use keepwell_crypto::trust::Roles;
 use keepwell_e2e::gate::Gate;
 use keepwell_e2e::tree::{Tree, assert_same, put, read};
 use keepwell_e2e::{Dice, run, world};
-use keepwell_storage::ObjectStore;
-use world::{World, assert_sound, back_up, back_up_with, forget, options, restored, snapshot_of};
+use keepwell_storage::{ObjectStore, Operation};
+use world::{
+    World, assert_sound, back_up, back_up_with, forget, options, restored, snapshot_of, thorough,
+};
 
 const LARGE: usize = 600 << 10;
 
@@ -375,4 +377,88 @@ fn a_copy_follows_what_a_prune_of_the_origin_moves() {
         let there = target.snapshots().await.unwrap();
         assert_same(&read(source.path()), &restored(&target, &there[0], source.path()).await, "copied");
     });
+}
+
+/// A repository with nine small index segments, and something for a prune to remove.
+async fn much_to_prune() -> (World, Repository, tempfile::TempDir) {
+    let (world, dir) = (World::new().await, tempfile::tempdir().unwrap());
+    let owner = world.open().await;
+    for i in 0..9 {
+        put(dir.path(), "changes", i, 100_000);
+        back_up(&owner, dir.path()).await.unwrap();
+    }
+    let snapshots = owner.snapshots().await.unwrap();
+    forget(&owner, &snapshots[..8]).await.unwrap();
+    (world, owner, dir)
+}
+
+/// The host of somebody who may read, or only write; it stops before it reads back what it has stored.
+async fn proving(world: &World, owner: &Repository, roles: Roles) -> (Repository, Arc<Gate>) {
+    let key = world::enroll(owner, "host", roles).await;
+    let gate = Arc::new(Gate::wide_open(world.store.clone()));
+    let host = world::open(gate.clone(), &key, Cache::memory(), world::LIMITS).await.unwrap();
+    gate.shut(|operation, key| {
+        matches!(operation, Operation::Get | Operation::GetRange) && key.starts_with("data/")
+    });
+    (host, gate)
+}
+
+/// What is gone because a keeper took the session for dead is not damaged.
+#[test]
+fn a_session_that_is_fenced_while_it_is_proved() {
+    for roles in [Roles::WRITER, Roles::WRITER | Roles::READER] {
+        run(async {
+            let (world, owner, _dir) = much_to_prune().await;
+            let (host, gate) = proving(&world, &owner, roles).await;
+            let source = tempfile::tempdir().unwrap();
+            put(source.path(), "new", 77, 100_000);
+            let backup = back_up_with(&host, source.path(), BackupOptions { verify: true, ..options() });
+            let prune = async {
+                gate.reached().await;
+                let report = owner.prune(thorough()).await.unwrap();
+                assert_eq!(report.fenced, 1, "{report:?}");
+                let again = owner.prune(thorough()).await.unwrap();
+                gate.open();
+                report.packs_unused + again.packs_unused
+            };
+            let (backup, unused) = tokio::join!(backup, prune);
+            assert!(unused > 0 && matches!(backup, Err(Error::Fenced { .. })), "{roles:?}: {backup:?}");
+            assert_sound(&world.open().await, "afterwards").await;
+        });
+    }
+}
+
+/// Index segments are merged at any time; what was just stored is listed in another one then.
+#[test]
+fn a_segment_that_is_merged_while_it_is_proved() {
+    for roles in [Roles::WRITER, Roles::WRITER | Roles::READER] {
+        run(async {
+            let (world, owner, _dir) = much_to_prune().await;
+            let (host, gate) = proving(&world, &owner, roles).await;
+            let judging = Arc::new(Gate::wide_open(world.store.clone()));
+            let keeper = world.open_with(judging.clone(), Cache::memory()).await.unwrap();
+            // By then it has waited for the sessions that it knew of.
+            judging.shut(|operation, key| operation == Operation::Put && key.ends_with(".kept"));
+            let source = tempfile::tempdir().unwrap();
+            put(source.path(), "new", 77, 100_000);
+            let backup = async {
+                judging.reached().await;
+                back_up_with(&host, source.path(), BackupOptions { verify: true, ..options() }).await
+            };
+            let prune = async {
+                let report = keeper.prune(thorough()).await.unwrap();
+                assert!(report.segments_merged > 0 && report.fenced == 0, "{report:?}");
+                gate.open();
+            };
+            let goes_on = async {
+                gate.reached().await;
+                judging.open();
+            };
+            let (backup, (), ()) = tokio::join!(backup, prune, goes_on);
+            let report = backup.unwrap_or_else(|error| panic!("{roles:?}: {error}"));
+            let snapshot = snapshot_of(&owner, &report).await;
+            let found = restored(&owner, &snapshot, source.path()).await;
+            assert_same(&read(source.path()), &found, "what was proved");
+        });
+    }
 }

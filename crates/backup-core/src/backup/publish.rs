@@ -174,7 +174,7 @@ impl Publisher {
         let mut assembled = assembled;
         assembled.counts.new_stored_bytes = stored.pack_bytes;
         let verified_chunks = match self.options.verify {
-            true => crate::check::prove_session(&self.repository, &assembled.root, &stored.created).await?,
+            true => self.prove(&assembled, &stored.created).await?,
             false => 0,
         };
         let state = self.keep_recipes(&assembled, recipes_out, changed).await?;
@@ -196,6 +196,20 @@ impl Publisher {
             checkpoints: self.checkpoints,
             verified_chunks,
         })
+    }
+
+    /// Proves what was stored. What is gone because the session was fenced meanwhile is not damaged.
+    async fn prove(&self, assembled: &Assembled, created: &[(String, u64)]) -> Result<u64, Error> {
+        let proved = crate::check::prove_session(&self.repository, &assembled.root, created).await;
+        let (writer, n) = (self.session().writer(), self.session().n());
+        match proved {
+            Err(Error::Damaged { .. } | Error::ChunkLost { .. })
+                if self.repository.read_end(writer, n).await.is_ok() =>
+            {
+                Err(Error::Fenced { writer: writer.to_string(), seq: n })
+            }
+            proved => proved,
+        }
     }
 
     /// Puts the recipes into the cache, and into `state/` unless the parent's are the same. Recipes are checked against

@@ -136,7 +136,7 @@ pub(crate) async fn prove_session(
     created: &[(String, u64)],
 ) -> Result<u64, Error> {
     if !repository.can_read() {
-        scrub::prove_hashes(repository.store(), created).await?;
+        scrub::prove_hashes(repository, created).await?;
         return Ok(0);
     }
     let mut report = CheckReport::default();

@@ -5,11 +5,11 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use keepwell_catalog::{ContentName, names};
+use keepwell_catalog::names::ObjectName;
 use keepwell_storage::{Answer, Control, Key, ObjectLock, StorageError, StorageErrorKind};
 use tokio::task::JoinSet;
 
-use super::scan::Scan;
+use super::scan::{Scan, time};
 use crate::Error;
 use crate::cache::Cache;
 use crate::repository::Repository;
@@ -17,7 +17,10 @@ use crate::repository::Repository;
 /// Requests at a time.
 const PARALLEL: usize = 16;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// Until when locks last that a prune extended, by pack, in seconds since 1970: so that the next prunes need not ask.
+/// What has to be there for anything to be read, beside what the scan knows of. Keys of domains that can be erased are not
+/// among it: who keeps them from being deleted keeps them from being erased.
+const VITAL: [&str; 4] = ["keepwell.json", "trust/", "keys/", "index/"];
+/// Until when locks last that a prune extended, by key, in seconds since 1970: so that the next prunes need not ask.
 const NAME: &str = "locked";
 
 /// Leaves alone what is locked in the store: a delete would only hide it, and it would be paid for all the same. Leaves
@@ -51,10 +54,12 @@ pub(super) async fn respect(repository: &Repository, scan: &mut Scan) -> Result<
     Ok(())
 }
 
-/// Locks what is needed for longer, where the bucket locks new objects: packs that newer snapshots reuse stay locked as
-/// long as these would be. A lock of which less than half is left is brought to its full length. Gives how many were.
+/// Locks what is needed for longer, where the bucket locks new objects. What newer snapshots share with old ones stays locked
+/// as long as these would be; and so do the commits and manifests of snapshots that are kept for longer than the bucket
+/// locks, the index, the trust chain and the keyrings. A lock of which less than half is left is brought to its full length.
+/// Gives how many were.
 ///
-/// A request for each such pack, and none for one that this host has extended lately.
+/// A few listings, and a request for each such object, none for one that this host has extended lately.
 pub(super) async fn extend(repository: &Repository, scan: &Scan) -> Result<u64, Error> {
     let Some(control) = repository.store().control() else { return Ok(0) };
     let Answer::Known(ObjectLock::Default { days, .. }) = control.bucket().await.lock else { return Ok(0) };
@@ -62,23 +67,39 @@ pub(super) async fn extend(repository: &Repository, scan: &Scan) -> Result<u64, 
     let until = now + length;
     let mut known = load(repository.cache());
     let mut short = Vec::new();
-    for (class, name, stored) in scan.needed() {
+    for (key, stored) in scan.needed().chain(vital(repository).await?) {
         let by_default = stored.map_or(0, |stored| seconds(stored) + length.as_secs());
-        let end = known.get(&name).copied().unwrap_or(0).max(by_default);
+        let end = known.get(&key).copied().unwrap_or(0).max(by_default);
         if end < seconds(now) + length.as_secs() / 2 {
-            short.push((class, name));
+            short.push(key);
         }
     }
-    let keys = short.iter().map(|(class, name)| names::pack_key(*class, name)).collect();
+    let keys = short.iter().filter_map(|key| key.parse().ok()).collect();
     let extended =
         ask(keys, &control, move |control, key| async move { control.retain_until(&key, until).await });
     let extended = extended.await?.into_iter().filter(|(_, done)| done.is_some()).count() as u64;
     if extended > 0 {
         known.retain(|_, end| *end > seconds(now));
-        known.extend(short.into_iter().map(|(_, name)| (name, seconds(until))));
+        known.extend(short.into_iter().map(|key| (key, seconds(until))));
         save(repository.cache(), &known)?;
     }
     Ok(extended)
+}
+
+async fn vital(repository: &Repository) -> Result<Vec<(String, Option<SystemTime>)>, Error> {
+    let mut found = Vec::new();
+    for prefix in VITAL {
+        for info in repository.list(prefix).await? {
+            let vital = match info.key.as_str().parse() {
+                Ok(ObjectName::Trust(_) | ObjectName::Keyring { .. } | ObjectName::Index(..)) => true,
+                _ => info.key.as_str() == prefix,
+            };
+            if vital {
+                found.push((info.key.to_string(), info.modified.and_then(time)));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Asks something about each key. `None` for one that is gone.
@@ -110,7 +131,7 @@ fn seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn load(cache: &Cache) -> BTreeMap<ContentName, u64> {
+fn load(cache: &Cache) -> BTreeMap<String, u64> {
     let mut text = String::new();
     if let Some(file) = cache.open(NAME) {
         // A file that cannot be read means that everything is extended once more.
@@ -118,12 +139,12 @@ fn load(cache: &Cache) -> BTreeMap<ContentName, u64> {
     }
     let parse = |line: &str| {
         let (name, end) = line.split_once(' ')?;
-        Some((name.parse().ok()?, end.parse().ok()?))
+        Some((name.to_owned(), end.parse().ok()?))
     };
     text.lines().filter_map(parse).collect()
 }
 
-fn save(cache: &Cache, known: &BTreeMap<ContentName, u64>) -> Result<(), Error> {
+fn save(cache: &Cache, known: &BTreeMap<String, u64>) -> Result<(), Error> {
     let text: String = known.iter().map(|(name, end)| format!("{name} {end}\n")).collect();
     cache.store(NAME, text.as_bytes())
 }

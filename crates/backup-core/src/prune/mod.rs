@@ -109,7 +109,7 @@ pub struct PruneReport {
     pub locked_bytes: u64,
     /// Packs that are mostly unused, and lie in an archive, where they cannot be read to be moved.
     pub packs_archived: u64,
-    /// Packs that are needed and whose locks were made longer.
+    /// Objects that are needed and whose locks were made longer.
     pub locks_extended: u64,
 }
 

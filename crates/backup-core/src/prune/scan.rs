@@ -65,6 +65,8 @@ pub(super) struct Scan {
     listed: HashMap<String, Listed>,
     /// Packs that are needed.
     needed: Vec<(PackClass, ContentName)>,
+    /// Commits and manifests of what is not retired, with when commits were stored.
+    records: Vec<(String, Option<i64>)>,
     /// Keys of packs that are needed and doomed: their content moves while they last.
     must_move: BTreeSet<String>,
     /// Whether there are checkpoints whose capture has probably died.
@@ -132,6 +134,19 @@ pub(crate) fn decided((ends, undecided): (Vec<End>, Vec<(String, String)>)) -> R
     }
 }
 
+/// Of an end that counts as a root, the keys of its commit and its manifest.
+fn records_of(end: &End) -> impl Iterator<Item = (String, Option<i64>)> {
+    let commit = (names::commit_key(end.writer, end.n).to_string(), end.stored);
+    let manifest = end.commit.manifest.map(|name| (names::manifest_key(&name).to_string(), None));
+    std::iter::once(commit).chain(manifest)
+}
+
+/// A time of the store.
+pub(super) fn time(nanos: i64) -> Option<SystemTime> {
+    let since = u64::try_from(nanos).ok().map(Duration::from_nanos)?;
+    Some(SystemTime::UNIX_EPOCH + since)
+}
+
 fn is_pack(key: &str) -> bool {
     matches!(key.parse(), Ok(ObjectName::Pack(..)))
 }
@@ -188,6 +203,7 @@ impl Scan {
             unfinished: BTreeMap::new(),
             listed: HashMap::new(),
             needed: Vec::new(),
+            records: live.iter().flat_map(|end| records_of(end)).collect(),
             must_move: BTreeSet::new(),
             stale_checkpoints,
             report: PruneReport { nodes_read, ..PruneReport::default() },
@@ -275,13 +291,14 @@ impl Scan {
         self.report.packs_archived += (before - self.repack.len()) as u64;
     }
 
-    /// Packs that are needed and stay, with when they were stored.
-    pub fn needed(&self) -> impl Iterator<Item = (PackClass, ContentName, Option<SystemTime>)> {
-        self.needed.iter().filter(|(_, name)| !self.repack.contains_key(name)).map(|(class, name)| {
-            let key = names::pack_key(*class, name).to_string();
-            let modified = self.listed.get(&key).and_then(|listed| listed.modified);
-            let since = modified.and_then(|nanos| u64::try_from(nanos).ok()).map(Duration::from_nanos);
-            (*class, *name, since.map(|since| SystemTime::UNIX_EPOCH + since))
+    /// Keys of what restores need of this snapshot or that, and that stays: packs, commits, manifests. Each with when it
+    /// was stored.
+    pub fn needed(&self) -> impl Iterator<Item = (String, Option<SystemTime>)> {
+        let packs = self.needed.iter().filter(|(_, name)| !self.repack.contains_key(name));
+        let packs = packs.map(|(class, name)| (names::pack_key(*class, name).to_string(), None));
+        packs.chain(self.records.iter().cloned()).map(|(key, stored)| {
+            let stored = stored.or_else(|| self.listed.get(&key)?.modified);
+            (key, stored.and_then(time))
         })
     }
 

@@ -180,8 +180,8 @@ fn print(ctx: &Context, report: &PruneReport, wal: &WalTrimReport) {
     }
     print_held(ctx, report);
     if report.locks_extended > 0 {
-        let packs = text::count(report.locks_extended, "pack", "packs");
-        ctx.printer.say(format_args!("  locked {packs} for longer"));
+        let objects = text::count(report.locks_extended, "object", "objects");
+        ctx.printer.say(format_args!("  locked {objects} for longer"));
     }
     if !wal.is_idle() {
         let pieces = text::count(wal.outdated + wal.superseded, "piece", "pieces");

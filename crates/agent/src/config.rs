@@ -86,6 +86,8 @@ pub struct CopyJob {
     /// Give back the space after something was forgotten.
     #[serde(default)]
     pub prune: bool,
+    /// Before anything is copied, what was not read there for so long is read and proved.
+    pub verify: Option<Every>,
     /// How old the newest snapshot there may be.
     pub max_age: Option<Every>,
 }

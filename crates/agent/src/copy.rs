@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use backup_core::env::Timestamp;
-use backup_core::{CopyRules, Error, PruneOptions, Repository, RepositoryHint};
+use backup_core::{CheckOptions, CopyRules, Error, PruneOptions, ReadData, Repository, RepositoryHint};
 use keepwell_storage::{ConnectOptions, LocalOptions, ObjectStore, Purpose, RetryPolicy, Retrying, connect};
 
 use crate::config::{CopyJob, Job, JobName, Retention};
@@ -56,6 +56,7 @@ pub async fn update(origin: &Repository, places: &Places<'_>, now: Timestamp) ->
         Err(error) => return Err(error.into()),
     }
     let target = open_store(store, places.job, places.state, places.stop).await?;
+    verify(&target, copy).await?;
     let rules = rules(places);
     let (snapshots, there) = (origin.snapshots().await?, target.snapshots().await?);
     let report = origin.copy_to_store(&target, &rules.wanted(now, &snapshots, &there)).await?;
@@ -68,6 +69,29 @@ pub async fn update(origin: &Repository, places: &Places<'_>, now: Timestamp) ->
     }
     let (snapshots, bytes) = (report.copied.len(), report.bytes);
     Ok(Copied { away: false, snapshots, bytes, forgotten, stale: is_stale(copy, newest, now) })
+}
+
+/// Whether the place is there now. One that refuses us is there.
+pub async fn is_attached(places: &Places<'_>) -> bool {
+    !matches!(store(places).await, Ok(None))
+}
+
+/// Reads and proves what was not read for too long, before anything relies on it.
+async fn verify(target: &Repository, copy: &CopyJob) -> Result<()> {
+    let Some(age) = copy.verify else { return Ok(()) };
+    let found = target.check(CheckOptions { read: ReadData::OlderThan(age.duration()) }).await?;
+    match found.findings.first() {
+        None => Ok(()),
+        Some(first) => bail!(
+            "the copy is damaged, and nothing was copied: {}: {}{}; `keepwell repair --read-data` heals it from the repository",
+            first.object,
+            first.what,
+            match found.findings.len() {
+                1 => String::new(),
+                n => format!(" and {} more", n - 1),
+            }
+        ),
+    }
 }
 
 /// Opens the place; `None` if it is not there and need not be.

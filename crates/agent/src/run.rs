@@ -47,6 +47,12 @@ pub async fn run(name: &JobName, job: &Job, state: &State, stop: &Stop, now: Tim
     Ok(Done { report, forgotten, copies })
 }
 
+/// Brings one copy up to date, without a backup before.
+pub async fn update_copy(places: &Places<'_>, now: Timestamp) -> Result<Copied> {
+    let repository = open(places.job, places.state, places.stop).await?;
+    copy::update(&repository, places, now).await
+}
+
 fn source(job: &Job) -> Result<FileSource> {
     let options = FileOptions {
         paths: job.paths.to_vec(),

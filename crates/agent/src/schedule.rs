@@ -1,6 +1,6 @@
 //! The loop: jobs of one repository run one after the other, those of different repositories side by side.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,14 +8,16 @@ use anyhow::Result;
 use backup_core::env::{Clock, Timestamp};
 
 use crate::config::{Config, Job, JobName, Place};
-use crate::copy::Copied;
+use crate::copy::{Copied, Places, is_attached};
 use crate::due::{History, due};
-use crate::run::{Done, run};
+use crate::run::{Done, run, update_copy};
 use crate::state::State;
 use crate::stop::Stop;
 
 /// The wall clock is looked at this often, because it may jump, and because a machine that slept counts its sleep.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// It is looked this often whether the place of a copy has been attached.
+const ATTACHED_EVERY: Duration = Duration::from_secs(10);
 
 /// How the runs so far went.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,7 +45,10 @@ pub async fn work(config: Config, clock: Arc<dyn Clock>, stop: Stop, mode: Mode)
     let mut groups: BTreeMap<Place, Vec<Planned>> = BTreeMap::new();
     for (name, job) in config.jobs {
         let history = History { succeeded: state.succeeded(&name)?, failed: None };
-        groups.entry(job.repository.clone()).or_default().push(Planned { name, job, history });
+        // Whether they are attached nobody knows yet.
+        let wanted = job.copies.iter().enumerate().filter(|(_, copy)| copy.when_attached);
+        let away = wanted.map(|(at, _)| at).collect();
+        groups.entry(job.repository.clone()).or_default().push(Planned { name, job, history, away });
     }
     let lines = groups.into_values().map(|jobs| {
         let line = Line { jobs, state: state.clone(), clock: Arc::clone(&clock), stop: stop.clone() };
@@ -64,6 +69,8 @@ struct Planned {
     name: JobName,
     job: Job,
     history: History,
+    /// Its copies that are waited for, by their numbers.
+    away: BTreeSet<usize>,
 }
 
 /// The jobs of one repository.
@@ -89,8 +96,30 @@ impl Line {
             } else if mode == Mode::Once {
                 return outcome;
             } else {
-                let pause = Duration::from_nanos(when.abs_diff(now)).min(LOOK_EVERY);
+                let waits = self.jobs.iter().any(|planned| !planned.away.is_empty());
+                let pause = Duration::from_nanos(when.abs_diff(now));
+                let pause = pause.min(if waits { ATTACHED_EVERY } else { LOOK_EVERY });
+                self.copy_to_attached(now, &mut outcome).await;
                 tokio::select! { () = tokio::time::sleep(pause) => {}, () = self.stop.requested() => {} }
+            }
+        }
+    }
+
+    /// Brings copies up to date that were away and have been attached. A failure is told once; the next run of the job
+    /// tries again.
+    async fn copy_to_attached(&mut self, now: Timestamp, outcome: &mut Outcome) {
+        let Self { jobs, state, stop, .. } = self;
+        for planned in jobs {
+            for at in planned.away.clone() {
+                let (name, job, copy) = (&planned.name, &planned.job, &planned.job.copies[at]);
+                let places = Places { name, job, copy, state, stop };
+                // Without a snapshot yet there is nothing to copy.
+                if stop.is_requested() || planned.history.succeeded.is_none() || !is_attached(&places).await {
+                    continue;
+                }
+                planned.away.remove(&at);
+                let copied = update_copy(&places, now).await;
+                outcome.failed |= !say_copied(name, copy.name.as_str(), &copied);
             }
         }
     }
@@ -114,7 +143,11 @@ impl Line {
                 planned.history = History { succeeded: Some(now), failed: None };
                 outcome.skipped |= done.report.problem_count > 0;
                 say(&planned.name, &done, seconds);
-                for (copy, copied) in &done.copies {
+                planned.away.clear();
+                for (at, (copy, copied)) in done.copies.iter().enumerate() {
+                    if copied.as_ref().is_ok_and(|copied| copied.away) {
+                        planned.away.insert(at);
+                    }
                     outcome.failed |= !say_copied(&planned.name, copy, copied);
                 }
             }

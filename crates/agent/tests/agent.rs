@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -44,6 +45,25 @@ impl Place {
 
     fn once(&self, every: &str, rules: &str) -> (Option<i32>, String) {
         ended(self.start(every, rules, &["--once"]).wait_with_output().unwrap())
+    }
+
+    /// Runs the agent until it says this, then ends it; gives all that it said.
+    async fn until(&self, every: &str, rules: &str, says: &str) -> String {
+        let mut child = self.start(every, rules, &[]);
+        let (mut lines, says) = (BufReader::new(child.stderr.take().unwrap()).lines(), says.to_owned());
+        let read = tokio::task::spawn_blocking(move || {
+            let mut log = String::new();
+            while !log.contains(&says) {
+                let Some(line) = lines.next() else { panic!("it never says `{says}`: {log}") };
+                log.push_str(&line.unwrap());
+                log.push('\n');
+            }
+            log
+        });
+        let log = tokio::time::timeout(Duration::from_secs(120), read).await;
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        log.expect("it says so in time").unwrap()
     }
 
     fn commits(&self) -> usize {
@@ -120,6 +140,35 @@ async fn copies_are_brought_up_to_date_after_each_run() {
     let (code, log) = place.once("1s", &rules);
     assert_eq!(code, Some(0), "it is attached again: {log}");
     assert!(log.contains("copied job=\"test\" copy=\"safe\" snapshots=2"), "what it lacks comes: {log}");
+}
+
+#[tokio::test]
+async fn a_copy_is_proved_and_brought_up_to_date_when_it_is_attached_between_runs() {
+    let place = Place::new().await;
+    let top = place.0.path().display();
+    let rules = format!(
+        "[[job.test.copy]]\nname = \"safe\"\nto = \"{top}/safe\"\nwhen-attached = true\nverify = \"1s\""
+    );
+    let near = rules.replace("when-attached = true\n", "").replace("/safe", "/away");
+    let (code, log) = place.once("1h", &near);
+    assert_eq!(code, Some(0), "{log}");
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    // The next run is an hour away; the disk comes back damaged, and then healed.
+    let pack = walk(&place.path("away/data")).pop().unwrap();
+    let sound = fs::read(&pack).unwrap();
+    fs::write(&pack, vec![0; sound.len()]).unwrap();
+    fs::rename(place.path("away"), place.path("safe")).unwrap();
+    let log = place.until("1h", &rules, "not copied job=\"test\" copy=\"safe\"").await;
+    assert!(log.contains("damaged"), "{log}");
+    fs::write(place.path("safe").join(pack.strip_prefix(place.path("away")).unwrap()), sound).unwrap();
+    let log = place.until("1h", &rules, "copied job=\"test\" copy=\"safe\" snapshots=0").await;
+    assert!(!log.contains("backed up"), "no run was due: {log}");
+}
+
+/// Files below a directory.
+fn walk(at: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(at).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
 #[tokio::test]

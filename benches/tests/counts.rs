@@ -181,6 +181,26 @@ async fn a_restore_reads_every_pack_once() {
     assert!(bytes <= stored, "{calls}");
 }
 
+/// A restore first goes through the tree to see whether there is room, and then once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_reads_the_nodes_of_the_tree_once() {
+    let world = World::new().await.unwrap();
+    world.back_up(&Tree::generate(40, 100, 0).unwrap()).await.unwrap();
+    let (repository, snapshot) = world.newest().await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let target = Arc::new(FileTarget::create(directory.path(), &TargetOptions::default()).unwrap());
+    let nodes = |calls: &Recorded| {
+        calls.under(Operation::Get, "meta").calls + calls.under(Operation::GetRange, "meta").calls
+    };
+    world.calls();
+    repository.plan_restore(&snapshot, target.clone(), RestoreOptions::default()).await.unwrap();
+    let planned = world.calls();
+    repository.restore(&snapshot, target, RestoreOptions::default()).await.unwrap();
+    let restored = world.calls();
+    assert!(nodes(&planned) > 0, "{planned}");
+    assert_eq!(nodes(&restored), nodes(&planned), "{restored}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_of_the_structure_reads_no_content_and_writes_nothing() {
     let world = backed_up().await;

@@ -20,6 +20,7 @@ use keepwell_catalog::{Entry, MapKey};
 
 use crate::Error;
 use crate::error::shown;
+use crate::read::Nodes;
 use crate::repository::{Repository, Snapshot};
 use crate::target::{RestoreTarget, TargetError};
 
@@ -196,7 +197,9 @@ impl Repository {
         target: Arc<dyn RestoreTarget>,
         options: RestoreOptions,
     ) -> Result<RestoreReport, Error> {
-        let planned = self.plan_restore(snapshot, Arc::clone(&target), options.clone());
+        let nodes = Arc::new(Nodes::new(self));
+        let planned =
+            self.plan_restore_with(Arc::clone(&nodes), snapshot, Arc::clone(&target), options.clone());
         let plan = self.unless_cancelled(planned).await?;
         plan.check_space()?;
         self.monitor().phase("restore");
@@ -213,7 +216,7 @@ impl Repository {
         };
         let name = snapshot.short();
         let task = tokio::task::spawn_blocking(move || {
-            tree::restore(&work, root, &options, &name).map(|()| work.tally.report())
+            tree::restore(&work, &nodes, root, &options, &name).map(|()| work.tally.report())
         });
         self.unless_cancelled(async { task.await.map_err(|e| Error::Task(e.to_string()))? }).await
     }

@@ -56,15 +56,25 @@ impl Repository {
         target: Arc<dyn RestoreTarget>,
         options: RestoreOptions,
     ) -> Result<RestorePlan, Error> {
+        self.plan_restore_with(Arc::new(Nodes::new(self)), snapshot, target, options).await
+    }
+
+    /// The same through nodes that the restore then goes on with.
+    pub(super) async fn plan_restore_with(
+        &self,
+        nodes: Arc<Nodes>,
+        snapshot: &Snapshot,
+        target: Arc<dyn RestoreTarget>,
+        options: RestoreOptions,
+    ) -> Result<RestorePlan, Error> {
         self.refresh_index().await?;
         self.note_dead_packs().await;
         let root = snapshot.manifest()?.root;
-        let nodes = Nodes::new(self);
         let name = snapshot.short();
         let task = tokio::task::spawn_blocking(move || {
             let free = target.free_bytes()?;
             let fresh = target.list_dir(None)?.is_empty();
-            let reader = MapReader::new(&nodes, root);
+            let reader = MapReader::new(&*nodes, root);
             let mut measuring = Measuring {
                 target: &*target,
                 reader,

@@ -171,19 +171,16 @@ struct Restorer<'w> {
 /// Runs a restore on an ordinary thread.
 pub(super) fn restore(
     work: &Work,
+    nodes: &Nodes,
     root: ChunkId,
     options: &RestoreOptions,
     snapshot: &str,
 ) -> Result<(), Error> {
-    let nodes = {
-        let _runtime = work.handle.enter();
-        Nodes::new(&work.repository)
-    };
-    let reader = MapReader::new(&nodes, root);
+    let reader = MapReader::new(nodes, root);
     let mut restorer = Restorer {
         work,
         options,
-        reader: MapReader::new(&nodes, root),
+        reader: MapReader::new(nodes, root),
         window: Vec::new(),
         extents: 0,
         large: 0,

@@ -49,6 +49,7 @@ const SKIPPED: u8 = 3;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
+    keepwell_storage::raise_file_limit();
     let arguments = Arguments::parse();
     let filter = EnvFilter::builder().parse_lossy(&arguments.log);
     let ansi = io::stderr().is_terminal();

@@ -41,6 +41,7 @@ use crate::exit::{Complaint, Exit};
 use crate::printer::Printer;
 
 fn main() -> ExitCode {
+    keepwell_storage::raise_file_limit();
     let environment = Environment::read();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,

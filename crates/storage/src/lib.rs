@@ -30,6 +30,7 @@ pub mod conformance;
 mod connect;
 mod control;
 mod credentials;
+mod descriptors;
 mod error;
 mod faulty;
 mod key;
@@ -58,6 +59,7 @@ pub use control::{
     When,
 };
 pub use credentials::{CredentialSources, Credentials, SecretText};
+pub use descriptors::raise_file_limit;
 pub use error::{StorageError, StorageErrorKind};
 pub use faulty::{Fault, Faulty};
 pub use key::{InvalidKey, Key};

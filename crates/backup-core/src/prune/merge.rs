@@ -13,9 +13,10 @@ use crate::write::{Ending, Session, name_of};
 
 /// Segments of a class are merged when there are more …
 const SEGMENTS_MAX: usize = 8;
-/// … but never into one of more than this many entries, …
-const ENTRIES_MAX: u64 = 4_000_000;
-/// … nor into more than half of the memory limit has room for: the new segment, plain and sealed.
+/// … but never into one of more than this many entries, 46 MB: a host that has it not at hand holds it twice for a moment,
+/// sealed and open, …
+const ENTRIES_MAX: u64 = 1_000_000;
+/// … nor into more than half of our own memory limit has room for: the new segment, plain and sealed.
 const ENTRY_BYTES: u64 = 2 * 48;
 
 /// Merges small segments of each class, and rewrites any that list many dead packs. Gives how many went.

@@ -1,6 +1,6 @@
 //! The index of a repository: fetched once, kept in the local cache, looked up without reading it whole.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
@@ -13,11 +13,16 @@ use super::Repository;
 use super::cached_segment::CachedSegment;
 use crate::Error;
 use crate::cache::{Cache, CachedFile};
+use crate::parallel;
 use crate::planted::planted;
 
 const DIRECTORY: &str = "index";
 /// How often a listing of the index is begun anew because a segment was merged while it was read.
 const ATTEMPTS: usize = 10;
+/// Segments up to this size are fetched several at a time, as a repository has many that nobody has merged yet …
+const SMALL_BYTES_MAX: u64 = 1 << 20;
+/// … so many.
+const SMALL_AT_ONCE: usize = 16;
 /// Of the memory limit, this part is for index segments held decoded.
 const MEMORY_SHARE: usize = 8;
 
@@ -105,10 +110,11 @@ impl Repository {
 
     /// Fails with "not found" when a segment was merged while it was on the way.
     async fn try_read_index(&self, damaged: &mut (dyn FnMut(&str, &str) + Send)) -> Result<bool, Error> {
-        let mut listed = BTreeSet::new();
+        let (mut listed, mut sizes) = (BTreeSet::new(), HashMap::new());
         for info in self.list(&format!("index/{}/", self.group())).await? {
             if let Ok(ObjectName::Index(_, name)) = info.key.as_str().parse() {
                 listed.insert(name);
+                sizes.insert(name, info.size);
             }
         }
         let current = self.index();
@@ -123,13 +129,21 @@ impl Repository {
             Self::empty_index(self.limits().memory_bytes)
         };
         let have: BTreeSet<ContentName> = segment_names(&fresh);
+        let mut small = Vec::new();
         for name in listed.difference(&have) {
-            match self.load_segment(name, &fresh).await {
-                Ok(()) => {}
-                Err(Error::Storage(error)) if error.is_not_found() => return Err(Error::Storage(error)),
-                Err(error) => self.report_segment(name, &error, damaged)?,
+            if self.load_cached(name, &fresh) {
+                continue;
+            }
+            if sizes.get(name).is_none_or(|size| *size > SMALL_BYTES_MAX) {
+                self.fetch_segments(vec![*name], &fresh, damaged).await?;
+                continue;
+            }
+            small.push(*name);
+            if small.len() == SMALL_AT_ONCE {
+                self.fetch_segments(std::mem::take(&mut small), &fresh, damaged).await?;
             }
         }
+        self.fetch_segments(small, &fresh, damaged).await?;
         *self.0.index.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         self.drop_stale_segments(&listed);
         Ok(true)
@@ -152,17 +166,33 @@ impl Repository {
         }
     }
 
-    /// Takes a segment into an index: from the cache, or from the store where the cached file is damaged.
-    async fn load_segment(&self, name: &ContentName, index: &IndexSet) -> Result<(), Error> {
-        let cached = format!("{DIRECTORY}/{name}");
-        if let Some(file) = self.cache().open(&cached)
-            && let Ok(segment) = self.open_segment(Box::new(CachedSegment::new(self, *name, file)))
-            && index.add(&name.to_string(), segment).is_ok()
-        {
-            return Ok(());
+    /// Takes a segment into an index, if the cache has it and it is sound.
+    fn load_cached(&self, name: &ContentName, index: &IndexSet) -> bool {
+        let Some(file) = self.cache().open(&format!("{DIRECTORY}/{name}")) else { return false };
+        let segment = self.open_segment(Box::new(CachedSegment::new(self, *name, file)));
+        segment.is_ok_and(|segment| index.add(&name.to_string(), segment).is_ok())
+    }
+
+    /// Takes segments into an index from the store, all of them at the same time. Fails with "not found" when one was
+    /// merged meanwhile.
+    async fn fetch_segments(
+        &self,
+        names: Vec<ContentName>,
+        index: &IndexSet,
+        damaged: &mut (dyn FnMut(&str, &str) + Send),
+    ) -> Result<(), Error> {
+        let fetches = names.into_iter().map(|name| {
+            let repository = self.clone();
+            async move { Ok((name, repository.fetch_segment(&name).await)) }
+        });
+        for (name, fetched) in parallel::all(fetches).await? {
+            match fetched.and_then(|plain| self.adopt_segment(&name, plain, index)) {
+                Ok(()) => {}
+                Err(Error::Storage(error)) if error.is_not_found() => return Err(Error::Storage(error)),
+                Err(error) => self.report_segment(&name, &error, damaged)?,
+            }
         }
-        let plain = self.fetch_segment(name).await?;
-        self.adopt_segment(name, plain, index)
+        Ok(())
     }
 
     /// Fetches and decrypts a segment, proving that it has the bytes its name says.

@@ -1,5 +1,6 @@
 //! All segments of an index at once.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
@@ -41,6 +42,8 @@ pub struct IndexSet {
 #[derive(Debug, Default)]
 struct State {
     segments: Vec<(Arc<str>, Arc<Segment>)>,
+    /// Their numbers by name.
+    numbers: HashMap<Arc<str>, usize>,
     /// Entries of the segments that are in memory.
     table: Table,
     /// The other segments, with their numbers.
@@ -83,7 +86,7 @@ impl IndexSet {
         let _adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
         let (known, fits) = {
             let state = self.read();
-            let known = state.segments.iter().position(|(other, _)| **other == *name);
+            let known = state.numbers.get(name).copied();
             let used = state.table.bytes() + Table::cost_bytes(segment.len());
             (known, used <= self.memory_budget_bytes && state.table.has_numbers_for(segment.len()))
         };
@@ -97,7 +100,9 @@ impl IndexSet {
             Some(entries) => state.table.insert_run(number, Arc::clone(entries)),
             None => Arc::make_mut(&mut state.stored).push((number, Arc::clone(&segment))),
         }
-        state.segments.push((name.into(), segment));
+        let name: Arc<str> = name.into();
+        state.numbers.insert(Arc::clone(&name), number);
+        state.segments.push((name, segment));
         Ok(number)
     }
 

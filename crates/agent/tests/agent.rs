@@ -156,6 +156,7 @@ async fn a_copy_is_proved_and_brought_up_to_date_when_it_is_attached_between_run
     // The next run is an hour away; the disk comes back damaged, and then healed.
     let pack = walk(&place.path("away/data")).pop().unwrap();
     let sound = fs::read(&pack).unwrap();
+    fs::remove_file(&pack).unwrap();
     fs::write(&pack, vec![0; sound.len()]).unwrap();
     fs::rename(place.path("away"), place.path("safe")).unwrap();
     let log = place.until("1h", &rules, "not copied job=\"test\" copy=\"safe\"").await;

@@ -14,9 +14,7 @@ use keepwell_e2e::gate::Gate;
 use keepwell_e2e::tree::{Tree, assert_same, put, read};
 use keepwell_e2e::{Dice, run, world};
 use keepwell_storage::{ObjectStore, Operation};
-use world::{
-    World, assert_sound, back_up, back_up_with, forget, options, restored, snapshot_of, thorough,
-};
+use world::{World, assert_sound, back_up, back_up_with, forget, options, restored, snapshot_of, thorough};
 
 const LARGE: usize = 600 << 10;
 

@@ -82,6 +82,7 @@ stage_postgres() {
     cargo build --locked --quiet --workspace --bins --tests # built already for the stage `test`
     for major in ${KEEPWELL_TEST_POSTGRES:-15 17}; do
         scripts/postgres-base.sh "$major"
+        scripts/postgres-logical.sh "$major"
         [ -n "$(scripts/servers/postgres.sh install "$major" | sed -n 's/^CLIENT_BIN=//p')" ] || continue
         scripts/postgres-wal.sh "$major"
         scripts/postgres-proof.sh "$major"

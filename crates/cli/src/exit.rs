@@ -9,6 +9,7 @@ use keepwell_crypto::keyfile::{KeyFileError, UnprotectError};
 use keepwell_crypto::trust::TrustError;
 use keepwell_source_postgres::archive::ArchiveError;
 use keepwell_source_postgres::capture::CaptureError;
+use keepwell_source_postgres::logical::DumpError;
 use keepwell_source_postgres::push::PushError;
 use keepwell_source_postgres::receive::ReceiveError;
 use keepwell_source_postgres::recovery::{PlanError, RestoreError, ServerError};
@@ -131,6 +132,13 @@ fn exit_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         Some(PlanError::Archive(_)) => return Some(Exit::Damage),
         _ => {}
     }
+    match cause.downcast_ref::<DumpError>() {
+        Some(DumpError::Repository(error)) => return exit_of_core(error),
+        Some(DumpError::RowsDiffer { .. } | DumpError::Description { .. } | DumpError::Checksum { .. }) => {
+            return Some(Exit::Damage);
+        }
+        _ => {}
+    }
     if let Some(RestoreError::Engine(error)) = cause.downcast_ref::<RestoreError>() {
         return exit_of_core(error);
     }
@@ -180,6 +188,8 @@ pub fn hints_of(error: &anyhow::Error) -> Vec<String> {
             hints.extend(receive.hint());
         } else if let Some(capture) = cause.downcast_ref::<CaptureError>() {
             hints.extend(capture.hint());
+        } else if let Some(dump) = cause.downcast_ref::<DumpError>() {
+            hints.extend(dump.hint());
         } else if let Some(archive) = cause.downcast_ref::<ArchiveError>() {
             hints.extend(archive.hint());
         } else if let Some(push) = cause.downcast_ref::<PushError>() {

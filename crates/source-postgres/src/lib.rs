@@ -11,6 +11,7 @@ pub mod capture;
 pub mod cluster;
 pub mod history;
 pub mod log;
+pub mod logical;
 pub mod lsn;
 pub mod options;
 pub mod push;

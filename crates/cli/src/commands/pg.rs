@@ -1,8 +1,12 @@
 //! `keepwell pg`.
 
 mod backup;
+mod dump;
+mod export;
 mod extract;
 mod helper;
+mod import;
+mod load;
 mod moment;
 mod places;
 mod restore;
@@ -25,7 +29,9 @@ Examples:
   keepwell pg restore --to-time '2026-11-21 12:04:10+00' /srv/copy --dry-run
   keepwell pg restore latest~1 --to-immediate /srv/copy
   keepwell pg verify --level 4                                   prove it
-  keepwell pg extract --at '2026-11-21 12:04:10+00' --table public.patients -o patients.sql";
+  keepwell pg extract --at '2026-11-21 12:04:10+00' --table public.patients -o patients.sql
+  keepwell pg dump 'host=db1 user=backup'                        databases as definitions and rows
+  keepwell pg load --to 'host=db2 user=admin'                    and back";
 
 /// Back up, restore, recover and verify PostgreSQL clusters
 #[derive(Debug, clap::Args)]
@@ -41,6 +47,10 @@ enum Action {
     Restore(Box<restore::Args>),
     Verify(Box<verify::Args>),
     Extract(Box<extract::Args>),
+    Dump(Box<dump::Args>),
+    Load(Box<load::Args>),
+    Export(Box<export::Args>),
+    Import(Box<import::Args>),
 }
 
 /// Runs `pg`.
@@ -50,5 +60,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         Action::Restore(args) => restore::run(ctx, *args).await,
         Action::Verify(args) => verify::run(ctx, *args).await,
         Action::Extract(args) => extract::run(ctx, *args).await,
+        Action::Dump(args) => dump::run(ctx, *args).await,
+        Action::Load(args) => load::run(ctx, *args).await,
+        Action::Export(args) => export::run(ctx, *args).await,
+        Action::Import(args) => import::run(ctx, *args).await,
     }
 }

@@ -110,6 +110,16 @@ pub enum TargetSession {
     PreferStandby,
 }
 
+/// What a session is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SessionKind {
+    /// SQL and replication commands. The role needs REPLICATION.
+    #[default]
+    Replication,
+    /// SQL alone: any role that may log in. Rows of a COPY may be as long as the server allows, 1 GiB.
+    Ordinary,
+}
+
 /// How a TLS connection begins.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SslNegotiation {
@@ -207,4 +217,13 @@ pub struct ConnectOptions {
     pub application_name: String,
     /// Settings for the session, as in `-c work_mem=8MB`.
     pub session_options: Option<String>,
+    /// What the session is for; never part of a connection string.
+    pub session: SessionKind,
+}
+
+impl ConnectOptions {
+    /// The same way to another database, in an ordinary session.
+    pub fn ordinary(&self, database: &str) -> Self {
+        Self { database: database.to_owned(), session: SessionKind::Ordinary, ..self.clone() }
+    }
 }

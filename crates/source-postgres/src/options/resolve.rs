@@ -10,8 +10,8 @@ use keepwell_crypto::Secret;
 
 use super::parse::{Pairs, connection_string, insert};
 use super::{
-    ChannelBinding, ConnectOptions, HostOptions, KeepAlive, OptionsError, RootCerts, SslMode, SslNegotiation,
-    TargetSession,
+    ChannelBinding, ConnectOptions, HostOptions, KeepAlive, OptionsError, RootCerts, SessionKind, SslMode,
+    SslNegotiation, TargetSession,
 };
 
 /// Where Debian and most others have the server's socket.
@@ -249,6 +249,7 @@ fn build(mut pairs: Pairs, surroundings: &Surroundings, name: &str) -> Result<Co
         user_timeout: number(&mut pairs, "tcp_user_timeout")?.map(|ms| Duration::from_millis(ms.into())),
         application_name: take(&mut pairs, "application_name").unwrap_or_else(|| name.to_owned()),
         session_options: take(&mut pairs, "options"),
+        session: SessionKind::default(),
     })
 }
 

@@ -192,22 +192,21 @@ impl Client {
 
     /// Sends the whole of `data` after [`Answer::CopyIn`] and waits for the command's end.
     pub(crate) async fn copy_in(&mut self, data: &[u8], action: &str) -> Result<(), PgError> {
+        let mut copy = self.copy_into(action);
         for piece in data.chunks(COPY_PIECE) {
-            let message = frontend::CopyData::new(piece).map_err(|_| protocol("a piece is too long"))?;
-            message.write(&mut self.wire.output);
-            self.wire.flush().await?;
+            copy.send(piece).await?;
         }
-        frontend::copy_done(&mut self.wire.output);
-        self.wire.flush().await?;
-        match self.answer(action).await? {
-            Answer::Done(_) => Ok(()),
-            _ => Err(protocol("it began to copy where it was not asked to")),
-        }
+        copy.finish().await
     }
 
     /// What the server copies out; to be called after [`Answer::CopyOut`].
     pub(crate) fn copy_out<'a>(&'a mut self, action: &'a str) -> CopyOut<'a> {
         CopyOut { client: self, action }
+    }
+
+    /// What the server is to copy in; to be called after [`Answer::CopyIn`].
+    pub(crate) fn copy_into<'a>(&'a mut self, action: &'a str) -> CopyIn<'a> {
+        CopyIn { client: self, action }
     }
 
     /// Both directions; to be called after [`Answer::CopyBoth`].
@@ -268,6 +267,42 @@ impl CopyOut<'_> {
     /// The next message, or `None` at the end. Nothing is lost when the future is dropped.
     pub async fn next(&mut self) -> Result<Option<Bytes>, PgError> {
         self.client.copy_message(self.action).await
+    }
+}
+
+/// Data that the server takes. Dropping it leaves the session of no further use.
+pub(crate) struct CopyIn<'a> {
+    client: &'a mut Client,
+    action: &'a str,
+}
+
+impl CopyIn<'_> {
+    /// Sends a piece, of any length below 1 GiB. What the server does not like it says at the end.
+    pub async fn send(&mut self, piece: &[u8]) -> Result<(), PgError> {
+        let message = frontend::CopyData::new(piece).map_err(|_| protocol("a piece is too long"))?;
+        message.write(&mut self.client.wire.output);
+        self.client.wire.flush().await
+    }
+
+    /// Says that this was all, and waits for the command's end.
+    pub async fn finish(self) -> Result<(), PgError> {
+        frontend::copy_done(&mut self.client.wire.output);
+        self.client.wire.flush().await?;
+        match self.client.answer(self.action).await? {
+            Answer::Done(_) => Ok(()),
+            _ => Err(protocol("it began to copy where it was not asked to")),
+        }
+    }
+
+    /// Says that it must not count, and waits for the command's end.
+    pub async fn give_up(self, reason: &str) -> Result<(), PgError> {
+        frontend::copy_fail(reason, &mut self.client.wire.output)
+            .map_err(|_| protocol("a reason holds a zero byte"))?;
+        self.client.wire.flush().await?;
+        match self.client.answer_and_error().await? {
+            (Answer::Done(_), _) => Ok(()),
+            _ => Err(protocol("it began to copy where it was not asked to")),
+        }
     }
 }
 

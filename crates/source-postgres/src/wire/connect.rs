@@ -17,7 +17,7 @@ use super::client::Client;
 use super::error::PgError;
 use super::frame::{Io, Message, Wire};
 use super::tls;
-use crate::options::{ConnectOptions, HostOptions, SslMode, SslNegotiation, TargetSession};
+use crate::options::{ConnectOptions, HostOptions, SessionKind, SslMode, SslNegotiation, TargetSession};
 
 /// Oldest server that is supported.
 const MAJOR_MIN: u32 = 14;
@@ -44,8 +44,8 @@ enum Attempt {
 }
 
 impl Client {
-    /// Connects to the first server that will do, in the mode in which ordinary SQL and replication commands both work
-    /// and an ordinary line of pg_hba.conf is enough. The role needs the REPLICATION attribute.
+    /// Connects to the first server that will do. A [`SessionKind::Replication`] is in the mode in which ordinary SQL and
+    /// replication commands both work and an ordinary line of pg_hba.conf is enough; its role needs the REPLICATION attribute.
     ///
     /// Errors name the server; with several servers the last error lists what each said.
     pub async fn connect(options: &ConnectOptions) -> Result<Self, PgError> {
@@ -204,12 +204,15 @@ pub(super) async fn start(
     let mut parameters = vec![
         ("user", options.user.as_str()),
         ("database", options.database.as_str()),
-        ("replication", "database"),
         ("application_name", options.application_name.as_str()),
         ("client_encoding", "UTF8"),
         // Base backups and streams take as long as they take.
         ("statement_timeout", "0"),
     ];
+    if options.session == SessionKind::Replication {
+        parameters.push(("replication", "database"));
+    }
+    wire.long_rows = options.session == SessionKind::Ordinary;
     if let Some(session) = &options.session_options {
         parameters.push(("options", session));
     }

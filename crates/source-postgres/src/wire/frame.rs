@@ -14,6 +14,8 @@ use super::error::{PgError, ServerError};
 const READ_BYTES: usize = 256 << 10;
 /// A server sends WAL in messages of at most 128 KiB and base backups in such of 32 KiB.
 const COPY_DATA_MAX: usize = 1 << 20;
+/// A row of a table is at most 1 GiB long; it is handed on in parts as it comes.
+const LONG_ROW_MAX: usize = (1 << 30) + 64;
 /// The longest honest row is the content of a timeline history file.
 const ROW_MAX: usize = 16 << 20;
 const ERROR_MAX: usize = 256 << 10;
@@ -64,11 +66,22 @@ pub(super) struct Wire {
     pub output: BytesMut,
     /// Whether the server has shown that it knows us.
     pub trusted: bool,
+    /// Whether a message of COPY may be longer than what a walsender sends. Such a one comes in several parts.
+    pub long_rows: bool,
+    /// Bytes of such a message that are still to come.
+    part_left: usize,
 }
 
 impl Wire {
     pub fn new(io: Box<dyn Io>) -> Self {
-        Self { io, input: BytesMut::new(), output: BytesMut::new(), trusted: false }
+        Self {
+            io,
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            trusted: false,
+            long_rows: false,
+            part_left: 0,
+        }
     }
 
     /// Sends what is in `output`.
@@ -81,7 +94,12 @@ impl Wire {
     /// The next message. Nothing is lost when the future is dropped before it is ready.
     pub async fn next(&mut self) -> Result<Message, PgError> {
         loop {
-            if let Some(message) = cut(&mut self.input, self.trusted)? {
+            if let Some(part) = self.part() {
+                return Ok(Message::CopyData(part));
+            }
+            if self.part_left == 0
+                && let Some(message) = cut(&mut self.input, self.trusted)?
+            {
                 return Ok(message);
             }
             if self.input.capacity() - self.input.len() < READ_BYTES / 4 {
@@ -92,6 +110,22 @@ impl Wire {
                 return Err(PgError::Broken(reason));
             }
         }
+    }
+
+    /// What is there of a message of COPY that is too long to be kept as a whole.
+    fn part(&mut self) -> Option<Bytes> {
+        if self.part_left == 0 && self.long_rows && self.trusted {
+            let header = self.input.get(..5).filter(|header| header[0] == b'd')?;
+            let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
+            if !(COPY_DATA_MAX + 1..=LONG_ROW_MAX).contains(&length) {
+                return None;
+            }
+            self.input.advance(5);
+            self.part_left = length - 4;
+        }
+        let bytes = self.part_left.min(self.input.len());
+        self.part_left -= bytes;
+        (bytes > 0).then(|| self.input.split_to(bytes).freeze())
     }
 
     /// Tells the server goodbye; whether it hears does not matter.

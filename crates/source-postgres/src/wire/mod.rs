@@ -1,4 +1,4 @@
-//! The client side of the frontend/backend protocol, as far as a walsender needs it: simple queries and COPY.
+//! The client side of the frontend/backend protocol, as far as we need it: simple queries and COPY.
 
 mod auth;
 mod client;
@@ -9,7 +9,7 @@ mod frame;
 mod tests;
 mod tls;
 
-pub(crate) use client::Answer;
+pub(crate) use client::{Answer, CopyIn};
 pub use client::{Client, CopyBoth, CopyOut, Rows};
 pub use error::{PgError, ServerError};
 

@@ -9,7 +9,7 @@ use super::connect::{Channel, start};
 use super::error::PgError;
 use super::frame::{Wire, cut};
 use super::{Client, ServerError};
-use crate::options::{ConnectOptions, Surroundings};
+use crate::options::{ConnectOptions, SessionKind, Surroundings};
 
 /// A message of the server.
 fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -284,4 +284,48 @@ async fn an_error_in_a_stream_is_not_lost_when_nobody_waits_for_its_end() {
     theirs.write_all(&ready()).await.unwrap();
     let failure = copy.next().await.unwrap_err();
     assert!(matches!(&failure, PgError::Server { error, .. } if error.code == "58P01"), "{failure}");
+}
+
+#[tokio::test]
+async fn a_row_of_any_length_comes_in_parts_where_rows_are_copied_and_is_refused_elsewhere() {
+    let long = 3 << 20;
+    let says = [
+        auth(0, b""),
+        parameter("server_version", "15"),
+        ready(),
+        message(b'H', b"\0\0\0"),
+        message(b'd', b"short\n"),
+        message(b'd', &vec![b'x'; long]),
+        message(b'd', b"\n"),
+        message(b'c', b""),
+        ready(),
+    ];
+    for session in [SessionKind::Ordinary, SessionKind::Replication] {
+        let (ours, mut theirs) = tokio::io::duplex(64 << 20);
+        theirs.write_all(&says.concat()).await.unwrap();
+        let options = ConnectOptions { session, ..options("") };
+        let mut client = start(Box::new(ours), &Channel::Clear, &options, &options.hosts[0]).await.unwrap();
+        assert!(matches!(client.run("COPY x TO STDOUT", "copy").await.unwrap(), super::Answer::CopyOut(_)));
+        let (mut found, mut longest) = (Vec::new(), 0);
+        let mut copy = client.copy_out("copy");
+        let error = loop {
+            match copy.next().await {
+                Ok(Some(part)) => {
+                    longest = longest.max(part.len());
+                    found.extend_from_slice(&part);
+                }
+                Ok(None) => break None,
+                Err(error) => break Some(error.to_string()),
+            }
+        };
+        let expected = "the server breaks the protocol: a message of type `d` says it is 3145732 bytes long";
+        match session {
+            SessionKind::Ordinary => {
+                assert_eq!(error, None);
+                assert_eq!(found, [&b"short\n"[..], &vec![b'x'; long], b"\n"].concat());
+                assert!(longest < long, "it was kept as a whole");
+            }
+            SessionKind::Replication => assert_eq!(error.as_deref(), Some(expected)),
+        }
+    }
 }

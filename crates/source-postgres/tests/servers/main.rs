@@ -4,6 +4,7 @@
 
 mod capture;
 mod client;
+mod logical;
 mod receive;
 mod server;
 mod world;

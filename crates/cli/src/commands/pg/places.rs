@@ -125,6 +125,17 @@ pub fn owner(directory: &Path, named: Option<&str>) -> Result<Option<(u32, u32)>
     })
 }
 
+/// Whom a server of our own runs as; `None` for us.
+pub fn server_owner() -> Result<Option<(u32, u32)>> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    account("postgres").or_else(|| account("nobody")).map(Some).ok_or_else(|| {
+        Complaint::failed("a server does not run as root, and there are no users `postgres` and `nobody`")
+            .into()
+    })
+}
+
 fn account(name: &str) -> Option<(u32, u32)> {
     let text = fs::read_to_string("/etc/passwd").ok()?;
     text.lines().find_map(|line| {

@@ -1,0 +1,106 @@
+//! A database out of a snapshot as what others read: a script for `psql`.
+
+use std::io::{self, Write};
+use std::process::Stdio;
+
+use tokio::runtime::Handle;
+
+use super::DumpError;
+use super::describe::{DatabaseDump, LARGE_OBJECTS_FILE, SCHEMA_FILE, Table};
+use super::load::schema::Archive;
+use super::load::{LoadOptions, Loaded, chosen, sequence_commands, without_of};
+use super::names::{literal, qualified};
+use super::programs::Running;
+use super::snapshot::DumpSnapshot;
+use super::source::columns;
+
+/// Writes a script that makes a database: definitions, rows, large objects, sequences, and what is built on the rows. `psql`
+/// runs it in an empty database; nothing is kept on the way but definitions.
+///
+/// To be called on a thread that may block, within a runtime of several threads.
+pub fn write_sql(
+    from: &DumpSnapshot,
+    database: &str,
+    options: &LoadOptions,
+    out: &mut (dyn Write + Send),
+) -> Result<Loaded, DumpError> {
+    let handle = Handle::current();
+    let dumped = handle.block_on(from.database(database))?;
+    let tables = chosen(&dumped, &options.selection)?;
+    let mut notes = Vec::new();
+    let without = without_of(&dumped, &tables, &options.selection, &mut notes);
+    let mut bytes = Vec::new();
+    handle.block_on(from.write(database, SCHEMA_FILE, &mut bytes))?;
+    let mut archive = Archive::new(&options.directory, "schema.dump", &bytes)?;
+    archive.without(&without, options)?;
+    let put = |out: &mut (dyn Write + Send), text: &[u8]| out.write_all(text).map_err(output);
+    put(out, &archive.script("pre-data", &without, options)?)?;
+    // What a script of `pg_restore` sets holds for the session, and so for everything between.
+    put(out, format!("\nSET client_encoding = {};\n", literal(&dumped.properties.encoding)).as_bytes())?;
+    for table in &tables {
+        rows(&handle, from, &dumped, table, out)?;
+    }
+    if !without.large_objects && dumped.large_objects.unwrap_or_default() > 0 {
+        large_objects(&handle, from, database, options, out)?;
+    }
+    for command in sequence_commands(&dumped, &tables, &options.selection) {
+        put(out, format!("{command};\n").as_bytes())?;
+    }
+    put(out, &archive.script("post-data", &without, options)?)?;
+    out.flush().map_err(output)?;
+    Ok(Loaded {
+        tables: tables.len() as u64,
+        rows: tables.iter().filter_map(|table| table.rows).sum(),
+        bytes: tables.iter().map(|table| table.bytes).sum(),
+        notes,
+    })
+}
+
+fn output(error: io::Error) -> DumpError {
+    backup_core::Error::Output(error.into()).into()
+}
+
+fn rows(
+    handle: &Handle,
+    from: &DumpSnapshot,
+    dumped: &DatabaseDump,
+    table: &Table,
+    out: &mut (dyn Write + Send),
+) -> Result<(), DumpError> {
+    let target = match &table.root {
+        Some((schema, name)) => qualified(schema, name),
+        None => qualified(&table.schema, &table.name),
+    };
+    let listed = if table.columns.is_empty() { String::new() } else { format!(" ({})", columns(table)) };
+    write!(out, "\nCOPY {target}{listed} FROM stdin;\n").map_err(output)?;
+    for key in from.parts(&dumped.name, table)? {
+        handle.block_on(from.tree().dump_file(&key, out))?;
+    }
+    out.write_all(b"\\.\n\n").map_err(output)
+}
+
+/// As the script that `pg_restore` makes of them.
+fn large_objects(
+    handle: &Handle,
+    from: &DumpSnapshot,
+    database: &str,
+    options: &LoadOptions,
+    out: &mut (dyn Write + Send),
+) -> Result<(), DumpError> {
+    let mut command = options.command("pg_restore", None);
+    command.arg("--file=-").stdin(Stdio::piped()).stdout(Stdio::piped());
+    options.say_owners(&mut command);
+    let mut running = Running::start(&mut command)?;
+    let (Some(mut input), Some(mut script)) = (running.input(), running.output()) else {
+        return Err(DumpError::Odd("a program has no pipes".to_owned()));
+    };
+    std::thread::scope(|scope| {
+        let feed = scope.spawn(move || handle.block_on(from.write(database, LARGE_OBJECTS_FILE, &mut input)));
+        let copied = io::copy(&mut script, out).map_err(output);
+        let fed = feed.join().unwrap_or_else(|_| Err(DumpError::Odd("a thread broke".to_owned())));
+        let finished = running.finish();
+        copied?;
+        finished?;
+        fed
+    })
+}

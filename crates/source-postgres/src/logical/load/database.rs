@@ -1,0 +1,284 @@
+//! Databases: made, set up, swapped.
+
+use std::collections::BTreeSet;
+
+use super::super::DumpError;
+use super::super::describe::{DatabaseDump, Properties};
+use super::super::names::{ident, literal};
+use super::super::session::each;
+use super::{LoadOptions, Owners, Privileges};
+use crate::wire::{Client, PgError};
+
+/// Settings whose value is a list of names, which the catalog holds quoted already.
+const LISTS: [&str; 6] = [
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "temp_tablespaces",
+    "unix_socket_directories",
+];
+
+pub(super) async fn exists(client: &mut Client, name: &str) -> Result<bool, DumpError> {
+    let sql = format!("SELECT 1 FROM pg_database WHERE datname = {}", literal(name));
+    Ok(!client.query(&sql, "ask for databases").await?.rows.is_empty())
+}
+
+/// Makes an empty database with the encoding and the locale of the original.
+pub(super) async fn create(
+    client: &mut Client,
+    name: &str,
+    properties: &Properties,
+) -> Result<(), DumpError> {
+    let sql = creation(name, properties, client.major());
+    client.query(&sql, &format!("create the database `{name}`")).await?;
+    Ok(())
+}
+
+fn creation(name: &str, properties: &Properties, major: u32) -> String {
+    let mut sql = format!(
+        "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}",
+        ident(name),
+        literal(&properties.encoding),
+        literal(&properties.collate),
+        literal(&properties.ctype)
+    );
+    if major >= 15 {
+        let locale = properties.locale.as_deref().map(literal);
+        let (provider, word) = match properties.provider.as_str() {
+            "i" => ("icu", "ICU_LOCALE"),
+            "b" => ("builtin", "BUILTIN_LOCALE"),
+            _ => ("libc", ""),
+        };
+        sql.push_str(&format!(" LOCALE_PROVIDER {provider}"));
+        if let Some(locale) = locale.filter(|_| !word.is_empty()) {
+            sql.push_str(&format!(" {word} {locale}"));
+        }
+        if let Some(rules) = &properties.icu_rules {
+            sql.push_str(&format!(" ICU_RULES {}", literal(rules)));
+        }
+    }
+    sql
+}
+
+/// Sets what was set for the original: owner, privileges, settings, comment, limit.
+pub(super) async fn set_up(
+    client: &mut Client,
+    name: &str,
+    properties: &Properties,
+    options: &LoadOptions,
+) -> Result<(), DumpError> {
+    let rows = client.query("SELECT rolname FROM pg_roles", "ask for roles").await?;
+    let roles: BTreeSet<String> = each(&rows, "roles", |text| text(0))?.into_iter().collect();
+    for sql in commands(name, properties, (&options.owners, options.privileges), &roles) {
+        client.query(&sql, &format!("set up the database `{name}`")).await?;
+    }
+    Ok(())
+}
+
+fn commands(
+    name: &str,
+    properties: &Properties,
+    (owners, privileges): (&Owners, Privileges),
+    roles: &BTreeSet<String>,
+) -> Vec<String> {
+    let database = ident(name);
+    let mut sql = Vec::new();
+    match owners {
+        Owners::AsDumped => {
+            sql.push(format!("ALTER DATABASE {database} OWNER TO {}", ident(&properties.owner)))
+        }
+        Owners::Role(role) => sql.push(format!("ALTER DATABASE {database} OWNER TO {}", ident(role))),
+        Owners::Ours => {}
+    }
+    if let (Privileges::AsDumped, Some(privileges)) = (privileges, &properties.privileges) {
+        sql.push(format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC"));
+        for given in privileges {
+            let role = given.role.as_deref().map_or_else(|| "PUBLIC".to_owned(), ident);
+            let more = if given.grantable { " WITH GRANT OPTION" } else { "" };
+            let privilege = &given.privilege;
+            if matches!(privilege.as_str(), "CONNECT" | "CREATE" | "TEMPORARY" | "TEMP") {
+                sql.push(format!("GRANT {privilege} ON DATABASE {database} TO {role}{more}"));
+            }
+        }
+    }
+    for setting in &properties.settings {
+        let role = setting.role.as_ref();
+        if role.is_some_and(|role| !roles.contains(role)) {
+            continue;
+        }
+        let whom = role.map_or_else(
+            || format!("DATABASE {database}"),
+            |role| format!("ROLE {} IN DATABASE {database}", ident(role)),
+        );
+        let what = ident(&setting.name);
+        match LISTS.contains(&setting.name.as_str()) {
+            // Taken over as it is: a list of names does not survive being quoted as one text.
+            true => sql.push(format!(
+                "SELECT pg_catalog.set_config({}, {}, false); ALTER {whom} SET {what} FROM CURRENT",
+                literal(&setting.name),
+                literal(&setting.value)
+            )),
+            false => sql.push(format!("ALTER {whom} SET {what} TO {}", literal(&setting.value))),
+        }
+    }
+    if !properties.settings.is_empty() {
+        sql.push("SELECT pg_catalog.set_config('search_path', '', false)".to_owned());
+    }
+    if let Some(comment) = &properties.comment {
+        sql.push(format!("COMMENT ON DATABASE {database} IS {}", literal(comment)));
+    }
+    if properties.connection_limit >= 0 {
+        sql.push(format!("ALTER DATABASE {database} CONNECTION LIMIT {}", properties.connection_limit));
+    }
+    sql
+}
+
+/// What can belong to a role that is no superuser, and to no extension.
+const THINGS: &str = "\
+WITH own AS (SELECT classid, objid FROM pg_depend WHERE deptype = 'e')
+SELECT format('SCHEMA %I', n.nspname) FROM pg_namespace n
+WHERE n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'public')
+    AND NOT EXISTS (SELECT 1 FROM own WHERE classid = 'pg_namespace'::regclass AND objid = n.oid)
+UNION ALL
+SELECT format('%s %I.%I', CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE'
+    WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END, n.nspname, c.relname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+    AND NOT EXISTS (SELECT 1 FROM own WHERE classid = 'pg_class'::regclass AND objid = c.oid)
+    AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE c.relkind = 'S' AND d.classid = 'pg_class'::regclass
+        AND d.objid = c.oid AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i'))
+UNION ALL
+SELECT format('ROUTINE %s', p.oid::regprocedure) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+    AND NOT EXISTS (SELECT 1 FROM own WHERE classid = 'pg_proc'::regclass AND objid = p.oid)
+    AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'i')
+UNION ALL
+SELECT format('TYPE %s', t.oid::regtype) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+LEFT JOIN pg_class c ON c.oid = t.typrelid
+WHERE (t.typtype IN ('e', 'd', 'r') OR (t.typtype = 'c' AND c.relkind = 'c'))
+    AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+    AND NOT EXISTS (SELECT 1 FROM own WHERE classid = 'pg_type'::regclass AND objid = t.oid)
+UNION ALL
+SELECT format('LARGE OBJECT %s', oid) FROM pg_largeobject_metadata";
+
+/// Gives a role everything in a database that it may own. The session is in that database.
+pub(super) async fn give_to(client: &mut Client, role: &str) -> Result<(), DumpError> {
+    let rows = client.query(THINGS, "ask for what there is").await?;
+    let things = each(&rows, "what there is", |text| text(0))?;
+    let commands: Vec<String> =
+        things.iter().map(|thing| format!("ALTER {thing} OWNER TO {}", ident(role))).collect();
+    for some in commands.chunks(500) {
+        client.query(&some.join("; "), &format!("give everything to `{role}`")).await?;
+    }
+    Ok(())
+}
+
+/// Refuses what the server cannot hold, before anything is made.
+pub(super) async fn check_extensions(client: &mut Client, database: &DatabaseDump) -> Result<(), DumpError> {
+    let rows = client.query("SELECT name FROM pg_available_extensions", "ask for extensions").await?;
+    let there: BTreeSet<String> = each(&rows, "extensions", |text| text(0))?.into_iter().collect();
+    let missing: Vec<&str> =
+        database.extensions.iter().map(|e| e.name.as_str()).filter(|name| !there.contains(*name)).collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(DumpError::NoExtensions { names: missing.join("`, `") }),
+    }
+}
+
+/// Puts the database `new` in the place of `name`, which becomes `old`. Connections to it are ended, and none can come in
+/// between; both renames are one transaction. If that fails, `name` is what it was.
+pub(super) async fn swap(client: &mut Client, new: &str, name: &str, old: &str) -> Result<(), DumpError> {
+    let (action, was) = (format!("replace the database `{name}`"), ident(name));
+    client.query(&format!("ALTER DATABASE {was} ALLOW_CONNECTIONS false"), &action).await?;
+    let swapped = exchange(client, new, name, old, &action).await;
+    let kept = if swapped.is_ok() { ident(old) } else { was };
+    let open = client.query(&format!("ALTER DATABASE {kept} ALLOW_CONNECTIONS true"), &action).await;
+    swapped?;
+    open?;
+    Ok(())
+}
+
+async fn exchange(
+    client: &mut Client,
+    new: &str,
+    name: &str,
+    old: &str,
+    action: &str,
+) -> Result<(), PgError> {
+    let others = format!(
+        "FROM pg_stat_activity WHERE datname IN ({}, {}) AND pid <> pg_backend_pid()",
+        literal(name),
+        literal(new)
+    );
+    // It waits for the end of each, for as long as it says.
+    client.query(&format!("SELECT pg_terminate_backend(pid, 10000) {others}"), action).await?;
+    let sql = format!(
+        "BEGIN; ALTER DATABASE {name} RENAME TO {}; ALTER DATABASE {} RENAME TO {name}; COMMIT",
+        ident(old),
+        ident(new),
+        name = ident(name)
+    );
+    let renamed = client.query(&sql, action).await;
+    if renamed.is_err() {
+        client.query("ROLLBACK", action).await?;
+    }
+    renamed.map(drop)
+}
+
+/// Removes a database and ends who is connected to it.
+pub(super) async fn drop_database(client: &mut Client, name: &str) -> Result<(), DumpError> {
+    let sql = format!("DROP DATABASE {} WITH (FORCE)", ident(name));
+    client.query(&sql, &format!("drop the database `{name}`")).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::describe::Setting;
+    use super::*;
+
+    #[test]
+    fn a_database_is_made_as_it_was_as_far_as_the_server_knows_the_words() {
+        let libc = Properties {
+            encoding: "UTF8".into(),
+            collate: "C".into(),
+            ctype: "C".into(),
+            provider: "c".into(),
+            ..Properties::default()
+        };
+        let begin = "CREATE DATABASE \"x\" TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'";
+        assert_eq!(creation("x", &libc, 14), begin);
+        assert_eq!(creation("x", &libc, 15), format!("{begin} LOCALE_PROVIDER libc"));
+        let icu = Properties { provider: "i".into(), locale: Some("de".into()), ..libc };
+        assert_eq!(creation("x", &icu, 17), format!("{begin} LOCALE_PROVIDER icu ICU_LOCALE 'de'"));
+    }
+
+    #[test]
+    fn lists_are_set_without_being_quoted_as_one_name() {
+        let setting = |name: &str, value: &str, role: Option<&str>| Setting {
+            role: role.map(str::to_owned),
+            name: name.into(),
+            value: value.into(),
+        };
+        let properties = Properties {
+            settings: vec![
+                setting("search_path", "\"$user\", app", None),
+                setting("work_mem", "5MB", Some("ann")),
+                setting("work_mem", "6MB", Some("gone")),
+            ],
+            ..Properties::default()
+        };
+        let roles = BTreeSet::from(["ann".to_owned()]);
+        let found = commands("db", &properties, (&Owners::Ours, Privileges::None), &roles);
+        assert_eq!(
+            found[..2],
+            [
+                "SELECT pg_catalog.set_config('search_path', '\"$user\", app', false); \
+                 ALTER DATABASE \"db\" SET \"search_path\" FROM CURRENT",
+                "ALTER ROLE \"ann\" IN DATABASE \"db\" SET \"work_mem\" TO '5MB'",
+            ]
+        );
+        assert_eq!(found.len(), 3, "{found:?}");
+    }
+}

@@ -1,0 +1,161 @@
+//! Roles that a dump needs and a server lacks.
+
+use std::collections::BTreeSet;
+
+use super::super::DumpError;
+use super::super::session::each;
+use crate::wire::Client;
+
+/// Makes the roles that are missing, as they were: with attributes, settings, comments, and what they are members of.
+/// Others are left alone. Gives the names of the new ones.
+pub(super) async fn make_missing(client: &mut Client, globals: &str) -> Result<Vec<String>, DumpError> {
+    let rows = client.query("SELECT rolname FROM pg_roles", "ask for roles").await?;
+    let there: BTreeSet<String> = each(&rows, "roles", |text| text(0))?.into_iter().collect();
+    let (names, commands) = missing(globals, &there);
+    if commands.is_empty() {
+        return Ok(names);
+    }
+    // One command, and so one transaction.
+    client.query(&commands.join(";\n"), "make the roles that are missing").await?;
+    Ok(names)
+}
+
+/// The roles that are not there, and what makes them.
+fn missing(globals: &str, there: &BTreeSet<String>) -> (Vec<String>, Vec<String>) {
+    let mut names = Vec::new();
+    let mut commands = Vec::new();
+    for statement in statements(globals) {
+        let words = words(&statement);
+        let word = |at: usize| words.get(at).map(|(text, _)| text.as_str()).unwrap_or_default();
+        let about = match (word(0), word(1), word(2)) {
+            ("CREATE" | "ALTER", "ROLE", name) => name,
+            ("COMMENT", "ON", "ROLE") => word(3),
+            ("GRANT", _, "TO") => word(3),
+            _ => continue,
+        };
+        if about.is_empty() || there.contains(about) {
+            continue;
+        }
+        if word(0) == "CREATE" {
+            names.push(about.to_owned());
+        }
+        // Who granted it may not be there; from here on it is us.
+        let granted_by = words.windows(2).find(|pair| pair[0].0 == "GRANTED" && pair[1].0 == "BY");
+        match granted_by.filter(|_| word(0) == "GRANT") {
+            Some(pair) => commands.push(statement[..pair[0].1].trim_end().to_owned()),
+            None => commands.push(statement),
+        }
+    }
+    (names, commands)
+}
+
+/// The commands of a script, without comments, and without what is meant for `psql`.
+fn statements(sql: &str) -> Vec<String> {
+    let (mut found, mut current, mut quote, mut escapes) = (Vec::new(), String::new(), None, false);
+    for line in sql.split_inclusive('\n') {
+        if current.trim().is_empty() && (line.starts_with("--") || line.starts_with('\\')) {
+            continue;
+        }
+        let mut characters = line.chars();
+        while let Some(character) = characters.next() {
+            match quote {
+                None if character == ';' => {
+                    found.push(std::mem::take(&mut current).trim().to_owned());
+                    continue;
+                }
+                None if matches!(character, '\'' | '"') => {
+                    quote = Some(character);
+                    escapes = character == '\'' && current.ends_with(['E', 'e']);
+                }
+                Some(_) if escapes && character == '\\' => {
+                    current.push(character);
+                    current.extend(characters.next());
+                    continue;
+                }
+                // A doubled one opens it again at once.
+                Some(open) if open == character => quote = None,
+                _ => {}
+            }
+            current.push(character);
+        }
+    }
+    found.retain(|statement| !statement.is_empty());
+    found
+}
+
+/// The first words of a command, identifiers without their quotes, with where each begins.
+fn words(statement: &str) -> Vec<(String, usize)> {
+    let mut found: Vec<(String, usize)> = Vec::new();
+    let mut characters = statement.char_indices().peekable();
+    while let Some((at, character)) = characters.next() {
+        let mut word = String::new();
+        match character {
+            c if c.is_whitespace() => continue,
+            '"' => {
+                while let Some((_, c)) = characters.next() {
+                    match c {
+                        '"' if characters.peek().is_some_and(|(_, next)| *next == '"') => {
+                            characters.next();
+                            word.push('"');
+                        }
+                        '"' => break,
+                        c => word.push(c),
+                    }
+                }
+            }
+            c => {
+                word.push(c);
+                while let Some((_, c)) = characters.next_if(|(_, c)| !c.is_whitespace() && *c != '"') {
+                    word.push(c);
+                }
+            }
+        }
+        found.push((word, at));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GLOBALS: &str = r#"--
+-- PostgreSQL database cluster dump
+--
+
+\restrict abc
+
+SET default_transaction_read_only = off;
+
+CREATE ROLE postgres;
+ALTER ROLE postgres WITH SUPERUSER;
+CREATE ROLE "o'hara; x";
+ALTER ROLE "o'hara; x" WITH NOSUPERUSER LOGIN PASSWORD 'SCRAM-SHA-256$4096:x;y';
+COMMENT ON ROLE "o'hara; x" IS E'it''s \' a
+; line';
+CREATE ROLE reader;
+ALTER ROLE reader SET search_path TO 'a', 'b';
+GRANT reader TO "o'hara; x" WITH INHERIT TRUE GRANTED BY postgres;
+GRANT reader TO postgres GRANTED BY postgres;
+CREATE TABLESPACE fast OWNER postgres LOCATION '/x';
+\unrestrict abc
+"#;
+
+    #[test]
+    fn only_missing_roles_are_made_with_all_that_belongs_to_them() {
+        let there = BTreeSet::from(["postgres".to_owned(), "reader".to_owned()]);
+        let (names, commands) = missing(GLOBALS, &there);
+        assert_eq!(names, ["o'hara; x"]);
+        assert_eq!(
+            commands,
+            [
+                r#"CREATE ROLE "o'hara; x""#,
+                r#"ALTER ROLE "o'hara; x" WITH NOSUPERUSER LOGIN PASSWORD 'SCRAM-SHA-256$4096:x;y'"#,
+                "COMMENT ON ROLE \"o'hara; x\" IS E'it''s \\' a\n; line'",
+                r#"GRANT reader TO "o'hara; x" WITH INHERIT TRUE"#,
+            ]
+        );
+        let (names, commands) = missing(GLOBALS, &BTreeSet::from(["postgres".to_owned()]));
+        assert_eq!((names.len(), commands.len()), (2, 6), "{commands:?}");
+    }
+}

@@ -1,0 +1,239 @@
+//! Definitions, by `pg_restore`.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::super::DumpError;
+use super::super::programs::{Running, failure, lines};
+use super::LoadOptions;
+use crate::options::ConnectOptions;
+
+/// Newer programs set this whatever the server is.
+const NEWER_SETTING: &str = "transaction_timeout";
+const NEWER_SETTING_MAJOR: u32 = 17;
+
+/// An archive of definitions in a file, which `pg_restore` needs to work in parallel. Removed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Archive {
+    path: PathBuf,
+    list: Option<PathBuf>,
+}
+
+/// What is left out of an archive.
+#[derive(Debug, Default)]
+pub(crate) struct Without {
+    /// OIDs of foreign keys.
+    pub foreign_keys: BTreeSet<u32>,
+    pub large_objects: bool,
+    pub tablespaces: bool,
+}
+
+fn create(path: &Path) -> Result<std::fs::File, DumpError> {
+    let made = std::fs::File::options().write(true).create_new(true).mode(0o600).open(path);
+    made.map_err(|source| failed(path, source))
+}
+
+fn failed(path: &Path, source: std::io::Error) -> DumpError {
+    DumpError::Run { program: format!("write {}", path.display()), source }
+}
+
+impl Archive {
+    /// Puts the bytes of an archive into a new file.
+    pub fn new(directory: &Path, name: &str, bytes: &[u8]) -> Result<Self, DumpError> {
+        let path = directory.join(name);
+        let archive = Self { path, list: None };
+        create(&archive.path)?.write_all(bytes).map_err(|source| failed(&archive.path, source))?;
+        Ok(archive)
+    }
+
+    /// Leaves things out from now on.
+    pub fn without(&mut self, without: &Without, options: &LoadOptions) -> Result<(), DumpError> {
+        if without.foreign_keys.is_empty() && !without.large_objects {
+            return Ok(());
+        }
+        let mut command = options.command("pg_restore", None);
+        command.arg("--list").arg(&self.path);
+        let list = String::from_utf8_lossy(&output(&mut command)?).into_owned();
+        let kept = list.lines().filter(|line| !is_without(line, without)).collect::<Vec<_>>().join("\n");
+        let path = self.path.with_extension("list");
+        create(&path)?.write_all(kept.as_bytes()).map_err(|source| failed(&path, source))?;
+        self.list = Some(path);
+        Ok(())
+    }
+
+    fn arguments(&self, command: &mut Command, without: &Without, options: &LoadOptions) {
+        options.say_owners(command);
+        if without.tablespaces {
+            command.arg("--no-tablespaces");
+        }
+        if let Some(list) = &self.list {
+            command.arg("--use-list").arg(list);
+        }
+    }
+
+    /// Makes one section of it in a database.
+    pub fn load(
+        &self,
+        section: &str,
+        connect: &ConnectOptions,
+        server_major: u32,
+        without: &Without,
+        options: &LoadOptions,
+    ) -> Result<(), DumpError> {
+        let mut command = options.command("pg_restore", Some(connect));
+        command.arg(format!("--section={section}"));
+        if section == "post-data" {
+            command.arg(format!("--jobs={}", options.jobs.max(1)));
+        }
+        self.arguments(&mut command, without, options);
+        command.arg(&self.path);
+        run(&mut command, None, options.programs.major(), server_major)
+    }
+
+    /// Commands that make one section of it, as a script.
+    pub fn script(
+        &self,
+        section: &str,
+        without: &Without,
+        options: &LoadOptions,
+    ) -> Result<Vec<u8>, DumpError> {
+        let mut command = options.command("pg_restore", None);
+        command.arg(format!("--section={section}")).arg("--file=-");
+        self.arguments(&mut command, without, options);
+        output(command.arg(&self.path))
+    }
+
+    /// Commands that remove everything it would make, if it is there.
+    pub fn removal(&self, server_major: u32, options: &LoadOptions) -> Result<String, DumpError> {
+        let mut command = options.command("pg_restore", None);
+        command.args(["--clean", "--if-exists", "--no-owner", "--file=-"]).arg(&self.path);
+        let script = String::from_utf8_lossy(&output(&mut command)?).into_owned();
+        Ok(removal(&script, server_major))
+    }
+}
+
+impl Drop for Archive {
+    fn drop(&mut self) {
+        // What cannot be removed lies in a directory that goes as a whole.
+        let _ = std::fs::remove_file(&self.path);
+        if let Some(list) = &self.list {
+            let _ = std::fs::remove_file(list);
+        }
+    }
+}
+
+/// Whether a line of a table of contents is of something that is left out:
+/// `3350; 2606 16390 FK CONSTRAINT app orders orders_fkey owner`.
+fn is_without(line: &str, without: &Without) -> bool {
+    let mut words = line.split_whitespace().skip(1);
+    let (catalog, oid) = (words.next(), words.next().and_then(|oid| oid.parse::<u32>().ok()));
+    let rest = words.collect::<Vec<_>>().join(" ");
+    let foreign_key = rest.starts_with("FK CONSTRAINT ");
+    if foreign_key && oid.is_some_and(|oid| without.foreign_keys.contains(&oid)) {
+        return true;
+    }
+    let about_large_objects = catalog == Some("2613")
+        || ["ACL", "COMMENT", "SECURITY LABEL"]
+            .iter()
+            .any(|kind| rest.strip_prefix(kind).is_some_and(|rest| rest.starts_with(" - LARGE OBJECT")));
+    without.large_objects && about_large_objects
+}
+
+/// The begin of a script up to where the first thing is made: settings, and what removes things. All commands of it are
+/// on lines of their own.
+fn removal(script: &str, server_major: u32) -> String {
+    let upto = script.find("\n-- Name: ").unwrap_or(script.len());
+    let fits = |line: &&str| {
+        let newer = server_major < NEWER_SETTING_MAJOR && line.contains(NEWER_SETTING);
+        !line.starts_with('\\') && !line.starts_with("--") && !newer
+    };
+    script[..upto].lines().filter(fits).collect::<Vec<_>>().join("\n")
+}
+
+/// Runs a program and gives what it writes, which is definitions and so not much.
+fn output(command: &mut Command) -> Result<Vec<u8>, DumpError> {
+    let mut running = Running::start(command.stdout(Stdio::piped()))?;
+    let mut bytes = Vec::new();
+    if let Some(mut output) = running.output() {
+        let read = std::io::Read::read_to_end(&mut output, &mut bytes);
+        read.map_err(|source| DumpError::Run { program: "pg_restore".to_owned(), source })?;
+    }
+    running.finish()?;
+    Ok(bytes)
+}
+
+/// Runs `pg_restore` into a database. `feed` fills its input, if it reads from there.
+pub(super) fn run(
+    command: &mut Command,
+    feed: Option<&mut dyn FnMut(&mut std::process::ChildStdin) -> Result<(), DumpError>>,
+    program_major: u32,
+    server_major: u32,
+) -> Result<(), DumpError> {
+    let mixed = program_major >= NEWER_SETTING_MAJOR && server_major < NEWER_SETTING_MAJOR;
+    if !mixed {
+        command.arg("--exit-on-error");
+    }
+    if feed.is_some() {
+        command.stdin(Stdio::piped());
+    }
+    let mut running = Running::start(command)?;
+    let fed = match (feed, running.input()) {
+        (Some(feed), Some(mut input)) => feed(&mut input),
+        _ => Ok(()),
+    };
+    match running.wait()? {
+        (true, _) => fed,
+        (false, said) if mixed && is_only_the_setting(&said) => fed,
+        (false, said) => Err(failure("pg_restore".to_owned(), &said)),
+    }
+}
+
+fn is_only_the_setting(said: &str) -> bool {
+    let lines = lines(said);
+    let mut errors = lines.iter().filter(|line| line.starts_with("error:")).peekable();
+    errors.peek().is_some() && errors.all(|line| line.contains(NEWER_SETTING))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_found_by_its_number_and_not_by_its_name() {
+        let without =
+            Without { foreign_keys: BTreeSet::from([16390]), large_objects: true, tablespaces: false };
+        for (line, expected) in [
+            ("3350; 2606 16390 FK CONSTRAINT app orders orders_fkey ann", true),
+            ("3350; 2606 16391 FK CONSTRAINT app orders orders_fkey ann", false),
+            ("3351; 1259 16390 TABLE app orders ann", false),
+            ("3415; 2613 16492 BLOB - 16492 ann", true),
+            ("3488; 2613 16496 BLOB METADATA - 16496..16497 ann", true),
+            ("3489; 0 0 ACL - LARGE OBJECT 16492 ann", true),
+            ("3489; 0 0 ACL app TABLE x ann", false),
+            (";     dbname: clinic", false),
+        ] {
+            assert_eq!(is_without(line, &without), expected, "{line}");
+        }
+        assert!(!is_without("3415; 2613 16492 BLOB - 16492 ann", &Without::default()));
+    }
+
+    #[test]
+    fn removal_ends_where_things_are_made() {
+        let script = "--\n-- PostgreSQL database dump\n--\n\n\\restrict x\n\nSET lock_timeout = 0;\n\
+                      SET transaction_timeout = 0;\nDROP TABLE IF EXISTS a.t;\n--\n-- Name: a; Type: SCHEMA\n--\nCREATE";
+        assert_eq!(removal(script, 15), "\n\nSET lock_timeout = 0;\nDROP TABLE IF EXISTS a.t;");
+        assert!(removal(script, 17).contains("transaction_timeout"));
+    }
+
+    #[test]
+    fn errors_about_a_setting_that_older_servers_lack_are_no_failure() {
+        let setting = "pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \
+                       \"transaction_timeout\"\nCommand was: SET transaction_timeout = 0;\n";
+        assert!(is_only_the_setting(setting));
+        let other = "pg_restore: error: could not execute query: ERROR:  relation \"x\" does not exist\n";
+        assert!(!is_only_the_setting(&format!("{setting}{other}")) && !is_only_the_setting("killed"));
+    }
+}

@@ -105,7 +105,10 @@ pub mod wal;
 mod write;
 
 pub use backup::{BackupOptions, BackupReport};
-pub use browse::{ArchiveFormat, ArchiveReport, ChangeKind, Count, Depth, DiffSummary, Tree, TreeChange};
+pub use browse::{
+    ArchiveFormat, ArchiveReport, Browser, ChangeKind, Count, Depth, DiffSummary, OpenFile, Stretch, Tree,
+    TreeChange,
+};
 pub use cache::Cache;
 pub use cancel::Cancel;
 pub use check::{CheckOptions, CheckReport, Finding, ReadData, ScrubReport, scrub};

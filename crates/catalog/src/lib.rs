@@ -29,9 +29,9 @@ pub use index::{
 };
 pub use key::{MapKey, readable};
 pub use map::{
-    Change, Cursor, Diff, Entries, Extents, Gap, MapBuilder, MapReader, MemoryNodes, NODE_BYTES_MAX,
-    NodeSink, NodeSource, OwnedRecords, RECORD_KEY_BYTES_MAX, RECORD_VALUE_BYTES_MAX, Record, Root, diff,
-    for_each_record, push_entry, record_extents, walk_nodes, walk_nodes_past,
+    Change, Cursor, Diff, Entries, ExtentRun, Extents, Gap, MapBuilder, MapReader, MemoryNodes,
+    NODE_BYTES_MAX, NodeSink, NodeSource, OwnedRecords, RECORD_KEY_BYTES_MAX, RECORD_VALUE_BYTES_MAX, Record,
+    Root, diff, for_each_record, push_entry, record_extents, walk_nodes, walk_nodes_past,
 };
 pub use names::{ContentName, ObjectName, PackClass, PlanName};
 pub use recipe::{RecipeReader, RecipeRef, RecipeWriter, SubRecord};

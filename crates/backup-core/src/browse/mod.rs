@@ -9,6 +9,7 @@ mod diff;
 mod header;
 mod links;
 mod pipe;
+mod random;
 mod raw;
 
 use std::ops::ControlFlow;
@@ -25,6 +26,7 @@ use crate::repository::{Repository, Snapshot};
 
 pub use archive::{ArchiveFormat, ArchiveReport};
 pub use diff::{ChangeKind, Count, DiffSummary, TreeChange};
+pub use random::{OpenFile, Stretch};
 
 pub(crate) use content::{PieceOfFile, Pieces};
 pub(crate) use links::FirstNames;
@@ -41,10 +43,22 @@ pub struct Tree(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    nodes: Nodes,
-    contents: Contents,
+    shared: Browser,
     root: ChunkId,
     snapshot: String,
+}
+
+/// Opens trees that share what was fetched, for whoever reads in many snapshots at once. Cheap to clone.
+///
+/// It and all its trees together take less than half of the repository's memory limit.
+#[derive(Debug, Clone)]
+pub struct Browser(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    repository: Repository,
+    nodes: Nodes,
+    contents: Contents,
 }
 
 /// How far a listing goes down.
@@ -62,15 +76,24 @@ impl Repository {
     /// Costs a listing of the index, and what changed in it; the tree itself is read as it is used. Fails with
     /// [`Error::NotAllowed`] for a credential that cannot decrypt.
     pub async fn tree(&self, snapshot: &Snapshot) -> Result<Tree, Error> {
+        self.browser().tree(snapshot).await
+    }
+
+    /// Begins to read in snapshots. Reads nothing yet. Must be called within a tokio runtime, which must outlive it.
+    pub fn browser(&self) -> Browser {
+        let (nodes, contents) = (Nodes::new(self), Contents::new(self));
+        Browser(Arc::new(Shared { repository: self.clone(), nodes, contents }))
+    }
+}
+
+impl Browser {
+    /// As [`Repository::tree`].
+    pub async fn tree(&self, snapshot: &Snapshot) -> Result<Tree, Error> {
+        let repository = &self.0.repository;
         let manifest = snapshot.manifest()?;
-        self.data_identities(manifest.domain)?;
-        self.refresh_index().await?;
-        Ok(Tree(Arc::new(Inner {
-            nodes: Nodes::new(self),
-            contents: Contents::new(self),
-            root: manifest.root,
-            snapshot: snapshot.short(),
-        })))
+        repository.data_identities(manifest.domain)?;
+        repository.refresh_index().await?;
+        Ok(Tree(Arc::new(Inner { shared: self.clone(), root: manifest.root, snapshot: snapshot.short() })))
     }
 }
 
@@ -162,11 +185,11 @@ impl Tree {
 impl Tree {
     /// The map beneath.
     pub(crate) fn reader(&self) -> MapReader<'_> {
-        MapReader::new(&self.0.nodes, self.0.root)
+        MapReader::new(&self.0.shared.0.nodes, self.0.root)
     }
 
     pub(crate) fn contents(&self) -> &Contents {
-        &self.0.contents
+        &self.0.shared.0.contents
     }
 
     /// The entry at a key, of a long file only its head.

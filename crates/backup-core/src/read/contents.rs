@@ -18,6 +18,8 @@ use crate::repository::Repository;
 
 /// Of the memory limit, this part is for runs of packs as stored, and as much again for decoded frames.
 const MEMORY_SHARE: usize = 8;
+/// Chunks that are read again and again, piece by piece, may take this part.
+const AGAIN_SHARE: usize = 16;
 /// The second read in a row from the same pack fetches this much ahead; each further one four times as much …
 const AHEAD_BYTES_MIN: u32 = 2 << 20;
 /// … up to this. Scattered reads fetch what they need and no more.
@@ -28,7 +30,8 @@ const SKIP_BYTES_MAX: u32 = 1 << 20;
 const STRIPES: usize = 16;
 
 /// The content chunks of a repository, for reading in the order of a tree. Its methods block on storage and so belong on
-/// ordinary threads. Holds a quarter of the repository's memory limit at most.
+/// ordinary threads. Holds a quarter of the repository's memory limit at most, and a sixteenth more with
+/// [`Contents::chunk_again`].
 #[derive(Debug)]
 pub(crate) struct Contents {
     repository: Repository,
@@ -36,12 +39,15 @@ pub(crate) struct Contents {
     ahead_bytes_max: u32,
     state: Mutex<State>,
     fetching: [Mutex<()>; STRIPES],
+    proving: [Mutex<()>; STRIPES],
 }
 
 #[derive(Debug)]
 struct State {
     runs: Recent<ContentName, Run>,
     frames: Recent<(ContentName, u32), Bytes>,
+    /// Proved chunks, each in memory of its own.
+    chunks: Recent<ChunkId, Bytes>,
     /// Packs that are not in the store any more.
     gone: HashSet<ContentName>,
 }
@@ -82,6 +88,7 @@ impl Contents {
         let state = State {
             runs: Recent::new(budget_bytes),
             frames: Recent::new(budget_bytes),
+            chunks: Recent::new(repository.limits().memory_bytes / AGAIN_SHARE),
             gone: HashSet::new(),
         };
         Self {
@@ -90,7 +97,25 @@ impl Contents {
             ahead_bytes_max: quarter.min(AHEAD_BYTES_MAX),
             state: Mutex::new(state),
             fetching: Default::default(),
+            proving: Default::default(),
         }
+    }
+
+    /// As [`Contents::chunk`], for whoever takes a chunk in several bites: it is proved once. Threads that want the same
+    /// chunk wait for the first of them.
+    pub fn chunk_again(&self, id: &ChunkId) -> Result<Bytes, Error> {
+        if let Some(chunk) = self.lock().chunks.get(id).cloned() {
+            return Ok(chunk);
+        }
+        let stripe = usize::from(id.as_bytes()[0]) % STRIPES;
+        let _alone = self.proving[stripe].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(chunk) = self.lock().chunks.get(id).cloned() {
+            return Ok(chunk);
+        }
+        // A copy: a chunk that was cut out of a frame would keep all of that in memory.
+        let chunk = Bytes::copy_from_slice(&self.chunk(id)?);
+        self.lock().chunks.insert(*id, chunk.clone(), chunk.len());
+        Ok(chunk)
     }
 
     /// Reads one chunk, proved by its id. Whatever is wrong with one location, the others are tried, and then the index

@@ -26,6 +26,7 @@
 //! # Ok::<(), keepwell_catalog::MapError>(())
 //! ```
 
+mod at;
 mod builder;
 mod diff;
 mod entries;
@@ -39,6 +40,7 @@ mod walk;
 use bytes::Bytes;
 use keepwell_crypto::ChunkId;
 
+pub use at::ExtentRun;
 pub use builder::MapBuilder;
 pub use diff::{Change, Diff, diff};
 pub use entries::{Entries, Extents, Gap};

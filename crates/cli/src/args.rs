@@ -121,6 +121,8 @@ pub enum Command {
     Diff(commands::diff::Args),
     Dump(commands::dump::Args),
     Restore(commands::restore::Args),
+    #[cfg(all(feature = "mount", target_os = "linux"))]
+    Mount(commands::mount::Args),
     WarmUp(commands::warm_up::Args),
     Check(commands::check::Args),
     Repair(commands::repair::Args),

@@ -7,6 +7,8 @@ use backup_core::Error as CoreError;
 use keepwell_crypto::CryptoError;
 use keepwell_crypto::keyfile::{KeyFileError, UnprotectError};
 use keepwell_crypto::trust::TrustError;
+#[cfg(all(feature = "mount", target_os = "linux"))]
+use keepwell_mount::MountError;
 use keepwell_source_postgres::archive::ArchiveError;
 use keepwell_source_postgres::capture::CaptureError;
 use keepwell_source_postgres::logical::DumpError;
@@ -139,6 +141,10 @@ fn exit_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         }
         _ => {}
     }
+    #[cfg(all(feature = "mount", target_os = "linux"))]
+    if let Some(MountError::Repository(error)) = cause.downcast_ref::<MountError>() {
+        return exit_of_core(error);
+    }
     if let Some(RestoreError::Engine(error)) = cause.downcast_ref::<RestoreError>() {
         return exit_of_core(error);
     }
@@ -180,6 +186,10 @@ fn exit_of_storage(error: &StorageError) -> Option<Exit> {
 pub fn hints_of(error: &anyhow::Error) -> Vec<String> {
     let mut hints = Vec::new();
     for cause in error.chain() {
+        #[cfg(all(feature = "mount", target_os = "linux"))]
+        if let Some(mount) = cause.downcast_ref::<MountError>() {
+            hints.extend(mount.hint());
+        }
         if let Some(complaint) = cause.downcast_ref::<Complaint>() {
             hints.extend(complaint.hints.iter().cloned());
         } else if let Some(core) = cause.downcast_ref::<CoreError>() {

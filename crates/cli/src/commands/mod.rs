@@ -15,6 +15,8 @@ pub mod init;
 pub mod key;
 pub mod ls;
 pub mod man;
+#[cfg(all(feature = "mount", target_os = "linux"))]
+pub mod mount;
 pub mod pg;
 pub mod policy;
 pub mod prune;
@@ -48,6 +50,8 @@ pub async fn run(ctx: &Context, command: Command) -> Result<Exit> {
         Command::Diff(args) => diff::run(ctx, args).await,
         Command::Dump(args) => dump::run(ctx, args).await,
         Command::Restore(args) => restore::run(ctx, args).await,
+        #[cfg(all(feature = "mount", target_os = "linux"))]
+        Command::Mount(args) => mount::run(ctx, args).await,
         Command::Check(args) => check::run(ctx, args).await,
         Command::Repair(args) => repair::run(ctx, args).await,
         Command::Forget(args) => forget::run(ctx, *args).await,

@@ -1,0 +1,494 @@
+//! The answers to the kernel.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use backup_core::{Browser, Error, OpenFile, Repository, Snapshot, SnapshotState, Tree};
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
+    ReplyLseek, ReplyOpen, ReplyXattr, Request,
+};
+use keepwell_catalog::{Entry, EntryKind, Manifest, MapKey};
+use tokio::runtime::Handle;
+
+use crate::attributes::{attributes, kind, made_up, seek};
+use crate::directory::{BATCH, Line, Listing};
+use crate::kept::Kept;
+use crate::nodes::{Nodes, Place};
+use crate::shown::Shown;
+use crate::top::{Made, Top};
+use crate::{MountOptions, sweep};
+
+/// What a snapshot holds never changes.
+const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
+/// The made-up top does.
+const SHORTLY: Duration = Duration::from_secs(1);
+/// How far the kernel reads ahead, if it lets us say.
+const READ_AHEAD_BYTES: u32 = 1 << 20;
+/// Of the memory limit, this part is for the table of what the kernel knows …
+const NODES_SHARE: usize = 16;
+/// … of which one takes about so much.
+const NODE_BYTES: usize = 400;
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+
+/// What lies where, and what is open of it.
+pub(crate) struct Snapshots {
+    repository: Repository,
+    browser: Browser,
+    handle: Handle,
+    options: MountOptions,
+    top: RwLock<Arc<Top>>,
+    looked: Mutex<Instant>,
+    nodes: Arc<Nodes>,
+    entries: Mutex<Kept>,
+    files: Mutex<HashMap<u64, Arc<Opened>>>,
+    listings: Mutex<HashMap<u64, Arc<Mutex<Listing>>>>,
+    next_handle: AtomicU64,
+}
+
+struct Opened {
+    shown: Arc<Shown>,
+    key: MapKey,
+    file: OpenFile,
+}
+
+type Answer<T> = Result<T, Errno>;
+
+impl Snapshots {
+    pub async fn new(repository: &Repository, options: MountOptions) -> Result<Self, Error> {
+        let listed = list(repository, &options).await?;
+        let limit = repository.limits().memory_bytes / NODES_SHARE / NODE_BYTES;
+        Ok(Self {
+            repository: repository.clone(),
+            browser: repository.browser(),
+            handle: Handle::current(),
+            options,
+            top: RwLock::new(Arc::new(Top::new(listed, None))),
+            looked: Mutex::new(Instant::now()),
+            nodes: Arc::new(Nodes::new(limit)),
+            entries: Mutex::default(),
+            files: Mutex::default(),
+            listings: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+        })
+    }
+
+    pub fn nodes(&self) -> Arc<Nodes> {
+        Arc::clone(&self.nodes)
+    }
+
+    /// Looks for new snapshots, if it is time. Others meanwhile see the old ones.
+    fn refresh(&self) {
+        let Ok(mut looked) = self.looked.try_lock() else { return };
+        if looked.elapsed() < self.options.refresh_every {
+            return;
+        }
+        match self.handle.block_on(list(&self.repository, &self.options)) {
+            Ok(listed) => {
+                let top = Arc::new(Top::new(listed, Some(&self.top())));
+                *self.top.write().unwrap_or_else(PoisonError::into_inner) = top;
+            }
+            Err(error) => self.options.monitor.problem("snapshots", &one_line(&error)),
+        }
+        *looked = Instant::now();
+    }
+
+    fn top(&self) -> Arc<Top> {
+        Arc::clone(&self.top.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn place(&self, ino: INodeNo) -> Answer<Place> {
+        self.nodes.place(ino.0).ok_or(Errno::ENOENT)
+    }
+
+    /// Says why something cannot be had, to those who cannot see it in the error number.
+    fn failed(&self, shown: &Shown, key: &MapKey, error: &Error) -> Errno {
+        if matches!(error, Error::NoSuchPath { .. }) {
+            return Errno::ENOENT;
+        }
+        let item = format!("{}:/{}", shown.name, key.display_path());
+        self.options.monitor.problem(&item, &one_line(error));
+        Errno::EIO
+    }
+
+    fn tree<'s>(&self, shown: &'s Shown) -> Result<&'s Tree, Error> {
+        shown.tree(&self.browser, &self.handle)
+    }
+
+    /// The entry at a key; of a further name of a file, that file.
+    fn entry(&self, shown: &Arc<Shown>, key: &MapKey) -> Result<Option<(MapKey, Arc<Entry>)>, Error> {
+        let tree = self.tree(shown)?;
+        let kept = lock(&self.entries).get(shown, key);
+        let entry = match kept {
+            Some(entry) => entry,
+            None => match tree.entry_blocking(key)? {
+                Some(entry) => lock(&self.entries).keep(shown, key, entry),
+                None => return Ok(None),
+            },
+        };
+        if entry.kind != EntryKind::HardLink {
+            return Ok(Some((key.clone(), entry)));
+        }
+        let (first, entry) = tree.resolve_blocking(key)?;
+        let entry = lock(&self.entries).keep(shown, &first, entry);
+        Ok(Some((first, entry)))
+    }
+
+    fn entry_at(&self, shown: &Arc<Shown>, key: &MapKey) -> Answer<(MapKey, Arc<Entry>)> {
+        let found = self.entry(shown, key).map_err(|error| self.failed(shown, key, &error))?;
+        found.ok_or(Errno::ENOENT)
+    }
+
+    fn attributes_at(&self, ino: u64, place: &Place) -> Answer<(Duration, FileAttr)> {
+        match place {
+            Place::Made(path) => match self.top().find(path).ok_or(Errno::ENOENT)? {
+                Made::Directory(_) => {
+                    Ok((SHORTLY, made_up(ino, FileType::Directory, 0, SystemTime::UNIX_EPOCH)))
+                }
+                Made::Link(to) => {
+                    let size = to.len() as u64;
+                    Ok((SHORTLY, made_up(ino, FileType::Symlink, size, SystemTime::UNIX_EPOCH)))
+                }
+                Made::Snapshot(_) => Err(Errno::ENOENT),
+            },
+            Place::Inside(shown, key) => {
+                let (_, entry) = self.entry_at(shown, key)?;
+                Ok((FOR_EVER, self.attributes_of(ino, shown, key, &entry)?))
+            }
+        }
+    }
+
+    fn attributes_of(&self, ino: u64, shown: &Shown, key: &MapKey, entry: &Entry) -> Answer<FileAttr> {
+        if *key == MapKey::root() && entry.mtime == (0, 0) {
+            return Ok(made_up(ino, FileType::Directory, 0, shown.taken));
+        }
+        let counts = entry.kind != EntryKind::Directory;
+        let names = if counts { self.tree(shown).and_then(|tree| shown.names(tree, key)) } else { Ok(1) };
+        Ok(attributes(ino, entry, names.map_err(|error| self.failed(shown, key, &error))?))
+    }
+
+    fn find(&self, parent: INodeNo, name: &OsStr) -> Answer<(Duration, FileAttr)> {
+        match self.place(parent)? {
+            Place::Made(mut path) => {
+                self.refresh();
+                path.push(name.as_bytes().to_vec());
+                let top = self.top();
+                let place = match top.find(&path).ok_or(Errno::ENOENT)? {
+                    Made::Snapshot(shown) => Place::Inside(Arc::clone(shown), MapKey::root()),
+                    _ => Place::Made(path),
+                };
+                let ino = self.nodes.tell(place.clone(), None);
+                let (_, attributes) =
+                    self.attributes_at(ino, &place).inspect_err(|_| self.nodes.forget(ino, 1))?;
+                Ok((SHORTLY, attributes))
+            }
+            Place::Inside(shown, directory) => {
+                let key = directory.child(name.as_bytes()).map_err(|_| Errno::ENAMETOOLONG)?;
+                let (first, entry) = self.entry_at(&shown, &key)?;
+                let place = Place::Inside(Arc::clone(&shown), first.clone());
+                let found = (parent.0, name.as_bytes().to_vec());
+                let found = (entry.kind != EntryKind::Directory).then_some(found);
+                let mut attributes = self.attributes_of(0, &shown, &first, &entry)?;
+                attributes.ino = INodeNo(self.nodes.tell(place, found));
+                Ok((FOR_EVER, attributes))
+            }
+        }
+    }
+
+    /// The lines of a made-up directory; all of them at once.
+    fn made_lines(&self, path: &[Vec<u8>]) -> Vec<Line> {
+        let top = self.top();
+        let Some(Made::Directory(children)) = top.find(path) else { return Vec::new() };
+        let line = |(name, made): (&Vec<u8>, &Made)| {
+            let (place, kind) = match made {
+                Made::Snapshot(shown) => {
+                    (Place::Inside(Arc::clone(shown), MapKey::root()), FileType::Directory)
+                }
+                Made::Directory(_) => (Place::Made([path, &[name.clone()]].concat()), FileType::Directory),
+                Made::Link(_) => (Place::Made([path, &[name.clone()]].concat()), FileType::Symlink),
+            };
+            Line { ino: self.nodes.number(&place), kind, name: name.clone() }
+        };
+        children.iter().map(line).collect()
+    }
+
+    /// The next lines of a directory in a snapshot.
+    fn lines(&self, shown: &Arc<Shown>, key: &MapKey, after: Option<&[u8]>) -> Result<Vec<Line>, Error> {
+        let mut lines = Vec::new();
+        for (child, entry) in self.tree(shown)?.children_blocking(key, after, BATCH)? {
+            let name = child.name().map(|name| name.into_owned()).unwrap_or_default();
+            let carrier = entry.hard_link.clone().unwrap_or_else(|| child.clone());
+            let ino = self.nodes.number(&Place::Inside(Arc::clone(shown), carrier));
+            lines.push(Line { ino, kind: kind(entry.kind), name });
+            lock(&self.entries).keep(shown, &child, entry);
+        }
+        Ok(lines)
+    }
+
+    fn hand_out(&self, ino: INodeNo, fh: FileHandle, from: u64, reply: &mut ReplyDirectory) -> Answer<()> {
+        let listing = lock(&self.listings).get(&fh.0).cloned().ok_or(Errno::EBADF)?;
+        let place = self.place(ino)?;
+        let mut read = |after: Option<&[u8]>| match &place {
+            Place::Made(path) => {
+                let behind = |line: &Line| after.is_none_or(|after| line.name.as_slice() > after);
+                Ok(self.made_lines(path).into_iter().filter(behind).collect())
+            }
+            Place::Inside(shown, key) => self.lines(shown, key, after),
+        };
+        let mut take = |next: u64, line: &Line| reply.add(INodeNo(line.ino), next, line.kind, line.name());
+        let done = lock(&listing).hand_out(from, &mut read, &mut take);
+        done.map_err(|error| match &place {
+            Place::Inside(shown, key) => self.failed(shown, key, &error),
+            Place::Made(_) => Errno::EIO,
+        })
+    }
+
+    fn open_file(&self, ino: INodeNo) -> Answer<u64> {
+        let Place::Inside(shown, key) = self.place(ino)? else { return Err(Errno::EINVAL) };
+        let opened = self.tree(&shown).and_then(|tree| tree.open_blocking(&key));
+        let file = opened.map_err(|error| self.failed(&shown, &key, &error))?;
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        lock(&self.files).insert(handle, Arc::new(Opened { shown, key, file }));
+        Ok(handle)
+    }
+
+    fn opened(&self, fh: FileHandle) -> Answer<Arc<Opened>> {
+        lock(&self.files).get(&fh.0).cloned().ok_or(Errno::EBADF)
+    }
+
+    fn target(&self, ino: INodeNo) -> Answer<Vec<u8>> {
+        match self.place(ino)? {
+            Place::Made(path) => match self.top().find(&path) {
+                Some(Made::Link(target)) => Ok(target.clone()),
+                _ => Err(Errno::EINVAL),
+            },
+            Place::Inside(shown, key) => {
+                let (_, entry) = self.entry_at(&shown, &key)?;
+                entry.link_target.clone().ok_or(Errno::EINVAL)
+            }
+        }
+    }
+
+    /// Runs with the extended attributes of an inode.
+    fn xattrs<T>(&self, ino: INodeNo, look: impl FnOnce(&[(Vec<u8>, Vec<u8>)]) -> T) -> Answer<T> {
+        match self.place(ino)? {
+            Place::Made(_) => Ok(look(&[])),
+            Place::Inside(shown, key) => Ok(look(&self.entry_at(&shown, &key)?.1.xattrs)),
+        }
+    }
+}
+
+impl Filesystem for Snapshots {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // Both are wishes: what the kernel has not, it does without.
+        let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
+        if let Err(largest) = config.set_max_readahead(READ_AHEAD_BYTES) {
+            let _ = config.set_max_readahead(largest);
+        }
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        self.nodes.end();
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.find(parent, name) {
+            Ok((ttl, attributes)) => reply.entry(&ttl, &attributes, Generation(0)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
+        self.nodes.forget(ino.0, lookups);
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.place(ino).and_then(|place| self.attributes_at(ino.0, &place)) {
+            Ok((ttl, attributes)) => reply.attr(&ttl, &attributes),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.target(ino) {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.open_file(ino) {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let read = self.opened(fh).and_then(|opened| {
+            let read = opened.file.read_at(offset, size as usize);
+            read.map_err(|error| self.failed(&opened.shown, &opened.key, &error))
+        });
+        match read {
+            Ok(bytes) => reply.data(&bytes),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        lock(&self.files).remove(&fh.0);
+        reply.ok();
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let found = self.opened(fh).and_then(|opened| {
+            let to_hole = match whence {
+                SEEK_DATA => false,
+                SEEK_HOLE => true,
+                _ => return Err(Errno::EINVAL),
+            };
+            let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+            let found = seek(&opened.file, from, to_hole);
+            let found = found.map_err(|error| self.failed(&opened.shown, &opened.key, &error))?;
+            found.and_then(|at| i64::try_from(at).ok()).ok_or(Errno::ENXIO)
+        });
+        match found {
+            Ok(at) => reply.offset(at),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let place = match self.place(ino) {
+            Ok(place) => place,
+            Err(errno) => return reply.error(errno),
+        };
+        let flags = match place {
+            Place::Made(_) => {
+                self.refresh();
+                FopenFlags::empty()
+            }
+            Place::Inside(..) => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+        };
+        let listing = Listing::new(ino.0, self.nodes.number(&place.parent()));
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        lock(&self.listings).insert(handle, Arc::new(Mutex::new(listing)));
+        reply.opened(FileHandle(handle), flags);
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        match self.hand_out(ino, fh, offset, &mut reply) {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        lock(&self.listings).remove(&fh.0);
+        reply.ok();
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let value = self.xattrs(ino, |xattrs| {
+            let found = xattrs.iter().find(|(known, _)| known == name.as_bytes());
+            found.map(|(_, value)| value.clone())
+        });
+        match value {
+            Ok(Some(value)) => give(&value, size, reply),
+            Ok(None) => reply.error(Errno::NO_XATTR),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self.xattrs(ino, |xattrs| {
+            xattrs.iter().flat_map(|(name, _)| name.iter().copied().chain([0])).collect::<Vec<u8>>()
+        });
+        match names {
+            Ok(names) => give(&names, size, reply),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
+/// A value, or its size for those who have no room yet.
+fn give(value: &[u8], size: u32, reply: ReplyXattr) {
+    match (size as usize, u32::try_from(value.len())) {
+        (0, Ok(needed)) => reply.size(needed),
+        (room, Ok(_)) if value.len() <= room => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
+}
+
+impl fmt::Debug for Snapshots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshots").field("repository", &self.repository).finish_non_exhaustive()
+    }
+}
+
+impl Nodes {
+    /// Begins to keep the table small; without it the table would grow as long as the kernel has memory.
+    pub fn sweep_with(self: &Arc<Self>, notifier: fuser::Notifier) -> std::io::Result<()> {
+        sweep::start(Arc::clone(self), notifier)
+    }
+}
+
+/// The snapshots to show, oldest first. Those whose manifests cannot be read are reported and left out.
+async fn list(repository: &Repository, options: &MountOptions) -> Result<Vec<(Snapshot, Manifest)>, Error> {
+    let mut listed = Vec::new();
+    for snapshot in repository.snapshots().await? {
+        match &snapshot.state {
+            SnapshotState::Readable(manifest) if (options.accepts)(&snapshot) => {
+                let manifest = Manifest::clone(manifest);
+                listed.push((snapshot, manifest));
+            }
+            SnapshotState::Damaged(reason) => options.monitor.problem(&snapshot.short(), reason),
+            SnapshotState::Readable(_) => {}
+            // A credential that cannot decrypt has nothing to show.
+            SnapshotState::Sealed => {
+                snapshot.manifest()?;
+            }
+        }
+    }
+    Ok(listed)
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn one_line(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -50,7 +50,7 @@ impl Tree {
             None => [directory.as_bytes(), &[1]].concat(),
         };
         let mut cursor = self.reader().range_prefix(directory)?;
-        cursor.seek(&from)?;
+        cursor.seek(&from);
         let mut children = Vec::new();
         while children.len() < count {
             let Some((raw, value)) = cursor.next_record()? else { break };
@@ -60,7 +60,7 @@ impl Tree {
             };
             let key = directory.child(&name)?;
             let entry = if key == found { Entry::decode(value)? } else { implied() };
-            cursor.seek(&key.after_subtree().unwrap_or_default())?;
+            cursor.seek(&key.after_subtree().unwrap_or_default());
             children.push((key, entry));
         }
         Ok(children)

@@ -106,10 +106,11 @@ fn conninfo(options: &ConnectOptions) -> String {
     }
     let shown = |path: &Path| path.display().to_string();
     match &options.root_certs {
-        RootCerts::File { path, required } if *required || path.is_file() => {
+        // One that is missing matters only where it is asked for; the programs then say so themselves.
+        RootCerts::File(path) if path.is_file() || mode.starts_with("verify") => {
             pairs.push(("sslrootcert", shown(path)));
         }
-        RootCerts::File { .. } => {}
+        RootCerts::File(_) => {}
         RootCerts::System => pairs.push(("sslrootcert", "system".to_owned())),
     }
     if let Some((certificate, key)) = &options.client_cert {

@@ -12,6 +12,9 @@ pub(crate) const BATCH: usize = 256;
 /// The kernel takes no longer names.
 const NAME_BYTES_MAX: usize = 1024;
 
+/// Gives the lines behind a name, or the first ones; none at the end.
+type ReadLines<'r> = dyn FnMut(Option<&[u8]>) -> Result<Vec<Line>, Error> + 'r;
+
 /// One line of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Line {
@@ -55,11 +58,10 @@ impl Listing {
     }
 
     /// Hands out lines from the given number on until `take` has no room; `take` is told the number of the next line.
-    /// `read` gives the lines behind a name, none at the end.
     pub fn hand_out(
         &mut self,
         from: u64,
-        read: &mut dyn FnMut(Option<&[u8]>) -> Result<Vec<Line>, Error>,
+        read: &mut ReadLines<'_>,
         take: &mut dyn FnMut(u64, &Line) -> bool,
     ) -> Result<(), Error> {
         if from < self.next {

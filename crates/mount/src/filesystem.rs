@@ -211,8 +211,12 @@ impl Snapshots {
                 Made::Snapshot(shown) => {
                     (Place::Inside(Arc::clone(shown), MapKey::root()), FileType::Directory)
                 }
-                Made::Directory(_) => (Place::Made([path, &[name.clone()]].concat()), FileType::Directory),
-                Made::Link(_) => (Place::Made([path, &[name.clone()]].concat()), FileType::Symlink),
+                Made::Directory(_) => {
+                    (Place::Made([path, std::slice::from_ref(name)].concat()), FileType::Directory)
+                }
+                Made::Link(_) => {
+                    (Place::Made([path, std::slice::from_ref(name)].concat()), FileType::Symlink)
+                }
             };
             Line { ino: self.nodes.number(&place), kind, name: name.clone() }
         };

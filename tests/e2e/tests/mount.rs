@@ -525,7 +525,7 @@ fn work_on(dirs: [&Path; 2], dice: &mut Dice) {
 }
 
 fn dice_is_rare(round: u64) -> bool {
-    round % 5 == 0
+    round.is_multiple_of(5)
 }
 
 #[test]

@@ -109,7 +109,7 @@ impl ImportSource {
         let dump = kind(&read.head).ok_or_else(|| not_a_dump(path, "it begins like none"))?;
         let checked = check(path, &name, &read)?;
         let archive = (dump == DumpFormat::Custom).then(|| archive_head(&read.head)).flatten();
-        let modified = i64::from(about.mtime()) * 1_000_000_000 + about.mtime_nsec();
+        let modified = about.mtime().saturating_mul(1_000_000_000).saturating_add(about.mtime_nsec());
         let told = archive.as_ref().and_then(|archive| archive.time(zone));
         let made = told.unwrap_or(modified);
         let import = Import {

@@ -165,10 +165,13 @@ fn output(command: &mut Command) -> Result<Vec<u8>, DumpError> {
     Ok(bytes)
 }
 
+/// Writes what a program reads.
+type Feed<'f> = dyn FnMut(&mut std::process::ChildStdin) -> Result<(), DumpError> + 'f;
+
 /// Runs `pg_restore` into a database. `feed` fills its input, if it reads from there.
 pub(super) fn run(
     command: &mut Command,
-    feed: Option<&mut dyn FnMut(&mut std::process::ChildStdin) -> Result<(), DumpError>>,
+    feed: Option<&mut Feed<'_>>,
     program_major: u32,
     server_major: u32,
 ) -> Result<(), DumpError> {

@@ -41,14 +41,23 @@ pub(super) struct Behind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ArchiveEnd {
     timeline: Timeline,
-    /// Up to here there is no hole, as far as one may be.
-    at: Lsn,
-    /// The last archived byte is the one before.
-    last: Lsn,
-    /// Pieces from the file with `at` on.
+    /// Where something is missing, as far as that may still be had, and the end; ascending, at least one. For each, whether
+    /// something is archived before it.
+    places: Vec<(Lsn, bool)>,
+    /// Pieces from the file with the first place on.
     names: Vec<WalName>,
-    /// Whether something is archived before `at`.
-    before: bool,
+}
+
+impl ArchiveEnd {
+    /// Up to here there is no hole.
+    fn at(&self) -> Lsn {
+        self.places.first().map_or(Lsn::default(), |(at, _)| *at)
+    }
+
+    /// The last archived byte is the one before.
+    fn last(&self) -> Lsn {
+        self.places.last().map_or(Lsn::default(), |(at, _)| *at)
+    }
 }
 
 /// Finds the place.
@@ -121,9 +130,9 @@ async fn after(
     size: SegmentSize,
 ) -> Result<Begin, ReceiveError> {
     let diverged =
-        |reason: String| ReceiveError::Diverged { timeline: end.timeline, archived: end.last, reason };
+        |reason: String| ReceiveError::Diverged { timeline: end.timeline, archived: end.last(), reason };
     if end.timeline == history.timeline() {
-        if end.last > identity.position && !standby {
+        if end.last() > identity.position && !standby {
             return Err(diverged(format!("has come only to {}", identity.position)));
         }
         return Ok(resume(end, size));
@@ -134,7 +143,7 @@ async fn after(
             identity.timeline
         )));
     };
-    if end.at < switch {
+    if end.at() < switch {
         return Ok(resume(end, size));
     }
     // What was archived beyond the switch is the past of nobody; it stays, and recovery does not go there.
@@ -145,17 +154,22 @@ async fn after(
     Ok(Begin { timeline, at, names, durable: switch, behind: None })
 }
 
+/// Each place is where to go on if the server no longer has what is missing at those before it.
 fn resume(end: &ArchiveEnd, size: SegmentSize) -> Begin {
     let block = u64::from(block_bytes(size));
-    let from = |place: Lsn| Begin {
+    let from = |place: Lsn, behind| Begin {
         timeline: end.timeline,
         at: Lsn::new(place.get() / block * block),
         names: end.names.clone(),
         durable: place,
-        behind: None,
+        behind,
     };
-    let behind = (end.at < end.last).then(|| Box::new(Behind { begin: from(end.last), is_gap: end.before }));
-    Begin { behind, ..from(end.at) }
+    let mut behind = None;
+    for pair in end.places.windows(2).rev() {
+        let [(_, is_gap), (place, _)] = pair else { continue };
+        behind = Some(Box::new(Behind { begin: from(*place, behind), is_gap: *is_gap }));
+    }
+    from(end.at(), behind)
 }
 
 /// Where the newest timeline of the archive ends. `hint` is about where it should; costs few requests if it is right.
@@ -184,9 +198,10 @@ async fn archive_end(
         let on_their_way = u64::from(block_bytes(size)) * IN_FLIGHT_MAX as u64;
         let least = Lsn::new(size.start_of(last).get().saturating_sub(on_their_way));
         let first = restart.map_or(least, |restart| restart.min(least)).max(begin_of(history, timeline));
-        let first = size.number_at(first).min(last);
+        // There is no WAL in the first segment of all.
+        let first = size.number_at(first).max(1).min(last);
         let names = archive.pieces_from(number, file_at(first)).await?;
-        return without_hole(timeline, first..=last, names, size).map(Some);
+        return places(timeline, first, restart, names, size).map(Some);
     }
     Ok(None)
 }
@@ -204,10 +219,11 @@ fn segment_of(name: &WalName, timeline: Timeline, size: SegmentSize) -> Option<u
     }
 }
 
-/// Follows the pieces of these segments up to the first byte that is missing.
-fn without_hole(
+/// Follows the pieces from a segment on, and notes every first byte that is missing.
+fn places(
     timeline: Timeline,
-    segments: std::ops::RangeInclusive<u64>,
+    first: u64,
+    restart: Option<Lsn>,
     names: Vec<WalName>,
     size: SegmentSize,
 ) -> Result<ArchiveEnd, ReceiveError> {
@@ -217,22 +233,29 @@ fn without_hole(
             files.entry(number).or_default().push(name);
         }
     }
-    let last = *segments.end();
-    let covered = |number: u64| match Coverage::of(files.get(&number).map_or(&[], Vec::as_slice)) {
-        Covered::One(coverage) => Ok(size.start_of(number).plus(coverage.end.into())),
-        Covered::Conflict if number < last => Ok(size.start_of(number + 1)),
-        Covered::Conflict => Err(ReceiveError::Different { timeline, at: size.start_of(number) }),
-    };
-    let (mut at, end) = (size.start_of(*segments.start()), covered(last)?);
-    for number in segments {
-        at = covered(number)?;
-        if at < size.start_of(number + 1) {
-            break;
-        }
+    let last = files.keys().next_back().copied().unwrap_or(first);
+    let begin = files.keys().next().copied().unwrap_or(first);
+    let mut places = Vec::new();
+    // Of what lies before the archive's beginning we need what the slot holds back; without one it is worth a try.
+    if begin > first && restart.is_none_or(|restart| size.number_at(restart) < begin) {
+        let from = restart.map_or(first, |restart| size.number_at(restart).max(first));
+        places.push((size.start_of(from), false));
     }
-    let before = files.first_key_value().is_some_and(|(first, _)| size.start_of(*first) < at);
-    let names = files.split_off(&size.number_at(at)).into_values().flatten().collect();
-    Ok(ArchiveEnd { timeline, at, last: end, names, before })
+    let mut reached = size.start_of(begin);
+    for (number, names) in &files {
+        let start = size.start_of(*number);
+        if reached != start {
+            places.push((reached, true));
+        }
+        reached = match Coverage::of(names) {
+            Covered::One(coverage) => start.plus(coverage.end.into()),
+            Covered::Conflict if *number < last => size.start_of(number + 1),
+            Covered::Conflict => return Err(ReceiveError::Different { timeline, at: start }),
+        };
+    }
+    places.push((reached, true));
+    let names = files.split_off(&size.number_at(places[0].0)).into_values().flatten().collect();
+    Ok(ArchiveEnd { timeline, places, names })
 }
 
 /// Makes sure that the slot is there and usable.
@@ -315,10 +338,38 @@ mod tests {
         }
         let whole = begin(&world, Some(slot(at(5, 10)))).await;
         assert_eq!((whole.at, whole.durable, whole.behind), (at(12, 0), at(12, 0), None));
+        let whole = begin(&world, Some(slot(at(13, 0)))).await;
+        assert_eq!((whole.at, whole.durable, whole.behind), (at(12, 0), at(12, 0), None));
         let begin = begin(&world, Some(slot(at(3, 10)))).await;
         assert_eq!((begin.at, begin.durable), (at(3, 0), at(3, 0)));
         let behind = begin.behind.unwrap();
         assert_eq!((behind.begin.at, behind.is_gap), (at(12, 0), false));
+    }
+
+    #[tokio::test]
+    async fn a_hole_that_the_server_no_longer_fills_is_passed_over_alone() {
+        let world = World::new().await;
+        for number in [1, 3, 5] {
+            world.put(number, 1, LENGTH).await;
+        }
+        // The slot says that nothing is needed from before the archive's beginning.
+        let mut next = begin(&world, Some(slot(at(2, 0)))).await;
+        for (number, is_gap) in [(2, true), (4, true)] {
+            assert_eq!((next.at, next.durable), (at(number, 0), at(number, 0)));
+            let behind = next.behind.unwrap();
+            assert_eq!(behind.is_gap, is_gap);
+            next = behind.begin;
+        }
+        assert_eq!((next.at, next.behind), (at(6, 0), None));
+        // Without one that is not known.
+        world.put(9, 1, LENGTH).await;
+        let mut next = begin(&world, None).await;
+        let mut found = vec![next.at];
+        while let Some(behind) = next.behind {
+            next = behind.begin;
+            found.push(next.at);
+        }
+        assert_eq!(found, [at(6, 0), at(10, 0)]);
     }
 
     #[tokio::test]

@@ -141,7 +141,7 @@ as_owner "$CLIENT_BIN/pg_dump" -d clinic -f "$work/out/old.sql"
 as_owner gzip "$work/out/old.sql"
 as_owner touch -d '2024-02-03 04:05:06 UTC' "$work/out/old.sql.gz"
 (cd "$work/out" && md5sum old.dump >old.dump.md5 && sha256sum old.sql.gz >old.sql.gz.sha256)
-kw pg import --dataset old "$work/out/old.dump" "$work/out/old.sql.gz" | tee "$work/said"
+kw pg import --dataset old "$work/out/old.dump" "$work/out/old.sql.gz" 2>&1 | tee "$work/said"
 [ "$(grep -c '^  it fits old' "$work/said")" = 2 ] || fail "the checksums were not compared"
 kw --json snapshots --dataset old | grep -q '"2024-02-03T04:05:06' || fail "the time of the file is not that of its snapshot: $(kw --json snapshots --dataset old)"
 kw dump "dataset:old:/old.dump" >"$work/out/again"

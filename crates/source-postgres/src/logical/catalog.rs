@@ -90,8 +90,8 @@ pub(super) async fn properties(client: &mut Client, name: &str) -> Result<Proper
     }
     let sql = format!(
         "SELECT CASE WHEN s.setrole <> 0 THEN pg_get_userbyid(s.setrole) END, c \
-         FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase, unnest(s.setconfig) c \
-         WHERE d.datname = {name} ORDER BY 1 NULLS FIRST, 2"
+         FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase, \
+         unnest(s.setconfig) WITH ORDINALITY AS u(c, at) WHERE d.datname = {name} ORDER BY 1 NULLS FIRST, at"
     );
     let rows = client.query(&sql, "ask for settings of the database").await?;
     properties.settings = each(&rows, "settings", |text| {

@@ -212,7 +212,8 @@ impl Loader {
         let connect = self.connect.ordinary(into);
         let major = self.client.major();
         if place == Destination::Clean {
-            let removal = archive.removal(major, &self.options)?;
+            let keys = dumped.foreign_keys.iter().map(|key| key.name.as_str()).collect();
+            let removal = archive.removal(major, &keys, &self.options)?;
             let mut client = session::connect(&connect, into).await?;
             let large_objects = match dumped.large_objects.unwrap_or_default() {
                 0 => "",
@@ -226,13 +227,13 @@ impl Loader {
         let way =
             Way { handle: self.handle.clone(), connect: connect.clone(), encoding, jobs: self.options.jobs };
         tokio::task::block_in_place(|| {
-            archive.load("pre-data", &connect, major, &without, &self.options)?;
+            archive.load_before(&connect, major, &without, &self.options)?;
             way.fill(&self.from, &dumped.name, chosen)?;
             if !without.large_objects && dumped.large_objects.unwrap_or_default() > 0 {
                 self.large_objects(dumped, &connect, major)?;
             }
             self.handle.block_on(self.sequences(dumped, chosen, into))?;
-            archive.load("post-data", &connect, major, &without, &self.options)?;
+            archive.load_behind(&connect, major, &without, &self.options)?;
             self.prove(dumped, chosen, &way, &without)?;
             way.analyze()
         })?;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 
 use super::super::DumpError;
 use super::super::programs::{Running, failure, lines};
@@ -64,33 +64,65 @@ impl Archive {
         Ok(())
     }
 
-    fn arguments(&self, command: &mut Command, without: &Without, options: &LoadOptions) {
+    fn say(command: &mut Command, without: &Without, options: &LoadOptions) {
         options.say_owners(command);
         if without.tablespaces {
             command.arg("--no-tablespaces");
         }
+    }
+
+    fn arguments(&self, command: &mut Command, without: &Without, options: &LoadOptions) {
+        Self::say(command, without, options);
         if let Some(list) = &self.list {
             command.arg("--use-list").arg(list);
         }
     }
 
-    /// Makes one section of it in a database.
-    pub fn load(
+    /// Makes what rows need in a database.
+    pub fn load_before(
         &self,
-        section: &str,
         connect: &ConnectOptions,
         server_major: u32,
         without: &Without,
         options: &LoadOptions,
     ) -> Result<(), DumpError> {
         let mut command = options.command("pg_restore", Some(connect));
-        command.arg(format!("--section={section}"));
-        if section == "post-data" {
-            command.arg(format!("--jobs={}", options.jobs.max(1)));
-        }
+        command.arg("--section=pre-data");
         self.arguments(&mut command, without, options);
-        command.arg(&self.path);
-        run(&mut command, None, options.programs.major(), server_major)
+        run(command.arg(&self.path), None, options.programs.major(), server_major)
+    }
+
+    /// Makes what is built on rows: indexes first, in parallel, then the rest in its order.
+    ///
+    /// Indexes of partitions that are attached at the same time to one index may leave that invalid: neither sees the other.
+    pub fn load_behind(
+        &self,
+        connect: &ConnectOptions,
+        server_major: u32,
+        without: &Without,
+        options: &LoadOptions,
+    ) -> Result<(), DumpError> {
+        let mut command = options.command("pg_restore", None);
+        command.arg("--list").arg(&self.path);
+        let list = String::from_utf8_lossy(&output(&mut command)?).into_owned();
+        let lines = || list.lines().filter(|line| !line.starts_with(';') && !is_without(line, without));
+        for (ending, parallel) in [("first", true), ("second", false)] {
+            let chosen: Vec<&str> = lines().filter(|line| is_index(line) == parallel).collect();
+            let path = self.path.with_extension(ending);
+            let written = create(&path)?.write_all(chosen.join("\n").as_bytes());
+            written.map_err(|source| failed(&path, source))?;
+            let mut command = options.command("pg_restore", Some(connect));
+            command.arg("--section=post-data").arg("--use-list").arg(&path);
+            if parallel {
+                command.arg(format!("--jobs={}", options.jobs.max(1)));
+            }
+            Self::say(&mut command, without, options);
+            let made = run(command.arg(&self.path), None, options.programs.major(), server_major);
+            // What cannot be removed lies in a directory that goes as a whole.
+            let _ = std::fs::remove_file(&path);
+            made?;
+        }
+        Ok(())
     }
 
     /// Commands that make one section of it, as a script.
@@ -107,11 +139,19 @@ impl Archive {
     }
 
     /// Commands that remove everything it would make, if it is there.
-    pub fn removal(&self, server_major: u32, options: &LoadOptions) -> Result<String, DumpError> {
+    ///
+    /// Of the constraints only foreign keys, whose names are given; the others, and indexes, go with their tables, and
+    /// those of partitions cannot go without.
+    pub fn removal(
+        &self,
+        server_major: u32,
+        foreign_keys: &BTreeSet<&str>,
+        options: &LoadOptions,
+    ) -> Result<String, DumpError> {
         let mut command = options.command("pg_restore", None);
         command.args(["--clean", "--if-exists", "--no-owner", "--file=-"]).arg(&self.path);
         let script = String::from_utf8_lossy(&output(&mut command)?).into_owned();
-        Ok(removal(&script, server_major))
+        Ok(removal(&script, server_major, foreign_keys))
     }
 }
 
@@ -122,6 +162,16 @@ impl Drop for Archive {
         if let Some(list) = &self.list {
             let _ = std::fs::remove_file(list);
         }
+    }
+}
+
+/// Whether a line of a table of contents is of an index, or of a constraint that is one.
+fn is_index(line: &str) -> bool {
+    let mut words = line.split_whitespace().skip(3);
+    match (words.next(), words.next()) {
+        (Some("INDEX"), next) => next != Some("ATTACH"),
+        (Some("CONSTRAINT"), _) => true,
+        _ => false,
     }
 }
 
@@ -144,11 +194,18 @@ fn is_without(line: &str, without: &Without) -> bool {
 
 /// The begin of a script up to where the first thing is made: settings, and what removes things. All commands of it are
 /// on lines of their own.
-fn removal(script: &str, server_major: u32) -> String {
+fn removal(script: &str, server_major: u32, foreign_keys: &BTreeSet<&str>) -> String {
     let upto = script.find("\n-- Name: ").unwrap_or(script.len());
     let fits = |line: &&str| {
         let newer = server_major < NEWER_SETTING_MAJOR && line.contains(NEWER_SETTING);
-        !line.starts_with('\\') && !line.starts_with("--") && !newer
+        let goes_with_its_table = line.starts_with("DROP INDEX ")
+            || line.rsplit_once(" DROP CONSTRAINT IF EXISTS ").is_some_and(|(_, name)| {
+                let name = name.trim_end_matches(';');
+                let bare = name.strip_prefix('"').and_then(|name| name.strip_suffix('"'));
+                let bare = bare.map_or_else(|| name.to_owned(), |name| name.replace("\"\"", "\""));
+                !foreign_keys.contains(bare.as_str())
+            });
+        !line.starts_with('\\') && !line.starts_with("--") && !newer && !goes_with_its_table
     };
     script[..upto].lines().filter(fits).collect::<Vec<_>>().join("\n")
 }
@@ -165,8 +222,8 @@ fn output(command: &mut Command) -> Result<Vec<u8>, DumpError> {
     Ok(bytes)
 }
 
-/// Writes what a program reads.
-type Feed<'f> = dyn FnMut(&mut std::process::ChildStdin) -> Result<(), DumpError> + 'f;
+/// Fills the input of a program.
+pub(super) type Feed<'f> = dyn FnMut(&mut ChildStdin) -> Result<(), DumpError> + 'f;
 
 /// Runs `pg_restore` into a database. `feed` fills its input, if it reads from there.
 pub(super) fn run(
@@ -225,10 +282,19 @@ mod tests {
 
     #[test]
     fn removal_ends_where_things_are_made() {
+        let keys = BTreeSet::from(["to b"]);
         let script = "--\n-- PostgreSQL database dump\n--\n\n\\restrict x\n\nSET lock_timeout = 0;\n\
+                      ALTER TABLE IF EXISTS ONLY a.t DROP CONSTRAINT IF EXISTS \"to b\";\n\
+                      ALTER TABLE IF EXISTS ONLY a.t DROP CONSTRAINT IF EXISTS t_pkey;\nDROP INDEX IF EXISTS a.i;\n\
                       SET transaction_timeout = 0;\nDROP TABLE IF EXISTS a.t;\n--\n-- Name: a; Type: SCHEMA\n--\nCREATE";
-        assert_eq!(removal(script, 15), "\n\nSET lock_timeout = 0;\nDROP TABLE IF EXISTS a.t;");
-        assert!(removal(script, 17).contains("transaction_timeout"));
+        let key = "ALTER TABLE IF EXISTS ONLY a.t DROP CONSTRAINT IF EXISTS \"to b\";";
+        let expected = format!("\n\nSET lock_timeout = 0;\n{key}\nDROP TABLE IF EXISTS a.t;");
+        assert_eq!(removal(script, 15, &keys), expected);
+        assert!(removal(script, 17, &keys).contains("transaction_timeout"));
+        assert!(is_index("1; 1259 5 INDEX app i ann") && is_index("1; 2606 5 CONSTRAINT app t k ann"));
+        assert!(
+            !is_index("1; 0 0 INDEX ATTACH app i ann") && !is_index("1; 2606 5 FK CONSTRAINT app t k ann")
+        );
     }
 
     #[test]

@@ -174,7 +174,7 @@ impl DumpSource {
         command.args(["--globals-only", "--encoding=UTF8", "--database"]).arg(&self.connect.database);
         if !self.facts.passwords {
             command.arg("--no-role-passwords");
-            dump.left_out.push("passwords of roles: only a superuser may read them".to_owned());
+            dump.left_out.push("passwords of roles: this role may not read them".to_owned());
         }
         out.file(&[GLOBALS_FILE], 0, ProgramContent::new(&shared, command))?;
         dump.left_out.extend(shared.wait()?.warnings);

@@ -169,6 +169,9 @@ fn refused_hint(error: &ServerError) -> Option<String> {
         }
         "28000" => "The role may not log in this way: see pg_hba.conf on the server.",
         "3D000" => "Name a database that exists, as in `dbname=postgres`.",
+        "42501" if error.message.contains("for database") => {
+            "`GRANT CONNECT ON DATABASE …` to the role, run by the owner of the database."
+        }
         "42501" => REPLICATION_HINT,
         "53300" => {
             "All connections or all walsenders are taken: see `max_connections` and `max_wal_senders`."

@@ -18,11 +18,12 @@ use crate::{open, text};
 
 const EXAMPLES: &str = "\
 Examples:
-  keepwell pg dump 'host=db1 user=backup dbname=postgres'                        every database, roles and tablespaces
-  keepwell pg dump 'host=db1 user=backup dbname=postgres' --database clinic --exclude-rows 'public.log_*'
+  keepwell pg dump 'host=db1 user=backup dbname=postgres'    every database, and roles
+  keepwell pg dump 'service=orders' --database clinic --exclude-rows 'public.log_*'
 
 A role with `pg_read_all_data` can dump everything. `pg_dump` of the server's major, or
-a newer one, must be on this host. Get it back by `keepwell pg load`, or take it elsewhere by `keepwell pg export`.";
+a newer one, must be on this host. Get it back by `keepwell pg load`, or take it
+elsewhere by `keepwell pg export`.";
 
 /// Take a logical backup of PostgreSQL databases
 ///

@@ -143,7 +143,8 @@ as_owner touch -d '2024-02-03 04:05:06 UTC' "$work/out/old.sql.gz"
 (cd "$work/out" && md5sum old.dump >old.dump.md5 && sha256sum old.sql.gz >old.sql.gz.sha256)
 kw pg import --dataset old "$work/out/old.dump" "$work/out/old.sql.gz" 2>&1 | tee "$work/said"
 [ "$(grep -c '^  it fits old' "$work/said")" = 2 ] || fail "the checksums were not compared"
-kw --json snapshots --dataset old | grep -q '"2024-02-03T04:05:06' || fail "the time of the file is not that of its snapshot: $(kw --json snapshots --dataset old)"
+kw --json snapshots --dataset old >"$work/said"
+grep -q '"time":"2024-02-03T04:05:06' "$work/said" || fail "the time of the file is not that of its snapshot: $(cat "$work/said")"
 kw dump "dataset:old:/old.dump" >"$work/out/again"
 cmp -s "$work/out/again" "$work/out/old.dump" || fail "the file differs"
 before=$(kw --json snapshots | wc -l)
@@ -164,7 +165,7 @@ there=$(as_owner "$CLIENT_BIN/psql" -XAtq -d "${second/dbname=postgres/dbname=be
 [ "$there" = t ] || fail "the balances do not add up"
 
 # Who may not read everything dumps nothing.
-sql "CREATE ROLE modest LOGIN"
+sql "CREATE ROLE modest LOGIN; GRANT CONNECT ON DATABASE clinic TO modest"
 before=$(kw --json snapshots | wc -l)
 [ "$(code_of kw pg dump --bin-dir "$CLIENT_BIN" "user=modest" --database clinic)" = 1 ] && grep -q 'pg_read_all_data' "$work/said" || fail "it says: $(cat "$work/said")"
 [ "$(kw --json snapshots | wc -l)" = "$before" ] || fail "there is a snapshot of what could not be read"

@@ -90,7 +90,7 @@ mod tests {
     fn file(extents: u64) -> Entry {
         let extent = |n: u64| {
             let mut id = [0; 32];
-            id[..8].copy_from_slice(&(n * 0x9e37_79b9_7f4a_7c15).to_le_bytes());
+            id[..8].copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
             let length = u32::try_from(1000 + n * n % 700_000).unwrap();
             if n % 7 == 3 {
                 return Extent::Hole { length: u64::from(length) };

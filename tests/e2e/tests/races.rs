@@ -392,7 +392,7 @@ async fn much_to_prune() -> (World, Repository, tempfile::TempDir) {
 
 /// The host of somebody who may read, or only write; it stops before it reads back what it has stored.
 async fn proving(world: &World, owner: &Repository, roles: Roles) -> (Repository, Arc<Gate>) {
-    let key = world::enroll(owner, "host", roles).await;
+    let key = world::enroll(owner, "another", roles).await;
     let gate = Arc::new(Gate::wide_open(world.store.clone()));
     let host = world::open(gate.clone(), &key, Cache::memory(), world::LIMITS).await.unwrap();
     gate.shut(|operation, key| {

@@ -12,14 +12,14 @@ use tokio::task::JoinSet;
 use super::scan::{Scan, time};
 use crate::Error;
 use crate::cache::Cache;
-use crate::repository::Repository;
+use crate::repository::{Repository, RepositoryHint};
 
 /// Requests at a time.
 const PARALLEL: usize = 16;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// What has to be there for anything to be read, beside what the scan knows of. Keys of domains that can be erased are not
+/// What has to be there for anything to be read, beside the hint and what the scan knows of. Keys of domains that can be erased are not
 /// among it: who keeps them from being deleted keeps them from being erased.
-const VITAL: [&str; 4] = ["keepwell.json", "trust/", "keys/", "index/"];
+const VITAL: [&str; 3] = ["trust/", "keys/", "index/"];
 /// Until when locks last that a prune extended, by key, in seconds since 1970: so that the next prunes need not ask.
 const NAME: &str = "locked";
 
@@ -87,19 +87,20 @@ pub(super) async fn extend(repository: &Repository, scan: &Scan) -> Result<u64, 
 }
 
 async fn vital(repository: &Repository) -> Result<Vec<(String, Option<SystemTime>)>, Error> {
-    let mut found = Vec::new();
+    let hint = repository.store().head(&RepositoryHint::key()).await;
+    let mut infos = match hint {
+        Ok(info) => vec![info],
+        Err(error) if error.is_not_found() => Vec::new(), // nothing relies on it
+        Err(error) => return Err(error.into()),
+    };
     for prefix in VITAL {
-        for info in repository.list(prefix).await? {
-            let vital = match info.key.as_str().parse() {
-                Ok(ObjectName::Trust(_) | ObjectName::Keyring { .. } | ObjectName::Index(..)) => true,
-                _ => info.key.as_str() == prefix,
-            };
-            if vital {
-                found.push((info.key.to_string(), info.modified.and_then(time)));
-            }
-        }
+        let listed = repository.list(prefix).await?.into_iter();
+        infos.extend(listed.filter(|info| {
+            let name = info.key.as_str().parse();
+            matches!(name, Ok(ObjectName::Trust(_) | ObjectName::Keyring { .. } | ObjectName::Index(..)))
+        }));
     }
-    Ok(found)
+    Ok(infos.into_iter().map(|info| (info.key.to_string(), info.modified.and_then(time))).collect())
 }
 
 /// Asks something about each key. `None` for one that is gone.

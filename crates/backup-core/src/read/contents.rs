@@ -124,7 +124,6 @@ impl Contents {
         for location in self.repository.locate(id)? {
             match self.chunk_at(id, &location) {
                 Ok(chunk) => return Ok(chunk),
-                Err(error @ Error::NotAllowed { .. }) => return Err(error),
                 Err(Error::Storage(error)) if error.is_not_found() => {
                     self.lock().gone.insert(location.pack.name);
                 }

@@ -17,8 +17,8 @@ use crate::{CheckOptions, PruneOptions};
 
 /// Three directories of many files, and so a tree of many nodes.
 fn wide() -> TreeModel {
-    let name = |i: u64| format!("{}/sub/{i:04}", ["a", "b", "c"][i as usize / 3000]);
-    (0..9000).fold(TreeModel::default(), |tree, i| tree.with(&name(i), Thing::file(noise(i, 30))))
+    let name = |i: u64| format!("{}/sub/{i:04}", ["a", "b", "c"][i as usize / 6000]);
+    (0..18_000).fold(TreeModel::default(), |tree, i| tree.with(&name(i), Thing::file(noise(i, 30))))
 }
 
 /// Flips a byte of the largest meta pack, so far in.
@@ -34,8 +34,8 @@ async fn damage(world: &World, share: f64) {
 
 #[test]
 fn what_lies_beside_an_unreadable_part_of_the_tree_is_restored() {
-    // Within the first frame of nodes, and within the second.
-    for (share, whole_directory) in [(0.05, "c"), (0.7, "a")] {
+    // Within the first frame of nodes, and in the middle; the root is in the last.
+    for (share, whole_directory) in [(0.05, "c"), (0.5, "a")] {
         block_on(async {
             let world = World::new().await;
             let report = back_up(&world.repository, &wide()).await;
@@ -50,7 +50,7 @@ fn what_lies_beside_an_unreadable_part_of_the_tree_is_restored() {
             let target = MemoryTarget::default();
             let restore = repository.restore(&snapshot, Arc::new(target.clone()), RestoreOptions::default());
             let restore = restore.await.unwrap();
-            assert!((1..20).contains(&restore.problem_count), "{:?}", restore.problems);
+            assert!((1..60).contains(&restore.problem_count), "{:?}", restore.problems);
             assert!(restore.problems[0].1.contains("nothing is restored from"), "{:?}", restore.problems);
             let (model, found) = (wide().as_restored(), target.tree());
             let files = found.0.iter().filter(|(_, thing)| thing.entry.kind == EntryKind::File);
@@ -59,7 +59,7 @@ fn what_lies_beside_an_unreadable_part_of_the_tree_is_restored() {
                 assert_eq!(model.0.get(key), Some(thing), "{key}");
                 count += 1;
             }
-            assert!((1000..9000).contains(&count), "{count} files at {share}");
+            assert!((1000..18_000).contains(&count), "{count} files at {share}");
             let directory = key(whole_directory);
             assert_eq!(found.0[&directory], model.0[&directory], "metadata of what is whole");
 

@@ -267,6 +267,7 @@ mod tests {
                 setting("work_mem", "5MB", Some("ann")),
                 setting("work_mem", "6MB", Some("gone")),
             ],
+            connection_limit: -1,
             ..Properties::default()
         };
         let roles = BTreeSet::from(["ann".to_owned()]);

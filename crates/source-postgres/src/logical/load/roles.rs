@@ -65,7 +65,8 @@ fn statements(sql: &str) -> Vec<String> {
                 }
                 None if matches!(character, '\'' | '"') => {
                     quote = Some(character);
-                    escapes = character == '\'' && current.ends_with(['E', 'e']);
+                    let is_doubled = current.ends_with(character);
+                    escapes = character == '\'' && (is_doubled && escapes || current.ends_with(['E', 'e']));
                 }
                 Some(_) if escapes && character == '\\' => {
                     current.push(character);

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "s3")]
 pub(crate) use lifecycle::ARCHIVES;
 pub use lifecycle::{Danger, LifecycleRule, Transition, When};
 

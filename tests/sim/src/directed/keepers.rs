@@ -90,7 +90,8 @@ pub(super) async fn the_slower_judge_knows_less() -> Result<(), Wrong> {
     let list = stage.names("lists/").await?.remove(0).parse().map_err(|_| "a name".to_owned())?;
     stage.memory.delete(&list).await.map_err(|e| line(&e))?;
     stage.memory.put_new(&list, Bytes::from_static(b"damaged")).await.map_err(|e| line(&e))?;
-    let options = RepairOptions { read: ReadData::Nothing, fence_after: Duration::ZERO };
+    let options =
+        RepairOptions { read: ReadData::Nothing, fence_after: Duration::ZERO, ..RepairOptions::default() };
     let third = stage.host().await?;
     let decided = stage.names("gc/").await?.iter().filter(|name| name.ends_with(".kept")).count();
     third.repository.repair(None, options).await.map_err(said)?;

@@ -13,7 +13,7 @@ server_start() {
     wait_for 60 moto answers "http://127.0.0.1:$port/moto-api/"
     curl -sSf -o /dev/null -X PUT "http://127.0.0.1:$port/keepwell"
     curl -sSf -o /dev/null -X PUT -H 'x-amz-bucket-object-lock-enabled: true' "http://127.0.0.1:$port/locked"
-    curl -sSf -o /dev/null -X PUT "http://127.0.0.1:$port/locked?object-lock" --data-binary @- <<'END'
+    curl -sSf -o /dev/null -X PUT "http://127.0.0.1:$port/locked?object-lock" -H 'Content-Type: application/xml' --data-binary @- <<'END'
 <ObjectLockConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><ObjectLockEnabled>Enabled</ObjectLockEnabled>
 <Rule><DefaultRetention><Mode>GOVERNANCE</Mode><Days>30</Days></DefaultRetention></Rule></ObjectLockConfiguration>
 END

@@ -12,15 +12,9 @@ server_start() {
     background moto "$VENV/bin/moto_server" -H 127.0.0.1 -p "$port"
     wait_for 60 moto answers "http://127.0.0.1:$port/moto-api/"
     curl -sSf -o /dev/null -X PUT "http://127.0.0.1:$port/keepwell"
-    curl -sSf -o /dev/null -X PUT -H 'x-amz-bucket-object-lock-enabled: true' "http://127.0.0.1:$port/locked"
-    curl -sSf -o /dev/null -X PUT "http://127.0.0.1:$port/locked?object-lock" -H 'Content-Type: application/xml' --data-binary @- <<'END'
-<ObjectLockConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><ObjectLockEnabled>Enabled</ObjectLockEnabled>
-<Rule><DefaultRetention><Mode>GOVERNANCE</Mode><Days>30</Days></DefaultRetention></Rule></ObjectLockConfiguration>
-END
     setting ENDPOINT "http://127.0.0.1:$port"
     setting REGION us-east-1
     setting BUCKET keepwell
-    setting LOCKED_BUCKET locked # new objects for 30 days
     setting ACCESS_KEY testing
     setting SECRET_KEY testing
     setting PORT "$port"

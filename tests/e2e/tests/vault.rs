@@ -12,11 +12,10 @@ use backup_core::{Cache, Repository, RestoreOptions};
 use bytes::Bytes;
 use keepwell_catalog::names;
 use keepwell_e2e::case::Case;
-use keepwell_e2e::server::{self, Server};
 use keepwell_e2e::{run, world};
 use keepwell_storage::{
     Answer, BucketFacts, Capabilities, Control, Key, Memory, ObjectInfo, ObjectLock, ObjectStore, Page,
-    RetryPolicy, StorageError, StorageErrorKind, ThawSpeed, Tier, Versioning,
+    StorageError, StorageErrorKind, ThawSpeed, Tier, Versioning,
 };
 use world::{World, assert_sound, forget, restored, thorough};
 
@@ -264,36 +263,6 @@ fn all_that_a_restore_needs_stays_locked() {
         let forgotten = vault.keys("retired/").await;
         assert!(!forgotten.iter().any(locked), "what is no part of a restore is left alone");
     });
-}
-
-/// Against a real server: what a prune locked for longer the server refuses to delete.
-#[tokio::test(flavor = "multi_thread")]
-async fn moto_keeps_what_a_prune_locks() {
-    let Some(server) = Server::start("moto") else { return };
-    let options = server.s3_options(None);
-    let place = format!("s3://{}/locks", server.value("LOCKED_BUCKET"));
-    let store = server::open(&place, &options, RetryPolicy::default()).await;
-    let key = world::create(&*store).await;
-    let source = tempfile::tempdir().unwrap();
-    std::fs::write(source.path().join("file"), "content").unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let cache = Cache::directory(directory.path());
-    let repository = world::open(store.clone(), &key, cache, world::LIMITS).await.unwrap();
-    world::back_up(&repository, source.path()).await.unwrap();
-    let report = repository.prune(thorough()).await.unwrap();
-    assert_eq!(report.locks_extended, 0, "everything was locked for 30 days a moment ago: {report:?}");
-    let control = store.control().unwrap();
-    let now = control.server_time().await.unwrap();
-    let days = |n: u64| Duration::from_secs(n * DAY);
-    for prefix in ["commits/", "manifests/", "index/", "trust/", "keys/", "data/", "meta/"] {
-        for info in keepwell_storage::list_all(&*store, prefix).await.unwrap() {
-            let end = control.retained_until(&info.key).await.unwrap().expect("it is locked");
-            assert!(end > now + days(29), "{}", info.key);
-            control.retain_until(&info.key, now + days(60)).await.unwrap();
-            let longer = control.retained_until(&info.key).await.unwrap().unwrap();
-            assert!(longer > now + days(59), "{}", info.key);
-        }
-    }
 }
 
 #[test]

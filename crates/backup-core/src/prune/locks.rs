@@ -87,20 +87,19 @@ pub(super) async fn extend(repository: &Repository, scan: &Scan) -> Result<u64, 
 }
 
 async fn vital(repository: &Repository) -> Result<Vec<(String, Option<SystemTime>)>, Error> {
-    let hint = repository.store().head(&RepositoryHint::key()).await;
-    let mut infos = match hint {
-        Ok(info) => vec![info],
-        Err(error) if error.is_not_found() => Vec::new(), // nothing relies on it
-        Err(error) => return Err(error.into()),
-    };
+    let mut found = Vec::new();
     for prefix in VITAL {
-        let listed = repository.list(prefix).await?.into_iter();
-        infos.extend(listed.filter(|info| {
+        for info in repository.list(prefix).await? {
             let name = info.key.as_str().parse();
-            matches!(name, Ok(ObjectName::Trust(_) | ObjectName::Keyring { .. } | ObjectName::Index(..)))
-        }));
+            if matches!(name, Ok(ObjectName::Trust(_) | ObjectName::Keyring { .. } | ObjectName::Index(..))) {
+                found.push((info.key.to_string(), info.modified.and_then(time)));
+            }
+        }
     }
-    Ok(infos.into_iter().map(|info| (info.key.to_string(), info.modified.and_then(time))).collect())
+    // No listing tells when the hint was stored: with the first of the trust chain, which is listed first.
+    let made = found.first().and_then(|(_, stored)| *stored);
+    found.push((RepositoryHint::key().to_string(), made));
+    Ok(found)
 }
 
 /// Asks something about each key. `None` for one that is gone.

@@ -13,6 +13,7 @@ path=$(realpath "${1:-/usr/share}")
 command -v rsync >/dev/null || { echo "rsync is missing: apt-get install rsync" >&2; exit 2; }
 
 if [ -z "${KEEPWELL:-}" ]; then
+    command -v cargo >/dev/null || { echo "cargo is missing: Rust 1.95 or newer, from https://rustup.rs" >&2; exit 2; }
     echo "building keepwell; the first time that takes about six minutes on two cores" >&2
     cargo build --release --locked -p keepwell-cli
     target=${CARGO_TARGET_DIR:-target}

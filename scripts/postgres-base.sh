@@ -3,7 +3,8 @@
 # increments, compared with the source in every row, its files checked by pg_verifybackup and pg_amcheck.
 #
 # usage: scripts/postgres-base.sh [MAJOR]      default 15; KEEPWELL names the command, by default that of the dev build;
-#                                              SCALE that of pgbench (default 5)
+#                                              SCALE that of pgbench (default 5); READING is `sent` (the default), `local`,
+#                                              `sql` or `mixed` (by turns); CHECKSUMS=no makes a cluster without them
 set -euo pipefail
 cd "$(dirname "$0")/.."
 major=${1:-15}
@@ -28,6 +29,7 @@ as_owner() {
 
 conf=()
 if ((major >= 17)); then conf=(--conf 'summarize_wal = on'); fi
+if [ "${CHECKSUMS:-yes}" = no ]; then conf+=(--no-checksums); fi
 scripts/servers/postgres.sh start "$major" "$work/server" "${conf[@]}" >"$work/env"
 . "$work/env"
 # Servers of some majors come without client programs; newer ones serve older servers too.
@@ -44,19 +46,37 @@ field() { python3 -c "import json, sys
 for line in sys.stdin:
     value = json.loads(line)
     if value.get('type') == 'pg_backup': print(eval(sys.argv[1], {'v': value}))" "$1"; }
+reading=${READING:-sent} turn=0
 backup() { # ARGUMENT…: sets `id` and `json`
-    json=$(kw --json pg backup 'user=keepwell' --dataset shop "$@")
+    local how=$reading here=() as=stream
+    turn=$((turn + 1))
+    if [ "$how" = mixed ]; then
+        case $((turn % 3)) in 1) how=sent ;; 2) how=local ;; 0) how=sql ;; esac
+    fi
+    case $how in local) here=(--local) as=local ;; sql) here=(--parallel) as=sql ;; esac
+    json=$(kw --json pg backup 'user=keepwell' --dataset shop "${here[@]}" "$@")
     id=$(field 'v["snapshot"]' <<<"$json")
     [ -n "$id" ] || fail "no snapshot: $json"
+    [ "$(field 'v["cluster"]["capture"]' <<<"$json")" = "$as" ] ||
+        fail "it was read otherwise: $json"
 }
 
 kw --quiet init >/dev/null
 sql "CREATE ROLE keepwell LOGIN REPLICATION"
+if [ "$reading" != sent ]; then
+    begin="pg_backup_start(text, boolean)" end="pg_backup_stop(boolean)"
+    if ((major < 15)); then begin="pg_start_backup(text, boolean, boolean)" end="pg_stop_backup(boolean, boolean)"; fi
+    # Those of the guide.
+    sql "GRANT pg_read_all_settings, pg_read_server_files TO keepwell; GRANT EXECUTE ON FUNCTION $begin, $end TO keepwell"
+    sql "GRANT EXECUTE ON FUNCTION pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean),
+        pg_read_binary_file(text, bigint, bigint, boolean) TO keepwell"
+fi
 sql "CREATE TABLESPACE apart LOCATION '$work/space'"
 as_owner "$CLIENT_BIN/pgbench" -q -i -s "$scale" postgres 2>/dev/null
 sql "CREATE TABLE notes TABLESPACE apart AS SELECT n, repeat(md5(n::text), 4) AS text FROM generate_series(1, 20000) n"
 sql "CREATE INDEX ON notes (text) TABLESPACE apart"
 sql "CREATE DATABASE empty"
+sql "CREATE UNLOGGED TABLE unlogged AS SELECT n FROM generate_series(1, 3000) n"
 
 restore() { # ID DIR: as $work/DIR, its tablespace elsewhere than where the source has it
     local back=$work/$2 verify=(-n)
@@ -86,6 +106,10 @@ dump() { # of every database; two lines of newer dumps hold a random word
     for table in pgbench_accounts pgbench_branches pgbench_tellers pgbench_history notes; do
         sql "SELECT '$table', count(*), md5(string_agg(t::text, ',' ORDER BY t::text)) FROM $table t"
     done
+    # A database with an object of every kind, as pg_dump sees it; rows of unlogged tables do not outlive a crash, and a
+    # tablespace lies elsewhere.
+    as_owner "$CLIENT_BIN/pg_dump" --create --no-unlogged-table-data -d clinic | grep -vE '^\\(un)?restrict '
+    as_owner "$CLIENT_BIN/pg_dumpall" --globals-only | grep -vE '^\\(un)?restrict |^CREATE TABLESPACE '
 }
 space=$(sql "SELECT oid FROM pg_tablespace WHERE spcname = 'apart'")
 
@@ -97,7 +121,7 @@ backup
 full=$id
 [ "$(field 'v["cluster"]["increment"]' <<<"$json")" = None ] || fail "the first one is no increment"
 [ "$(field 'v["cluster"]["tablespaces"][0]["name"]' <<<"$json")" = apart ] || fail "the tablespace: $json"
-[ "$(field '[d["tables"] for d in v["cluster"]["databases"] if d["name"] == "postgres"]' <<<"$json")" = "[5]" ] || fail "the tables: $json"
+[ "$(field '[d["tables"] for d in v["cluster"]["databases"] if d["name"] == "postgres"]' <<<"$json")" = "[6]" ] || fail "the tables: $json"
 sleep 1
 backup
 second=$id
@@ -118,6 +142,7 @@ sql "VACUUM notes"
 sql "INSERT INTO notes SELECT n, 'more' FROM generate_series(1, 9000) n"
 sql "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid % 5000 = 0"
 sql "CREATE TABLE other AS SELECT 1; TRUNCATE other"
+as_owner "$CLIENT_BIN/psql" -Xq -v ON_ERROR_STOP=1 -f - <scripts/servers/objects.sql >/dev/null 2>&1
 backup
 third=$id
 stored=$(field 'v["stored_bytes"]' <<<"$json")
@@ -129,6 +154,7 @@ restore "$third" back
 start back
 there dump >"$work/found"
 cmp -s "$work/expected" "$work/found" || { diff "$work/expected" "$work/found" | head -20 >&2; fail "the databases differ"; }
+[ "$(there sql "SELECT count(*) FROM unlogged")" = 0 ] || fail "an unlogged table is not empty"
 if [ -x "$CLIENT_BIN/pg_amcheck" ] && [ "$CLIENT_BIN" = "$BIN" ]; then
     there as_owner "$CLIENT_BIN/pg_amcheck" --install-missing --heapallindexed --rootdescend -d postgres || fail "pg_amcheck"
 fi
@@ -163,4 +189,4 @@ start back
 there dump >"$work/found"
 cmp -s "$work/expected" "$work/found" || { diff "$work/expected" "$work/found" | head -20 >&2; fail "the databases differ from those of the standby"; }
 end back
-echo "PostgreSQL $major: backed up under load, at rest and from a standby, and restored; the increment ($how) stored $stored bytes"
+echo "PostgreSQL $major, $reading: backed up under load, at rest and from a standby, and restored; the increment ($how) stored $stored bytes"

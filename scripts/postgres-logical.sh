@@ -46,6 +46,8 @@ sizes_of() { # large objects: what they hold
 }
 
 as_owner "$CLIENT_BIN/psql" -Xq -v ON_ERROR_STOP=1 -d postgres -f - <scripts/servers/objects.sql >/dev/null 2>&1
+# What pg_dump of 16 and newer writes of subscriptions, older servers do not know.
+if ((major < 16)) && [ "$BIN" != "$CLIENT_BIN" ]; then sql "DROP SUBSCRIPTION from_afar"; fi
 sql "INSERT INTO app.wide SELECT n, repeat(md5(n::text), 20), n FROM generate_series(1, 30000) n"
 text_of clinic >"$work/expected"
 sizes_of clinic >"$work/expected.large"
@@ -95,6 +97,8 @@ wait "$load" 2>/dev/null && fail "a connection was left"; load=
 same clinic "replaced"
 old=$(sql "SELECT datname FROM pg_database WHERE datname LIKE 'clinic_old_%'" postgres)
 [ "$(sql "SELECT DISTINCT name FROM app.people" "$old")" = lost ] || fail "the old database is not what it was"
+# A database with a subscription cannot be dropped; that of the one that takes its place is another one.
+sql "DROP SUBSCRIPTION IF EXISTS from_afar"
 kw --yes pg load --bin-dir "$CLIENT_BIN" "$first" --database clinic --replace --drop-old
 [ "$(sql "SELECT count(*) FROM pg_database WHERE datname LIKE 'clinic_old_%'" postgres)" = 1 ] || fail "an old database is left"
 
@@ -131,9 +135,62 @@ for format in custom directory; do
     as_owner "$CLIENT_BIN/pg_restore" -e -d "$format" "$work/out/clinic.$format"
     same "$format" "loaded from the archive"
 done
-kw pg export --globals -o "$work/out/globals.sql"
+kw --json pg export --globals -o "$work/out/globals.sql" >"$work/said"
+grep -q '"type":"exported"' "$work/said" || fail "what was written is not told: $(cat "$work/said")"
 grep -q '^CREATE ROLE clinic_owner' "$work/out/globals.sql" || fail "the roles are missing"
-compgen -G "$work/keepwell-export-*" >/dev/null && fail "a scratch server was left behind"
+compgen -G "$work/keepwell-scratch-*" >/dev/null && fail "a scratch server was left behind"
+
+# Interrupted, an archive leaves nothing behind; killed, its server ends with it, and the next one removes what it left.
+as=(env)
+if [ "$(id -u)" = 0 ]; then as=(setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home"); fi
+for signal in INT KILL; do
+    if [ "$BIN" != "$CLIENT_BIN" ]; then break; fi
+    "${as[@]}" "$keepwell" --repository "$work/repository" pg export --bin-dir "$PROGRAMS" --scratch "$work" "$first" \
+        --database clinic --format custom -o "$work/out/stopped.$signal" >/dev/null 2>&1 &
+    load=$!
+    scratch_server=
+    for _ in $(seq 600); do
+        scratch_server=$(cat "$work"/keepwell-scratch-*/data/postmaster.pid 2>/dev/null | head -n 1 || true)
+        if [ -n "$scratch_server" ]; then break; fi
+        sleep 0.05
+    done
+    [ -n "$scratch_server" ] || fail "no scratch server started"
+    kill -s "$signal" "$load"
+    code=0; wait "$load" || code=$?
+    load=
+    for _ in $(seq 200); do [ -e "/proc/$scratch_server" ] || break; sleep 0.05; done
+    [ ! -e "/proc/$scratch_server" ] || fail "a scratch server outlived its export ($signal)"
+    if [ "$signal" = INT ]; then
+        [ $code = 130 ] || fail "an interrupted export ended with $code"
+        [ ! -e "$work/out/stopped.INT" ] || fail "an interrupted export left half an archive"
+        compgen -G "$work/keepwell-scratch-*" >/dev/null && fail "an interrupted export left its directory"
+    else
+        compgen -G "$work/keepwell-scratch-*" >/dev/null || fail "a killed export cleaned up, and nothing was tried"
+        export_ --format custom -o "$work/out/again.custom" >"$work/said" 2>&1
+        grep -q 'which a killed run left' "$work/said" || fail "nothing was removed: $(cat "$work/said")"
+        compgen -G "$work/keepwell-scratch-*" >/dev/null && fail "what a killed export left is still there"
+    fi
+done
+
+# Interrupted, a load leaves no half of a database behind. One that is through before it hears of it is tried again.
+for _ in 1 2 3 4 5; do
+    "${as[@]}" "$keepwell" --repository "$work/repository" pg load --bin-dir "$CLIENT_BIN" "$first" --database clinic --into stopped >/dev/null 2>&1 &
+    load=$!
+    for _ in $(seq 600); do
+        if [ -n "$(sql "SELECT 1 FROM pg_database WHERE datname = 'stopped'" postgres)" ]; then break; fi
+        sleep 0.02
+    done
+    kill -s TERM "$load" 2>/dev/null || true
+    code=0; wait "$load" || code=$?
+    load=
+    there=$(sql "SELECT 1 FROM pg_database WHERE datname = 'stopped'" postgres)
+    if [ $code = 130 ]; then break; fi
+    [ $code = 0 ] && [ -n "$there" ] || fail "a load ended with $code"
+    sql "DROP SUBSCRIPTION IF EXISTS from_afar" stopped
+    sql "DROP DATABASE stopped" postgres
+done
+[ $code = 130 ] || fail "no load was interrupted in time"
+[ -z "$there" ] || fail "an interrupted load left half a database"
 
 # What old scripts left.
 as_owner "$CLIENT_BIN/pg_dump" -Fc -d clinic -f "$work/out/old.dump"

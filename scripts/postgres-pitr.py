@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Recovers a marked workload to many random moments and proves that each recovery ended exactly there.
 
-usage: scripts/postgres-pitr.py [--major N] [--moments N] [--seed N] [--timelines N]
+usage: scripts/postgres-pitr.py [--major N] [--moments N] [--seed N] [--timelines N] [--marks N] [--kills N]
 
 A server writes rows, each in a transaction of its own, and each with what was known of it: its number, its transaction,
 the position of the log behind its commit, the time after it. `keepwell wal receive` archives meanwhile, base backups are
@@ -9,6 +9,9 @@ taken now and then, and a load without marks runs beside. Then the cluster is re
 to moments chosen at random (a time between two commits, a position, a transaction, a restore point; inclusive and
 exclusive), and must hold exactly the rows up to there. Every further timeline begins with a copy that was restored to the
 past, opened and archived; moments of all timelines are recovered, and what cannot be reached must be refused.
+
+On every timeline `--kills` times the server, or the receiver, is killed at a random row, and comes back. At the end of the
+last one both die in the middle of the load: every commit that the server was told to be safe must come back.
 
 KEEPWELL names the command, by default that of the dev build.
 """
@@ -113,6 +116,34 @@ class Server:
                                "-v", "ON_ERROR_STOP=1", "-c", text])
         return done.stdout.strip()
 
+    def flushed(self):
+        """Up to here the server was told that its log is safe; None when nobody receives at the moment."""
+        return self.sql("SELECT max(flush_lsn) FROM pg_stat_replication") or None
+
+    def kill(self):
+        """Ends all its processes at once, as if the machine had lost them."""
+        first = int((self.data / "postmaster.pid").read_text().split()[0])
+        # So that it begins no further one meanwhile.
+        os.kill(first, signal.SIGSTOP)
+        children = subprocess.run(["pgrep", "-P", str(first)], capture_output=True, text=True).stdout.split()
+        for pid in [first, *map(int, children)]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        while any(pathlib.Path(f"/proc/{pid}/exe").exists() for pid in [first, *children]):
+            time.sleep(0.02)
+        # Where nobody fetches the exit status of orphans the number stays taken, and the next server would respect that.
+        for lock in [self.data / "postmaster.pid", pathlib.Path(self.socket) / f".s.PGSQL.{self.port}.lock"]:
+            lock.unlink()
+
+    def start(self):
+        log = self.world.work / f"again-{self.port}.log"
+        done = self.world.run(["sh", "-c", f"'{self.world.env['BIN']}/pg_ctl' start -w -t 120 -s -D '{self.data}' -l '{log}' "
+                               f"-o '-p {self.port}' >/dev/null 2>&1"], check=False)
+        if done.returncode != 0:
+            fail(f"the server does not come back: {log.read_text()}")
+
     def stop(self):
         self.world.run([pathlib.Path(self.world.env["BIN"]) / "pg_ctl", "stop", "-s", "-m", "immediate", "-D", self.data], check=False)
         if self in self.world.copies:
@@ -185,12 +216,19 @@ def back_up(world, server):
     world.run(["rm", "-rf", base])
 
 
-def write_marks(world, server, timeline, count, first):
-    """`count` rows, each in a transaction of its own; gives what is known of each."""
+def write_marks(world, server, timeline, count, first, faults):
+    """`count` rows, each in a transaction of its own; gives what is known of each. `faults` happen at some of them."""
     session = Session(server)
     session.ask("SELECT 1;")
     marks = []
     for number in range(first, first + count):
+        if number - first in faults:
+            session.close()
+            # What a server had not flushed when it died is written anew, as something else: neither a restore point nor a
+            # position behind the last commit is where it was. The commit is.
+            marks[-1]["shaky"] = True
+            faults[number - first]()
+            session = Session(server)
         xid = session.ask(f"INSERT INTO marks VALUES ({number}) RETURNING pg_current_xact_id();")
         lsn = session.ask("SELECT pg_current_wal_insert_lsn();")
         moment = session.ask("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US\"+00\"');")
@@ -198,7 +236,8 @@ def write_marks(world, server, timeline, count, first):
         if number % 10 == 0:
             name = f"mark_{timeline}_{number}"
             session.ask(f"SELECT pg_create_restore_point('{name}');")
-        marks.append({"n": number, "xid": xid, "lsn": lsn, "time": moment, "name": name, "timeline": timeline})
+        marks.append({"n": number, "xid": xid, "lsn": lsn, "time": moment, "name": name, "timeline": timeline,
+                      "shaky": False})
         time.sleep(world.random.choice([0, 0, 0.001, 0.01]))
     session.close()
     return marks
@@ -242,8 +281,7 @@ def recover_and_compare(world, number, options, expected):
 def choose(world, marks, newest):
     """A random moment of a line of marks: options of the command, and the last row that must be there."""
     # The row behind the last moment must be in the log, else it is no moment that was reached.
-    at = world.random.randrange(1, len(marks) - 1)
-    mark = marks[at]
+    mark = world.random.choice([mark for mark in marks[1:-1] if not mark["shaky"]])
     kind = world.random.choice(["time", "lsn", "xid", "xid-exclusive", "name"])
     # A time of a timeline that was left since means two pasts, and has to be told which.
     clear = newest and (kind != "time" or mark["timeline"] == mark["line"])
@@ -253,7 +291,7 @@ def choose(world, marks, newest):
     if kind == "lsn":
         return kind, ["--to-lsn", mark["lsn"], *timeline], mark["n"]
     if kind == "name":
-        named = [m for m in marks[1:-1] if m["name"]]
+        named = [m for m in marks[1:-1] if m["name"] and not m["shaky"]]
         mark = world.random.choice(named)
         return kind, ["--to-name", mark["name"], *timeline], mark["n"]
     if kind == "xid":
@@ -306,12 +344,33 @@ def refusals(world, lines):
     world.run(["rm", "-rf", directory, f"{directory}.log"])
 
 
+def position(lsn):
+    high, low = lsn.split("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+def the_end(world, line, reported):
+    """Recovers to the last commit in the archive; gives its row. Every commit that was reported safe must be there."""
+    copy = restore(world, [], world.work / "copies" / "last")
+    last = int(copy.sql("SELECT max(n) FROM marks"))
+    whole = copy.sql("SELECT max(n) = count(*) FROM marks")
+    copy.stop()
+    safe = [mark["n"] for mark in line if reported and position(mark["lsn"]) <= position(reported)]
+    if whole != "t":
+        fail(f"up to row {last} there are holes")
+    if safe and last < safe[-1]:
+        fail(f"row {safe[-1]} was reported safe, and recovery found {last}")
+    print(f"server and receiver died at row {line[-1]['n']}; {safe[-1] if safe else 0} were reported safe, {last} came back", flush=True)
+    return last
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--major", type=int, default=15)
     parser.add_argument("--moments", type=int, default=10)
     parser.add_argument("--timelines", type=int, default=2)
     parser.add_argument("--marks", type=int, default=300)
+    parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     args = parser.parse_args()
     print(f"PostgreSQL {args.major}, seed {args.seed}", flush=True)
@@ -328,34 +387,57 @@ def run(world):
     world.run_keepwell("init")
     server.sql("CREATE TABLE marks (n int PRIMARY KEY, at timestamptz DEFAULT clock_timestamp())")
     server.sql("CREATE TABLE noise (n int, filler text DEFAULT repeat('x', 900))")
-    lines, marks = {}, []
+    lines, marks, killed = {}, [], {"server": 0, "receiver": 0}
     for timeline in range(1, args.timelines + 1):
-        receiver = receive(world, server)
+        receiver = [receive(world, server)]
         load = world.spawn(["sh", "-c", f"while :; do '{world.env['CLIENT_BIN']}/psql' -XAtq -d '{server.connection}' -c "
-                            "'INSERT INTO noise SELECT generate_series(1, 8000)' >/dev/null || exit; sleep 0.2; done"],
+                            "'INSERT INTO noise SELECT generate_series(1, 8000)' >/dev/null; sleep 0.2; done"],
                            world.work / "load.log")
-        for part in range(3):
+
+        def kill_receiver():
+            killed["receiver"] += 1
+            world.end(receiver[0])
+            receiver[0] = receive(world, server)
+
+        def kill_server():
+            killed["server"] += 1
+            server.kill()
+            server.start()
+
+        part = args.marks // 3
+        for third in range(3):
             first = marks[-1]["n"] + 1 if marks else 1
-            marks += write_marks(world, server, timeline, args.marks // 3, first)
-            if part == 0 and (timeline == 1 or world.random.random() < 0.5):
+            faults = {}
+            if third > 0:
+                share = args.kills // 2 + (args.kills % 2 if third == 1 else 0)
+                for number in world.random.sample(range(1, part), min(share, part - 1)):
+                    faults[number] = world.random.choice([kill_server, kill_receiver])
+            marks += write_marks(world, server, timeline, part, first, faults)
+            if third == 0 and (timeline == 1 or world.random.random() < 0.5):
                 back_up(world, server)
                 base = len(marks)
-            # The receiver dies at some point of every timeline.
-            if part == 1:
-                world.end(receiver)
-                receiver = receive(world, server)
+        lines[timeline] = [dict(mark, line=timeline) for mark in (marks[base:] if timeline == 1 else marks)]
+        if timeline == args.timelines:
+            # Both die in the middle of the load. What was reported is what counts, and not what was written.
+            while not (reported := server.flushed()):
+                time.sleep(0.1)
+            server.kill()
+            world.end(receiver[0])
+            world.end(load)
+            break
         world.end(load)
         wait_archived(world, server)
-        world.end(receiver)
-        lines[timeline] = [dict(mark, line=timeline) for mark in (marks[base:] if timeline == 1 else marks)]
+        world.end(receiver[0])
         server.stop()
-        if timeline < args.timelines:
-            # The next timeline begins in the past of this one.
-            at = world.random.choice(lines[timeline][args.marks // 3:-2])
-            directory = world.work / "copies" / f"line-{timeline + 1}"
-            server = restore(world, ["--to-lsn", at["lsn"], "--timeline", str(timeline)], directory)
-            marks = [mark for mark in marks if mark["n"] <= at["n"]]
-            print(f"timeline {timeline + 1} branches off at {at['lsn']}, after row {at['n']}", flush=True)
+        # The next timeline begins in the past of this one.
+        at = world.random.choice([mark for mark in lines[timeline][part:-2] if not mark["shaky"]])
+        directory = world.work / "copies" / f"line-{timeline + 1}"
+        server = restore(world, ["--to-lsn", at["lsn"], "--timeline", str(timeline)], directory)
+        marks = [mark for mark in marks if mark["n"] <= at["n"]]
+        print(f"timeline {timeline + 1} branches off at {at['lsn']}, after row {at['n']}", flush=True)
+    came_back = the_end(world, lines[args.timelines], reported)
+    # What was written behind the last tail that was archived is lost with the server; it is no moment to recover to.
+    lines[args.timelines] = [mark for mark in lines[args.timelines] if mark["n"] <= came_back]
     base_of_first = lines[1][0]["n"]
     began, kinds = time.monotonic(), {}
     for number in range(args.moments):
@@ -365,16 +447,11 @@ def run(world):
         recover_and_compare(world, number, options, expected)
         kinds[kind] = kinds.get(kind, 0) + 1
     took = time.monotonic() - began
-    last = world.work / "copies" / "last"
-    copy = restore(world, [], last)
-    found = copy.sql("SELECT max(n) FROM marks")
-    copy.stop()
-    if found != str(lines[args.timelines][-1]["n"]):
-        fail(f"at the end of the log there were {lines[args.timelines][-1]['n']} rows, and recovery found {found}")
     refusals(world, lines)
     summary = ", ".join(f"{count} by {kind}" for kind, count in sorted(kinds.items()))
     print(f"PostgreSQL {args.major}: {args.moments} moments on {args.timelines} timelines ended exactly there ({summary}), "
-          f"{took / max(args.moments, 1):.1f} s each; the end of the log and every refusal too")
+          f"{took / max(args.moments, 1):.1f} s each; {killed['server']} servers and {killed['receiver']} receivers were "
+          f"killed on the way; the end of the log and every refusal too")
 
 
 if __name__ == "__main__":

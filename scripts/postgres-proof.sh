@@ -18,6 +18,10 @@ cleanup() {
 }
 trap cleanup EXIT
 fail() { echo "failed: $*" >&2; exit 1; }
+# In the background: what `$!` names is then the program, and no shell that waits for it.
+exec_as_owner() {
+    if [ "$(id -u)" != 0 ]; then exec "$@"; else exec setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"; fi
+}
 as_owner() {
     if [ "$(id -u)" != 0 ]; then "$@"; else setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"; fi
 }
@@ -26,6 +30,7 @@ kw() { as_owner "$keepwell" --repository "$work/repository" "$@"; }
 
 scripts/servers/postgres.sh start "$major" "$work/server" --conf 'wal_level = replica' >"$work/env"
 . "$work/env"
+if [ -z "$CLIENT_BIN" ]; then CLIENT_BIN=$(scripts/servers/postgres.sh install 17 | sed -n 's/^CLIENT_BIN=//p'); fi
 mkdir "$work/home" "$work/repository" "$work/second" "$work/fast"
 if [ "$(id -u)" = 0 ]; then
     chown "$OWNER" "$work" "$work/home" "$work/repository" "$work/second" "$work/fast"
@@ -34,7 +39,7 @@ if [ "$(id -u)" = 0 ]; then
 fi
 export PGHOST=$SOCKET PGPORT=$PORT PGUSER=postgres
 kw init >/dev/null
-as_owner "$keepwell" --repository "$work/repository" wal receive 'user=postgres dbname=postgres' --create-slot --tail-every 1 2>"$work/receiver.log" &
+exec_as_owner "$keepwell" --repository "$work/repository" wal receive 'user=postgres dbname=postgres' --create-slot --tail-every 1 --heartbeat 1 2>"$work/receiver.log" &
 receiver=$!
 for _ in $(seq 300); do grep -q streaming "$work/receiver.log" && break; sleep 0.1; done
 sql "CREATE TABLESPACE fast LOCATION '$work/fast'" postgres
@@ -44,6 +49,7 @@ sql "CREATE TABLE visits (n int PRIMARY KEY, patient int REFERENCES patients)"
 sql "INSERT INTO patients SELECT n, 'patient ' || n FROM generate_series(1, 20000) n"
 sql "INSERT INTO visits SELECT n, n FROM generate_series(1, 20000) n"
 sql "CREATE SCHEMA old"
+sql "CREATE EXTENSION pg_trgm"
 sql "CREATE TABLE events (n int REFERENCES patients, day date) PARTITION BY RANGE (day)"
 sql "CREATE TABLE old.events_1 PARTITION OF events FOR VALUES FROM ('2026-01-01') TO ('2026-07-01')"
 sql "CREATE TABLE events_2 PARTITION OF events FOR VALUES FROM ('2026-07-01') TO ('2027-01-01')"
@@ -103,6 +109,49 @@ at-least = 60000
 TOML
 kw pg verify "$from" --level 5 --questions "$work/questions.toml" --scratch "$work" --report "$work/proof.json" --bin-dir "$BIN"
 grep -q '"sound": true' "$work/proof.json" || fail "the report does not say that it is sound"
+
+code=0; kw pg verify "$from" --level 0 --report "$work/no/such/directory/proof.json" >"$work/said" 2>&1 || code=$?
+[ $code = 1 ] && ! grep -q 'level 0' "$work/said" || fail "a report that cannot be written is found out too late: $code"
+
+# The report says how long a recovery takes and how much would be lost; it is signed, and no bit of it can be changed.
+python3 - "$work/proof.json" <<'PYTHON' || fail "the report lacks what was measured"
+import json, sys
+report = json.load(open(sys.argv[1]))
+point = report["recovery_point"]
+# The heart beats every second, and a tail is archived after one more; the rest is what a busy machine may take.
+assert point["recovered"] and 0 <= point["seconds"] < 60, point
+assert report["recovery_seconds"] > 0 and all(step["seconds"] >= 0 for step in report["steps"]), report
+PYTHON
+kw pg verify --check-report "$work/proof.json"
+for change in 's/"sound": true/"sound": tru3/' 's/"recovery_seconds": ./"recovery_seconds": 0/' '$ s/}/} /' 's/"signer": "./"signer": "g/'; do
+    sed "$change" "$work/proof.json" >"$work/changed.json"
+    cmp -s "$work/proof.json" "$work/changed.json" && continue
+    code=0; kw pg verify --check-report "$work/changed.json" >/dev/null 2>"$work/refused" || code=$?
+    [ $code = 13 ] && grep -q 'is not to be believed' "$work/refused" || fail "a changed report ($change) ended with $code: $(cat "$work/refused")"
+done
+kw --yes key enroll --name verifier --role reader --output "$work/verifier.key" >/dev/null
+as_owner "$keepwell" --repository "$work/repository" --key-file "$work/verifier.key" pg verify "$from" --level 1 --report "$work/small.json" >/dev/null
+kw pg verify --check-report "$work/small.json" | grep -q 'signed by `verifier`' || fail "a reader's report"
+kw --yes key revoke verifier >/dev/null
+code=0; kw pg verify --check-report "$work/small.json" >/dev/null 2>&1 || code=$?
+[ $code = 13 ] || fail "a report of somebody who was revoked is believed: $code"
+
+# What the host lacks is no fault of the backup, and is named.
+if [ -d "$BIN/../../../../share/postgresql/$major" ]; then
+    bare=$work/bare
+    mkdir -p "$bare/lib/postgresql" "$bare/share/postgresql"
+    cp -a "$BIN/.." "$bare/lib/postgresql/$major"
+    cp -a "$BIN/../../../../share/postgresql/$major" "$bare/share/postgresql/$major"
+    rm "$bare/share/postgresql/$major/extension/amcheck.control" "$bare/share/postgresql/$major/extension/pg_trgm.control"
+    chmod -R a+rX "$bare"
+    kw pg verify "$from" --level 4 --scratch "$work" --bin-dir "$bare/lib/postgresql/$major/bin" >"$work/said"
+    cat "$work/said"
+    grep -q 'unavailable  the cluster.s extensions are here (not installed on this host: `pg_trgm` 1\.[0-9]* of database `clinic`)' "$work/said" || fail "a missing extension is not named"
+    grep -q 'unavailable  pg_amcheck of all databases (`.*/pg_amcheck` needs the extension `amcheck`, which is not installed on this host)' "$work/said" || fail "a missing amcheck is not named"
+    kw pg restore "$from" "$work/bare-copy" --dry-run --tablespace "fast=$work/bare-fast" --bin-dir "$bare/lib/postgresql/$major/bin" >"$work/said" 2>&1
+    grep -q 'the extension `pg_trgm` 1\.[0-9]* of database `clinic` is not installed on this host; what uses it fails until it is' "$work/said" || fail "a restore does not name what is missing: $(cat "$work/said")"
+    rm -rf "$bare"
+fi
 sed -i 's/"10"/"11"/' "$work/questions.toml"
 code=0; kw --quiet pg verify "$from" --level 5 --questions "$work/questions.toml" --scratch "$work" --bin-dir "$BIN" >/dev/null || code=$?
 [ $code = 13 ] || fail "a wrong answer ended with $code"
@@ -121,16 +170,25 @@ code=0; wait "$verifying" || code=$?
 compgen -G "$work/keepwell-scratch-*" >/dev/null && fail "an interrupt left a scratch cluster behind"
 [ -e "/proc/$scratch_server" ] && fail "an interrupt left a scratch server behind"
 
-kw pg extract --snapshot "$from" --at "$before" --database clinic --table public.patients --into 'dbname=clinic' --schema lost --scratch "$work" --bin-dir "$BIN"
-[ "$(sql "SELECT count(*) FROM lost.patients")" = 20000 ] || fail "the table was not taken out of the past"
-[ "$(sql "SELECT count(*) FROM patients")" = 10 ] || fail "the table that was there was touched"
-kw pg extract --snapshot "$from" --at "$before" --database clinic --table public.visits -o "$work/visits.sql" --scratch "$work" --bin-dir "$BIN"
-[ "$(grep -c '^[0-9]' "$work/visits.sql")" = 20000 ] || fail "the dump does not have the rows"
-kw pg extract --snapshot "$from" --at "$before" --database clinic --table public.events --table public.patients --into 'dbname=clinic' --schema parts --scratch "$work" --bin-dir "$BIN"
-for part in events:1000 events_1:542 events_2:458 patients:20000; do
-    [ "$(sql "SELECT count(*) FROM parts.${part%:*}")" = "${part#*:}" ] || fail "${part%:*} was taken out of the past in part"
-done
-code=0; kw --quiet pg extract --snapshot "$from" --at "$before" --database nowhere --table public.visits -o "$work/none.sql" --scratch "$work" --bin-dir "$BIN" 2>/dev/null || code=$?
+# Tables out of the past, which takes the client programs of the cluster's own major.
+extract() { kw "${quiet[@]}" pg extract --snapshot "$from" --at "$before" --scratch "$work" --bin-dir "$BIN" "$@"; }
+quiet=()
+if [ -x "$BIN/pg_dump" ]; then
+    extract --database clinic --table public.patients --into 'dbname=clinic' --schema lost
+    [ "$(sql "SELECT count(*) FROM lost.patients")" = 20000 ] || fail "the table was not taken out of the past"
+    [ "$(sql "SELECT count(*) FROM patients")" = 10 ] || fail "the table that was there was touched"
+    extract --database clinic --table public.visits -o "$work/visits.sql"
+    [ "$(grep -c '^[0-9]' "$work/visits.sql")" = 20000 ] || fail "the dump does not have the rows"
+    extract --database clinic --table public.events --table public.patients --into 'dbname=clinic' --schema parts
+    for part in events:1000 events_1:542 events_2:458 patients:20000; do
+        [ "$(sql "SELECT count(*) FROM parts.${part%:*}")" = "${part#*:}" ] || fail "${part%:*} was taken out of the past in part"
+    done
+else
+    code=0; extract --database clinic --table public.visits -o "$work/none.sql" 2>"$work/refused" || code=$?
+    [ $code = 1 ] && grep -q '`pg_dump` of this major is not on this host' "$work/refused" || fail "no programs: $code: $(cat "$work/refused")"
+fi
+quiet=(--quiet)
+code=0; extract --database nowhere --table public.visits -o "$work/none.sql" 2>/dev/null || code=$?
 [ $code != 0 ] && ! compgen -G "$work/none.sql*" >/dev/null || fail "a failed extraction left a file"
 
 # A copy beside the original does not take its tablespace; it ends at the target when it is told to.
@@ -138,7 +196,7 @@ code=0; kw --quiet pg restore "$from" "$work/beside" --to-time "$before" 2>"$wor
 [ $code != 0 ] && grep -q "something stands in \`$work/fast\`" "$work/refused" || fail "the live tablespace was not refused: $(cat "$work/refused")"
 kw pg restore "$from" "$work/beside" --to-time "$before" --start --action shutdown --tablespace "fast=$work/beside-fast" \
     --set port=6545 --set "unix_socket_directories=$work/beside" --set listen_addresses= --bin-dir "$BIN"
-"$BIN/pg_controldata" -D "$work/beside" | grep -q 'shut down in recovery' || fail "the server did not end at its target"
+"$CLIENT_BIN/pg_controldata" -D "$work/beside" | grep -q 'shut down in recovery' || fail "the server did not end at its target"
 
 # The server dies; its data directory is damaged, and is repaired in place. The tablespace goes elsewhere.
 kill "$receiver"; wait "$receiver" 2>/dev/null || true; receiver=

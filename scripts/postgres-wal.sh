@@ -18,12 +18,17 @@ cleanup() {
 }
 trap cleanup EXIT
 fail() { echo "failed: $*" >&2; exit 1; }
+# In the background: what `$!` names is then the program, and no shell that waits for it.
+exec_as_owner() {
+    if [ "$(id -u)" != 0 ]; then exec "$@"; else exec setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"; fi
+}
 as_owner() {
     if [ "$(id -u)" != 0 ]; then "$@"; else setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"; fi
 }
 
 scripts/servers/postgres.sh start "$major" "$work/server" --conf 'wal_level = replica' >"$work/env"
 . "$work/env"
+if [ -z "$CLIENT_BIN" ]; then CLIENT_BIN=$(scripts/servers/postgres.sh install 17 | sed -n 's/^CLIENT_BIN=//p'); fi
 mkdir "$work/home" "$work/repository"
 if [ "$(id -u)" = 0 ]; then chown "$OWNER" "$work/home" "$work/repository" "$work"; cp "$keepwell" "$work/keepwell"; keepwell=$work/keepwell; fi
 export PGHOST=$SOCKET PGPORT=$PORT PGUSER=postgres PGDATABASE=postgres
@@ -32,7 +37,7 @@ kw() { as_owner "$keepwell" --repository "$work/repository" "$@"; }
 
 kw init >/dev/null
 sql "CREATE ROLE keepwell LOGIN REPLICATION"
-as_owner "$keepwell" --repository "$work/repository" wal receive 'user=keepwell' --create-slot --tail-every 1 2>"$work/receiver.log" &
+exec_as_owner "$keepwell" --repository "$work/repository" wal receive 'user=keepwell' --create-slot --tail-every 1 2>"$work/receiver.log" &
 receiver=$!
 for _ in $(seq 100); do grep -q streaming "$work/receiver.log" && break; sleep 0.1; done
 grep -q streaming "$work/receiver.log" || fail "no stream: $(cat "$work/receiver.log")"

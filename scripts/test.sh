@@ -8,13 +8,14 @@
 #              KEEPWELL_TEST_SERVERS   servers that `stores` runs, default "moto azurite gcs sftp"; also ceph, webdav
 #              KEEPWELL_SIM_SEEDS      simulated worlds, default 150
 #              KEEPWELL_TEST_POSTGRES  majors to test against, default "15 17"
+#              PROPTEST_RNG_SEED       where `test` begins its random inputs; by default always at the same place
 #              KEEPWELL_ADVISORIES=1   `deny` also fetches the advisory database (needs the network)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
 
 STAGES=(tools fmt clippy deny test doctest api rescue e2e embed bench fuzz stores)
-# Asked for by name: they take minutes. `postgres`, `sim`.
+# Asked for by name: they take minutes. `postgres`, `sim`, `random`.
 
 # Installs the Debian packages, Rust components and cargo tools that the other stages use, if they are missing.
 stage_tools() {
@@ -60,14 +61,30 @@ stage_deny() {
     cargo deny --offline --locked check --hide-inclusion-graph --allow duplicate "${checks[@]}"
 }
 
-stage_test() { cargo nextest run --workspace --locked --no-fail-fast --no-tests=pass --status-level fail --final-status-level slow; }
+# Random inputs are the same in every run, so that a change is judged by what it changes; `random` tries others.
+stage_test() {
+    PROPTEST_RNG_SEED=${PROPTEST_RNG_SEED:-1} cargo nextest run --workspace --locked --no-fail-fast --no-tests=pass \
+        --status-level fail --final-status-level slow
+}
+
+# The tests of the libraries with inputs that no run had before, twenty times as many of them.
+stage_random() {
+    unset PROPTEST_RNG_SEED
+    PROPTEST_CASES=5120 cargo nextest run --workspace --locked --no-fail-fast --lib --status-level fail --final-status-level slow
+    cargo nextest run --workspace --locked --no-fail-fast --stress-count 20 --status-level fail --final-status-level none \
+        -E 'binary(stateful) + binary(map) + binary(map_damage) + binary(recipe) + binary(entries) + binary(round_trip) + binary(it)'
+}
 
 # Against real servers, which are installed, started and stopped: the suite that every store must pass, a network that
 # fails at every request, and two hosts with a keeper in one bucket. A server that does not start fails it.
 stage_stores() {
     local servers=${KEEPWELL_TEST_SERVERS:-moto azurite gcs sftp}
     KEEPWELL_TEST_SERVERS=$servers cargo nextest run --workspace --locked --no-fail-fast --test-threads 2 \
-        --status-level pass --final-status-level slow --test stores --test network
+        --status-level pass --final-status-level slow --test stores --test control --test network
+    if [[ " ${servers//,/ } " == *" moto "* ]]; then
+        cargo build --locked --quiet --workspace --bins --tests # built already for the stage `test`
+        scripts/archive.sh
+    fi
     # Only where the server keeps a promise: of two creates at once moto may let both win.
     if [[ " ${servers//,/ } " == *" ceph "* ]]; then
         cargo build --locked --quiet --workspace --bins --tests # built already for the stage `test`
@@ -83,8 +100,10 @@ stage_postgres() {
     for major in ${KEEPWELL_TEST_POSTGRES:-15 17}; do
         scripts/postgres-base.sh "$major"
         scripts/postgres-logical.sh "$major"
+        scripts/postgres-kill.sh "$major"
         [ -n "$(scripts/servers/postgres.sh install "$major" | sed -n 's/^CLIENT_BIN=//p')" ] || continue
         scripts/postgres-wal.sh "$major"
+        scripts/postgres-instant.sh "$major"
         scripts/postgres-proof.sh "$major"
         scripts/postgres-pitr.py --major "$major" --moments 6
     done
@@ -105,6 +124,8 @@ stage_e2e() {
         echo "-- $script"
         bash "$script" || { echo "failed: $script"; failed=1; }
     done
+    echo "-- scripts/first-run.sh"
+    KEEPWELL=${CARGO_TARGET_DIR:-target}/debug/keepwell scripts/first-run.sh /usr/share/doc >/dev/null || failed=1
     return $failed
 }
 

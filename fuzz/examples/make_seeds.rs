@@ -338,6 +338,7 @@ fn manifest(writer: MemberId, parent: SnapshotId) -> Manifest {
         keep_forever: false,
         description: "before the upgrade".to_owned(),
         extra: [("lsn".to_owned(), vec![1])].into(),
+        later: Vec::new(),
     }
 }
 

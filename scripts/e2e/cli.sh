@@ -6,8 +6,8 @@
 set -euo pipefail
 
 root=$(realpath "$(dirname "$0")/../..")
-keepwell=${KEEPWELL:-$root/target/debug/keepwell}
-[ -x "$keepwell" ] || (cd "$root" && cargo build --locked -p keepwell-cli)
+keepwell=${KEEPWELL:-${CARGO_TARGET_DIR:-$root/target}/debug/keepwell}
+[ -x "$keepwell" ] || (cd "$root" && cargo build --locked --workspace --bins)
 if [ $# -gt 0 ]; then
     work=$(realpath "$1")
 else
@@ -40,6 +40,20 @@ expect() { # CODE ARGUMENTS…
 says() { grep -qF -- "$1" "$work/out" "$work/err" || fail "nothing says: $1"; }
 silent_about() { ! grep -qF -- "$1" "$work/out" "$work/err" || fail "something says: $1"; }
 
+wait_for() { # MESSAGE COMMAND…: until the command succeeds, a minute at most
+    local message=$1
+    shift
+    for _ in $(seq 600); do
+        ! "$@" || return 0
+        sleep 0.1
+    done
+    fail "$message"
+}
+
+# The sign of life of the session that is at work with this cache.
+alive_in() { find "$1" -path "*/alive/*" -type f ! -name "*.new" 2>/dev/null | head -n 1 || true; }
+has_alive() { [ -n "$(alive_in "$1")" ]; }
+
 same() { # A B: nothing may differ
     local differences
     differences=$(rsync -aHAXc --delete -n --itemize-changes "$1/" "$2/")
@@ -50,17 +64,19 @@ json() { # KEY: that field of the last line of type TYPE
     python3 -c 'import json,sys; print([o for o in map(json.loads, open(sys.argv[1])) if o["type"] == sys.argv[2]][-1][sys.argv[3]])' "$work/out" "$1" "$2"
 }
 
-# The same on a terminal of its own, where the answer to a question is given.
+# The same on a terminal of its own, where every question gets the same answer; an interrupt ($'\x03') needs no Enter.
 on_terminal() { # CODE ANSWER ARGUMENTS…
     local wanted=$1 code=0
     echo "\$ keepwell ${*:3}" >>"$log"
     python3 - "$2" "$keepwell" "${@:3}" >"$work/out" 2>"$work/err" <<'PYTHON' || code=$?
-import os, pty, sys
+import fcntl, os, pty, signal, struct, sys, termios
 answer, command = sys.argv[1], sys.argv[2:]
 pid, terminal = pty.fork()
 if pid == 0:
-    os.execv(command[0], command)
-said = b""
+    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
+    os.execve(command[0], command, dict(os.environ, TERM="xterm"))
+said, answered = b"", 0
+signal.alarm(300)  # a question that nobody can end
 while True:
     try:
         part = os.read(terminal, 4096)
@@ -69,9 +85,9 @@ while True:
     if not part:
         break
     said += part
-    if b"[y/N]" in said and answer:
-        os.write(terminal, answer.encode() + b"\n")
-        answer = ""
+    while answer and said.count(b"[y/N]") > answered:
+        os.write(terminal, answer.encode() + b"\n" * (answer != "\x03"))
+        answered += 1
 sys.stdout.buffer.write(said)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 PYTHON
@@ -120,6 +136,22 @@ expect 0 restore "latest~1:$tree/odd/random" --target "$work/one"
 cmp "$tree/odd/random" "$work/one/random"
 expect 0 restore latest --target "$work/some" --include '*.gz' --exclude '/**/changelog*'
 [ -z "$(find "$work/some" -type f ! -name '*.gz')" ] || fail "more than was included"
+
+step "on a terminal: a bar with rate and time left, and colors unless NO_COLOR says otherwise"
+head -c 60000000 /dev/urandom >"$work/big" # several packs: what is fetched counts pack by pack
+expect 0 backup "$work/big" --dataset big
+on_terminal 0 "" restore dataset:big --target "$work/slowly" --limit-download 6MiB
+says "MiB of "
+says "B/s"
+grep -Eq '[0-9]+:[0-9]{2} left' "$work/out" || fail "the bar does not say how long it takes"
+on_terminal 0 "" restore "latest~1:$tree/odd/random" --target "$work/quietly" --no-progress
+silent_about "B/s"
+on_terminal 0 "" snapshots --no-progress
+says $'\e[1m'
+NO_COLOR=1 on_terminal 0 "" snapshots --no-progress
+silent_about $'\e[1m'
+expect 0 forget dataset:big
+rm -r "$work/big" "$work/slowly"
 
 step "a dry run changes nothing"
 expect 0 restore latest --target "$work/nothing" --dry-run
@@ -249,6 +281,20 @@ if mount -t tmpfs none "$work/disks/m" 2>/dev/null; then
     says "not removed: another file system is mounted there"
     [ ! -e "$work/disks/stray" ] || fail "what the snapshot lacks was not removed"
 fi
+
+step "what does not fit is refused, also where it is only asked; parts on one file system share its room"
+mkdir -p "$work/large/a" "$work/large/b" "$work/small"
+head -c 300000 /dev/urandom >"$work/large/a/x" && head -c 300000 /dev/urandom >"$work/large/b/y"
+expect 0 backup "$work/large/a" "$work/large/b" --dataset large
+if mount -t tmpfs -o size=500k none "$work/small" 2>/dev/null; then
+    fits() { expect "$1" restore latest --dataset large --target "$work/small" --yes "${@:2}"; }
+    for how in "" "--delete"; do
+        # shellcheck disable=SC2086
+        for only in "--dry-run" ""; do fits 1 $how $only && says "the restore needs"; done
+    done
+    fits 0 --include x --dry-run
+    umount "$work/small"
+fi
 unset KEEPWELL_REPOSITORY
 
 step "a whole snapshot with --delete removes only within what was captured"
@@ -261,6 +307,14 @@ step "check"
 expect 0 check
 expect 0 check --read-data
 says "no damage was found"
+expect 0 check --read-data-share 0%
+says ", 0 B of them read"
+expect 0 check --read-data-share 100% --json
+all=$(json check packs_read)
+[ "$all" = "$(json check packs)" ] || fail "a share of 100% is $all packs of $(json check packs)"
+expect 0 check --read-data-older-than 1d --json
+[ "$(json check packs_read)" = 0 ] || fail "what was just read was read again"
+expect 2 check --read-data-share 101%
 expect 0 check --without-key
 
 step "nobody reads on"
@@ -278,10 +332,16 @@ expect 0 forget --keep-last 1 --dry-run
 says "would forget"
 expect 0 forget --keep-last 1 --prune --dry-run
 says "as long as these are not forgotten"
-expect 2 rewrite latest --exclude nothing
-silent_about "--dry-run"
+expect 0 rewrite latest --exclude no-such-name
+says "it stays as it is"
+expect 0 rewrite latest --exclude random --dry-run
+says "$tree/odd/random"
+expect 2 rewrite latest --exclude random
+says "--dry-run"
 expect 0 forget --keep-last 1 --prune
 says "no rule keeps it"
+says "stored: "
+says "removed "
 expect 0 unforget
 says "could be brought back"
 expect 2 unforget 0123456789
@@ -300,7 +360,14 @@ expect 0 restore "latest:$tree" --target "$work/after" --dataset "$tree"
 same "$tree" "$work/after"
 
 step "tags, and snapshots that are to be kept"
+expect 0 tag "dataset:$tree" --add important --keep-forever --dry-run
+says ", important]"
+says "kept: as the rules say -> for ever"
+on_terminal 1 n tag "dataset:$tree" --add important --keep-forever
+says "not confirmed"
+expect 1 show tag:important
 expect 0 tag "dataset:$tree" --add important --keep-forever
+says "kept: as the rules say -> for ever"
 expect 1 forget tag:important
 says "--allow-forget"
 expect 0 show tag:important
@@ -311,14 +378,30 @@ expect 0 --json stats
 [ "$(json stats stored_bytes)" -gt "$(json stats unused_bytes)" ] || fail "stats: more is unused than stored"
 [ "$(json growth added_bytes)" -ge 0 ] || fail "stats: no growth"
 
+step "paths are left out of a snapshot: what goes is shown, confirmed, and gone"
+expect 0 backup "$work/two" --dataset rewritten
+expect 0 rewrite dataset:rewritten --exclude x --dry-run
+says "$work/two/a/x"
+expect 0 ls dataset:rewritten
+says "$work/two/a/x"
+on_terminal 1 n rewrite dataset:rewritten --exclude x
+on_terminal 0 y rewrite dataset:rewritten --exclude x
+expect 0 ls dataset:rewritten
+silent_about "$work/two/a/x"
+says "$work/two/b/y"
+expect 0 rewrite dataset:rewritten --exclude y --yes --json
+[ "$(json rewrite_plan paths)" = "['$work/two/b/y']" ] || fail "the plan does not name what goes"
+[ "$(json rewrite records_removed)" -gt 0 ] || fail "nothing was left out"
+expect 0 forget dataset:rewritten
+
 step "a time that the store contradicts"
-newest=$(find "$HOME/.local/share/keepwell/repository/commits" -type f -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2)
-touch -d '2001-01-01' "$newest"
+commits=$HOME/.local/share/keepwell/repository/commits
+find "$commits" -type f -exec touch -d '2001-01-01' {} +
 expect 0 snapshots
 says "flagged: captured after the store received it"
 expect 0 forget --keep-last 1 --dry-run
 says "flagged: captured after the store received it"
-touch "$newest"
+find "$commits" -type f -exec touch {} +
 expect 0 snapshots
 silent_about "flagged"
 
@@ -341,6 +424,7 @@ cat >"$HOME/.config/keepwell/config.toml" <<TOML
 [profile.desk]
 repository = "$work/desk-repository"
 paths = ["$work/desk"]
+retention = { last = 1 }
 [[profile.desk.copy]]
 name = "near"
 to = "$work/near"
@@ -350,7 +434,7 @@ max-age = "7d"
 [[profile.desk.copy]]
 name = "far"
 to = "$work/far"
-only = "weekly"
+only = "yearly"
 verify = "30d"
 [[profile.desk.copy]]
 name = "safe"
@@ -373,11 +457,77 @@ expect 0 copy --json
 expect 0 -r "$work/near" snapshots --json
 [ "$(wc -l <"$work/out")" = 2 ] || fail "two snapshots were to be kept nearby"
 expect 0 -r "$work/far" snapshots --json
-[ "$(wc -l <"$work/out")" = 1 ] || fail "one of the week was to be kept far away"
+[ "$(wc -l <"$work/out")" = 1 ] || fail "one of the year was to be kept far away"
+expect 0 forget --dry-run
+says "would forget 2 snapshots, kept 1"
+expect 0 -r "$work/near" forget --dry-run
+says "would forget 0 snapshots, kept 2"
+expect 2 -r "$work/far" forget --dry-run
+says "the copy far keeps everything"
 expect 0 copies
 says "up to date"
 says "not attached"
+echo 4 >"$work/desk/file"
+expect 0 backup
+expect 0 copy --dry-run --to near
+says "the copy near would forget:"
+says "no rule keeps it"
+on_terminal 130 $'\x03' copy --to near
+says "Forget 1 snapshot at the copy near?"
+says "interrupted"
+on_terminal 0 n copy --to near
+says "Forget 1 snapshot at the copy near?"
+says "nothing was forgotten at the copy near"
+expect 0 -r "$work/near" snapshots --json
+[ "$(wc -l <"$work/out")" = 3 ] || fail "something was forgotten that was not confirmed"
+on_terminal 0 y copy --to near
+expect 0 -r "$work/near" snapshots --json
+[ "$(wc -l <"$work/out")" = 2 ] || fail "nothing was forgotten at the copy"
+echo 5 >"$work/desk/file"
+expect 0 backup
+expect 0 copy --to near --json
+[ "$(json copy_forgets reason)" = "no rule keeps it" ] || fail "no reason for what the copy forgets"
+[ "$(json prune_plan copy)" = near ] || fail "the plan of the prune at the copy was not shown"
 expect 0 copy --to near
+
+step "one listing across the copies, by name or by place; one that is away does not end it"
+expect 0 snapshots --copy near --copy "$work/far" --copy safe
+says "here, near"
+says "here, $work/far"
+says "safe: not attached"
+expect 3 snapshots --copy near --copy "$work/nowhere" --json
+[ "$(json held_snapshot held_by)" = "['here', 'near']" ] || fail "the newest snapshot is held here and near"
+json store error | grep -q unreachable || fail "a store that is not there is not named"
+expect 3 -r "$work/nowhere" snapshots --copy near --copy far
+says "here: unreachable"
+expect 10 -r "$work/nowhere" snapshots --copy "$work/nowhere"
+
+step "a copy with keys of its own: by --to-key-file, by the profile, and in one listing with the others"
+expect 0 -r "$work/foreign" --key-file "$work/foreign.key" init
+expect 0 copy latest --to "$work/foreign" --to-key-file "$work/foreign.key"
+says "copied 1 snapshot"
+expect 0 -r "$work/foreign" --key-file "$work/foreign.key" restore "latest:$work/desk" --target "$work/from-foreign"
+same "$work/desk" "$work/from-foreign"
+expect 0 snapshots --copy "$work/foreign" --json
+[ "$(json held_snapshot held_by)" = "['here', '$work/foreign']" ] || fail "the copy with other keys holds the newest"
+cp "$HOME/.config/keepwell/config.toml" "$work/config.before"
+cat >>"$HOME/.config/keepwell/config.toml" <<TOML
+[[profile.desk.copy]]
+name = "own-keys"
+to = "$work/foreign"
+key-file = "$work/foreign.key"
+TOML
+expect 0 copy --to own-keys --json
+[ "$(json copy state)" = "up to date" ] && [ "$(json copy copied)" -gt 0 ] || fail "nothing was copied under the other keys"
+expect 0 copy --to own-keys --json
+[ "$(json copy copied)" = 0 ] || fail "something was copied twice under the other keys"
+expect 0 copies
+says "own-keys"
+expect 0 snapshots --copy own-keys --copy near
+says "here, own-keys, near"
+cp "$work/config.before" "$HOME/.config/keepwell/config.toml"
+
+step "copies of a profile, and what is refused"
 expect 2 copy --to near latest
 mkdir -p "$work/safe" && cp -r "$work/near" "$work/safe/copy"
 expect 0 copy --to safe
@@ -411,7 +561,10 @@ to = "$work/fresh-disk/copy"
 when-attached = true
 require-mount = "/"
 TOML
-expect 1 snapshots
+expect 0 snapshots
+says "does not lie on \`/proc\`"
+says "going on with the copy near"
+expect 1 backup
 says "does not lie on \`/proc\`"
 expect 0 -r "$work/near" snapshots
 sed -i '/require-mount = "\/proc"/d' "$HOME/.config/keepwell/config.toml"
@@ -435,10 +588,7 @@ to = "$work/later"
 TOML
 "$keepwell" copy --limit-upload 256KiB >>"$log" 2>&1 &
 process=$!
-for _ in $(seq 100); do
-    [ ! -e "$work/slow" ] || break
-    sleep 0.1
-done
+wait_for "the copy does not begin" test -e "$work/slow"
 sleep 1
 kill -INT "$process"
 code=0
@@ -464,8 +614,31 @@ expect 0 restore "latest:$work/desk" --target "$work/fallen2"
 says "going on with the copy near"
 same "$work/desk" "$work/fallen2"
 expect 0 find random
+for command in "snapshots" "show latest" "diff latest latest"; do
+    # shellcheck disable=SC2086
+    expect 0 $command
+    says "going on with the copy near"
+done
+for elsewhere in "-r $work/nowhere" "-r $work/nowhere --json"; do
+    # shellcheck disable=SC2086
+    expect 10 $elsewhere restore latest --target "$work/not-of-a-copy"
+    silent_about "going on with the copy"
+done
+KEEPWELL_REPOSITORY=$work/nowhere expect 10 snapshots
+[ ! -e "$work/not-of-a-copy" ] || fail "a copy stood in for a repository that is none of the profile's"
+expect 0 -r "$work/desk-repository" ls latest
+says "going on with the copy near"
+mkdir "$work/desk-repository" && cp "$work/near/keepwell.json" "$work/desk-repository"
+desk_key=$(grep -A3 "$work/near" "$HOME/.config/keepwell/repositories.toml" | grep -o '/.*\.key' | head -n 1)
+expect 0 --key-fd 3 --no-cache ls latest 3< <(cat "$desk_key") # it is read before the damage shows, and not again
+says "going on with the copy near"
+rm -r "$work/desk-repository"
+expect 3 --key-fd 3 snapshots --copy near --copy far 3< <(cat "$desk_key")
+says "here: unreachable"
+silent_about "far: unreachable"
 mv "$work/near" "$work/near-gone"
 expect 0 ls "latest:$work/desk"
+says "the copy near cannot be used"
 says "going on with the copy far"
 mv "$work/near-gone" "$work/near"
 rm -r "$work/desk-gone" && mv "$work/desk-whole" "$work/desk-repository"
@@ -541,6 +714,15 @@ step "a reader, another owner, a recovery kit alone on a fresh machine"
 expect 0 key enroll --name desk --role reader --output "$work/reader.key"
 expect 0 --key-file "$work/reader.key" restore "latest:$tree/odd" --target "$work/by-reader"
 expect 12 --key-file "$work/reader.key" backup "$tree/odd"
+touch "$work/by-reader/stray"
+expect 1 --key-file "$work/reader.key" restore "latest:$tree/odd" --target "$work/by-reader" --yes
+says "this credential cannot back up what stands in the target"
+expect 0 key enroll --name attic --role keeper --output "$work/keeper.key"
+mkdir "$work/by-keeper" && echo old >"$work/by-keeper/stray"
+expect 0 --key-file "$work/keeper.key" restore "latest:$tree/odd" --target "$work/by-keeper" --yes
+says "To undo:"
+expect 0 --key-file "$work/keeper.key" restore "latest:$work/by-keeper" --dataset safety --target "$work/by-keeper" --delete --yes
+[ "$(ls "$work/by-keeper")" = stray ] || fail "a keeper's restore was not undone"
 cp -a "$KEEPWELL_REPOSITORY" "$work/ahead"
 # With a cache of its own: what this host has seen of the trust chain of one store may not be gone later.
 KEEPWELL_CACHE_DIR=$work/ahead.cache expect 0 -r "$work/ahead" key enroll --name late --role reader --output "$work/late.key"
@@ -556,6 +738,28 @@ unset KEEPWELL_REPOSITORY
 HOME=$work/fresh expect 0 --key-file "$work/kit.txt" restore "latest:$tree/odd" --target "$work/by-kit"
 same "$tree/odd" "$work/by-kit"
 export KEEPWELL_REPOSITORY=$work/second
+
+step "a key and its passphrase from a descriptor, a command, the environment, systemd's credentials"
+expect 0 key kit --output "$work/kit-file.txt" --new-passphrase-file "$work/passphrase"
+expect 0 key kit --output "$work/kit-command.txt" --new-passphrase-command "cat $work/passphrase"
+mkdir "$work/credentials" && cp "$work/kit-command.txt" "$work/credentials/keepwell-key"
+cp "$work/passphrase" "$work/credentials/keepwell-passphrase" && chmod 600 "$work/credentials"/*
+(
+    export HOME=$work/nobody # where no key is remembered
+    expect 12 snapshots
+    expect 12 --key-file "$work/kit-file.txt" snapshots
+    expect 0 --key-file "$work/kit-file.txt" --passphrase-file "$work/passphrase" snapshots
+    expect 0 --key-fd 3 snapshots 3<"$second"
+    expect 0 --key-fd 3 snapshots 3< <(cat "$second")
+    KEEPWELL_KEY_FD=3 expect 0 snapshots 3<"$second"
+    KEEPWELL_KEY_FD=three expect 2 snapshots
+    KEEPWELL_KEY_FD=three expect 0 --key-file "$second" snapshots
+    KEEPWELL_KEY_COMMAND="cat $second" expect 0 snapshots
+    KEEPWELL_KEY_COMMAND=false expect 12 snapshots
+    CREDENTIALS_DIRECTORY=$work/credentials expect 0 snapshots
+    echo wrong >"$work/credentials/keepwell-passphrase"
+    CREDENTIALS_DIRECTORY=$work/credentials expect 12 snapshots
+) || exit 1
 
 step "a domain is erased: its data is gone, and only that"
 expect 0 key domain customer
@@ -611,11 +815,20 @@ if [ "$(id -u)" != 0 ]; then
     chmod 4711 "$tree/odd/random"
 fi
 
+step "a file that turns out shorter than it said is named, also as root"
+short=/sys/devices/system/cpu/online # says that it has a page
+if [ "$(stat -c %s "$short" 2>/dev/null)" = 4096 ]; then
+    expect 3 backup "$tree/odd" "$short" --dataset short
+    says "$short"
+    says "changed while it was read"
+fi
+
 step "interrupted: 130, and nothing is lost"
 head -c 200000000 /dev/urandom >"$tree/large"
-"$keepwell" backup "$tree" --limit-upload 2MiB >>"$log" 2>&1 &
+"$keepwell" backup "$tree" --limit-upload 2MiB --cache-dir "$work/interrupted" >>"$log" 2>&1 &
 process=$!
-sleep 2
+wait_for "the backup does not begin" has_alive "$work/interrupted"
+sleep 1
 kill -INT "$process"
 code=0
 wait "$process" || code=$?
@@ -628,11 +841,8 @@ step "another process was in the way: 11, and nothing is lost"
 head -c 50000000 /dev/urandom >"$tree/large"
 "$keepwell" backup "$tree" --limit-upload 2MiB --cache-dir "$work/stalled" >>"$log" 2>&1 &
 process=$!
-for _ in $(seq 100); do
-    alive=$(find "$work/stalled" -path "*/alive/*" -type f 2>/dev/null || true)
-    [ -z "$alive" ] || break
-    sleep 0.1
-done
+wait_for "the backup does not begin" has_alive "$work/stalled"
+alive=$(alive_in "$work/stalled")
 cp "$alive" "$work/alive" && mv "$work/alive" "$alive" # not locked: as if the process had died
 expect 0 prune --cache-dir "$work/stalled"
 says "1 session that showed no sign of life"
@@ -655,6 +865,27 @@ says "put back trust/0000000001"
 expect 0 check --read-data
 expect 0 backup "$tree"
 
+step "a store that was set back is refused by who remembers its newest snapshot"
+cp -a "$place" "$work/set-back"
+expect 0 backup "$tree"
+expect 0 snapshots --last 1 --json
+witness=$(json snapshot witness)
+expect 0 show latest
+says "$witness"
+expect 0 restore latest --target "$work/expected" --expect "$witness"
+says "no older one than expected"
+expect 13 -r "$work/set-back" restore latest --target "$work/not-expected" --expect "$witness"
+says "the store shows less than is known"
+[ ! -e "$work/not-expected" ] || fail "something was restored from a store that was set back"
+expect 0 -r "$work/set-back" restore latest --target "$work/set-back-restored"
+says "Nothing proves that there was no newer one"
+expect 2 restore latest --target "$work/not-expected" --expect latest
+expect 0 key enroll --name other --role writer --output "$work/other.key"
+expect 0 --key-file "$work/other.key" backup "$tree/odd" --dataset by-other
+expect 0 restore latest --dataset by-other --target "$work/expected-of-other" --expect "$witness"
+says "The newest snapshot of the expected writer here is $witness; no older one than expected."
+says "Nothing proves that there was no newer one than"
+
 step "doctor, cache, completions, man, version"
 expect 0 doctor
 expect 1 doctor --as-writer
@@ -663,6 +894,16 @@ KEEPWELL_KEY_FILE=$second expect 0 doctor
 says "$work/second is on"
 KEEPWELL_KEY_FILE=$second expect 0 check --without-key
 expect 2 -r s3://bucket policy lifecycle --principal arn:aws:iam::1:user/x
+expect 2 -r gs://bucket/web policy reader
+group=/subscriptions/s1/resourceGroups/g1
+for command in "gs://bucket/web policy roles" "gs://bucket/web policy lifecycle" \
+    "gs://bucket/web policy writer --any-writer --within p1 --principal serviceAccount:web1@p1.iam.gserviceaccount.com" \
+    "azblob://bucket/web policy roles --within $group" "azblob://bucket/web policy lifecycle" \
+    "azblob://bucket/web?account=acme policy writer --any-writer --within $group"; do
+    # shellcheck disable=SC2086
+    expect 0 -r $command
+    python3 -m json.tool "$work/out" >/dev/null || fail "$command: not JSON"
+done
 expect 0 cache
 expect 0 cache clear
 expect 0 backup "$tree"
@@ -684,5 +925,8 @@ for command in "snapshots" "ls latest" "show latest" "check" "stats" "key list" 
 done
 expect 10 --json -r "$work/nowhere" snapshots
 [ "$(json error code)" = 10 ] || fail "the error is not told as JSON"
+expect 2 --json restore latest
+[ "$(json error message)" = "the following required arguments were not provided: --target <DIR>" ] ||
+    fail "what is missing on the command line is not told as JSON"
 
 echo "$steps steps passed"

@@ -135,3 +135,44 @@ SELECT lo_create(4243);
 ALTER LARGE OBJECT 4242 OWNER TO clinic_owner;
 GRANT SELECT ON LARGE OBJECT 4242 TO reader;
 COMMENT ON LARGE OBJECT 4242 IS 'a picture';
+
+-- Kinds that few have.
+CREATE FOREIGN DATA WRAPPER nobody;
+CREATE SERVER elsewhere FOREIGN DATA WRAPPER nobody OPTIONS (place 'far ''away''');
+CREATE USER MAPPING FOR clinic_owner SERVER elsewhere OPTIONS (password 'sesame');
+CREATE FOREIGN TABLE afar (n int OPTIONS (name 'N'), text text) SERVER elsewhere OPTIONS (file 'x');
+GRANT USAGE ON FOREIGN SERVER elsewhere TO reader;
+CREATE FUNCTION to_address(text) RETURNS address LANGUAGE sql IMMUTABLE AS $$ SELECT ROW($1, 0)::app.address $$;
+CREATE CAST (text AS address) WITH FUNCTION to_address(text) AS ASSIGNMENT;
+CREATE DEFAULT CONVERSION odd_latin FOR 'LATIN1' TO 'UTF8' FROM iso8859_1_to_utf8;
+CREATE TYPE base;
+CREATE FUNCTION base_in(cstring) RETURNS base LANGUAGE internal IMMUTABLE STRICT AS 'textin';
+CREATE FUNCTION base_out(base) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout';
+CREATE TYPE base (INPUT = base_in, OUTPUT = base_out, LIKE = text);
+CREATE TABLE bases (is_one base);
+INSERT INTO bases VALUES ('one'), ('t''wo');
+CREATE FUNCTION backwards(int, int) RETURNS int LANGUAGE sql IMMUTABLE AS $$ SELECT btint4cmp($2, $1) $$;
+CREATE OPERATOR FAMILY turned USING btree;
+CREATE OPERATOR CLASS turned_ops FOR TYPE int USING btree FAMILY turned AS
+    OPERATOR 1 > (int, int), OPERATOR 2 >= (int, int), OPERATOR 3 = (int, int), OPERATOR 4 <= (int, int), OPERATOR 5 < (int, int),
+    FUNCTION 1 backwards(int, int);
+CREATE INDEX wide_turned ON wide (n turned_ops);
+CREATE TEXT SEARCH TEMPLATE plain_words (INIT = dsimple_init, LEXIZE = dsimple_lexize);
+CREATE TEXT SEARCH DICTIONARY few_words (TEMPLATE = plain_words);
+CREATE TEXT SEARCH PARSER own_parser (START = prsd_start, GETTOKEN = prsd_nexttoken, END = prsd_end, LEXTYPES = prsd_lextype);
+ALTER TEXT SEARCH CONFIGURATION words ALTER MAPPING FOR asciiword WITH few_words;
+CREATE FUNCTION own_handler() RETURNS language_handler LANGUAGE c AS '$libdir/plpgsql', 'plpgsql_call_handler';
+CREATE LANGUAGE own HANDLER own_handler;
+CREATE FUNCTION by_own() RETURNS int LANGUAGE own AS $$ BEGIN RETURN 4; END $$;
+CREATE TRANSFORM FOR int LANGUAGE sql (FROM SQL WITH FUNCTION prsd_lextype(internal), TO SQL WITH FUNCTION int4recv(internal));
+CREATE ACCESS METHOD pile TYPE TABLE HANDLER heap_tableam_handler;
+CREATE TABLE piled (n int) USING pile;
+INSERT INTO piled SELECT generate_series(1, 5);
+CREATE FUNCTION ranked() RETURNS bigint LANGUAGE internal WINDOW IMMUTABLE AS 'window_rank';
+CREATE AGGREGATE nth(float8 ORDER BY anyelement) (SFUNC = ordered_set_transition, STYPE = internal, FINALFUNC = percentile_disc_final, FINALFUNC_EXTRA);
+CREATE SUBSCRIPTION from_afar CONNECTION 'host=nowhere dbname=x' PUBLICATION changes WITH (connect = false, slot_name = NONE);
+ALTER TABLE wide ALTER COLUMN filler SET STORAGE EXTERNAL;
+ALTER TABLE wide SET (fillfactor = 80, autovacuum_enabled = off);
+ALTER TABLE people CLUSTER ON people_pkey;
+ALTER TABLE visits REPLICA IDENTITY FULL;
+COMMENT ON SERVER elsewhere IS 'nobody is there';

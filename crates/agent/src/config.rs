@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use jiff::{Span, SpanRelativeTo};
 use keepwell_catalog::retention::{RetentionPolicy, Slots};
-use keepwell_storage::{CredentialSources, InvalidLocation, Location, Settings};
+use keepwell_storage::{CredentialSources, InvalidLocation, Location, RateLimits, Settings, Size};
 use serde::Deserialize;
 
 /// A configuration file.
@@ -35,6 +36,9 @@ pub struct Job {
     /// What a repository in the network is opened with.
     #[serde(default)]
     pub credentials: CredentialSources,
+    /// How fast its bytes may go and come.
+    #[serde(default)]
+    pub limits: Limits,
     /// Its key, not under a passphrase.
     pub key_file: AbsolutePath,
     /// What to back up.
@@ -74,6 +78,9 @@ pub struct CopyJob {
     /// What it is opened with.
     #[serde(default)]
     pub credentials: CredentialSources,
+    /// How fast bytes may go there and come from there.
+    #[serde(default)]
+    pub limits: Limits,
     /// A mount point that must be mounted.
     pub require_mount: Option<AbsolutePath>,
     /// That it is not there is no failure.
@@ -90,6 +97,27 @@ pub struct CopyJob {
     pub verify: Option<Every>,
     /// How old the newest snapshot there may be.
     pub max_age: Option<Every>,
+}
+
+/// Bytes per second; without one, as fast as it goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Limits {
+    /// To the store, as `5MiB`.
+    pub upload: Option<Size>,
+    /// From the store.
+    pub download: Option<Size>,
+}
+
+impl Limits {
+    /// As the library takes it.
+    pub fn rates(self) -> RateLimits {
+        let rate = |size: Option<Size>| size.and_then(|Size(bytes)| NonZeroU64::new(bytes));
+        RateLimits {
+            upload_bytes_per_second: rate(self.upload),
+            download_bytes_per_second: rate(self.download),
+        }
+    }
 }
 
 /// The name of a job: its dataset, and the name of a file.
@@ -289,6 +317,8 @@ repository = "s3://backups/mail?region=eu-central-1"
 key-file = "/etc/keepwell/home.key"
 paths = ["/var/mail"]
 every = "1d"
+[job.mail.limits]
+upload = "5MiB"
 [job.mail.credentials]
 access-key = "AK"
 secret-key-file = "/etc/keepwell/s3"
@@ -306,6 +336,9 @@ secret-key-file = "/etc/keepwell/s3"
         assert_eq!(policy.daily, Some(Slots::Newest(14)));
         assert_eq!(policy.yearly, Some(Slots::Forever));
         assert!(mail.retention.is_none());
+        assert_eq!(mail.limits.rates().upload_bytes_per_second, NonZeroU64::new(5 << 20));
+        assert_eq!(mail.limits.rates().download_bytes_per_second, None);
+        assert_eq!(home.limits.rates(), RateLimits::default());
     }
 
     #[test]
@@ -335,6 +368,10 @@ secret-key-file = "/etc/keepwell/s3"
                 "2:14: `s3://b` is no place for a repository: the parameter `secret-key` looks like a secret",
             ),
             ("[job.\"../a\"]\n".to_owned(), "1:6: `../a` is no name of a job"),
+            (
+                job("every = \"1h\"\npaths = [\"/x\"]\n[job.a.limits]\nupload = \"5 miles\""),
+                "7:10: `miles` is no unit",
+            ),
             ("[jobs.a]\n".to_owned(), "1:2: unknown field `jobs`"),
             ("[job.a\n".to_owned(), "1:7: "),
             (String::new(), "1:1: missing field `job`"),

@@ -4,11 +4,16 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use backup_core::env::Timestamp;
-use backup_core::{CheckOptions, CopyRules, Error, PruneOptions, ReadData, Repository, RepositoryHint};
-use keepwell_storage::{ConnectOptions, LocalOptions, ObjectStore, Purpose, RetryPolicy, Retrying, connect};
+use backup_core::{
+    Approval, CheckOptions, CopyRules, Error, PruneOptions, ReadData, Repository, RepositoryHint, Retirement,
+    Snapshot,
+};
+use keepwell_storage::{
+    ConnectOptions, LocalOptions, ObjectStore, Purpose, StorageError, Throttled, connect,
+};
 
 use crate::config::{CopyJob, Job, JobName, Retention};
-use crate::run::{host, open_store};
+use crate::run::{host, open_store, retrying};
 use crate::state::State;
 use crate::stop::Stop;
 
@@ -37,6 +42,8 @@ pub struct Copied {
     pub bytes: u64,
     /// Snapshots that the copy's rules no longer keep.
     pub forgotten: usize,
+    /// Stored bytes that were deleted.
+    pub bytes_freed: u64,
     /// Its newest snapshot is older than it may be.
     pub stale: bool,
 }
@@ -49,7 +56,7 @@ pub async fn update(origin: &Repository, places: &Places<'_>, now: Timestamp) ->
         let newest = places.state.succeeded(&remembered)?;
         return Ok(Copied { away: true, stale: is_stale(copy, newest, now), ..Copied::default() });
     };
-    let retrying = Retrying::new(Arc::clone(&store), RetryPolicy::default());
+    let retrying = retrying(Arc::clone(&store));
     match RepositoryHint::read(&retrying).await {
         Ok(_) => {}
         Err(Error::NoRepository { .. }) => origin.create_copy(&retrying).await?,
@@ -60,7 +67,8 @@ pub async fn update(origin: &Repository, places: &Places<'_>, now: Timestamp) ->
     let rules = rules(places);
     let (snapshots, there) = (origin.snapshots().await?, target.snapshots().await?);
     let report = origin.copy_to_store(&target, &rules.wanted(now, &snapshots, &there)).await?;
-    let (forgotten, _) = rules.retire(now, &target, copy.prune.then(PruneOptions::default)).await?;
+    let prune = copy.prune.then(PruneOptions::default);
+    let retired = rules.retire(now, &target, prune, &mut Telling { job: places.name, copy }).await?;
     let there = target.snapshots().await?;
     let own = there.iter().filter(|snapshot| rules.concern(snapshot));
     let newest = own.filter_map(|snapshot| Some(snapshot.manifest().ok()?.capture_end)).max();
@@ -68,7 +76,42 @@ pub async fn update(origin: &Repository, places: &Places<'_>, now: Timestamp) ->
         places.state.remember(&remembered, newest)?;
     }
     let (snapshots, bytes) = (report.copied.len(), report.bytes);
-    Ok(Copied { away: false, snapshots, bytes, forgotten, stale: is_stale(copy, newest, now) })
+    let Retirement { forgotten, bytes_freed } = retired;
+    Ok(Copied { away: false, snapshots, bytes, forgotten, bytes_freed, stale: is_stale(copy, newest, now) })
+}
+
+/// Says what goes, and objects to nothing.
+struct Telling<'a> {
+    job: &'a JobName,
+    copy: &'a CopyJob,
+}
+
+impl Approval for Telling<'_> {
+    type Error = Error;
+
+    fn forget(&mut self, going: &[(&Snapshot, String)]) -> Result<bool, Error> {
+        let (job, copy) = (self.job.as_str(), self.copy.name.as_str());
+        for (snapshot, reason) in going {
+            tracing::info!(job, copy, snapshot = snapshot.short(), reason, "forgets");
+        }
+        Ok(true)
+    }
+}
+
+/// Whether a copy has nothing as new as the run of its job that began then, as far as is remembered.
+pub fn is_behind(state: &State, job: &JobName, copy: &CopyJob, run: Option<Timestamp>) -> bool {
+    let remembered = State::copy_name(job, &copy.name).and_then(|name| state.succeeded(&name));
+    let is_older =
+        |newest: Option<Timestamp>| run.is_some_and(|run| newest.is_none_or(|newest| newest < run));
+    remembered.is_ok_and(is_older)
+}
+
+/// Whether a copy failed for something that may pass by itself.
+pub fn is_passing(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| match cause.downcast_ref::<Error>() {
+        Some(Error::Storage(error)) => error.is_retryable(),
+        _ => cause.downcast_ref::<StorageError>().is_some_and(StorageError::is_retryable),
+    })
 }
 
 /// Whether the place is there now. One that refuses us is there.
@@ -80,6 +123,13 @@ pub async fn is_attached(places: &Places<'_>) -> bool {
 async fn verify(target: &Repository, copy: &CopyJob) -> Result<()> {
     let Some(age) = copy.verify else { return Ok(()) };
     let found = target.check(CheckOptions { read: ReadData::OlderThan(age.duration()) }).await?;
+    if found.packs_archived > 0 {
+        tracing::warn!(
+            copy = copy.name.as_str(),
+            packs = found.packs_archived,
+            "packs in an archive were not verified"
+        );
+    }
     match found.findings.first() {
         None => Ok(()),
         Some(first) => bail!(
@@ -113,7 +163,7 @@ async fn store(places: &Places<'_>) -> Result<Option<Arc<dyn ObjectStore>>> {
         opened => opened,
     };
     match opened {
-        Ok(store) => Ok(Some(store)),
+        Ok(store) => Ok(Some(Arc::new(Throttled::new(store, copy.limits.rates())))),
         Err(error) if copy.when_attached && error.is_away() => Ok(None),
         Err(error) => bail!(error),
     }
@@ -121,14 +171,20 @@ async fn store(places: &Places<'_>) -> Result<Option<Arc<dyn ObjectStore>>> {
 
 /// The job's own snapshots go there, of this host.
 fn rules(places: &Places<'_>) -> CopyRules {
-    let policy = |rules: &Option<Retention>| rules.as_ref().map(Retention::policy).unwrap_or_default();
-    CopyRules {
-        datasets: vec![places.name.as_str().to_owned()],
-        hosts: vec![host()],
-        tags: Vec::new(),
-        selection: policy(&places.copy.select),
-        retention: policy(&places.copy.retention),
-    }
+    let of = |copy: &CopyJob| {
+        let policy = |rules: &Option<Retention>| rules.as_ref().map(Retention::policy).unwrap_or_default();
+        CopyRules {
+            datasets: vec![places.name.as_str().to_owned()],
+            hosts: vec![host()],
+            selection: policy(&copy.select),
+            retention: policy(&copy.retention),
+            ..CopyRules::default()
+        }
+    };
+    let place = |copy: &CopyJob| copy.to.location().map(|location| location.place).ok();
+    let here = place(places.copy);
+    let beside = places.job.copies.iter().filter(|copy| place(copy) == here).map(of).collect();
+    CopyRules { beside, ..of(places.copy) }
 }
 
 fn is_stale(copy: &CopyJob, newest: Option<Timestamp>, now: Timestamp) -> bool {

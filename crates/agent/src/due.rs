@@ -5,7 +5,7 @@ use std::time::Duration;
 use backup_core::env::Timestamp;
 
 /// A job that failed is tried again after this time, or when it is due, whichever is earlier.
-const RETRY_AFTER: Duration = Duration::from_secs(600);
+pub const RETRY_AFTER: Duration = Duration::from_secs(600);
 
 /// What is known about a job.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

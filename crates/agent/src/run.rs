@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use backup_core::env::{SystemClock, Timestamp};
+use backup_core::env::{Rng, SystemClock, SystemRng, Timestamp};
 use backup_core::source::Source;
-use backup_core::{BackupOptions, BackupReport, Cache, Repository, Snapshot, SnapshotState, retain};
+use backup_core::{BackupOptions, BackupReport, Cache, Error, Repository, Snapshot, SnapshotState, retain};
 use jiff::tz::TimeZone;
 use keepwell_catalog::retention::RetentionPolicy;
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_source_files::{FileOptions, FileSource};
-use keepwell_storage::{ConnectOptions, ObjectStore, Purpose, RetryPolicy, Retrying, connect};
+use keepwell_storage::{ConnectOptions, ObjectStore, Purpose, RetryPolicy, Retrying, Throttled, connect};
 
 use crate::config::{Job, JobName};
 use crate::copy::{self, Copied, Places};
@@ -24,20 +24,21 @@ use crate::stop::Stop;
 pub struct Done {
     /// The backup.
     pub report: BackupReport,
-    /// Snapshots that the rules no longer keep.
-    pub forgotten: usize,
+    /// How many snapshots the rules no longer keep, or why that is not known.
+    pub forgotten: Result<usize>,
     /// What came of each copy, by name.
     pub copies: Vec<(String, Result<Copied>)>,
 }
 
-/// Backs up, then forgets what the retention rules of the job do not keep.
+/// Backs up, then forgets what the retention rules of the job do not keep, then brings its copies up to date. The snapshot is
+/// there, whatever comes of the rest.
 pub async fn run(name: &JobName, job: &Job, state: &State, stop: &Stop, now: Timestamp) -> Result<Done> {
     let source: Arc<dyn Source> = Arc::new(source(job)?);
     let repository = open(job, state, stop).await?;
     let report = repository.backup(source, options(name, job)).await?;
     let forgotten = match &job.retention {
-        Some(retention) => forget(&repository, name, &retention.policy(), now).await.context("forget")?,
-        None => 0,
+        Some(retention) => forget(&repository, name, &retention.policy(), now).await.context("forget"),
+        None => Ok(0),
     };
     let mut copies = Vec::new();
     for copy in job.copies.iter().take_while(|_| !stop.is_requested()) {
@@ -72,6 +73,7 @@ async fn open(job: &Job, state: &State, stop: &Stop) -> Result<Repository> {
         ..ConnectOptions::default()
     };
     let store = connect(&job.repository.location()?, &options, Purpose::Open).await?;
+    let store = Arc::new(Throttled::new(store, job.limits.rates()));
     open_store(store, job, state, stop).await
 }
 
@@ -90,8 +92,17 @@ pub async fn open_store(
         path.display()
     );
     let key = KeyFile::parse(&text).with_context(|| format!("read `{}`", path.display()))?;
-    let builder = Repository::builder(Arc::new(Retrying::new(store, RetryPolicy::default())));
+    let builder = Repository::builder(Arc::new(retrying(store)));
     Ok(builder.cache(Cache::directory(state.cache())).cancel(stop.cancel()).open(key).await?)
+}
+
+/// Tries again after pauses of random length, so that many hosts do not come back at the same moment.
+pub fn retrying<S: ObjectStore>(store: S) -> Retrying<S> {
+    Retrying::new(store, RetryPolicy::default()).with_jitter(|| {
+        let mut bytes = [0; 8];
+        SystemRng.fill(&mut bytes);
+        u64::from_le_bytes(bytes)
+    })
 }
 
 fn options(name: &JobName, job: &Job) -> BackupOptions {
@@ -118,12 +129,18 @@ async fn forget(
     policy: &RetentionPolicy,
     now: Timestamp,
 ) -> Result<usize> {
+    let role = repository.access().describe();
+    // It sees no snapshot of the job, and would forget none for ever.
+    ensure!(
+        repository.can_read(),
+        Error::NotAllowed { action: "decrypt, and so not decide what stays", role }
+    );
     let (snapshots, host) = (repository.snapshots().await?, host());
     let own = snapshots.iter().filter(|snapshot| match &snapshot.state {
         SnapshotState::Readable(m) => m.dataset == name.as_str() && m.host == host,
         _ => false,
     });
-    let going: Vec<(&Snapshot, String)> = retain(policy, now, own, None)
+    let going: Vec<(&Snapshot, String)> = retain(policy, now, own, &repository.checked().await?)
         .into_iter()
         .filter(|verdict| !verdict.keep)
         .map(|verdict| (verdict.snapshot, verdict.reasons.join("; ")))

@@ -1,15 +1,16 @@
 //! The loop: jobs of one repository run one after the other, those of different repositories side by side.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use backup_core::env::{Clock, Timestamp};
+use tokio::task::JoinSet;
 
 use crate::config::{Config, Job, JobName, Place};
-use crate::copy::{Copied, Places, is_attached};
-use crate::due::{History, due};
+use crate::copy::{Copied, Places, is_attached, is_behind, is_passing};
+use crate::due::{History, RETRY_AFTER, due};
 use crate::run::{Done, run, update_copy};
 use crate::state::State;
 use crate::stop::Stop;
@@ -39,24 +40,27 @@ pub enum Mode {
     Forever,
 }
 
-/// Runs the jobs of a configuration.
+/// Runs the jobs of a configuration. Fails at once when the jobs of one repository come to a sudden end, instead of going on
+/// without them.
 pub async fn work(config: Config, clock: Arc<dyn Clock>, stop: Stop, mode: Mode) -> Result<Outcome> {
     let state = State::open(config.state_directory.as_path())?;
     let mut groups: BTreeMap<Place, Vec<Planned>> = BTreeMap::new();
     for (name, job) in config.jobs {
         let history = History { succeeded: state.succeeded(&name)?, failed: None };
-        // Whether they are attached nobody knows yet.
-        let wanted = job.copies.iter().enumerate().filter(|(_, copy)| copy.when_attached);
-        let away = wanted.map(|(at, _)| at).collect();
-        groups.entry(job.repository.clone()).or_default().push(Planned { name, job, history, away });
+        // Whether they are attached nobody knows yet; and the last run may have ended before it came to others.
+        let is_late = |copy| is_behind(&state, &name, copy, history.succeeded);
+        let late = job.copies.iter().enumerate().filter(|(_, copy)| copy.when_attached || is_late(copy));
+        let late = late.map(|(at, _)| (at, Timestamp::MIN)).collect();
+        groups.entry(job.repository.clone()).or_default().push(Planned { name, job, history, late });
     }
-    let lines = groups.into_values().map(|jobs| {
+    let mut lines = JoinSet::new();
+    for jobs in groups.into_values() {
         let line = Line { jobs, state: state.clone(), clock: Arc::clone(&clock), stop: stop.clone() };
-        tokio::spawn(line.work(mode))
-    });
+        lines.spawn(line.work(mode));
+    }
     let mut sum = Outcome::default();
-    for line in lines.collect::<Vec<_>>() {
-        let outcome = line.await?;
+    while let Some(ended) = lines.join_next().await {
+        let outcome = ended.context("the jobs of a repository came to a sudden end")?;
         sum.failed |= outcome.failed;
         sum.skipped |= outcome.skipped;
         sum.interrupted |= outcome.interrupted;
@@ -69,8 +73,8 @@ struct Planned {
     name: JobName,
     job: Job,
     history: History,
-    /// Its copies that are waited for, by their numbers.
-    away: BTreeSet<usize>,
+    /// Its copies that are brought up to date before the next run, by their numbers; each not before this time.
+    late: BTreeMap<usize, Timestamp>,
 }
 
 /// The jobs of one repository.
@@ -82,53 +86,80 @@ struct Line {
 }
 
 impl Line {
-    async fn work(mut self, mode: Mode) -> Outcome {
+    async fn work(self, mode: Mode) -> Outcome {
+        match mode {
+            Mode::Once => self.once().await,
+            Mode::Forever => self.forever().await,
+        }
+    }
+
+    /// Runs what is due now, each job once, however soon it would be due again.
+    async fn once(mut self) -> Outcome {
+        let mut outcome = Outcome::default();
+        let now = self.clock.now();
+        let mut due: Vec<(Timestamp, usize)> =
+            self.moments(now).zip(0..).filter(|(when, _)| *when <= now).collect();
+        due.sort_unstable();
+        for (_, index) in due {
+            if self.stop.is_requested() {
+                outcome.interrupted = true;
+                break;
+            }
+            self.run(index, self.clock.now(), &mut outcome).await;
+        }
+        outcome
+    }
+
+    async fn forever(mut self) -> Outcome {
         let mut outcome = Outcome::default();
         loop {
             let (next, when) = self.next();
             let now = self.clock.now();
-            let is_due = when <= now;
             if self.stop.is_requested() {
-                outcome.interrupted = is_due;
                 return outcome;
-            } else if is_due {
+            } else if when <= now {
                 self.run(next, now, &mut outcome).await;
-            } else if mode == Mode::Once {
-                return outcome;
             } else {
-                let waits = self.jobs.iter().any(|planned| !planned.away.is_empty());
+                let waits = self.jobs.iter().any(|planned| !planned.late.is_empty());
                 let pause = Duration::from_nanos(when.abs_diff(now));
                 let pause = pause.min(if waits { ATTACHED_EVERY } else { LOOK_EVERY });
-                self.copy_to_attached(now, &mut outcome).await;
+                self.catch_up(now, &mut outcome).await;
                 tokio::select! { () = tokio::time::sleep(pause) => {}, () = self.stop.requested() => {} }
             }
         }
     }
 
-    /// Brings copies up to date that were away and have been attached. A failure is told once; the next run of the job
-    /// tries again.
-    async fn copy_to_attached(&mut self, now: Timestamp, outcome: &mut Outcome) {
+    /// Brings copies up to date that are late: they were away and have been attached, their store did not answer, or the agent
+    /// ended before it came to them. Any other failure is told once, and the next run of the job tries again.
+    async fn catch_up(&mut self, now: Timestamp, outcome: &mut Outcome) {
         let Self { jobs, state, stop, .. } = self;
         for planned in jobs {
-            for at in planned.away.clone() {
+            for (at, when) in planned.late.clone() {
                 let (name, job, copy) = (&planned.name, &planned.job, &planned.job.copies[at]);
                 let places = Places { name, job, copy, state, stop };
                 // Without a snapshot yet there is nothing to copy.
-                if stop.is_requested() || planned.history.succeeded.is_none() || !is_attached(&places).await {
+                if stop.is_requested() || is_to_come(when, now) || planned.history.succeeded.is_none() {
                     continue;
                 }
-                planned.away.remove(&at);
+                if copy.when_attached && !is_attached(&places).await {
+                    continue;
+                }
                 let copied = update_copy(&places, now).await;
                 outcome.failed |= !say_copied(name, copy.name.as_str(), &copied);
+                planned.late.remove(&at);
+                planned.late.extend(again(&copied, now).map(|when| (at, when)));
             }
         }
     }
 
+    /// When each job is due.
+    fn moments(&self, now: Timestamp) -> impl Iterator<Item = Timestamp> {
+        self.jobs.iter().map(move |planned| due(planned.history, planned.job.every.duration(), now))
+    }
+
     /// The job that has been due longest, or will be first.
     fn next(&self) -> (usize, Timestamp) {
-        let now = self.clock.now();
-        let moments = self.jobs.iter().map(|planned| due(planned.history, planned.job.every.duration(), now));
-        let first = moments.enumerate().min_by_key(|(_, moment)| *moment);
+        let first = self.moments(self.clock.now()).enumerate().min_by_key(|(_, moment)| *moment);
         first.expect("a line has a job")
     }
 
@@ -142,12 +173,11 @@ impl Line {
             Ok(done) => {
                 planned.history = History { succeeded: Some(now), failed: None };
                 outcome.skipped |= done.report.problem_count > 0;
+                outcome.failed |= done.forgotten.is_err();
                 say(&planned.name, &done, seconds);
-                planned.away.clear();
+                planned.late.clear();
                 for (at, (copy, copied)) in done.copies.iter().enumerate() {
-                    if copied.as_ref().is_ok_and(|copied| copied.away) {
-                        planned.away.insert(at);
-                    }
+                    planned.late.extend(again(copied, now).map(|when| (at, when)));
                     outcome.failed |= !say_copied(&planned.name, copy, copied);
                 }
             }
@@ -163,6 +193,24 @@ impl Line {
     }
 }
 
+/// When a copy is tried again before the next run of its job, if it is: as soon as it is attached, or some time after its store
+/// did not answer.
+fn again(copied: &Result<Copied>, now: Timestamp) -> Option<Timestamp> {
+    match copied {
+        Ok(copied) => copied.away.then_some(Timestamp::MIN),
+        Err(error) => is_passing(error).then(|| now.saturating_add(retry_nanoseconds())),
+    }
+}
+
+/// Whether a time is still to come. One that is further away than it can have been is not: the clock was set back.
+fn is_to_come(when: Timestamp, now: Timestamp) -> bool {
+    (1..=retry_nanoseconds()).contains(&when.saturating_sub(now))
+}
+
+fn retry_nanoseconds() -> Timestamp {
+    Timestamp::try_from(RETRY_AFTER.as_nanos()).unwrap_or(Timestamp::MAX)
+}
+
 /// Says what came of a copy; gives whether that is as it should be.
 fn say_copied(job: &JobName, copy: &str, copied: &Result<Copied>) -> bool {
     let job = job.as_str();
@@ -176,10 +224,13 @@ fn say_copied(job: &JobName, copy: &str, copied: &Result<Copied>) -> bool {
     if copied.stale {
         tracing::warn!(job, copy, "the copy is too old");
     }
-    let Copied { away, snapshots, bytes, forgotten, stale } = copied;
+    let Copied { away, snapshots, bytes, forgotten, bytes_freed, stale } = copied;
     match away {
         true => tracing::info!(job, copy, "not attached"),
-        false => tracing::info!(job, copy, snapshots, stored_bytes = bytes, forgotten, "copied"),
+        false => {
+            let (stored_bytes, freed_bytes) = (bytes, bytes_freed);
+            tracing::info!(job, copy, snapshots, stored_bytes, freed_bytes, forgotten, "copied");
+        }
     }
     !stale
 }
@@ -197,8 +248,68 @@ fn say(name: &JobName, done: &Done, seconds: f64) {
         changed = s.changed_files,
         stored_bytes = s.new_stored_bytes,
         problems = report.problem_count,
-        forgotten = done.forgotten,
+        forgotten = done.forgotten.as_ref().unwrap_or(&0),
         seconds,
         "backed up"
     );
+    if let Err(error) = &done.forgotten {
+        tracing::error!(job = name.as_str(), error = format!("{error:#}"), "not forgotten");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_copy_whose_store_did_not_answer_is_tried_again_and_one_that_was_refused_is_not() {
+        use keepwell_storage::{StorageError, StorageErrorKind as Kind};
+        let failed = |kind| StorageError::new(kind, "get", "keepwell.json", "no");
+        let of_engine = |kind| -> Result<Copied> { Err(backup_core::Error::from(failed(kind)).into()) };
+        let now = 1_795_000_000_000_000_000;
+        let later = now + 600 * 1_000_000_000;
+        assert_eq!(again(&of_engine(Kind::Unavailable), now), Some(later));
+        assert_eq!(again(&Err(failed(Kind::Throttled).into()), now), Some(later));
+        assert_eq!(again(&of_engine(Kind::PermissionDenied), now), None);
+        assert_eq!(again(&Err(anyhow::anyhow!("the copy is damaged")), now), None);
+        assert_eq!(again(&Ok(Copied::default()), now), None);
+        let when = again(&Ok(Copied { away: true, ..Copied::default() }), now).unwrap();
+        assert!(!is_to_come(when, now) && is_to_come(later, now) && !is_to_come(later, later));
+        assert!(!is_to_come(later, 0), "the clock was set back");
+    }
+
+    /// Breaks when it is looked at for the third time: by the second of two lines, when the first has begun a run.
+    #[derive(Debug, Default)]
+    struct Broken(AtomicU32);
+
+    impl Clock for Broken {
+        fn now(&self) -> Timestamp {
+            assert!(self.0.fetch_add(1, Ordering::SeqCst) < 2, "it breaks");
+            0
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    #[tokio::test]
+    async fn jobs_that_come_to_a_sudden_end_are_not_gone_on_without() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().display();
+        let mut text = format!("state-directory = \"{top}/state\"\n");
+        for name in ["a", "b"] {
+            text.push_str(&format!(
+                "[job.{name}]\nrepository = \"{top}/{name}\"\nkey-file = \"{top}/key\"\npaths = [\"{top}\"]\nevery = \"1h\"\n"
+            ));
+        }
+        std::fs::write(dir.path().join("config"), text).unwrap();
+        let config = crate::config::load(&dir.path().join("config")).unwrap();
+        let stop = Stop::on_signals().unwrap();
+        let working = work(config, Arc::new(Broken::default()), stop, Mode::Forever);
+        let ended = tokio::time::timeout(Duration::from_secs(60), working).await.expect("it must not go on");
+        assert!(ended.unwrap_err().to_string().contains("sudden end"));
+    }
 }

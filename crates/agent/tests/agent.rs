@@ -5,9 +5,12 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backup_core::{CreateOptions, Created};
+use backup_core::{CreateOptions, Created, Repository};
+use keepwell_crypto::keyfile::KeyFile;
+use keepwell_crypto::trust::Roles;
 use keepwell_storage::{LocalFs, LocalOptions};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -108,6 +111,30 @@ async fn rules_are_applied_after_each_run() {
 }
 
 #[tokio::test]
+async fn a_backup_counts_although_nothing_could_be_forgotten_or_copied_after_it() {
+    let place = Place::new().await;
+    // That of a host that may only write.
+    let store = LocalFs::open(place.path("repository"), &LocalOptions::default()).await.unwrap();
+    let owner = KeyFile::parse(&fs::read_to_string(place.path("key")).unwrap()).unwrap();
+    let repository = Repository::builder(Arc::new(store)).open(owner).await.unwrap();
+    let key = repository.new_member("host", Roles::WRITER, None).unwrap();
+    repository.enroll(&key).await.unwrap();
+    fs::write(place.path("key"), key.to_toml().expose()).unwrap();
+    let rules = format!(
+        "retention = {{ last = 1 }}\n[[job.test.copy]]\nname = \"near\"\nto = \"{}/near\"",
+        place.0.path().display()
+    );
+    let (code, log) = place.once("1h", &rules);
+    assert_eq!(code, Some(1), "{log}");
+    for told in ["backed up", "not forgotten", "cannot decrypt", "not copied", "cannot copy snapshots"] {
+        assert!(log.contains(told), "`{told}`: {log}");
+    }
+    let (code, log) = place.once("1h", &rules);
+    assert_eq!((code, log.as_str()), (Some(0), ""), "it is not made again for that");
+    assert_eq!(place.commits(), 1);
+}
+
+#[tokio::test]
 async fn a_failure_is_told_and_tried_again() {
     let place = Place::new().await;
     fs::rename(place.path("key"), place.path("key.away")).unwrap();
@@ -163,6 +190,20 @@ async fn a_copy_is_proved_and_brought_up_to_date_when_it_is_attached_between_run
     assert!(log.contains("damaged"), "{log}");
     fs::write(place.path("safe").join(pack.strip_prefix(place.path("away")).unwrap()), sound).unwrap();
     let log = place.until("1h", &rules, "copied job=\"test\" copy=\"safe\" snapshots=0").await;
+    assert!(!log.contains("backed up"), "no run was due: {log}");
+}
+
+#[tokio::test]
+async fn a_copy_that_is_behind_the_last_run_is_brought_up_to_date_when_the_agent_starts() {
+    let place = Place::new().await;
+    let top = place.0.path().display();
+    let rules = format!("[[job.test.copy]]\nname = \"near\"\nto = \"{top}/away/near\"");
+    fs::write(place.path("away"), "no directory").unwrap();
+    let (code, log) = place.once("1h", &rules);
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("backed up") && log.contains("not copied job=\"test\" copy=\"near\""), "{log}");
+    fs::remove_file(place.path("away")).unwrap();
+    let log = place.until("1h", &rules, "copied job=\"test\" copy=\"near\" snapshots=1").await;
     assert!(!log.contains("backed up"), "no run was due: {log}");
 }
 

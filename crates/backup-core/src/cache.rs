@@ -1,4 +1,4 @@
-//! The local cache: rebuildable, never trusted for deletion. Losing it costs time, not data.
+//! The local cache: rebuildable but for [`Cache::REMEMBERED`], never trusted for deletion. Losing it costs time, not data.
 //!
 //! In a directory it holds, per store, decrypted index segments (ids and places of chunks), the recipes of the last
 //! capture of each dataset (names and metadata), and records as they are stored (signed or sealed), all 0600. It is the
@@ -41,6 +41,10 @@ pub(crate) enum CachedFile {
 }
 
 impl Cache {
+    /// Files of a store's directory that no store can give again: what was proved, that damage was found, and how far the
+    /// trust chain was seen. Losing them costs no data; a chain that is set back then goes unnoticed on this host.
+    pub const REMEMBERED: [&str; 3] = [crate::check::PROVED, crate::check::DAMAGE, crate::repository::HEAD];
+
     /// A cache in a directory, which is created (0700) when first written to.
     pub fn directory(path: impl Into<PathBuf>) -> Self {
         Self(Place::Directory(path.into()))
@@ -104,6 +108,9 @@ impl Cache {
                 let partial = path.join(format!("{name}.{}{PARTIAL}", hex::encode(random)));
                 let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&partial);
                 let file = file.map_err(Error::cache("create a file"))?;
+                // Held until it is published or its process dies, so that no sweep takes it for left over. Where files cannot be
+                // locked, age alone tells.
+                let _ = file.try_lock();
                 WriterPlace::Disk {
                     file: Some(io::BufWriter::with_capacity(256 << 10, file)),
                     partial,
@@ -124,7 +131,8 @@ impl Cache {
         writer.publish()
     }
 
-    /// Removes files that were begun before this moment and neither published nor dropped: their process died.
+    /// Removes files that were begun before this moment and neither published nor dropped: their process died. What a
+    /// living process is writing stays, whatever this clock or that of the file system says.
     pub(crate) fn sweep(&self, before: Timestamp) {
         let before = Duration::from_nanos(before.max(0).unsigned_abs());
         if let Place::Directory(path) = &self.0 {
@@ -227,6 +235,18 @@ impl io::Read for CachedReader {
     }
 }
 
+impl io::Seek for CachedReader {
+    fn seek(&mut self, target: io::SeekFrom) -> io::Result<u64> {
+        let position = match target {
+            io::SeekFrom::Start(offset) => Some(offset),
+            io::SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
+            io::SeekFrom::End(offset) => self.file.len().checked_add_signed(offset),
+        };
+        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
+    }
+}
+
 /// A file on its way into the cache; dropped unpublished, it leaves nothing.
 #[derive(Debug)]
 pub(crate) struct CacheWriter(WriterPlace);
@@ -276,7 +296,8 @@ fn sweep(directory: &Path, before: SystemTime) {
             Ok(kind) if kind.is_dir() => sweep(&entry.path(), before),
             Ok(_)
                 if entry.file_name().to_string_lossy().ends_with(PARTIAL)
-                    && entry.metadata().is_ok_and(is_old) =>
+                    && entry.metadata().is_ok_and(is_old)
+                    && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) =>
             {
                 let _ = fs::remove_file(entry.path());
             }
@@ -329,8 +350,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::directory(directory.path());
         cache.store("d/kept", b"x").unwrap();
-        std::mem::forget(cache.create("d/left").unwrap());
-        std::mem::forget(cache.create("begun").unwrap());
+        for name in ["d/left", "begun"] {
+            fs::write(directory.path().join(format!("{name}.0123456789abcdef{PARTIAL}")), b"x").unwrap();
+        }
         let day = 86_400 * 1_000_000_000;
         let old = SystemTime::UNIX_EPOCH + Duration::from_secs(86_400);
         for entry in fs::read_dir(directory.path().join("d")).unwrap().flatten() {
@@ -339,5 +361,16 @@ mod tests {
         cache.sweep(2 * day);
         assert_eq!(cache.list("d"), ["kept"]);
         assert_eq!(cache.list("").len(), 2, "one that may be at work stays");
+    }
+
+    #[test]
+    fn what_a_living_process_writes_stays_though_the_clock_has_jumped() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::directory(directory.path());
+        let mut writer = cache.create("d/at-work").unwrap();
+        writer.write_all(b"x").unwrap();
+        cache.sweep(Timestamp::MAX);
+        writer.publish().unwrap();
+        assert_eq!(cache.list("d"), ["at-work"]);
     }
 }

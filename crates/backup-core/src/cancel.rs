@@ -21,6 +21,23 @@ use crate::repository::Repository;
 /// [`Error::Cancelled`], soon: calls of the store that are on their way are given up, sources and targets are not asked
 /// for more. What would have ended well within the same instant may still succeed. Sessions are ended, so that nobody
 /// waits for them; what is stored is kept, and found again by the next run. It cannot be taken back.
+/// ```
+/// use std::sync::Arc;
+/// use backup_core::{Cancel, CheckOptions, CreateOptions, Created, Error, Repository};
+/// use keepwell_storage::Memory;
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Error> {
+/// # let store = Arc::new(Memory::new());
+/// # let options = CreateOptions { owner: "ann".into(), member: "web1".into(), store_hint: None, probe: None };
+/// # let key = Created::generate(&options, 0)?.store(&*store).await?;
+/// let cancel = Cancel::default();
+/// let repository = Repository::builder(store).cancel(cancel.clone()).open(key).await?;
+/// cancel.cancel(); // from a signal handler, say
+/// assert!(matches!(repository.check(CheckOptions::default()).await, Err(Error::Cancelled)));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Cancel(Arc<State>);
 
@@ -67,6 +84,18 @@ impl Repository {
     ) -> Result<T, Error> {
         let done = work.await;
         if done.is_err() && self.cancel().is_cancelled() { Err(Error::Cancelled) } else { done }
+    }
+
+    /// The same, giving the work up amid whatever it waits for, also calls of the store that pass as last words.
+    pub(crate) async fn until_cancelled<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            () = self.cancel().cancelled() => Err(Error::Cancelled),
+            done = self.unless_cancelled(work) => done,
+        }
     }
 }
 
@@ -132,11 +161,17 @@ impl ObjectStore for CancellableStore {
     }
 
     async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
-        self.inner.head(key).await
+        if is_last_word(key) {
+            return self.inner.head(key).await;
+        }
+        self.unless_cancelled("head", key, self.inner.head(key)).await
     }
 
     async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
-        self.inner.list_page(prefix, after).await
+        if LAST_WORDS.contains(&prefix) {
+            return self.inner.list_page(prefix, after).await;
+        }
+        self.unless_cancelled("list", prefix, self.inner.list_page(prefix, after)).await
     }
 
     async fn delete(&self, key: &Key) -> Result<(), StorageError> {

@@ -44,6 +44,7 @@ impl Clock for SystemClock {
 pub struct SystemRng;
 
 impl Rng for SystemRng {
+    #[expect(clippy::disallowed_methods, reason = "this is the Rng that libraries are handed")]
     fn fill(&self, buf: &mut [u8]) {
         getrandom::fill(buf).expect("the operating system gives random bytes");
     }

@@ -37,6 +37,22 @@ pub enum Error {
         /// The newest record that is there now.
         head: u64,
     },
+    /// Two stores of a repository have different objects of trust under one name.
+    #[error("`{object}` is another one in the copy than in the origin")]
+    TrustApart {
+        /// The record of the trust chain, or the key object.
+        object: String,
+    },
+    /// A copy has more of the trust chain than the store that it is a copy of.
+    #[error(
+        "the trust chain of the copy ends with record {copy}, and that of the origin with record {origin}"
+    )]
+    TrustAhead {
+        /// The newest record of the copy.
+        copy: u64,
+        /// The newest record of the origin.
+        origin: u64,
+    },
     /// A source failed as a whole.
     #[error(transparent)]
     Source(Arc<SourceError>),
@@ -194,7 +210,13 @@ impl Error {
                 Some("`keepwell init` makes one; check the location if it should exist.".into())
             }
             Self::TrustSetBack { .. } => Some(
-                "Somebody may be taking back a revocation. If the store was set back on purpose, clear the local cache (`keepwell cache clear`) and look at `keepwell key list` before you go on.".into(),
+                "Somebody may be taking back a revocation. If the store was set back on purpose, clear the local cache with all that it remembers (`keepwell cache clear --all`) and look at `keepwell key list` before you go on.".into(),
+            ),
+            Self::TrustApart { .. } => Some(
+                "Owners have changed the keys in both stores apart from each other, or something else is left there. Nothing was copied. Change keys in one store and let `keepwell copy` take that along; make this copy anew in an empty place.".into(),
+            ),
+            Self::TrustAhead { .. } => Some(
+                "Owners have changed the keys in the copy, or the origin was set back. `keepwell repair --from COPY` brings the origin as far; from then on change keys there.".into(),
             ),
             Self::NotAllowed { .. } => {
                 Some("Use a key file of the role that may: the owner's, a reader's or a keeper's.".into())
@@ -217,12 +239,19 @@ pub(crate) fn shown(key: &MapKey) -> String {
 }
 
 /// An error with its causes, on one line.
-pub(crate) fn one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
+pub fn one_line(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `cache clear` alone keeps what this host has seen of the trust chain.
+    #[test]
+    fn who_set_a_store_back_on_purpose_is_told_what_forgets_that() {
+        let hint = Error::TrustSetBack { seen: 3, head: 2 }.hint().unwrap();
+        assert!(hint.contains("`keepwell cache clear --all`"), "{hint}");
     }
-    text
 }

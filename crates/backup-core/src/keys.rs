@@ -1,7 +1,7 @@
 //! Who may do what: members, owners, rotation, erasable domains.
 //!
 //! Everything here is signed by an owner and appended to the trust chain. An open [`Repository`] keeps the keys that it
-//! was opened with: what changes here counts for it when it is opened again.
+//! was opened with: what changes here counts for it when it is opened again, or copied.
 //!
 //! Objects are stored before the record that names them, so a crash leaves keyrings that nobody looks at, never a record
 //! without its keyring; and what makes a change count comes last, so that until then everybody goes on as before. Each of
@@ -21,7 +21,7 @@ use bytes::Bytes;
 use keepwell_catalog::names::{self, ObjectName};
 use keepwell_crypto::keyfile::OwnerKeys;
 use keepwell_crypto::trust::{Body, Chain, Member, Roles};
-use keepwell_crypto::{DomainId, MemberId, Recipient};
+use keepwell_crypto::{MemberId, Recipient};
 
 use crate::Error;
 use crate::repository::{Repository, advance_chain, read_keyring, remember_head, seal_keyring};
@@ -39,7 +39,7 @@ impl Repository {
     }
 
     /// Takes in what other owners appended meanwhile; gives the chain as it is now.
-    async fn refreshed_chain(&self) -> Result<Chain, Error> {
+    pub(crate) async fn refreshed_chain(&self) -> Result<Chain, Error> {
         let mut chain = self.chain();
         advance_chain(&self.records(), &mut chain).await?;
         self.set_chain(chain.clone());
@@ -75,19 +75,6 @@ impl Repository {
             }
         }
         Ok(next)
-    }
-
-    /// The numbers of a member's key objects in an erasable domain, ascending.
-    async fn erasable_numbers(&self, domain: DomainId, member: MemberId) -> Result<Vec<u64>, Error> {
-        let mut numbers = Vec::new();
-        for info in self.list(&format!("keys/erasable/{domain}/")).await? {
-            if let Ok(ObjectName::ErasableKey { member: whose, n, .. }) = info.key.as_str().parse()
-                && whose == member
-            {
-                numbers.push(n);
-            }
-        }
-        Ok(numbers)
     }
 
     /// Gives every member that is not revoked a new keyring: as it is, changed by `change`, sealed to `owners`.

@@ -72,6 +72,7 @@
 //! # Ok(())
 //! # }
 //! ```
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::exit)]
 
 mod alive;
 mod backup;
@@ -97,6 +98,7 @@ mod repository;
 mod restore;
 mod retention;
 pub mod source;
+mod statement;
 pub mod target;
 #[cfg(test)]
 mod testing;
@@ -113,10 +115,10 @@ pub use cache::Cache;
 pub use cancel::Cancel;
 pub use check::{CheckOptions, CheckReport, Finding, ReadData, ScrubReport, scrub};
 pub use copy::{
-    CopiedSnapshot, CopyReport, CopyRules, EXTRA_ORIGIN, EXTRA_ORIGIN_SNAPSHOT, Exclude, Held, Holdings,
-    RewriteOptions, RewriteReport, SnapshotSource, StoreCopyReport, holdings,
+    Approval, CopiedSnapshot, CopyReport, CopyRules, EXTRA_ORIGIN, EXTRA_ORIGIN_SNAPSHOT, Exclude, Held,
+    Holdings, Retirement, RewriteOptions, RewriteReport, SnapshotSource, StoreCopyReport, holdings,
 };
-pub use error::Error;
+pub use error::{Error, one_line};
 pub use keys::Erased;
 pub use prune::{ClassUsage, Forgotten, Growth, PruneOptions, PrunePlan, PruneReport, Usage};
 pub use read::Copies;
@@ -125,4 +127,5 @@ pub use repository::{
     Access, Builder, CreateOptions, Created, Limits, Repository, RepositoryHint, Snapshot, SnapshotState,
 };
 pub use restore::{NeededPack, RestoreOptions, RestorePlan, RestoreReport, Select};
-pub use retention::{SAFETY_DATASET, Verdict, retain};
+pub use retention::{Checked, SAFETY_DATASET, Verdict, retain};
+pub use statement::Signatory;

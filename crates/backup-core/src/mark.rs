@@ -2,7 +2,9 @@
 
 use std::ops::ControlFlow;
 
-use keepwell_catalog::{IndexSet, Location, PackSet, record_extents, walk_nodes_past};
+use keepwell_catalog::{
+    CatalogError, IndexSet, Location, PackClass, PackSet, record_extents, walk_nodes_past,
+};
 use keepwell_crypto::ChunkId;
 
 use crate::Error;
@@ -44,8 +46,8 @@ impl Marks {
 
 /// What a mark phase meets.
 pub(crate) trait Visitor {
-    /// A chunk or node that a root reaches, with every place that the index knows; called again for each reference.
-    /// For a node, the answer says whether to go on below it.
+    /// A chunk or node that a root reaches, with every place that the index knows in packs of its class; called again for
+    /// each reference. For a node, the answer says whether to go on below it.
     fn reached(&mut self, id: &ChunkId, locations: &[Location]) -> bool;
 
     /// Something that a root needs cannot be read: a node, with the reason.
@@ -67,7 +69,7 @@ pub(crate) fn visit(
         root,
         &mut |id| {
             let (visitor, failed) = &mut *shared.borrow_mut();
-            match index.find(id) {
+            match places_of(index, PackClass::Meta, id) {
                 Ok(locations) => visitor.reached(id, &locations),
                 Err(error) => {
                     failed.get_or_insert(Error::from(error));
@@ -98,10 +100,22 @@ pub(crate) fn visit(
 fn chunks(index: &IndexSet, key: &[u8], value: &[u8], visitor: &mut dyn Visitor) -> Result<(), Error> {
     for extent in record_extents(key, value)? {
         if let Some(id) = extent.chunk() {
-            visitor.reached(id, &index.find(id)?);
+            visitor.reached(id, &places_of(index, PackClass::Data, id)?);
         }
     }
     Ok(())
+}
+
+/// The places of a chunk in packs of the class that it is expected in. A tree may say of a node that it is the content of
+/// a file: who took that for a visit would never go through what lies below the node.
+pub(crate) fn places_of(
+    index: &IndexSet,
+    class: PackClass,
+    id: &ChunkId,
+) -> Result<Vec<Location>, CatalogError> {
+    let mut found = index.find(id)?;
+    found.retain(|location| location.class == class);
+    Ok(found)
 }
 
 /// The location to live by: the first whose pack does not count as gone.

@@ -3,6 +3,25 @@
 use std::fmt;
 
 /// Receives progress of long work. Calls come from several threads and must be cheap.
+/// ```
+/// use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+/// use backup_core::monitor::Monitor;
+///
+/// /// Counts bytes; all that is not written here does nothing.
+/// #[derive(Debug, Default)]
+/// struct Bytes(AtomicU64);
+///
+/// impl Monitor for Bytes {
+///     fn advance(&self, _items: u64, bytes: u64) {
+///         self.0.fetch_add(bytes, Relaxed);
+///     }
+/// }
+///
+/// let bytes = Bytes::default();
+/// bytes.phase("backup");
+/// bytes.advance(1, 1000);
+/// assert_eq!(bytes.0.load(Relaxed), 1000);
+/// ```
 pub trait Monitor: Send + Sync + fmt::Debug {
     /// A phase begins: `scan`, `backup`, `restore`, … Totals are unknown (zero) until [`Monitor::total`] is called.
     fn phase(&self, _name: &'static str) {}

@@ -6,23 +6,28 @@
 //! make, and one that does not fit is as good as none.
 
 use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 
-use keepwell_catalog::{IndexSet, record_extents, walk_nodes};
-use keepwell_crypto::{ChunkId, ChunkKind};
+use hashbrown::HashTable;
+use keepwell_catalog::{IndexSet, PackClass, record_extents, walk_nodes};
+use keepwell_crypto::{ChunkHasher, ChunkId, ChunkKind};
 
 use crate::Error;
-use crate::mark::Visitor;
+use crate::cache::CachedFile;
+use crate::mark::{Visitor, places_of};
 use crate::read::Nodes;
 use crate::repository::Repository;
-use crate::write::IdHasher;
 
 const NAME: &str = "nodes";
 const MAGIC: &[u8; 8] = b"KWNODE\0\x01";
 /// Of the memory limit, this part may be taken by what is remembered.
-const MEMORY_SHARE: usize = 3;
+const MEMORY_SHARE: usize = 4;
 /// Bytes in memory per id: itself, and its place in the table of numbers.
-const ID_BYTES: usize = 56;
+const ID_BYTES: usize = 44;
+/// Between the file and the hash of it.
+const BUFFER_BYTES: usize = 64 << 10;
+/// What is remembered ends in a keyed hash.
+const MAC_LEN: usize = 32;
 
 /// What one node refers to: numbers of ids, children first.
 #[derive(Debug, Clone, Copy)]
@@ -36,8 +41,8 @@ struct Refs {
 #[derive(Debug, Default)]
 pub(crate) struct Remembered {
     ids: Vec<ChunkId>,
-    /// By the first eight bytes of the id. Of two ids that begin alike, the second has no number.
-    numbers: HashMap<u64, u32, BuildHasherDefault<IdHasher>>,
+    /// Where in `ids` an id is.
+    numbers: HashTable<u32>,
     refs: Vec<u32>,
     nodes: HashMap<u32, Refs>,
     /// How much may be remembered, in bytes.
@@ -47,30 +52,41 @@ pub(crate) struct Remembered {
 }
 
 impl Remembered {
-    /// Takes up what the last prune on this host remembered, if that is sound.
-    pub fn load(repository: &Repository) -> Self {
+    /// Takes up what the last prune on this host remembered, if that is sound; with room for all ids of this index, as far
+    /// as the limit of memory allows.
+    pub fn load(repository: &Repository, index: &IndexSet) -> Self {
         let bytes_max = repository.limits().memory_bytes / MEMORY_SHARE;
-        let empty = || Self { bytes_max, ..Self::default() };
-        let Some(file) = repository.cache().open(NAME) else { return empty() };
-        let len = usize::try_from(file.len()).unwrap_or(usize::MAX);
-        if len > bytes_max {
-            return empty();
-        }
-        let Ok(bytes) = file.read_at(0, len) else { return empty() };
-        let decoded = bytes.split_last_chunk::<32>().and_then(|(body, mac)| {
-            let sound = mac_of(repository, body).as_bytes() == mac;
-            sound.then(|| Self::decode(body)).flatten()
-        });
-        decoded.map_or_else(empty, |found| Self { bytes_max, ..found })
+        let room = usize::try_from(index.len()).unwrap_or(usize::MAX).min(bytes_max / ID_BYTES);
+        let loaded = repository.cache().open(NAME).filter(|file| file.len() <= bytes_max as u64);
+        let loaded = loaded.and_then(|file| Self::read(&file, mac_of(repository), room));
+        Self { bytes_max, ..loaded.unwrap_or_else(|| Self::with_room(room)) }
+    }
+
+    fn with_room(ids: usize) -> Self {
+        Self { ids: Vec::with_capacity(ids), numbers: HashTable::with_capacity(ids), ..Self::default() }
+    }
+
+    fn read(file: &CachedFile, mac: ChunkHasher, room: usize) -> Option<Self> {
+        let body_len = file.len().checked_sub(MAC_LEN as u64)?;
+        let mut body = BufReader::with_capacity(BUFFER_BYTES, Hashed(file.reader().take(body_len), mac));
+        let found = Self::decode(&mut body, body_len, room).ok()?;
+        let mac = body.into_inner().1.finish();
+        let stored = file.read_at(body_len, MAC_LEN).ok()?;
+        (*mac.as_bytes() == *stored).then_some(found)
     }
 
     /// Keeps it for the next prune: of nodes reached since `reached` was empty, the others are forgotten.
     pub fn save(&self, repository: &Repository, reached: &Reached) {
-        let mut body = self.encode(reached);
-        let mac = mac_of(repository, &body);
-        body.extend_from_slice(mac.as_bytes());
         // A cache that cannot be written costs time at the next prune, nothing else.
-        let _ = repository.cache().store(NAME, &body);
+        let Ok(file) = repository.cache().create(NAME) else { return };
+        let mut body = BufWriter::with_capacity(BUFFER_BYTES, Hashed(file, mac_of(repository)));
+        if self.encode(reached, &mut body).is_err() {
+            return;
+        }
+        let Ok(Hashed(mut file, mac)) = body.into_inner() else { return };
+        if file.write_all(mac.finish().as_bytes()).is_ok() {
+            let _ = file.publish();
+        }
     }
 
     /// Visits everything that the root reaches, as [`crate::mark::visit`] does, but each chunk once per `reached`, and
@@ -86,7 +102,7 @@ impl Remembered {
         let mut stack = vec![*root];
         while let Some(id) = stack.pop() {
             let number = self.number(&id);
-            if !reached.set(number) || !visitor.reached(&id, &index.find(&id)?) {
+            if !reached.nodes.set(number) || !visitor.reached(&id, &places_of(index, PackClass::Meta, &id)?) {
                 continue;
             }
             let (children, chunks) = match self.of(number) {
@@ -102,8 +118,8 @@ impl Remembered {
             };
             for chunk in chunks {
                 let number = self.number(&chunk);
-                if reached.set(number) {
-                    visitor.reached(&chunk, &index.find(&chunk)?);
+                if reached.chunks.set(number) {
+                    visitor.reached(&chunk, &places_of(index, PackClass::Data, &chunk)?);
                 }
             }
             stack.extend(children);
@@ -112,15 +128,21 @@ impl Remembered {
     }
 
     fn number(&mut self, id: &ChunkId) -> u32 {
-        if let Some(number) = self.numbers.get(&prefix_of(id)) {
-            return if self.ids[*number as usize] == *id { *number } else { u32::MAX };
+        if let Some(number) = self.numbers.find(hash_of(id), |number| self.ids[*number as usize] == *id) {
+            return *number;
         }
         if self.bytes() >= self.bytes_max || self.ids.len() >= u32::MAX as usize {
             return u32::MAX; // too many to number: visited at every reference, and not remembered
         }
+        self.push(*id)
+    }
+
+    /// Gives an id that has none a number.
+    fn push(&mut self, id: ChunkId) -> u32 {
         let number = self.ids.len() as u32;
-        self.ids.push(*id);
-        self.numbers.insert(prefix_of(id), number);
+        self.ids.push(id);
+        let ids = &self.ids;
+        self.numbers.insert_unique(hash_of(&id), number, |number| hash_of(&ids[*number as usize]));
         number
     }
 
@@ -152,64 +174,102 @@ impl Remembered {
         self.nodes.insert(number, Refs { start: start as u32, children, chunks });
     }
 
-    fn encode(&self, reached: &Reached) -> Vec<u8> {
-        let kept: Vec<(u32, Refs)> =
-            self.nodes.iter().filter(|(n, _)| reached.get(**n)).map(|(n, refs)| (*n, *refs)).collect();
-        let mut renumbered: HashMap<u32, u32> = HashMap::new();
-        let mut ids = Vec::new();
-        let mut table = Vec::new();
-        let mut renumber = |number: u32| {
-            *renumbered.entry(number).or_insert_with(|| {
-                ids.extend_from_slice(self.ids[number as usize].as_bytes());
-                (ids.len() / 32 - 1) as u32
-            })
-        };
-        for (number, refs) in &kept {
-            for word in [renumber(*number), refs.children, refs.chunks] {
-                table.extend_from_slice(&word.to_le_bytes());
-            }
+    fn encode(&self, reached: &Reached, out: &mut impl Write) -> io::Result<()> {
+        let kept = || self.nodes.iter().filter(|(number, _)| reached.nodes.get(**number));
+        let refs_of = |refs: &Refs| {
             let start = refs.start as usize;
-            for to in &self.refs[start..start + refs.children as usize + refs.chunks as usize] {
-                table.extend_from_slice(&renumber(*to).to_le_bytes());
+            &self.refs[start..start + refs.children as usize + refs.chunks as usize]
+        };
+        let mut renumbered = vec![u32::MAX; self.ids.len()];
+        let mut order: Vec<u32> = Vec::new();
+        for number in kept().flat_map(|(number, refs)| std::iter::once(number).chain(refs_of(refs))) {
+            let new = &mut renumbered[*number as usize];
+            if *new == u32::MAX {
+                *new = order.len() as u32;
+                order.push(*number);
             }
         }
-        let mut body = MAGIC.to_vec();
-        body.extend_from_slice(&((ids.len() / 32) as u32).to_le_bytes());
-        body.extend_from_slice(&ids);
-        body.extend_from_slice(&table);
-        body
+        out.write_all(MAGIC)?;
+        out.write_all(&(order.len() as u32).to_le_bytes())?;
+        for number in order {
+            out.write_all(self.ids[number as usize].as_bytes())?;
+        }
+        for (number, refs) in kept() {
+            for word in [renumbered[*number as usize], refs.children, refs.chunks] {
+                out.write_all(&word.to_le_bytes())?;
+            }
+            for to in refs_of(refs) {
+                out.write_all(&renumbered[*to as usize].to_le_bytes())?;
+            }
+        }
+        Ok(())
     }
 
-    fn decode(body: &[u8]) -> Option<Self> {
-        let rest = body.strip_prefix(MAGIC)?;
-        let (count, rest) = rest.split_first_chunk::<4>()?;
-        let count = u32::from_le_bytes(*count) as usize;
-        let ids = rest.get(..count.checked_mul(32)?)?;
-        let mut words =
-            rest.get(count * 32..)?.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]));
-        let mut found = Self::default();
-        for id in ids.as_chunks::<32>().0 {
-            let id = ChunkId::from_bytes(*id);
-            found.numbers.insert(prefix_of(&id), found.ids.len() as u32);
-            found.ids.push(id);
+    fn decode(body: &mut impl BufRead, len: u64, room: usize) -> io::Result<Self> {
+        let unsound = || io::Error::from(io::ErrorKind::InvalidData);
+        let magic: [u8; 8] = take(body)?;
+        let count = u32::from_le_bytes(take(body)?);
+        if magic != *MAGIC || u64::from(count) * 32 > len {
+            return Err(unsound());
         }
-        while let Some(number) = words.next() {
-            let (children, chunks) = (words.next()?, words.next()?);
-            let start = u32::try_from(found.refs.len()).ok()?;
-            for _ in 0..children.checked_add(chunks)? {
-                found.refs.push(words.next().filter(|n| (*n as usize) < count)?);
+        let mut found = Self::with_room(room.max(count as usize));
+        for _ in 0..count {
+            found.push(ChunkId::from_bytes(take(body)?));
+        }
+        while !body.fill_buf()?.is_empty() {
+            let mut word = || Ok::<_, io::Error>(u32::from_le_bytes(take(body)?));
+            let (number, children, chunks) = (word()?, word()?, word()?);
+            let start = u32::try_from(found.refs.len()).map_err(|_| unsound())?;
+            for _ in 0..children.checked_add(chunks).ok_or_else(unsound)? {
+                found.refs.push(word().ok().filter(|to| *to < count).ok_or_else(unsound)?);
             }
             found.nodes.insert(number, Refs { start, children, chunks });
         }
-        Some(found)
+        Ok(found)
     }
 }
 
-/// Which ids one marking has come to.
-#[derive(Debug, Default)]
-pub(crate) struct Reached(Vec<u64>);
+fn take<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    from.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
 
-impl Reached {
+/// Hashes what passes.
+struct Hashed<T>(T, ChunkHasher);
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.0.read(buffer)?;
+        self.1.update(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.0.write(bytes)?;
+        self.1.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Which ids one marking has come to, as nodes and as chunks of content: a hostile tree may name a node as content.
+#[derive(Debug, Default)]
+pub(crate) struct Reached {
+    nodes: Numbers,
+    chunks: Numbers,
+}
+
+/// A set of numbers.
+#[derive(Debug, Default)]
+struct Numbers(Vec<u64>);
+
+impl Numbers {
     /// `true` if it was not reached before, and always for ids without a number.
     fn set(&mut self, number: u32) -> bool {
         if number == u32::MAX {
@@ -229,13 +289,14 @@ impl Reached {
     }
 }
 
-fn prefix_of(id: &ChunkId) -> u64 {
+/// Ids are keyed hashes already.
+fn hash_of(id: &ChunkId) -> u64 {
     id.as_bytes().first_chunk::<8>().map_or(0, |first| u64::from_le_bytes(*first))
 }
 
-fn mac_of(repository: &Repository, body: &[u8]) -> ChunkId {
-    // No node begins with these bytes, so the hash is never the id of one.
-    repository.domain().id_key.chunk_id(ChunkKind::Node, body)
+/// No node begins with the bytes of the file, so the hash is never the id of one.
+fn mac_of(repository: &Repository) -> ChunkHasher {
+    repository.domain().id_key.hasher(ChunkKind::Node)
 }
 
 /// The children and the chunks of one node.

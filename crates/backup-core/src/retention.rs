@@ -1,10 +1,11 @@
 //! Retention over the snapshots of a store: what the rules of the catalog need to know about each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::tz::TimeZone;
 use keepwell_catalog::Manifest;
 use keepwell_catalog::retention::{Candidate, RetentionPolicy, decide};
+use keepwell_crypto::SnapshotId;
 
 use crate::env::Timestamp;
 use crate::repository::{Snapshot, SnapshotState, in_order};
@@ -12,6 +13,16 @@ use crate::repository::{Snapshot, SnapshotState, in_order};
 /// Dataset of what was backed up only because a restore was about to change it. Its snapshots are of this and that, so
 /// their sizes are not compared.
 pub const SAFETY_DATASET: &str = "safety";
+
+/// What a host knows of the snapshots of a store from checks; see [`Repository::checked`](crate::Repository::checked). The
+/// default is to know nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// As [`Repository::proved_since`](crate::Repository::proved_since) says: what was committed then or before is proven.
+    pub proved_since: Option<Timestamp>,
+    /// Snapshots that the last check found to lack something: they stay as if they did not, and count for no rule.
+    pub damaged: BTreeSet<SnapshotId>,
+}
 
 /// What retention says about a snapshot.
 #[derive(Debug, Clone)]
@@ -31,14 +42,13 @@ pub struct Verdict<'s> {
 /// Decides about snapshots: each dataset of each host by itself, in the time zone of its newest snapshot.
 ///
 /// `snapshots` may come in any order, and from several stores; they are put into that of
-/// [`Repository::snapshots`](crate::Repository::snapshots). Those committed at `proved` or before count as proven; see
-/// [`Repository::proved_since`](crate::Repository::proved_since). One whose manifest cannot be read stays. The rules are
-/// those of [`keepwell_catalog::retention`]. Verdicts come dataset by dataset, those of one in that order.
+/// [`Repository::snapshots`](crate::Repository::snapshots). One whose manifest cannot be read stays. The rules are those of
+/// [`keepwell_catalog::retention`]. Verdicts come dataset by dataset, those of one in that order.
 pub fn retain<'s>(
     policy: &RetentionPolicy,
     now: Timestamp,
     snapshots: impl IntoIterator<Item = &'s Snapshot>,
-    proved: Option<Timestamp>,
+    checked: &Checked,
 ) -> Vec<Verdict<'s>> {
     let mut groups: BTreeMap<(&str, &str), Vec<(&Snapshot, &Manifest)>> = BTreeMap::new();
     let mut verdicts = Vec::new();
@@ -59,8 +69,10 @@ pub fn retain<'s>(
     for members in groups.into_values() {
         let zone =
             members.last().and_then(|(_, m)| TimeZone::get(&m.time_zone).ok()).unwrap_or(TimeZone::UTC);
-        let candidates: Vec<Candidate> =
-            (0..).zip(&members).map(|(order, (snapshot, m))| candidate(snapshot, m, order, proved)).collect();
+        let candidates: Vec<Candidate> = (0..)
+            .zip(&members)
+            .map(|(order, (snapshot, m))| candidate(snapshot, m, order, checked))
+            .collect();
         let decisions = decide(policy, &zone, now, &candidates);
         verdicts.extend(members.into_iter().zip(decisions).map(|((snapshot, _), decision)| Verdict {
             snapshot,
@@ -73,7 +85,8 @@ pub fn retain<'s>(
     verdicts
 }
 
-fn candidate(snapshot: &Snapshot, manifest: &Manifest, order: u64, proved: Option<Timestamp>) -> Candidate {
+fn candidate(snapshot: &Snapshot, manifest: &Manifest, order: u64, checked: &Checked) -> Candidate {
+    let damaged = checked.damaged.contains(&snapshot.id);
     let comparable = manifest.dataset != SAFETY_DATASET;
     // A writer must not pass for proven by claiming to be old.
     let newest = snapshot.stored.map_or(snapshot.commit.time, |stored| stored.max(snapshot.commit.time));
@@ -86,7 +99,8 @@ fn candidate(snapshot: &Snapshot, manifest: &Manifest, order: u64, proved: Optio
         stored: snapshot.stored,
         commit_order: order,
         complete: snapshot.commit.complete,
-        proven: proved.is_some_and(|since| newest <= since),
+        proven: checked.proved_since.is_some_and(|since| newest <= since) && !damaged,
+        damaged,
         tags: manifest.tags.clone(),
         keep_until: manifest.keep_until,
         keep_forever: manifest.keep_forever,

@@ -7,8 +7,9 @@ use keepwell_catalog::{Entry, MapKey};
 
 /// A place that a snapshot can be restored into.
 ///
-/// Called from several threads at once. The engine makes directories before what is in them, and finishes directories
-/// (modes, times) after everything else, deepest first.
+/// Called from several threads at once. The engine makes a directory before what is in it, and finishes it (mode, times)
+/// after everything in it, soon after the last of that; later it changes nothing there. Hard links to what is in it may
+/// still be asked for, unless its mode keeps its owner from going through it: such a directory is finished at the end.
 pub trait RestoreTarget: Send + Sync {
     /// What stands at `key` now: its metadata (without content), or `None`. Never follows a symlink.
     fn existing(&self, key: &MapKey) -> Result<Option<Entry>, TargetError>;
@@ -21,7 +22,8 @@ pub trait RestoreTarget: Send + Sync {
     /// its place is replaced.
     fn make_dir(&self, key: &MapKey, entry: &Entry) -> Result<(), TargetError>;
 
-    /// Creates a file with its whole content and metadata at once; replaces what is there, atomically.
+    /// Creates a file with its whole content and metadata at once; replaces what is there, atomically. Where nothing is, a
+    /// crash may leave a part of it.
     fn write_file(&self, key: &MapKey, entry: &Entry, content: &[u8]) -> Result<(), TargetError>;
 
     /// Creates a file of `entry.size` bytes, all hole, to be filled by [`TargetFile::write_at`] and ended by
@@ -35,8 +37,8 @@ pub trait RestoreTarget: Send + Sync {
     /// Makes `key` another name of the file at `first`.
     fn hard_link(&self, key: &MapKey, first: &MapKey) -> Result<(), TargetError>;
 
-    /// Applies the metadata of an existing thing (not its content). Used for directories at the end, and for files whose
-    /// content was already right.
+    /// Applies the metadata of an existing thing (not its content). Used for directories, and for files whose content was
+    /// already right.
     fn apply_metadata(&self, key: &MapKey, entry: &Entry) -> Result<(), TargetError>;
 
     /// Names in the directory at `key`, in byte order; empty if there is no directory. For `--delete`.
@@ -51,9 +53,15 @@ pub trait RestoreTarget: Send + Sync {
 
     /// Bytes free for an ordinary user where the target lives, if that can be known.
     fn free_bytes(&self) -> Result<Option<u64>, TargetError>;
+
+    /// The number of the file system that the target lives on: targets with the same one share what is free there. `None`,
+    /// which is what is said if nobody says otherwise: it shares with none.
+    fn file_system(&self) -> Result<Option<u64>, TargetError> {
+        Ok(None)
+    }
 }
 
-/// A file being written or compared. `read_at` and `write_at` may be called from several threads at once.
+/// A file being written or compared. All but `finish` may be called from several threads at once.
 pub trait TargetFile: Send + Sync {
     /// Reads exactly `buf.len()` bytes at `offset`; a shorter file gives `Ok(false)`.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<bool, TargetError>;

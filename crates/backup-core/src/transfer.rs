@@ -4,23 +4,24 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use keepwell_catalog::{ContentName, IndexEntry, IndexSet, Location, PackClass, PackRef, PackSet, names};
+use keepwell_catalog::{IndexEntry, IndexSet, Location, PackClass, PackRef, PackSet, names};
 use keepwell_crypto::{ChunkId, Digest};
 use tokio::runtime::Handle;
 
 use crate::Error;
 use crate::mark::{Visitor, preferred, visit};
 use crate::pack::{FinishedPack, PackDirectory};
-use crate::prune::move_frames;
-use crate::read::{Nodes, fetch_pack};
+use crate::prune::{Left, by_place, move_provable, not_borne_out};
+use crate::read::{FetchedPack, Nodes, fetch_pack};
 use crate::repository::Repository;
 use crate::write::{Known, PackSettings, Packer, Uploads, name_of};
 
 /// A pack is copied as it is when at least this share of its bytes is wanted.
 const WHOLE_PACK_SHARE: f64 = 0.5;
 
-/// Wanted entries by pack of the origin.
-pub(crate) type Wanted = BTreeMap<(PackClass, ContentName), (PackRef, Vec<IndexEntry>)>;
+/// Wanted entries by pack of the origin. What segments say differently of a pack is kept apart: which of it is so, shows
+/// when the pack is read.
+pub(crate) type Wanted = BTreeMap<(PackClass, PackRef), Vec<IndexEntry>>;
 
 /// Collects what a tree needs and the target does not have.
 struct Collect<'c> {
@@ -46,8 +47,8 @@ impl Visitor for Collect<'_> {
         match self.known.contains(id) {
             Ok(true) => {}
             Ok(false) => {
-                let slot = self.wanted.entry((location.class, location.pack.name));
-                slot.or_insert_with(|| (location.pack, Vec::new())).1.push(location.entry);
+                let slot = self.wanted.entry((location.class, location.pack));
+                slot.or_default().push(location.entry);
             }
             Err(error) => {
                 self.failed.get_or_insert(error.into());
@@ -94,7 +95,14 @@ pub(crate) fn transfer(
     handle: &Handle,
     unread: &mut Unread<'_>,
 ) -> Result<(), Error> {
-    let mut transfer = Transfer { origin, uploads, handle, packers: Packers::new(), tried: BTreeSet::new() };
+    let mut transfer = Transfer {
+        origin,
+        uploads,
+        handle,
+        packers: Packers::new(),
+        failed: BTreeSet::new(),
+        false_places: BTreeSet::new(),
+    };
     let mut wanted = wanted;
     while !wanted.is_empty() {
         wanted = transfer.round(wanted, unread)?;
@@ -109,44 +117,62 @@ struct Transfer<'t> {
     uploads: &'t Uploads,
     handle: &'t Handle,
     packers: Packers<'t>,
-    /// Packs that did not give all that was wanted of them.
-    tried: BTreeSet<ContentName>,
+    /// Packs that gave nothing.
+    failed: BTreeSet<PackRef>,
+    /// Places in others that do not hold the chunk that the index says.
+    false_places: BTreeSet<(PackRef, u32, u32, ChunkId)>,
 }
 
 impl Transfer<'_> {
     /// Takes what it can; gives where to look for the rest.
     fn round(&mut self, wanted: Wanted, unread: &mut Unread<'_>) -> Result<Wanted, Error> {
         let mut elsewhere = Wanted::new();
-        for ((class, name), (pack, mut entries)) in wanted {
-            entries.sort_unstable_by_key(|e| (e.frame_offset, e.offset));
-            entries.dedup_by_key(|e| (e.frame_offset, e.offset));
-            let error = match self.take(class, &pack, &entries) {
-                Ok(()) => continue,
+        for ((class, pack), mut entries) in wanted {
+            by_place(&mut entries);
+            let (mut left, error) = match self.take(class, &pack, &entries) {
+                Ok(Left { entries, .. }) if entries.is_empty() => continue,
+                Ok(Left { entries, reason }) => {
+                    let places = entries.iter().map(|e| (pack, e.frame_offset, e.offset, e.id));
+                    self.false_places.extend(places);
+                    (entries, Error::damaged(pack.name, reason))
+                }
                 // The store does not answer: another place would not either.
-                Err(Error::Storage(error)) if !error.is_not_found() => Error::Storage(error),
+                Err(Error::Storage(error)) if !error.is_not_found() => {
+                    unread(&pack, &entries, Error::Storage(error))?;
+                    continue;
+                }
                 Err(error) => {
-                    if matches!(&error, Error::Storage(_)) && self.origin.note_gone(name) {
+                    if matches!(&error, Error::Storage(_)) && self.origin.note_gone(pack.name) {
                         self.handle.block_on(self.origin.refresh_index())?; // a prune has moved it, maybe
                     }
-                    self.tried.insert(name);
-                    entries = self.find_elsewhere(class, &entries, &mut elsewhere)?;
-                    error
+                    self.failed.insert(pack);
+                    (entries, error)
                 }
             };
-            if !entries.is_empty() {
-                unread(&pack, &entries, error)?;
+            left = self.find_elsewhere(class, &left, &mut elsewhere)?;
+            if !left.is_empty() {
+                unread(&pack, &left, error)?;
             }
         }
         Ok(elsewhere)
     }
 
-    /// Stores what is wanted of a pack: the pack as it is, or what is live in its frames.
-    fn take(&mut self, class: PackClass, pack: &PackRef, entries: &[IndexEntry]) -> Result<(), Error> {
-        let fetched = self.handle.block_on(fetch_pack(self.origin, class, pack))?;
-        let sound = Digest::of(&fetched.stored) == pack.name.digest();
-        let directory = PackDirectory::of_plaintext(&fetched.plain).ok().filter(|_| sound);
-        if let Some(all) = directory.and_then(|directory| worth_copying(&directory, entries)) {
-            self.uploads.submit(same_bytes(self.uploads, class, pack, fetched.stored, all))?;
+    /// Stores what is wanted of a pack: the pack as it is, if it holds all that its directory says, or what is live in its
+    /// frames. Gives what it does not hold.
+    fn take(&mut self, class: PackClass, pack: &PackRef, entries: &[IndexEntry]) -> Result<Left, Error> {
+        let FetchedPack { stored, has_its_hash, mut frames } =
+            self.handle.block_on(fetch_pack(self.origin, class, pack))?;
+        if !is_of(pack, &stored) {
+            return Err(Error::damaged(pack.name, "an index segment says of it what is not so"));
+        }
+        let directory = if has_its_hash { frames.directory().ok() } else { None };
+        let mut left = Left::default();
+        if let Some(all) = directory.and_then(|directory| worth_copying(&directory, entries))
+            && not_borne_out(&mut frames, class, pack, &all, self.origin)?.is_empty()
+        {
+            let frames_end = all.last().map_or(0, |e| u64::from(e.frame_offset) + u64::from(e.frame_length));
+            frames.prove_from(frames_end)?;
+            self.uploads.submit(same_bytes(self.uploads, class, pack, stored, all))?;
         } else {
             let packer = match self.packers.entry((class, pack.domain)) {
                 Entry::Occupied(slot) => slot.into_mut(),
@@ -155,13 +181,13 @@ impl Transfer<'_> {
                     slot.insert(Packer::new(self.uploads, settings)?)
                 }
             };
-            move_frames(&fetched.plain, class, pack, entries, packer, self.origin)?;
+            left = move_provable(&mut frames, class, pack, entries, packer, self.origin)?;
         }
-        self.origin.monitor().advance(entries.len() as u64, pack.size);
-        Ok(())
+        self.origin.monitor().advance((entries.len() - left.entries.len()) as u64, pack.size);
+        Ok(left)
     }
 
-    /// Adds places of these chunks in packs that were not tried; gives those that have none.
+    /// Adds places of these chunks that were not tried; gives those that have none.
     fn find_elsewhere(
         &self,
         class: PackClass,
@@ -171,10 +197,14 @@ impl Transfer<'_> {
         let mut left = Vec::new();
         for entry in entries {
             let mut places = self.origin.locate(&entry.id)?.into_iter();
-            match places.find(|place| !self.tried.contains(&place.pack.name)) {
+            let is_false = |pack: PackRef, e: &IndexEntry| {
+                self.false_places.contains(&(pack, e.frame_offset, e.offset, e.id))
+            };
+            let is_open =
+                |place: &Location| !self.failed.contains(&place.pack) && !is_false(place.pack, &place.entry);
+            match places.find(is_open) {
                 Some(found) => {
-                    let slot = elsewhere.entry((class, found.pack.name));
-                    slot.or_insert_with(|| (found.pack, Vec::new())).1.push(found.entry);
+                    elsewhere.entry((class, found.pack)).or_default().push(found.entry);
                 }
                 None => left.push(*entry),
             }
@@ -196,6 +226,12 @@ fn worth_copying(directory: &PackDirectory, wanted: &[IndexEntry]) -> Option<Vec
     wanted.iter().all(holds).then_some(all)
 }
 
+/// Whether size and header of a pack are as an index segment says. Its domain is the one whose keys open it.
+pub(crate) fn is_of(pack: &PackRef, stored: &[u8]) -> bool {
+    let header = keepwell_crypto::header_len(stored);
+    stored.len() as u64 == pack.size && header.is_ok_and(|len| len as u64 == u64::from(pack.header_len))
+}
+
 /// The pack as it is, under a fresh suffix.
 fn same_bytes(
     uploads: &Uploads,
@@ -208,10 +244,19 @@ fn same_bytes(
     FinishedPack { class, reference: PackRef { name, ..*pack }, bytes: stored, entries }
 }
 
-/// A manifest as stored, proved to be the one of this snapshot.
-pub(crate) async fn manifest_bytes(origin: &Repository, snapshot: &crate::Snapshot) -> Result<Bytes, Error> {
+/// A manifest as stored, proved to be the one of this snapshot: the very bytes that are given have the hash in its name,
+/// also where the store does not give back any more what it was given, and the cache still does.
+pub(crate) async fn manifest_bytes(
+    origin: &Repository,
+    snapshot: &crate::Snapshot,
+) -> Result<Vec<u8>, Error> {
     snapshot.manifest()?;
     let name =
         snapshot.commit.manifest.ok_or_else(|| Error::Invalid("the commit names no manifest".into()))?;
-    Ok(origin.store().get(&names::manifest_key(&name)).await?)
+    let key = names::manifest_key(&name);
+    let prove = |bytes: &[u8]| match Digest::of(bytes) == name.digest() {
+        true => Ok(bytes.to_vec()),
+        false => Err(Error::damaged(&key, "its bytes do not have the hash in its name")),
+    };
+    origin.records().get(&key, prove).await
 }

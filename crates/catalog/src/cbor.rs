@@ -107,6 +107,13 @@ impl<'b> Reader<'b> {
         }
     }
 
+    /// Passes over one item, and gives its bytes.
+    pub(crate) fn raw(&mut self) -> Result<&'b [u8], Malformed> {
+        let start = self.position;
+        self.skip()?;
+        self.bytes.get(start..self.position).ok_or(TRUNCATED)
+    }
+
     /// Passes over one item with everything in it.
     pub(crate) fn skip(&mut self) -> Result<(), Malformed> {
         let mut items: u64 = 1;

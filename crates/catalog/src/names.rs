@@ -389,11 +389,6 @@ pub fn kept_key(plan: PlanName) -> Key {
     ObjectName::Kept(plan).key()
 }
 
-/// Key of remembered marks.
-pub fn marks_key(n: u64) -> Key {
-    ObjectName::Marks(n).key()
-}
-
 /// Key of a record of the trust chain.
 pub fn trust_key(n: u64) -> Key {
     ObjectName::Trust(n).key()

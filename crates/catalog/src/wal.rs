@@ -171,15 +171,39 @@ fn parse(text: &str) -> Option<WalName> {
     (sound && timeline != 0 && parts.next().is_none()).then_some(name)
 }
 
-/// Puts a signed header and the plaintext together: what is then sealed. `level` is zstd's.
-pub fn encode_piece(header: &[u8], plaintext: &[u8], level: i32) -> Result<Vec<u8>, CatalogError> {
-    let compressed = frame::compress(plaintext, level)?;
-    let length = u32::try_from(header.len()).unwrap_or(u32::MAX);
-    let mut out = Vec::with_capacity(frame::SKIPPABLE_HEADER_LEN + header.len() + compressed.len());
-    out.extend_from_slice(&frame::skippable_header(HEADER_MAGIC, length));
-    out.extend_from_slice(header);
-    out.extend_from_slice(&compressed);
-    Ok(out)
+/// Makes pieces, one after the other in the same memory.
+pub struct PieceEncoder {
+    compressor: zstd::bulk::Compressor<'static>,
+    compressed: Vec<u8>,
+}
+
+impl PieceEncoder {
+    /// `level` is zstd's.
+    pub fn new(level: i32) -> Result<Self, CatalogError> {
+        let compressor =
+            zstd::bulk::Compressor::new(level).map_err(|source| CatalogError::Compress { source })?;
+        Ok(Self { compressor, compressed: Vec::new() })
+    }
+
+    /// Puts a signed header and the plaintext together: what is then sealed, in two parts, one behind the other.
+    pub fn encode(&mut self, header: &[u8], plaintext: &[u8]) -> Result<(Vec<u8>, &[u8]), CatalogError> {
+        self.compressed.clear();
+        self.compressed.reserve(zstd::zstd_safe::compress_bound(plaintext.len()));
+        self.compressor
+            .compress_to_buffer(plaintext, &mut self.compressed)
+            .map_err(|source| CatalogError::Compress { source })?;
+        let length = u32::try_from(header.len()).unwrap_or(u32::MAX);
+        let mut head = Vec::with_capacity(frame::SKIPPABLE_HEADER_LEN + header.len());
+        head.extend_from_slice(&frame::skippable_header(HEADER_MAGIC, length));
+        head.extend_from_slice(header);
+        Ok((head, &self.compressed))
+    }
+}
+
+impl fmt::Debug for PieceEncoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PieceEncoder").finish_non_exhaustive()
+    }
 }
 
 /// Takes an opened piece apart again: the signed header, not yet verified, and the plaintext.
@@ -246,14 +270,34 @@ mod tests {
         assert!(key(&history) < after_timeline(first.writer, first.system, first.timeline));
     }
 
+    fn encoded(encoder: &mut PieceEncoder, header: &[u8], plaintext: &[u8]) -> Vec<u8> {
+        let (head, compressed) = encoder.encode(header, plaintext).unwrap();
+        [&head, compressed].concat()
+    }
+
     #[test]
     fn a_piece_is_read_back_and_never_beyond_its_bound() {
-        let stored = encode_piece(b"header", &[5; 100_000], 1).unwrap();
+        let encoder = &mut PieceEncoder::new(1).unwrap();
+        let stored = encoded(encoder, b"header", &[5; 100_000]);
         assert_eq!(decode_piece(&stored).unwrap(), (&b"header"[..], vec![5; 100_000]));
         for cut in 0..stored.len() {
             assert!(decode_piece(&stored[..cut]).is_err(), "{cut}");
         }
-        let bomb = encode_piece(b"h", &vec![0; WAL_PIECE_BYTES_MAX + 1], 1).unwrap();
+        let bomb = encoded(encoder, b"h", &vec![0; WAL_PIECE_BYTES_MAX + 1]);
         assert!(matches!(decode_piece(&bomb), Err(CatalogError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn a_piece_depends_on_nothing_before_it_and_takes_no_memory_anew() {
+        let encoder = &mut PieceEncoder::new(1).unwrap();
+        let text: Vec<u8> = (0..200_000_u32).flat_map(|n| (n % 977).to_le_bytes()).collect();
+        let first = encoded(encoder, b"a", &text);
+        let memory = encoder.compressed.as_ptr();
+        for length in [0, 1, 70_000, text.len()] {
+            let stored = encoded(encoder, b"b", &text[..length]);
+            assert_eq!(decode_piece(&stored).unwrap(), (&b"b"[..], text[..length].to_vec()));
+        }
+        assert_eq!(encoded(encoder, b"a", &text), first);
+        assert_eq!(encoder.compressed.as_ptr(), memory);
     }
 }

@@ -44,6 +44,9 @@ pub struct GlobalArgs {
     /// A shell command that prints the key file [KEEPWELL_KEY_COMMAND]
     #[arg(long, global = true, value_name = "COMMAND", hide_short_help = true, conflicts_with = "key_file")]
     pub key_command: Option<String>,
+    /// An open file descriptor to read the key file from [KEEPWELL_KEY_FD]
+    #[arg(long, global = true, value_name = "NUMBER", hide_short_help = true, conflicts_with_all = ["key_file", "key_command"])]
+    pub key_fd: Option<u32>,
     /// A file with the passphrase of the key file [KEEPWELL_PASSPHRASE_FILE]
     #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
     pub passphrase_file: Option<PathBuf>,
@@ -153,6 +156,11 @@ impl Command {
 }
 
 impl GlobalArgs {
+    /// Whether a secret comes through a file descriptor, which can be read only once.
+    pub fn reads_descriptors(&self) -> bool {
+        self.key_fd.is_some() || self.passphrase_fd.is_some()
+    }
+
     /// The options that say which repository is meant, and how it is opened, for a process of our own that goes on with it.
     pub fn again(&self) -> Vec<OsString> {
         let mut words: Vec<OsString> = Vec::new();
@@ -167,6 +175,7 @@ impl GlobalArgs {
         add("--repository", text(&self.repository));
         add("--key-file", path(&self.key_file));
         add("--key-command", text(&self.key_command));
+        add("--key-fd", number(self.key_fd.map(u64::from)));
         add("--passphrase-file", path(&self.passphrase_file));
         add("--passphrase-command", text(&self.passphrase_command));
         add("--passphrase-fd", number(self.passphrase_fd.map(u64::from)));
@@ -175,10 +184,46 @@ impl GlobalArgs {
         add("--cache-dir", path(&self.cache_dir));
         add("--threads", number(self.threads.map(u64::from)));
         add("--memory", number(self.memory));
+        add("--limit-upload", number(self.limit_upload));
         add("--limit-download", number(self.limit_download));
         if self.no_cache {
             words.push("--no-cache".into());
         }
         words
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn without_examples(command: &clap::Command, above: &str, found: &mut Vec<String>) {
+        let name = format!("{above} {}", command.get_name());
+        if !command.get_after_help().is_some_and(|help| help.to_string().contains("Example")) {
+            found.push(name.clone());
+        }
+        command.get_subcommands().for_each(|inner| without_examples(inner, &name, found));
+    }
+
+    #[test]
+    fn a_process_of_our_own_gets_the_options_that_reach_the_repository() {
+        use clap::Parser;
+        let words = "--repository /r --key-file /k --passphrase-command p --config /c --profile q --cache-dir /d \
+            --threads 2 --limit-upload 5 --limit-download 7 --no-cache";
+        let words: Vec<&str> = words.split_whitespace().collect();
+        let parsed = Arguments::try_parse_from([&["keepwell"], &words[..], &["version"]].concat()).unwrap();
+        assert_eq!(parsed.global.again(), words);
+        assert!(!parsed.global.reads_descriptors());
+        let fd = Arguments::try_parse_from("keepwell --passphrase-fd 3 version".split(' ')).unwrap();
+        assert!(fd.global.reads_descriptors());
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        let mut found = Vec::new();
+        without_examples(&Arguments::command(), "", &mut found);
+        assert!(found.is_empty(), "without examples: {found:?}");
     }
 }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use keepwell_storage::Size;
 use serde::Deserialize;
 
 use crate::exit::Complaint;
@@ -154,29 +155,6 @@ pub struct Limits {
     pub threads: Option<u16>,
     /// Memory to use at most.
     pub memory: Option<Size>,
-}
-
-/// A size written as a number or as a text with a unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "SizeText")]
-pub struct Size(pub u64);
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "a size such as `64MiB`")]
-enum SizeText {
-    Number(u64),
-    Text(String),
-}
-
-impl TryFrom<SizeText> for Size {
-    type Error = String;
-
-    fn try_from(size: SizeText) -> Result<Self, String> {
-        match size {
-            SizeText::Number(bytes) => Ok(Self(bytes)),
-            SizeText::Text(text) => text::parse_bytes(&text).map(Self),
-        }
-    }
 }
 
 /// Where a profile is looked for.

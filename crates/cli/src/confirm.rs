@@ -1,11 +1,17 @@
 //! Questions before something is done that cannot simply be undone.
 
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use crate::context::Context;
-use crate::exit::Complaint;
+use crate::exit::{Complaint, Exit};
+
+/// How often it is looked whether a question was interrupted.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What happens where nobody can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,12 +31,17 @@ pub fn can_ask(ctx: &Context) -> bool {
 
 /// Asks a question that is answered by yes or no; no is the default. An error when it was answered by no.
 pub fn confirm(ctx: &Context, question: &str, unattended: Unattended) -> Result<()> {
+    if agreed(ctx, question, unattended)? { Ok(()) } else { Err(declined()) }
+}
+
+/// The same, for one question of several: whether it was answered by yes.
+pub fn agreed(ctx: &Context, question: &str, unattended: Unattended) -> Result<bool> {
     if ctx.global.yes {
-        return Ok(());
+        return Ok(true);
     }
     if !can_ask(ctx) {
         let hint = match unattended {
-            Unattended::Proceed => return Ok(()),
+            Unattended::Proceed => return Ok(true),
             Unattended::Refuse => "Look at it with `--dry-run`, then say `--yes`.",
             Unattended::RefuseUnseen => "Say `--yes` if that is what you want.",
         };
@@ -38,7 +49,7 @@ pub fn confirm(ctx: &Context, question: &str, unattended: Unattended) -> Result<
         return Err(complaint.hint(hint).into());
     }
     let answer = read(ctx, &format!("{question} [y/N] "))?;
-    if matches!(answer.to_lowercase().as_str(), "y" | "yes") { Ok(()) } else { Err(declined()) }
+    Ok(matches!(answer.to_lowercase().as_str(), "y" | "yes"))
 }
 
 /// Asks to type a name, for what can never be undone.
@@ -59,9 +70,54 @@ fn declined() -> anyhow::Error {
 
 fn read(ctx: &Context, prompt: &str) -> Result<String> {
     ctx.printer.suspend(|| {
-        let mut answer = String::new();
         io::stderr().write_all(prompt.as_bytes()).context("ask")?;
-        io::stdin().lock().read_line(&mut answer).context("read the answer")?;
-        Ok(answer.trim().to_owned())
+        let line = || {
+            let mut line = String::new();
+            io::stdin().lock().read_line(&mut line).map(|_| line)
+        };
+        unless(|| ctx.interrupt.is_requested(), line)
     })
+}
+
+/// An answer, unless it is over before there is one: then somebody has interrupted the question, and nobody waits for what
+/// else is typed.
+fn unless(
+    is_over: impl Fn() -> bool,
+    read: impl FnOnce() -> io::Result<String> + Send + 'static,
+) -> Result<String> {
+    let (answer, answered) = mpsc::sync_channel(1);
+    // A read from a terminal cannot be broken off; the thread ends with the process.
+    thread::spawn(move || answer.send(read()));
+    loop {
+        let line = answered.recv_timeout(LOOK_EVERY);
+        if is_over() {
+            return Err(Complaint::new(Exit::Interrupted, "interrupted").into());
+        }
+        match line {
+            Ok(line) => return Ok(line.context("read the answer")?.trim().to_owned()),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(Complaint::failed("nobody answered").into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::exit_of;
+
+    #[test]
+    fn a_question_that_is_interrupted_waits_for_no_answer() {
+        let never = || loop {
+            thread::park();
+        };
+        assert_eq!(exit_of(&unless(|| true, never).unwrap_err()), Exit::Interrupted);
+        let yes = || Ok("y\n".to_owned());
+        assert_eq!(
+            exit_of(&unless(|| true, yes).unwrap_err()),
+            Exit::Interrupted,
+            "no answer counts any more"
+        );
+        assert_eq!(unless(|| false, yes).unwrap(), "y");
+    }
 }

@@ -11,6 +11,7 @@ use crate::config::{self, Profile, Wanted};
 use crate::environment::Environment;
 use crate::interrupt::Interrupt;
 use crate::printer::Printer;
+use crate::secret::Keys;
 
 /// Options, environment, profile and terminal.
 #[derive(Debug, Clone)]
@@ -27,6 +28,8 @@ pub struct Context {
     pub printer: Arc<Printer>,
     /// Whether the work should stop.
     pub interrupt: Interrupt,
+    /// The keys that were read.
+    pub keys: Keys,
 }
 
 impl Context {
@@ -49,6 +52,7 @@ impl Context {
             other_profiles: others,
             printer,
             interrupt: Interrupt::default(),
+            keys: Keys::default(),
         })
     }
 
@@ -69,5 +73,27 @@ impl Context {
             .host
             .clone()
             .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
+    }
+}
+
+#[cfg(test)]
+impl Context {
+    /// With the profile `default` of a configuration, and nothing else.
+    pub fn of_profiles(text: &str) -> Self {
+        let (global, environment) = (GlobalArgs::default(), Environment::default());
+        let file = std::path::Path::new("config.toml");
+        let home = std::path::Path::new("/home/me");
+        let wanted = Wanted { file, file_is_named: true, profile: None, home };
+        let config::Loaded { profile, others } = config::read(text, "config.toml", &wanted).unwrap();
+        let printer = Arc::new(Printer::new(&global, &environment));
+        Self {
+            global,
+            environment,
+            profile,
+            other_profiles: others,
+            printer,
+            interrupt: Interrupt::default(),
+            keys: Keys::default(),
+        }
     }
 }

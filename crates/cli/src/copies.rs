@@ -31,6 +31,14 @@ pub fn is_away(error: &anyhow::Error) -> bool {
     })
 }
 
+/// The copies that may stand in for the repository that is asked for: those of the profile, unless options or environment
+/// name a place that the profile does not know.
+pub fn at_hand(ctx: &Context) -> &[CopyConfig] {
+    let named = ctx.global.repository.as_ref().or(ctx.environment.repository.as_ref());
+    let is_known = |text: &String| Location::parse(text).is_ok_and(|place| place.is_of_profile(ctx));
+    if named.is_none_or(is_known) { &ctx.profile.copies } else { &[] }
+}
+
 /// What belongs into a copy, and how long it stays.
 pub fn rules(copy: &CopyConfig) -> CopyRules {
     CopyRules {
@@ -39,7 +47,13 @@ pub fn rules(copy: &CopyConfig) -> CopyRules {
         tags: copy.tags.clone(),
         selection: policy(copy),
         retention: copy.retention.as_ref().map(RetentionArgs::policy).unwrap_or_default(),
+        beside: Vec::new(),
     }
+}
+
+/// The same, with those of the other copies of the profile at its place.
+pub fn rules_at(ctx: &Context, place: &Location, copy: &CopyConfig) -> CopyRules {
+    CopyRules { beside: place.copies(ctx).into_iter().map(rules).collect(), ..rules(copy) }
 }
 
 fn policy(copy: &CopyConfig) -> RetentionPolicy {
@@ -129,9 +143,9 @@ pub struct Fallback {
 }
 
 impl Fallback {
-    /// `None` if the profile names no copy.
+    /// `None` if no copy is at hand.
     pub fn new(ctx: &Context, key: &KeyFile, except: &Location) -> Option<Box<Self>> {
-        let some = !ctx.profile.copies.is_empty();
+        let some = !at_hand(ctx).is_empty();
         some.then(|| Box::new(Self { ctx: ctx.clone(), key: key.clone(), except: except.clone() }))
     }
 }
@@ -140,14 +154,17 @@ impl Fallback {
 impl backup_core::Copies for Fallback {
     async fn open(&self) -> Vec<(String, Repository)> {
         let mut opened = Vec::new();
-        let same_keys = self.ctx.profile.copies.iter().filter(|copy| copy.key_file.is_none());
+        let same_keys = at_hand(&self.ctx).iter().filter(|copy| copy.key_file.is_none());
         for copy in same_keys {
             if Location::parse(&copy.to).is_ok_and(|place| place == self.except) {
                 continue;
             }
             match open::quietly(&self.ctx, &copy.to, self.key.clone()).await {
                 Ok(repository) => opened.push((copy.name().to_owned(), repository)),
-                Err(error) => tracing::info!(copy = copy.name(), %error, "a copy cannot be used"),
+                Err(error) => {
+                    let why = crate::exit::one_line(&error);
+                    self.ctx.printer.warn(format_args!("the copy {} cannot be used: {why}", copy.name()));
+                }
             }
         }
         opened

@@ -14,6 +14,8 @@ pub struct Environment {
     pub key_file: Option<PathBuf>,
     /// `KEEPWELL_KEY_COMMAND`
     pub key_command: Option<String>,
+    /// `KEEPWELL_KEY_FD`
+    pub key_fd: Option<String>,
     /// `KEEPWELL_PASSPHRASE_FILE`
     pub passphrase_file: Option<PathBuf>,
     /// `KEEPWELL_PASSPHRASE_COMMAND`
@@ -58,6 +60,7 @@ impl Environment {
             repository: text("KEEPWELL_REPOSITORY"),
             key_file: path("KEEPWELL_KEY_FILE"),
             key_command: text("KEEPWELL_KEY_COMMAND"),
+            key_fd: text("KEEPWELL_KEY_FD"),
             passphrase_file: path("KEEPWELL_PASSPHRASE_FILE"),
             passphrase_command: text("KEEPWELL_PASSPHRASE_COMMAND"),
             passphrase_fd: text("KEEPWELL_PASSPHRASE_FD"),

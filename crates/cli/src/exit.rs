@@ -84,6 +84,11 @@ impl Complaint {
         Self::new(Exit::Failed, message)
     }
 
+    /// Whether there is a sentence about what may help.
+    pub fn has_hints(&self) -> bool {
+        !self.hints.is_empty()
+    }
+
     /// Adds a sentence about what may help.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -102,7 +107,9 @@ impl std::error::Error for Complaint {}
 
 /// The exit code of an error: that of the outermost cause which has one.
 pub fn exit_of(error: &anyhow::Error) -> Exit {
-    error.chain().find_map(exit_of_cause).unwrap_or(Exit::Failed)
+    // One that was added to an error is no cause by itself.
+    let complaint = error.downcast_ref::<Complaint>().map(|complaint| complaint.exit);
+    complaint.or_else(|| error.chain().find_map(exit_of_cause)).unwrap_or(Exit::Failed)
 }
 
 fn exit_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
@@ -184,14 +191,17 @@ fn exit_of_storage(error: &StorageError) -> Option<Exit> {
 
 /// Sentences on what may help, from every cause that has some.
 pub fn hints_of(error: &anyhow::Error) -> Vec<String> {
-    let mut hints = Vec::new();
+    let outermost = error.downcast_ref::<Complaint>();
+    let mut hints = outermost.map_or_else(Vec::new, |complaint| complaint.hints.clone());
     for cause in error.chain() {
         #[cfg(all(feature = "mount", target_os = "linux"))]
         if let Some(mount) = cause.downcast_ref::<MountError>() {
             hints.extend(mount.hint());
         }
         if let Some(complaint) = cause.downcast_ref::<Complaint>() {
-            hints.extend(complaint.hints.iter().cloned());
+            if !outermost.is_some_and(|outermost| std::ptr::eq(outermost, complaint)) {
+                hints.extend(complaint.hints.iter().cloned());
+            }
         } else if let Some(core) = cause.downcast_ref::<CoreError>() {
             hints.extend(core.hint());
         } else if let Some(receive) = cause.downcast_ref::<ReceiveError>() {
@@ -248,6 +258,8 @@ mod tests {
         for (error, exit) in [
             (anyhow::anyhow!("whatever"), Exit::Failed),
             (Complaint::usage("x").into(), Exit::Usage),
+            (anyhow::anyhow!("whatever").context(Complaint::usage("x")), Exit::Usage),
+            (anyhow::Error::from(Complaint::usage("x")).context("y"), Exit::Usage),
             (CoreError::NoRepository { place: "x".into() }.into(), Exit::NoRepository),
             (CoreError::from(not_mounted).into(), Exit::NoRepository),
             (anyhow::Error::from(wrong_key).context("open the repository"), Exit::WrongKey),
@@ -257,6 +269,15 @@ mod tests {
         ] {
             assert_eq!(exit_of(&error), exit, "{error:?}");
         }
+    }
+
+    #[test]
+    fn what_may_help_is_said_once_wherever_it_stands() {
+        let inner = || anyhow::Error::from(Complaint::failed("x").hint("One.").hint("Two."));
+        assert_eq!(hints_of(&inner()), ["One.", "Two."]);
+        assert_eq!(hints_of(&inner().context("y")), ["One.", "Two."]);
+        let outer = inner().context(Complaint::usage("y").hint("Zero."));
+        assert_eq!(hints_of(&outer), ["Zero.", "One.", "Two."]);
     }
 
     #[test]

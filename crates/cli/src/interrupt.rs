@@ -1,7 +1,8 @@
 //! SIGINT, SIGTERM and SIGHUP: stop, lose nothing, exit with 130.
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use backup_core::Cancel;
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,6 +15,17 @@ pub struct Interrupt(Arc<State>);
 struct State {
     flags: AtomicU8,
     cancel: Cancel,
+    last: Mutex<LastDeeds>,
+}
+
+/// What is done before the process ends at once.
+#[derive(Default)]
+struct LastDeeds(Vec<Box<dyn FnOnce() + Send>>);
+
+impl fmt::Debug for LastDeeds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} deeds", self.0.len())
+    }
 }
 
 const REQUESTED: u8 = 1;
@@ -42,6 +54,22 @@ impl Interrupt {
         self.0.cancel.cancelled().await;
     }
 
+    /// Has something done should the process end at once, on a second signal. It must be quick, and right to do also when
+    /// the work has ended in order.
+    pub fn before_the_end(&self, deed: impl FnOnce() + Send + 'static) {
+        self.deeds().0.push(Box::new(deed));
+    }
+
+    /// Does what is to be done before the process ends at once; what was asked for last comes first.
+    pub fn do_last(&self) {
+        let deeds = std::mem::take(&mut *self.deeds());
+        deeds.0.into_iter().rev().for_each(|deed| deed());
+    }
+
+    fn deeds(&self) -> std::sync::MutexGuard<'_, LastDeeds> {
+        self.0.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Returns when the process is to end at once.
     pub async fn at_once(&self, say: impl Fn(&str)) -> std::io::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -58,7 +86,7 @@ impl Interrupt {
                 return Ok(());
             }
             self.0.cancel.cancel();
-            say("stopping; what is stored is kept (interrupt again to end at once)");
+            say("stopping in order (interrupt again to end at once)");
         }
     }
 }

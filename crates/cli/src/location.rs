@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
+use backup_core::env::{Rng, SystemRng};
 use backup_core::{Error as CoreError, RepositoryHint};
 use keepwell_storage::{
     ConnectOptions, LocalFs, LocalOptions, ObjectStore, Place, ProbeOptions, ProbeReport, Purpose,
-    RateLimits, RetryPolicy, Retrying, Role, StorageErrorKind, Throttled, connect, probe,
+    RateLimits, RetryPolicy, Retrying, Role, Settings, Size, StorageErrorKind, Throttled, connect,
+    is_archive_class, probe,
 };
 
-use crate::config::Profile;
+use crate::config::{CopyConfig, Profile};
 use crate::context::Context;
 use crate::exit::Complaint;
 
@@ -94,7 +96,7 @@ impl Location {
             }
             None => {
                 let store = connect(&self.0, &options, Purpose::Open).await.map_err(CoreError::from)?;
-                let store: Arc<dyn ObjectStore> = Arc::new(Retrying::new(store, RetryPolicy::default()));
+                let store: Arc<dyn ObjectStore> = Arc::new(retrying(store));
                 let now = || SystemTime::UNIX_EPOCH + Duration::from_nanos(ctx.now().try_into().unwrap_or(0));
                 probe(&store, &ProbeOptions { role, prefix: self.prefix(), now: &now }).await
             }
@@ -102,25 +104,59 @@ impl Location {
         Ok(report.map_err(CoreError::from)?)
     }
 
-    /// Bucket and prefix, if it is one of an S3 service.
+    /// The kind of store, and the place in it.
+    pub fn place(&self) -> &Place {
+        &self.0.place
+    }
+
+    /// Bucket and prefix, if it is one of a service that knows policies.
     pub fn bucket(&self) -> Option<(&str, &str)> {
         match &self.0.place {
-            Place::S3 { bucket, prefix } => Some((bucket, prefix)),
+            Place::S3 { bucket, prefix } | Place::Gcs { bucket, prefix } => Some((bucket, prefix)),
+            Place::Azblob { container, prefix } => Some((container, prefix)),
             _ => None,
         }
     }
 
-    /// Whether the service is not the vendor's own.
-    pub fn has_endpoint(&self, ctx: &Context) -> Result<bool> {
-        Ok(self.0.settings.endpoint.is_some() || self.options(ctx)?.settings.endpoint.is_some())
+    /// What the location, or the profile that knows it, says about the store.
+    pub fn settings(&self, ctx: &Context) -> Settings {
+        let settings = self.0.settings.clone();
+        match self.profile(ctx) {
+            Some(profile) => settings.or(&profile.storage),
+            None => settings,
+        }
+    }
+
+    /// What stands before our keys in the names that the store itself has for objects; empty, or ending in `/`.
+    pub fn above_keys(&self) -> String {
+        let above = match &self.0.place {
+            Place::Directory(path) => path.to_string_lossy().into_owned(),
+            Place::Sftp { path, .. } => path.clone(),
+            Place::Webdav { url } => {
+                let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+                rest.find('/').map_or("/", |slash| &rest[slash..]).to_owned()
+            }
+            Place::Opendal { options, .. } => options.get("root").cloned().unwrap_or_default(),
+            Place::S3 { prefix, .. } | Place::Gcs { prefix, .. } | Place::Azblob { prefix, .. } => {
+                prefix.clone()
+            }
+        };
+        if above.is_empty() || above.ends_with('/') { above } else { format!("{above}/") }
+    }
+
+    /// Whether new data packs go to a class of S3 from which they must be thawed.
+    pub fn archives(&self, ctx: &Context) -> Result<bool> {
+        if self.bucket().is_none() {
+            return Ok(false);
+        }
+        let settings = self.0.settings.clone().or(&self.options(ctx)?.settings);
+        let class = settings.cold_class.or(settings.storage_class);
+        Ok(class.is_some_and(|class| is_archive_class(&class)))
     }
 
     /// What our keys begin with in a bucket.
     pub fn prefix(&self) -> &str {
-        match &self.0.place {
-            Place::S3 { prefix, .. } | Place::Gcs { prefix, .. } | Place::Azblob { prefix, .. } => prefix,
-            _ => "",
-        }
+        self.bucket().map_or("", |(_, prefix)| prefix)
     }
 
     /// What the profile that knows this place says about it.
@@ -139,16 +175,35 @@ impl Location {
 
     /// The mount point that this place asks for, as a copy of the profile or as the repository of one.
     fn require_mount(&self, ctx: &Context) -> Option<PathBuf> {
-        let is_here = |to: &str| Self::parse(to).is_ok_and(|place| place.0.place == self.0.place);
-        match ctx.profile.copies.iter().find(|copy| is_here(&copy.to)) {
+        match self.copies(ctx).first() {
             Some(copy) => copy.require_mount.clone(),
             None => self.profile(ctx)?.require_mount.clone(),
         }
     }
 
+    /// What the profile in force says of this place as one of its copies; a place may be named several times, with
+    /// different datasets.
+    pub fn copies<'a>(&self, ctx: &'a Context) -> Vec<&'a CopyConfig> {
+        let is_here = |copy: &&CopyConfig| Self::parse(&copy.to).is_ok_and(|place| place.is_same(self));
+        ctx.profile.copies.iter().filter(is_here).collect()
+    }
+
+    /// Whether the profile in force keeps its repository, or a copy of it, here.
+    pub fn is_of_profile(&self, ctx: &Context) -> bool {
+        let own = ctx.profile.repository.as_deref();
+        let own = own.map_or_else(|| Ok(Self::default_of(ctx)), Self::parse);
+        own.is_ok_and(|own| own.is_same(self)) || !self.copies(ctx).is_empty()
+    }
+
+    /// Whether both lead to the same place, also by a symlink.
+    fn is_same(&self, other: &Self) -> bool {
+        let real = |location: &Self| location.path().and_then(|path| path.canonicalize().ok());
+        self.0.place == other.0.place || real(self).is_some_and(|path| real(other) == Some(path))
+    }
+
     /// The profile whose settings and credentials are meant for this place: one that names it as its repository, the
     /// profile in force first, or else the profile in force if it names none. No credential goes to another place.
-    fn profile<'a>(&self, ctx: &'a Context) -> Option<&'a Profile> {
+    pub fn profile<'a>(&self, ctx: &'a Context) -> Option<&'a Profile> {
         let is_here = |profile: &Profile| {
             let named = profile.repository.as_deref().and_then(|text| Self::parse(text).ok());
             named.is_some_and(|named| named.0.place == self.0.place)
@@ -164,15 +219,24 @@ fn is_missing(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref::<CoreError>(), Some(CoreError::NoRepository { .. }))
 }
 
+/// Tries again after pauses of random length, so that many hosts do not come back at the same moment.
+fn retrying<S: ObjectStore>(store: S) -> Retrying<S> {
+    Retrying::new(store, RetryPolicy::default()).with_jitter(|| {
+        let mut bytes = [0; 8];
+        SystemRng.fill(&mut bytes);
+        u64::from_le_bytes(bytes)
+    })
+}
+
 fn wrap(ctx: &Context, store: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
-    let rate = |option: Option<u64>, profile: Option<crate::config::Size>| {
+    let rate = |option: Option<u64>, profile: Option<Size>| {
         option.or(profile.map(|size| size.0)).and_then(NonZeroU64::new)
     };
     let limits = RateLimits {
         upload_bytes_per_second: rate(ctx.global.limit_upload, ctx.profile.limits.upload),
         download_bytes_per_second: rate(ctx.global.limit_download, ctx.profile.limits.download),
     };
-    Arc::new(Retrying::new(Throttled::new(store, limits), RetryPolicy::default()))
+    Arc::new(retrying(Throttled::new(store, limits)))
 }
 
 impl fmt::Display for Location {
@@ -197,6 +261,19 @@ mod tests {
         }
         assert!(Location::parse("relative").unwrap().path().unwrap().is_absolute());
         assert_eq!(Location::parse("s3://bucket/x").unwrap().path(), None);
+        for (text, above) in [
+            ("/srv/x", "/srv/x/"),
+            ("s3://bucket", ""),
+            ("s3://bucket/x", "x/"),
+            ("sftp://host/srv/x", "/srv/x/"),
+            ("sftp://host/~/x", "x/"),
+            ("webdavs://host/dav/x", "/dav/x/"),
+            ("webdavs://host", "/"),
+            ("opendal:memory", ""),
+            ("opendal:webdav?root=x", "x/"),
+        ] {
+            assert_eq!(Location::parse(text).unwrap().above_keys(), above, "{text}");
+        }
         for text in ["", "file:", "s4://bucket/x", "s3://bucket?secret-key=x"] {
             assert!(Location::parse(text).is_err(), "{text}");
         }

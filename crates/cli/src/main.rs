@@ -40,6 +40,11 @@ use crate::environment::Environment;
 use crate::exit::{Complaint, Exit};
 use crate::printer::Printer;
 
+/// Packs of many megabytes are made on one thread and dropped on another; glibc keeps what was freed for the thread that
+/// made it, which doubled the memory of a restore.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     keepwell_storage::raise_file_limit();
     let environment = Environment::read();
@@ -49,8 +54,7 @@ fn main() -> ExitCode {
             // Help and version are asked for; everything else is a mistake. Nothing can be done if printing fails.
             let _ = error.print();
             return match error.use_stderr() {
-                true if names_wal_get(std::env::args_os()) => Exit::Recovery.into(),
-                true => Exit::Usage.into(),
+                true => usage(&error).into(),
                 false => Exit::Done.into(),
             };
         }
@@ -66,6 +70,24 @@ fn main() -> ExitCode {
     });
     // Threads that still work on something that nobody waits for must not hold up the end.
     std::process::exit(i32::from(exit.number()))
+}
+
+/// How a command line that cannot be understood ends; who reads JSON is told there too.
+fn usage(error: &clap::Error) -> Exit {
+    let exit = if names_wal_get(std::env::args_os()) { Exit::Recovery } else { Exit::Usage };
+    if std::env::args_os().any(|word| word == "--json") {
+        let text = error.to_string();
+        let hints: Vec<_> = text.lines().filter_map(|line| line.trim().strip_prefix("tip: ")).collect();
+        printer::error_line(&fact(&text), &hints, exit.number());
+    }
+    exit
+}
+
+/// What is wrong, on one line: what a message about the command line says before the first empty line.
+fn fact(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let fact = lines.join(" ");
+    fact.strip_prefix("error: ").map(str::to_owned).unwrap_or(fact)
 }
 
 /// Whether a command line that cannot be understood may be one by which a recovering server asks for WAL: then its failure
@@ -90,17 +112,26 @@ async fn until_interrupted(ctx: Context, command: Command) -> Result<Exit> {
         done = work => done.map_err(|error| Complaint::failed(format!("a worker died: {error}")))?,
         ended = interrupt.at_once(|text| printer.say(text)) => {
             ended?;
+            stopping.do_last();
             secret::restore_terminal();
-            Err(interrupted())
+            return Err(interrupted().into());
         }
     };
-    if stopping.is_requested() && outcome.is_err() { Err(interrupted()) } else { outcome }
+    outcome.map_err(|error| if stopping.is_requested() { ended_by_interrupt(error) } else { error })
 }
 
-fn interrupted() -> anyhow::Error {
+fn interrupted() -> Complaint {
     Complaint::new(Exit::Interrupted, "interrupted")
         .hint("Nothing that was in the repository is lost; run the command again to go on.")
-        .into()
+}
+
+/// What is told of work that ended because somebody wanted it to. What it says of that itself is no news, unless it says what
+/// there is to do now.
+fn ended_by_interrupt(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<Complaint>().is_some_and(Complaint::has_hints) {
+        true => error.context(interrupted()),
+        false => interrupted().into(),
+    }
 }
 
 fn start_logging(environment: &Environment) {
@@ -112,6 +143,36 @@ fn start_logging(environment: &Environment) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interrupted_command_still_says_what_there_is_to_do() {
+        let server = || Complaint::failed("the server was stopped");
+        for (error, told, hints) in [
+            (anyhow::anyhow!("the work was cancelled"), "interrupted", 1),
+            (server().into(), "interrupted", 1),
+            (server().hint("Start it again.").into(), "interrupted: the server was stopped", 2),
+        ] {
+            let ended = ended_by_interrupt(error);
+            assert_eq!((exit::one_line(&ended).as_str(), exit::hints_of(&ended).len()), (told, hints));
+            assert_eq!(exit::exit_of(&ended), Exit::Interrupted);
+        }
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_told_in_full_on_one_line() {
+        for (line, wanted) in [
+            ("keepwell restore latest", "the following required arguments were not provided: --target <DIR>"),
+            (
+                "keepwell snapshots --color x",
+                "invalid value 'x' for '--color <WHEN>' [possible values: auto, always, never]",
+            ),
+            ("keepwell snapshots x", "unexpected argument 'x' found"),
+        ] {
+            let error = Arguments::try_parse_from(line.split(' ')).unwrap_err();
+            let fact = fact(&error.to_string());
+            assert_eq!(fact, wanted, "{line}");
+        }
+    }
 
     #[test]
     fn a_command_that_serves_a_recovery_is_told_by_what_it_means() {

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use backup_core::{Builder, Cache, Limits, Repository, RepositoryHint};
+use backup_core::{Builder, Cache, Limits, Repository, RepositoryHint, Snapshot};
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_storage::ObjectStore;
 
 use crate::context::Context;
-use crate::copies::Fallback;
-use crate::exit::Complaint;
+use crate::copies::{self, Fallback};
+use crate::exit::{Complaint, Exit};
+use crate::known;
 use crate::location::Location;
 use crate::progress::Progress;
 use crate::secret::{self, Origin};
@@ -48,23 +49,33 @@ pub async fn repository(ctx: &Context) -> Result<Opened> {
 }
 
 /// The same for reading: what is lost or damaged there is taken from the copies that the profile names; and if it cannot
-/// be opened at all, the first of them that can be takes its place.
+/// be opened at all, the first of them that can be takes its place. Copies of another repository than the one that was
+/// asked for are never used.
 pub async fn for_reading(ctx: &Context) -> Result<Opened> {
+    Ok(fall_over(ctx, false).await?.0)
+}
+
+/// The same, with the snapshots: a place that cannot list them is given up as one that cannot be opened.
+pub async fn with_snapshots(ctx: &Context) -> Result<(Opened, Vec<Snapshot>)> {
+    fall_over(ctx, true).await
+}
+
+async fn fall_over(ctx: &Context, listed: bool) -> Result<(Opened, Vec<Snapshot>)> {
     let first = match credential(ctx).await {
-        Ok(credential) => credential.open_with_copies(ctx).await,
+        Ok(credential) => open_listed(ctx, credential, listed).await,
         Err(error) => Err(error),
     };
     let Err(error) = first else { return first };
     if !is_about_the_place(&error) {
         return Err(error);
     }
-    for copy in &ctx.profile.copies {
+    for copy in copies::at_hand(ctx) {
         let opened = async {
             let place = Location::parse(&copy.to)?;
-            credential_at(ctx, place, copy.key_file.as_ref()).await?.open_with_copies(ctx).await
+            open_listed(ctx, credential_at(ctx, place, copy.key_file.as_ref()).await?, listed).await
         };
         match opened.await {
-            Ok(opened) => {
+            Ok((opened, snapshots)) => {
                 ctx.printer.warn(format_args!(
                     "the repository cannot be used ({}); going on with the copy {}",
                     crate::exit::one_line(&error),
@@ -73,15 +84,29 @@ pub async fn for_reading(ctx: &Context) -> Result<Opened> {
                 let fields =
                     serde_json::json!({ "copy": copy.name(), "location": opened.location.to_string() });
                 ctx.printer.json("copy_used", fields);
-                return Ok(opened);
+                return Ok((opened, snapshots));
             }
             Err(why) => {
                 let why = crate::exit::one_line(&why);
-                ctx.printer.verbose(format_args!("the copy {} cannot be used: {why}", copy.name()));
+                ctx.printer.warn(format_args!("the copy {} cannot be used: {why}", copy.name()));
             }
         }
     }
     Err(error)
+}
+
+async fn open_listed(ctx: &Context, credential: Credential, listed: bool) -> Result<(Opened, Vec<Snapshot>)> {
+    let opened = credential.open_with_copies(ctx).await?;
+    if !listed {
+        return Ok((opened, Vec::new()));
+    }
+    match opened.repository.snapshots().await {
+        Ok(snapshots) => Ok((opened, snapshots)),
+        Err(error) => {
+            opened.progress.end();
+            Err(error.into())
+        }
+    }
 }
 
 /// Whether another place of the same repository may do where this one did not.
@@ -116,7 +141,7 @@ fn place(ctx: &Context) -> Result<(Location, Option<(KeyFile, PathBuf)>)> {
         return Ok((location, None));
     }
     // A key alone suffices, as with a recovery kit: it remembers where it belongs.
-    let Some(Origin::File(path)) = secret::named_key(ctx) else {
+    let Some(Origin::File(path)) = secret::named_key(ctx)? else {
         return Ok((Location::default_of(ctx), None));
     };
     let key = secret::load_key(ctx, &Origin::File(path.clone()))?;
@@ -200,6 +225,36 @@ fn limits(ctx: &Context) -> Result<Limits> {
     Ok(limits)
 }
 
+/// Opens a further place: with the key at hand if its repository is the same, and else with the key file that is named for
+/// it or known to belong there.
+pub async fn further(
+    ctx: &Context,
+    location: Location,
+    key: &KeyFile,
+    other_key_file: Option<&PathBuf>,
+) -> Result<Opened> {
+    let store = location.open(ctx).await?;
+    let hint = RepositoryHint::read(&*store).await?;
+    let key = match hint.repository == key.repository.to_string() {
+        true => key.clone(),
+        false => other_key(ctx, other_key_file, &location, &hint.repository)?,
+    };
+    Credential { location, store, key, key_file: None }.open(ctx).await
+}
+
+fn other_key(ctx: &Context, named: Option<&PathBuf>, place: &Location, id: &str) -> Result<KeyFile> {
+    let remembered = || known::Known::load(ctx).ok()?.key_file(place, id).map(PathBuf::from);
+    let file = named.cloned().or_else(remembered);
+    let file = file.unwrap_or_else(|| secret::default_key_file(ctx, id));
+    if !file.exists() {
+        let message = format!("there is no key at hand for the repository at `{place}`");
+        return Err(Complaint::new(Exit::WrongKey, message)
+            .hint("Name it: `key-file` of the copy in the profile, or, to copy there, `--to-key-file FILE`.")
+            .into());
+    }
+    secret::load_key(ctx, &Origin::File(file))
+}
+
 /// Opens another store of the same repository with the same key.
 pub async fn copy(ctx: &Context, place: &str, key: KeyFile) -> Result<Opened> {
     let location = Location::parse(place)?;
@@ -208,3 +263,6 @@ pub async fn copy(ctx: &Context, place: &str, key: KeyFile) -> Result<Opened> {
     opened.progress.end();
     Ok(opened)
 }
+
+#[cfg(test)]
+mod tests;

@@ -194,6 +194,13 @@ fn broken_stdout(error: &io::Error) -> ! {
     std::process::exit(1);
 }
 
+/// The line of JSON for a failure that came before anything could be set up.
+pub fn error_line(text: &str, hints: &[&str], code: u8) {
+    let fields = serde_json::json!({ "code": code, "message": text, "hints": hints });
+    // Nothing can be done if printing fails.
+    let _ = writeln!(io::stdout(), "{}", json_line("error", &fields));
+}
+
 fn json_line(kind: &str, fields: &Value) -> String {
     let fields = fields.to_string();
     match fields.strip_prefix('{') {
@@ -208,7 +215,48 @@ fn paint(colors: bool, sgr: &str, text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
+
+    /// The kinds of lines that the sources below a directory print.
+    fn kinds(directory: &Path, found: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                kinds(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let calls = text.split(concat!(".js", "on(")).skip(1);
+                let names = calls.filter_map(|call| call.trim_start().strip_prefix('"')?.split('"').next());
+                found.extend(names.map(str::to_owned));
+            }
+        }
+    }
+
+    #[test]
+    fn every_kind_of_line_is_documented() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut found = BTreeSet::new();
+        kinds(&root.join("src"), &mut found);
+        assert!(found.len() > 60, "only {} were found: {found:?}", found.len());
+        let page = fs::read_to_string(root.join("../../docs/scripting.md")).unwrap();
+        // Tables of types and fields, and of commands, types and fields.
+        let types: Vec<&str> = page
+            .lines()
+            .filter_map(|line| {
+                let cells: Vec<&str> = line.strip_prefix('|')?.split('|').collect();
+                Some(if cells.len() > 3 { cells[1] } else { cells[0] })
+            })
+            .collect();
+        let missing: Vec<&String> = found
+            .iter()
+            .filter(|kind| !types.iter().any(|cell| cell.contains(&format!("`{kind}`"))))
+            .collect();
+        assert!(missing.is_empty(), "docs/scripting.md has no row for {missing:?}");
+    }
 
     #[test]
     fn the_type_stands_first() {

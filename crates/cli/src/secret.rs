@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use keepwell_crypto::keyfile::KeyFile;
@@ -83,17 +83,32 @@ fn run(command: &str) -> Result<Secret> {
 }
 
 /// The key that options, environment, systemd or the profile name, in this order.
-pub fn named_key(ctx: &Context) -> Option<Origin> {
+pub fn named_key(ctx: &Context) -> Result<Option<Origin>> {
     let (options, environment, profile) = (&ctx.global, &ctx.environment, &ctx.profile);
     let file = |path: &Option<PathBuf>| path.clone().map(Origin::File);
     let command = |text: &Option<String>| text.clone().map(Origin::Command);
-    file(&options.key_file)
+    let named = file(&options.key_file)
         .or_else(|| command(&options.key_command))
+        .or_else(|| options.key_fd.map(Origin::Descriptor))
         .or_else(|| file(&environment.key_file))
-        .or_else(|| command(&environment.key_command))
+        .or_else(|| command(&environment.key_command));
+    if named.is_some() {
+        return Ok(named);
+    }
+    let number = descriptor(environment.key_fd.as_deref(), "KEEPWELL_KEY_FD")?;
+    Ok(number
         .or_else(|| credential(ctx, KEY_CREDENTIAL))
         .or_else(|| file(&profile.key_file))
-        .or_else(|| command(&profile.key_command))
+        .or_else(|| command(&profile.key_command)))
+}
+
+/// The descriptor whose number a variable holds.
+fn descriptor(text: Option<&str>, variable: &str) -> Result<Option<Origin>> {
+    let parse = |text: &str| {
+        let wrong = || Complaint::usage(format!("`{text}` in {variable} is no file descriptor"));
+        text.parse().map(Origin::Descriptor).map_err(|_| wrong())
+    };
+    Ok(text.map(parse).transpose()?)
 }
 
 /// The file that a new key is to be written to, if somebody named one.
@@ -109,7 +124,7 @@ pub fn default_key_file(ctx: &Context, id: &str) -> PathBuf {
 
 /// The key to a repository, from wherever it can be had.
 pub fn find_key(ctx: &Context, location: &Location, id: &str) -> Result<Origin> {
-    if let Some(origin) = named_key(ctx) {
+    if let Some(origin) = named_key(ctx)? {
         return Ok(origin);
     }
     let remembered = Known::load(ctx)?.key_file(location, id).map(Path::to_path_buf);
@@ -117,14 +132,39 @@ pub fn find_key(ctx: &Context, location: &Location, id: &str) -> Result<Origin> 
     let found = candidates.into_iter().find(|path| path.exists());
     found.map(Origin::File).ok_or_else(|| {
         Complaint::new(Exit::WrongKey, format!("there is no key at hand for the repository at `{location}`"))
-            .hint("Name it: `--key-file FILE`, or KEEPWELL_KEY_FILE.")
+            .hint("Name it: `--key-file FILE`, `--key-command`, `--key-fd`, or KEEPWELL_KEY_FILE.")
             .hint("A recovery kit is a key file too: type it into a file.")
             .into()
     })
 }
 
-/// Reads and, if need be, unlocks a key file.
+/// The keys that were read, by where they come from: a pipe can be read, and a passphrase be asked for, only once, however
+/// many places are tried with a key.
+#[derive(Debug, Clone, Default)]
+pub struct Keys(Arc<Mutex<Vec<(Origin, KeyFile)>>>);
+
+impl Keys {
+    fn get(&self, origin: &Origin) -> Option<KeyFile> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().find(|(from, _)| from == origin).map(|(_, key)| key.clone())
+    }
+
+    fn put(&self, origin: &Origin, key: &KeyFile) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((origin.clone(), key.clone()));
+    }
+}
+
+/// Reads and, if need be, unlocks a key file; the second time it is remembered.
 pub fn load_key(ctx: &Context, origin: &Origin) -> Result<KeyFile> {
+    if let Some(key) = ctx.keys.get(origin) {
+        return Ok(key);
+    }
+    let key = read_key(ctx, origin)?;
+    ctx.keys.put(origin, &key);
+    Ok(key)
+}
+
+fn read_key(ctx: &Context, origin: &Origin) -> Result<KeyFile> {
     if let Origin::File(path) = origin {
         warn_if_public(ctx, path);
     }
@@ -157,21 +197,16 @@ fn named_passphrase(ctx: &Context) -> Result<Option<Origin>> {
     let (options, environment, profile) = (&ctx.global, &ctx.environment, &ctx.profile);
     let file = |path: &Option<PathBuf>| path.clone().map(Origin::File);
     let command = |text: &Option<String>| text.clone().map(Origin::Command);
-    let descriptor = match &environment.passphrase_fd {
-        Some(text) => {
-            let number = text.parse().map_err(|_| {
-                Complaint::usage(format!("`{text}` in KEEPWELL_PASSPHRASE_FD is no file descriptor"))
-            })?;
-            Some(Origin::Descriptor(number))
-        }
-        None => None,
-    };
-    Ok(file(&options.passphrase_file)
+    let named = file(&options.passphrase_file)
         .or_else(|| command(&options.passphrase_command))
         .or_else(|| options.passphrase_fd.map(Origin::Descriptor))
         .or_else(|| file(&environment.passphrase_file))
-        .or_else(|| command(&environment.passphrase_command))
-        .or(descriptor)
+        .or_else(|| command(&environment.passphrase_command));
+    if named.is_some() {
+        return Ok(named);
+    }
+    let number = descriptor(environment.passphrase_fd.as_deref(), "KEEPWELL_PASSPHRASE_FD")?;
+    Ok(number
         .or_else(|| credential(ctx, PASSPHRASE_CREDENTIAL))
         .or_else(|| file(&profile.passphrase_file))
         .or_else(|| command(&profile.passphrase_command)))
@@ -191,9 +226,36 @@ fn passphrase(ctx: &Context, prompt: &str) -> Result<Secret> {
 }
 
 /// A passphrase from somewhere; a newline at its end does not belong to it.
-pub fn passphrase_from(origin: &Origin) -> Result<Secret> {
+fn passphrase_from(origin: &Origin) -> Result<Secret> {
     let text = origin.read().with_context(|| format!("read the passphrase from {}", origin.describe()))?;
     not_empty(Secret::from(text.expose().trim_end_matches(['\n', '\r'])))
+}
+
+/// Where the new passphrase of a key file or a kit comes from; by default it is asked for.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct NewPassphrase {
+    /// Read the new passphrase from a file instead of asking for it
+    #[arg(long, value_name = "FILE")]
+    new_passphrase_file: Option<PathBuf>,
+    /// Take the new passphrase from the output of a shell command
+    #[arg(long, value_name = "COMMAND", conflicts_with = "new_passphrase_file")]
+    new_passphrase_command: Option<String>,
+}
+
+impl NewPassphrase {
+    /// Whether it is named.
+    pub fn is_named(&self) -> bool {
+        self.new_passphrase_file.is_some() || self.new_passphrase_command.is_some()
+    }
+
+    /// Reads it, or asks for it twice.
+    pub fn read(&self, ctx: &Context) -> Result<Secret> {
+        match (&self.new_passphrase_file, &self.new_passphrase_command) {
+            (Some(file), _) => passphrase_from(&Origin::File(file.clone())),
+            (None, Some(command)) => passphrase_from(&Origin::Command(command.clone())),
+            (None, None) => ask_twice(ctx),
+        }
+    }
 }
 
 /// A new passphrase from where options, environment or profile say, or asked for twice.
@@ -205,7 +267,7 @@ fn new_passphrase(ctx: &Context) -> Result<Secret> {
 }
 
 /// A new passphrase, asked for twice.
-pub fn ask_twice(ctx: &Context) -> Result<Secret> {
+fn ask_twice(ctx: &Context) -> Result<Secret> {
     ctx.printer.suspend(|| {
         let first = not_empty(ask("New passphrase: ")?)?;
         if ask("Again: ")?.expose() != first.expose() {
@@ -326,4 +388,23 @@ pub fn member_key_file(ctx: &Context, id: RepositoryId, name: &str) -> PathBuf {
     let safe: String =
         name.chars().map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect();
     default_key_file(ctx, &format!("{id}-{safe}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::exit_of;
+
+    #[test]
+    fn a_descriptor_that_makes_no_sense_matters_only_where_it_is_used() {
+        let mut ctx = Context::of_profiles("");
+        ctx.environment.key_fd = Some("three".to_owned());
+        ctx.environment.passphrase_fd = Some("three".to_owned());
+        assert_eq!(exit_of(&named_key(&ctx).unwrap_err()), Exit::Usage);
+        assert_eq!(exit_of(&named_passphrase(&ctx).unwrap_err()), Exit::Usage);
+        let path = PathBuf::from("file");
+        (ctx.global.key_file, ctx.environment.passphrase_file) = (Some(path.clone()), Some(path.clone()));
+        assert_eq!(named_key(&ctx).unwrap(), Some(Origin::File(path.clone())));
+        assert_eq!(named_passphrase(&ctx).unwrap(), Some(Origin::File(path)));
+    }
 }

@@ -7,6 +7,7 @@ use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Zoned};
 use keepwell_catalog::readable;
+use keepwell_storage::Size;
 
 use crate::exit::Complaint;
 
@@ -76,19 +77,7 @@ fn moment(nanoseconds: i64) -> Timestamp {
 
 /// `512`, `10KiB`, `1.5 GiB`, `20M`: bytes; units are powers of 1024.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let value: f64 = text[..split].parse().map_err(|_| format!("`{text}` is no size; try `10MiB`"))?;
-    let unit = text[split..].trim().to_ascii_lowercase();
-    let power = match unit.trim_end_matches('b').trim_end_matches('i') {
-        "" => 0,
-        "k" => 1,
-        "m" => 2,
-        "g" => 3,
-        "t" => 4,
-        _ => return Err(format!("`{unit}` is no unit; use KiB, MiB, GiB or TiB")),
-    };
-    Ok((value * 1024f64.powi(power)) as u64)
+    text.parse().map(|Size(bytes)| bytes)
 }
 
 /// `14d`, `2w`, `6mo`, `1y`, `36h`: a length of calendar time.

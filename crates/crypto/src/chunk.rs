@@ -25,8 +25,38 @@ pub enum ChunkKind {
 /// The secret that keys every chunk id of a domain.
 ///
 /// Without it nobody can tell whether a known file is in the repository, neither by its ids nor by its cut points.
+/// ```
+/// use keepwell_crypto::{ChunkKind, IdKey};
+///
+/// let key = IdKey::generate();
+/// let id = key.chunk_id(ChunkKind::Content, b"hello");
+/// assert_eq!(id, key.chunk_id(ChunkKind::Content, b"hello"), "what is there already is found again");
+/// assert_ne!(id, key.chunk_id(ChunkKind::Node, b"hello"));
+/// assert_ne!(id, IdKey::generate().chunk_id(ChunkKind::Content, b"hello"), "by who has the key alone");
+/// ```
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct IdKey([u8; 32]);
+
+/// Computes what [`IdKey::chunk_id`] gives, piece by piece.
+pub struct ChunkHasher(blake3::Hasher);
+
+impl ChunkHasher {
+    /// Hashes the next bytes.
+    pub fn update(&mut self, plaintext: &[u8]) {
+        self.0.update(plaintext);
+    }
+
+    /// The id of the chunk that has all the bytes given so far.
+    pub fn finish(self) -> ChunkId {
+        ChunkId::from_bytes(*self.0.finalize().as_bytes())
+    }
+}
+
+impl fmt::Debug for ChunkHasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ChunkHasher")
+    }
+}
 
 impl IdKey {
     /// Draws a fresh key.
@@ -46,9 +76,16 @@ impl IdKey {
 
     /// The id of a chunk: BLAKE3 keyed over `kind ‖ plaintext`. About 5 GB/s on one core.
     pub fn chunk_id(&self, kind: ChunkKind, plaintext: &[u8]) -> ChunkId {
+        let mut hasher = self.hasher(kind);
+        hasher.update(plaintext);
+        hasher.finish()
+    }
+
+    /// The id of a chunk that comes piece by piece.
+    pub fn hasher(&self, kind: ChunkKind) -> ChunkHasher {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
-        hasher.update(&[kind as u8]).update(plaintext);
-        ChunkId::from_bytes(*hasher.finalize().as_bytes())
+        hasher.update(&[kind as u8]);
+        ChunkHasher(hasher)
     }
 
     /// What a piece of an archived log is named by: the first half of BLAKE3 keyed over `2 ‖ plaintext`.

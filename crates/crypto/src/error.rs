@@ -2,7 +2,10 @@
 
 use std::io;
 
-/// A failure to seal, to open, or to read a key. No variant carries secret material or untrusted text.
+use crate::device::device_error;
+
+/// A failure to seal, to open, or to read a key. No variant carries secret material or, but for what a device
+/// says, untrusted text.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CryptoError {
@@ -62,6 +65,12 @@ pub enum CryptoError {
         /// Our limit.
         max_log_n: u8,
     },
+    /// A device that holds the secret did not do its part.
+    #[error("the device with the key does not answer: {reason}")]
+    Device {
+        /// What it, or whoever speaks to it, said.
+        reason: String,
+    },
     /// The sealed object could not be read or written.
     #[error("access to the sealed object failed")]
     Io {
@@ -87,7 +96,10 @@ impl CryptoError {
             age::DecryptError::InvalidMac => Self::damaged("the header's MAC does not match"),
             age::DecryptError::InvalidHeader => Self::damaged("the header is malformed"),
             age::DecryptError::UnknownFormat => Self::damaged("not an age v1 file"),
-            age::DecryptError::Io(source) => Self::from_read(source),
+            age::DecryptError::Io(source) => match device_error(source) {
+                Ok(error) => Self::Device { reason: error.to_string() },
+                Err(source) => Self::from_read(source),
+            },
             _ => Self::damaged("decryption failed"),
         }
     }

@@ -11,6 +11,7 @@ use crate::cbor::{self, CborError, Decoded, fields, items, need};
 use crate::chunk::IdKey;
 use crate::ids::{DomainId, GroupId, MemberId, RepositoryId};
 use crate::recipient::{Identity, Recipient};
+use crate::secret::Secret;
 
 /// A keyring that does not decode. Says where, never what.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,6 +19,31 @@ use crate::recipient::{Identity, Recipient};
 pub struct KeyringError(#[source] CborError);
 
 /// The keys of one member.
+/// ```
+/// use keepwell_crypto::keyring::{DomainKeys, GroupKeys, Keyring};
+/// use keepwell_crypto::{DomainId, GroupId, IdKey, Identity, RepositoryId, SigningKey};
+///
+/// let (index, data) = (Identity::generate(), Identity::generate());
+/// let domain = DomainKeys {
+///     id: DomainId::generate(),
+///     id_key: IdKey::generate(),
+///     recipient: data.recipient(),
+///     identities: vec![data],
+/// };
+/// let group = GroupId::generate();
+/// let keyring = Keyring {
+///     repository: RepositoryId::generate(),
+///     member: SigningKey::generate().member_id(),
+///     groups: vec![GroupKeys { id: group, index_identities: vec![index], domains: vec![domain] }],
+/// };
+///
+/// // What a host gets that only backs up: it can seal, and cannot open what it sealed.
+/// let stored = keyring.without_read_keys().to_bytes();
+/// let of_writer = Keyring::from_bytes(&stored)?;
+/// let domain = &of_writer.group(&group).expect("its group").domains[0];
+/// assert!(domain.identities.is_empty());
+/// # Ok::<(), keepwell_crypto::keyring::KeyringError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Keyring {
     /// The repository that the keys belong to; compare it with that of the trust chain.
@@ -135,8 +161,10 @@ fn encode_domain(e: &mut Out, domain: &DomainKeys) -> Encoded {
 }
 
 fn encode_identities(e: &mut Out, identities: &[Identity]) -> Encoded {
-    e.array(identities.len() as u64)?;
-    identities.iter().try_for_each(|identity| e.str(identity.to_secret_string().expose())?.ok())
+    // What stays in a device cannot be handed on.
+    let secrets: Vec<Secret> = identities.iter().filter_map(Identity::to_secret_string).collect();
+    e.array(secrets.len() as u64)?;
+    secrets.iter().try_for_each(|secret| e.str(secret.expose())?.ok())
 }
 
 fn decode<T>(bytes: &[u8], read: impl FnOnce(&mut Decoder<'_>) -> Decoded<T>) -> Result<T, KeyringError> {

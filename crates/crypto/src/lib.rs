@@ -45,10 +45,12 @@
 //! assert_eq!(loaded.verify_owner(&record, "retired")?.name, "alice");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::exit)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod cbor;
 mod chunk;
+mod device;
 mod error;
 mod ids;
 pub mod keyfile;
@@ -61,10 +63,12 @@ mod seal;
 mod secret;
 mod sign;
 mod signed;
+mod statement;
 pub mod trust;
 
 pub use cbor::CborError;
-pub use chunk::{BoundaryKey, ChunkKind, IdKey};
+pub use chunk::{BoundaryKey, ChunkHasher, ChunkKind, IdKey};
+pub use device::{DeviceError, KeyAgreement};
 pub use error::CryptoError;
 pub use ids::{
     ChunkId, Digest, DigestHasher, DomainId, GroupId, IdError, MemberId, RepositoryId, SnapshotId, StoreId,
@@ -75,3 +79,4 @@ pub use seal::{MAX_HEADER_BYTES, MAX_RECIPIENTS, NONCE_BYTES, SealWriter, header
 pub use secret::Secret;
 pub use sign::{SignatureError, SigningKey, VerifyingKey, sign_detached, verify_detached};
 pub use signed::Signed;
+pub use statement::{STATEMENT_BYTES_MAX, STATEMENT_KIND, Statement, StatementError};

@@ -62,6 +62,30 @@ pub fn sealed_range(header_len: usize, plain: Range<u64>) -> Range<u64> {
 /// Every byte that it gives is authentic at its position. A truncated object shows when its end is read: `Ok(0)`, and
 /// any answer to [`SeekFrom::End`], are given only after the last block was decrypted as the last. A seek by itself
 /// reads nothing. After the first error every further read fails.
+/// Of an object in a store only what is needed has to be fetched:
+///
+/// ```
+/// use std::io::{Read, Seek, SeekFrom};
+/// use keepwell_crypto::{Identity, NONCE_BYTES, OpenReader, Parts, header_len, seal, sealed_range};
+///
+/// let identity = Identity::generate();
+/// let plain: Vec<u8> = (0..1_000_000u32).map(|n| n as u8).collect();
+/// let stored = seal(&[identity.recipient()], &plain)?;
+///
+/// let header_len = header_len(&stored)?; // an index would know it
+/// let head = &stored[..header_len + NONCE_BYTES];
+/// let range = sealed_range(header_len, 500_000..500_010);
+/// let blocks = &stored[range.start as usize..range.end as usize];
+/// assert!(head.len() + blocks.len() < 70_000, "of a million bytes");
+///
+/// let parts = Parts::new(stored.len() as u64).with(0, head).with(range.start, blocks);
+/// let mut reader = OpenReader::new(&[identity], parts)?;
+/// let mut found = [0; 10];
+/// reader.seek(SeekFrom::Start(500_000))?;
+/// reader.read_exact(&mut found)?;
+/// assert_eq!(found, plain[500_000..500_010]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct OpenReader<R: Read + Seek> {
     stream: age::stream::StreamReader<Sealed<R>>,
     plain_len: u64,

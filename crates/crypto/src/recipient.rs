@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use age::secrecy::ExposeSecret;
 
+use crate::device::{DeviceIdentity, KeyAgreement};
 use crate::error::CryptoError;
 use crate::secret::Secret;
 
@@ -23,6 +25,12 @@ enum RecipientKind {
 }
 
 impl Recipient {
+    /// That of an X25519 public key. Points of low order are refused.
+    pub(crate) fn of_point(point: &[u8; 32]) -> Result<Self, CryptoError> {
+        let text = bech32::encode::<bech32::Bech32>(bech32::Hrp::parse_unchecked("age"), point);
+        text.unwrap_or_default().parse()
+    }
+
     pub(crate) fn as_age(&self) -> &dyn age::Recipient {
         match &self.0 {
             RecipientKind::X25519(recipient) => recipient,
@@ -69,9 +77,15 @@ pub struct Identity(IdentityKind);
 #[derive(Clone)]
 enum IdentityKind {
     X25519(age::x25519::Identity),
+    Device(DeviceIdentity),
 }
 
 impl Identity {
+    /// One whose secret stays in a device, which is asked whenever something is opened. Points of low order are refused.
+    pub fn in_device(device: Arc<dyn KeyAgreement>) -> Result<Self, CryptoError> {
+        Ok(Self(IdentityKind::Device(DeviceIdentity::new(device)?)))
+    }
+
     /// Draws a fresh X25519 identity.
     pub fn generate() -> Self {
         Self(IdentityKind::X25519(age::x25519::Identity::generate()))
@@ -86,10 +100,12 @@ impl Identity {
         Ok(Self(IdentityKind::X25519(identity)))
     }
 
-    /// The text form, `AGE-SECRET-KEY-1…`: a line of an identity file for the `age` command.
-    pub fn to_secret_string(&self) -> Secret {
+    /// The text form, `AGE-SECRET-KEY-1…`: a line of an identity file for the `age` command. `None` for what stays in a
+    /// device.
+    pub fn to_secret_string(&self) -> Option<Secret> {
         match &self.0 {
-            IdentityKind::X25519(identity) => Secret::from(identity.to_string().expose_secret()),
+            IdentityKind::X25519(identity) => Some(Secret::from(identity.to_string().expose_secret())),
+            IdentityKind::Device(_) => None,
         }
     }
 
@@ -97,12 +113,14 @@ impl Identity {
     pub fn recipient(&self) -> Recipient {
         match &self.0 {
             IdentityKind::X25519(identity) => Recipient(RecipientKind::X25519(identity.to_public())),
+            IdentityKind::Device(device) => device.recipient().clone(),
         }
     }
 
     pub(crate) fn as_age(&self) -> &dyn age::Identity {
         match &self.0 {
             IdentityKind::X25519(identity) => identity,
+            IdentityKind::Device(device) => device,
         }
     }
 }
@@ -181,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_secret_given_as_a_recipient_is_not_repeated() {
-        let secret = Identity::generate().to_secret_string();
+        let secret = Identity::generate().to_secret_string().unwrap();
         let error = secret.expose().parse::<Recipient>().unwrap_err();
         assert!(!format!("{error} {error:?}").contains(&secret.expose()[15..]));
         let error = Identity::parse(&secret.expose()[..40]).unwrap_err();

@@ -34,6 +34,19 @@ pub fn seal(recipients: &[Recipient], plain: &[u8]) -> Result<Vec<u8>, CryptoErr
 ///
 /// Bytes are complete only after [`finish`](Self::finish); what was written before it does not open. After the first
 /// error every further call fails: a block half written cannot be repaired.
+/// ```
+/// use std::io::Write;
+/// use keepwell_crypto::{Identity, SealWriter, open};
+///
+/// let identity = Identity::generate();
+/// let mut writer = SealWriter::new(&[identity.recipient()], Vec::new())?;
+/// for part in ["one, ", "two"] {
+///     writer.write_all(part.as_bytes())?;
+/// }
+/// let sealed = writer.finish()?;
+/// assert_eq!(open(&[identity], &sealed, 100)?, b"one, two");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct SealWriter<W: Write> {
     stream: age::stream::StreamWriter<Counting<W>>,
     written: Arc<AtomicU64>,

@@ -9,6 +9,19 @@ use crate::sign::{SignatureError, SigningKey, VerifyingKey, sign_detached, verif
 /// A record with its signature, as it is stored: plain, readable by anybody, alterable by nobody.
 ///
 /// The payload means nothing until [`verify`](Self::verify) has returned it.
+/// ```
+/// use keepwell_crypto::{RepositoryId, Signed, SigningKey};
+///
+/// let (key, repository) = (SigningKey::generate(), RepositoryId::generate());
+/// let stored = Signed::sign(&key, repository, "commit", vec![0xa0]).to_bytes();
+///
+/// let record = Signed::from_bytes(&stored)?;
+/// assert_eq!(record.verify(&key.verifying_key(), repository, "commit")?, [0xa0]);
+/// // Neither in another place nor in another repository does it count.
+/// assert!(record.verify(&key.verifying_key(), repository, "retired").is_err());
+/// assert!(record.verify(&key.verifying_key(), RepositoryId::generate(), "commit").is_err());
+/// # Ok::<(), keepwell_crypto::SignatureError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signed {
     /// What the payload is, for example `commit`.

@@ -6,15 +6,12 @@ use backup_core::OpenFile;
 use fuser::{FileAttr, FileType, INodeNo};
 use keepwell_catalog::{Entry, EntryKind, Extent};
 
-/// What an object of an object store gets, which knows no permissions.
-const OBJECT_MODE: u32 = 0o644;
 /// Reads of this size are cheap: a page cache page for a page of us would not be.
 const BLOCK_BYTES: u32 = 128 << 10;
 
 /// What `stat` shows of an entry that carries its own inode.
 pub(crate) fn attributes(ino: u64, entry: &Entry, names: u32) -> FileAttr {
     let time = time(entry.mtime);
-    let mode = if entry.kind == EntryKind::Object && entry.mode == 0 { OBJECT_MODE } else { entry.mode };
     let size = entry.link_target.as_ref().map_or(entry.size, |target| target.len() as u64);
     FileAttr {
         ino: INodeNo(ino),
@@ -25,7 +22,7 @@ pub(crate) fn attributes(ino: u64, entry: &Entry, names: u32) -> FileAttr {
         ctime: time,
         crtime: time,
         kind: kind(entry.kind),
-        perm: (mode & 0o7777) as u16,
+        perm: (entry.shown_mode() & 0o7777) as u16,
         nlink: names,
         uid: entry.uid,
         gid: entry.gid,

@@ -5,10 +5,10 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use backup_core::{Browser, Error, OpenFile, Repository, Snapshot, SnapshotState, Tree};
+use backup_core::{Browser, Error, OpenFile, Repository, Snapshot, SnapshotState, Tree, one_line};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
@@ -23,7 +23,7 @@ use crate::kept::Kept;
 use crate::nodes::{Nodes, Place};
 use crate::shown::Shown;
 use crate::top::{Made, Top};
-use crate::{MountOptions, sweep};
+use crate::{MountOptions, lock, sweep};
 
 /// What a snapshot holds never changes.
 const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
@@ -170,7 +170,7 @@ impl Snapshots {
             return Ok(made_up(ino, FileType::Directory, 0, shown.taken));
         }
         let counts = entry.kind != EntryKind::Directory;
-        let names = if counts { self.tree(shown).and_then(|tree| shown.names(tree, key)) } else { Ok(1) };
+        let names = if counts { self.tree(shown).map(|tree| shown.names(tree, key)) } else { Ok(1) };
         Ok(attributes(ino, entry, names.map_err(|error| self.failed(shown, key, &error))?))
     }
 
@@ -485,14 +485,4 @@ async fn list(repository: &Repository, options: &MountOptions) -> Result<Vec<(Sn
         }
     }
     Ok(listed)
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn one_line(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,9 +9,31 @@
 //! it. Nothing is read before it is asked for, and what is kept has a bound: caches of less than half of the repository's
 //! memory limit, and a table of the files that the kernel knows, which shrinks by itself.
 //!
+//! ```no_run
+//! # async fn show(repository: &backup_core::Repository) -> Result<(), Box<dyn std::error::Error>> {
+//! use std::path::Path;
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//!
+//! use backup_core::monitor::Silent;
+//! use keepwell_mount::{Audience, MountOptions, mount};
+//!
+//! let options = MountOptions {
+//!     accepts: Arc::new(|snapshot| snapshot.manifest().is_ok()),
+//!     audience: Audience::Owner,
+//!     refresh_every: Duration::from_secs(10),
+//!     monitor: Arc::new(Silent),
+//! };
+//! let mut mounted = mount(repository, Path::new("/mnt/backups"), options).await?;
+//! mounted.ended().await?; // when somebody says `umount /mnt/backups`
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Linux only; on other systems the crate is empty. The FUSE protocol is spoken by a library in Rust; of the C library
 //! only its helper `fusermount3` is needed, and not by root.
 #![cfg(target_os = "linux")]
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::exit)]
 
 mod attributes;
 mod directory;
@@ -26,7 +48,7 @@ mod top;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backup_core::monitor::Monitor;
@@ -37,7 +59,7 @@ use nix::mount::{MntFlags, umount2};
 use tokio::sync::oneshot;
 
 pub use error::MountError;
-pub use hollow::{Filling, HollowFile, StandIn, fill_as_needed};
+pub use hollow::{Filling, HollowFile, StandIn, fill_as_needed, take_away_left};
 
 use crate::filesystem::Snapshots;
 
@@ -180,6 +202,13 @@ impl Mounted {
     }
 }
 
+/// Takes a file system of this process away, for whoever has no time to [unmount](Mounted::unmount) it: who still reads there
+/// gets errors. Nothing is left if there was none.
+pub fn take_away_now(directory: &Path) -> Result<Unmounted, MountError> {
+    take_away(directory).map_err(|source| MountError::Broken { directory: directory.to_path_buf(), source })
+}
+
+/// Unmounts, or at least takes out of the way.
 fn take_away(directory: &Path) -> std::io::Result<Unmounted> {
     match umount2(directory, MntFlags::empty()) {
         Ok(()) | Err(Errno::EINVAL) => Ok(Unmounted::Gone),
@@ -199,4 +228,8 @@ fn take_away(directory: &Path) -> std::io::Result<Unmounted> {
         }
         Err(errno) => Err(errno.into()),
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -49,15 +49,20 @@ impl Shown {
         Ok(self.tree.get_or_init(|| tree))
     }
 
-    /// How many names a file has. Reads the tree once, of a snapshot that is not too large for that.
-    pub fn names(&self, tree: &Tree, key: &MapKey) -> Result<u32, Error> {
+    /// How many names a file has. Reads the tree once, of a snapshot that is not too large for that; of one that cannot be
+    /// read as a whole every file counts as having one, because what is sound of it is to be seen.
+    pub fn names(&self, tree: &Tree, key: &MapKey) -> u32 {
+        let count = |names: &HashMap<MapKey, u32>| 1 + names.get(key).copied().unwrap_or_default();
         if let Some(names) = self.names.get() {
-            return Ok(1 + names.get(key).copied().unwrap_or_default());
+            return count(names);
         }
+        let _alone = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        count(self.names.get_or_init(|| self.further_names(tree).unwrap_or_default()))
+    }
+
+    fn further_names(&self, tree: &Tree) -> Result<HashMap<MapKey, u32>, Error> {
         let manifest = self.snapshot.manifest()?;
         let is_worth_it = manifest.statistics.others > 0 && manifest.entries <= COUNTED_ENTRIES_MAX;
-        let names = if is_worth_it { tree.further_names_blocking()? } else { HashMap::new() };
-        let names = self.names.get_or_init(|| names);
-        Ok(1 + names.get(key).copied().unwrap_or_default())
+        if is_worth_it { tree.further_names_blocking() } else { Ok(HashMap::new()) }
     }
 }

@@ -5,6 +5,20 @@
 //!
 //! The library never reads the environment or the clock: connections come from [`options::ConnectOptions`], which is
 //! resolved from a text and the [`options::Surroundings`] that the program hands in.
+//!
+//! ```no_run
+//! # async fn ask() -> Result<(), Box<dyn std::error::Error>> {
+//! use keepwell_source_postgres::options::{ConnectOptions, Surroundings};
+//! use keepwell_source_postgres::wire::Client;
+//!
+//! let options = ConnectOptions::resolve("host=db1 user=backup", &Surroundings::default(), "my service")?;
+//! let mut client = Client::connect(&options).await?;
+//! let identity = client.identify().await?;
+//! println!("cluster {} is at {}", identity.system_id, identity.position);
+//! # Ok(())
+//! # }
+//! ```
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::exit)]
 
 pub mod archive;
 pub mod capture;
@@ -25,13 +39,4 @@ pub mod wire;
 #[cfg(test)]
 mod testing;
 
-/// An error with its causes, on one line.
-pub(crate) fn one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
+pub(crate) use backup_core::one_line;

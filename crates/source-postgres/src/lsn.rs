@@ -5,6 +5,14 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 
 /// A position in the WAL of a cluster: a byte offset, written as `16/B374D848`.
+///
+/// ```
+/// use keepwell_source_postgres::lsn::Lsn;
+///
+/// let begin: Lsn = "16/FFFFFFF0".parse()?;
+/// assert_eq!(begin.plus(0x20).to_string(), "17/10");
+/// # Ok::<(), keepwell_source_postgres::lsn::NotA>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(u64);
 

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use tokio::task::JoinHandle;
 use crate::archive::{ArchiveError, Fetched, SegmentFile, fetch, fetch_segment};
 use crate::lsn::{Segment, SegmentSize};
 
-/// Segments that are fetched ahead take so much memory at most.
+/// Segments that are fetched ahead take so much memory at most, and twice that while they are put together.
 const AHEAD_BYTES_MAX: usize = 128 << 20;
 /// And there are so many of them at most.
 const AHEAD_MAX: u64 = 8;
@@ -41,7 +42,9 @@ type Fetching = JoinHandle<Result<Option<SegmentFile>, ArchiveError>>;
 pub struct WalServer {
     reader: WalReader,
     ahead: Mutex<HashMap<String, Fetching>>,
+    ahead_max: u64,
     patience: Duration,
+    waits: AtomicU64,
 }
 
 impl WalServer {
@@ -50,8 +53,17 @@ impl WalServer {
         Arc::new(Self::patient(reader, PATIENCE))
     }
 
+    /// The same for whoever has little memory: at most so many segments are fetched ahead, and no more than
+    /// [`WalServer::new`] would.
+    pub fn with_ahead(reader: WalReader, segments: u64) -> Arc<Self> {
+        let mut server = Self::patient(reader, PATIENCE);
+        server.ahead_max = segments.min(AHEAD_MAX);
+        Arc::new(server)
+    }
+
     fn patient(reader: WalReader, patience: Duration) -> Self {
-        Self { reader, ahead: Mutex::default(), patience }
+        let (ahead, waits) = (Mutex::default(), AtomicU64::new(0));
+        Self { reader, ahead, ahead_max: AHEAD_MAX, patience, waits }
     }
 
     /// Gives a file as [`fetch`] does, and begins to fetch the next ones.
@@ -59,6 +71,9 @@ impl WalServer {
     /// Only whole segments are remembered: that something is missing, damaged or short is found out anew each time.
     pub async fn get(self: &Arc<Self>, name: &str) -> Result<Fetched, ArchiveError> {
         let fetched = self.ahead().remove(name);
+        if !fetched.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.waits.fetch_add(1, Ordering::Relaxed);
+        }
         let ready = match fetched {
             Some(task) => match task.await {
                 Ok(Ok(Some(file))) if file.is_whole() => Some(file),
@@ -80,6 +95,11 @@ impl WalServer {
         Ok(Fetched::Found(file.content))
     }
 
+    /// How often a file that was asked for was not there yet.
+    pub fn waits(&self) -> u64 {
+        self.waits.load(Ordering::Relaxed)
+    }
+
     fn ahead(&self) -> std::sync::MutexGuard<'_, HashMap<String, Fetching>> {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -88,7 +108,7 @@ impl WalServer {
     fn look_ahead(&self, name: &str, length: usize) {
         let Some(size) = SegmentSize::new(length as u64) else { return };
         let Ok(segment) = Segment::parse(name, size) else { return };
-        let count = AHEAD_MAX.min((AHEAD_BYTES_MAX / length) as u64).max(1);
+        let count = self.ahead_max.min((AHEAD_BYTES_MAX / length) as u64).max(1);
         let names: Vec<String> = (1..=count)
             .map(|step| Segment { number: segment.number + step, ..segment }.file_name(size))
             .collect();
@@ -205,8 +225,6 @@ struct GapAhead(String);
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
-
     use super::*;
     use crate::testing::{SYSTEM, World, content, segment, size};
 
@@ -245,6 +263,34 @@ mod tests {
         assert!(matches!(server.get(&name(4 + AHEAD_MAX)).await, Ok(Fetched::Found(_))));
     }
 
+    /// A fetch costs several requests, one after the other, and that of the last segment the most: nothing behind it says
+    /// that it is no gap. The clock is a made-up one: it moves when everything waits, by as much as it takes.
+    #[tokio::test(start_paused = true)]
+    async fn a_replay_waits_for_no_segment_but_the_first_two_though_each_fetch_takes_longer_than_its_replay()
+    {
+        const SEGMENTS: u64 = 60;
+        let world = World::new().await;
+        for number in 3..3 + SEGMENTS {
+            world.put(number, number as u8, size().get()).await;
+        }
+        let replay = async |server: &Arc<WalServer>| {
+            for number in 3..3 + SEGMENTS {
+                let expected = Fetched::Found(content(SYSTEM, number, number as u8));
+                assert_eq!(server.get(&name(number)).await.unwrap(), expected);
+                tokio::time::sleep(Duration::from_millis(40)).await;
+            }
+        };
+        *world.store.latency.lock().unwrap() = Duration::from_millis(50);
+        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap());
+        replay(&server).await;
+        assert_eq!(server.waits(), 2, "of {SEGMENTS}");
+        // Eight ahead do not suffice when a fetch takes as long as twenty-five replays: then it shows.
+        *world.store.latency.lock().unwrap() = Duration::from_millis(250);
+        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap());
+        replay(&server).await;
+        assert!(server.waits() > 2, "{}", server.waits());
+    }
+
     #[tokio::test]
     async fn the_end_of_the_log_is_looked_for_anew_each_time() {
         let world = World::new().await;
@@ -268,7 +314,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("wal");
         let (_stop, stopped) = watch::channel(false);
-        let patience = Duration::from_millis(50);
+        let patience = Duration::from_secs(2);
         let server = Arc::new(WalServer::patient(world.repository.wal_reader(SYSTEM).unwrap(), patience));
         tokio::spawn(server.run(UnixListener::bind(&socket).unwrap(), None, stopped));
         let held = world.store.gate.lock().await;
@@ -276,7 +322,6 @@ mod tests {
         let asking = tokio::task::spawn_blocking(move || super::ask(&asked, &name(3)));
         // This one says nothing; that it is sent away shows that patience is over for the other one, too.
         let mut silent = UnixStream::connect(&socket).await.unwrap();
-        tokio::time::sleep(2 * patience).await;
         assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
         drop(held);
         assert_eq!(asking.await.unwrap().unwrap(), Fetched::Found(content(SYSTEM, 3, 3)));

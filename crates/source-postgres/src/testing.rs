@@ -18,7 +18,11 @@ use keepwell_storage::{
     Capabilities, Key, Memory, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind,
 };
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+
 use crate::lsn::{Lsn, Segment, SegmentSize, Timeline};
+use crate::options::ConnectOptions;
 use crate::recovery::BaseBackup;
 
 pub const SYSTEM: u64 = 7_710_603_854_990_343_878;
@@ -47,16 +51,30 @@ pub fn content(system: u64, number: u64, fill: u8) -> Vec<u8> {
 pub struct Store {
     memory: Memory,
     pub away: AtomicBool,
+    /// Requests that it did not answer.
+    pub refused: AtomicU64,
     pub reads: AtomicU64,
     /// While somebody holds it, nothing is read.
     pub gate: tokio::sync::Mutex<()>,
+    /// Each request takes so long.
+    pub latency: std::sync::Mutex<std::time::Duration>,
 }
 
 impl Store {
+    async fn travel(&self) {
+        let latency = *self.latency.lock().unwrap();
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+    }
+
     fn there(&self, key: impl std::fmt::Display) -> Result<(), StorageError> {
         match self.away.load(Ordering::SeqCst) {
             false => Ok(()),
-            true => Err(StorageError::new(StorageErrorKind::Unavailable, "ask for", key, "it is away")),
+            true => {
+                self.refused.fetch_add(1, Ordering::SeqCst);
+                Err(StorageError::new(StorageErrorKind::Unavailable, "ask for", key, "it is away"))
+            }
         }
     }
 }
@@ -69,12 +87,14 @@ impl ObjectStore for Store {
     }
     async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
         self.there(key)?;
+        self.travel().await;
         drop(self.gate.lock().await);
         self.reads.fetch_add(1, Ordering::SeqCst);
         self.memory.get(key).await
     }
     async fn get_range(&self, key: &Key, range: std::ops::Range<u64>) -> Result<Bytes, StorageError> {
         self.there(key)?;
+        self.travel().await;
         self.memory.get_range(key, range).await
     }
     async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
@@ -83,6 +103,7 @@ impl ObjectStore for Store {
     }
     async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
         self.there(prefix)?;
+        self.travel().await;
         self.memory.list_page(prefix, after).await
     }
     async fn delete(&self, key: &Key) -> Result<(), StorageError> {
@@ -296,7 +317,7 @@ impl Content for Text {
 }
 
 /// A message of a server.
-fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+pub fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     [&[tag][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat()
 }
 
@@ -313,17 +334,10 @@ pub fn row(values: &[(&str, &str)]) -> Vec<u8> {
 
 /// A server that is played: it answers a command that begins so with this, and all others with an error.
 pub async fn played(answers: Vec<(&'static str, Vec<u8>)>) -> (tempfile::TempDir, crate::wire::Client) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let dir = tempfile::tempdir().unwrap();
-    let listener = tokio::net::UnixListener::bind(dir.path().join(".s.PGSQL.5432")).unwrap();
+    let (dir, listener, options) = socket();
     tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let length = stream.read_u32().await.unwrap() as usize - 4;
-        stream.read_exact(&mut vec![0; length]).await.unwrap();
+        let mut stream = greeted(&listener).await;
         let ready = message(b'Z', b"I");
-        let hello =
-            [message(b'R', &[0; 4]), message(b'S', b"server_version\x0017.1\0"), ready.clone()].concat();
-        stream.write_all(&hello).await.unwrap();
         while let Ok(tag) = stream.read_u8().await {
             let mut body = vec![0; stream.read_u32().await.unwrap() as usize - 4];
             stream.read_exact(&mut body).await.unwrap();
@@ -336,7 +350,25 @@ pub async fn played(answers: Vec<(&'static str, Vec<u8>)>) -> (tempfile::TempDir
             stream.write_all(&[answer, ready.clone()].concat()).await.unwrap();
         }
     });
-    let text = format!("host={} user=ann dbname=x", dir.path().display());
-    let options = crate::options::ConnectOptions::resolve(&text, &Default::default(), "test").unwrap();
     (dir, crate::wire::Client::connect(&options).await.unwrap())
+}
+
+/// Where a server that is played listens, and how it is reached.
+pub fn socket() -> (tempfile::TempDir, UnixListener, ConnectOptions) {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join(".s.PGSQL.5432")).unwrap();
+    let text = format!("host={} user=ann dbname=x", dir.path().display());
+    let options = ConnectOptions::resolve(&text, &Default::default(), "test").unwrap();
+    (dir, listener, options)
+}
+
+/// The next connection, let in.
+pub async fn greeted(listener: &UnixListener) -> UnixStream {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let length = stream.read_u32().await.unwrap() as usize - 4;
+    stream.read_exact(&mut vec![0; length]).await.unwrap();
+    let hello =
+        [message(b'R', &[0; 4]), message(b'S', b"server_version\x0017.1\0"), message(b'Z', b"I")].concat();
+    stream.write_all(&hello).await.unwrap();
+    stream
 }

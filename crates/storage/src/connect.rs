@@ -36,6 +36,15 @@ pub enum Purpose {
 /// Fails with `Invalid` if settings or credentials make no sense or are missing, and if this build does not know the
 /// kind of store; it is then of no use to try again. The store does not try again by itself: wrap it in
 /// [`Retrying`](crate::Retrying).
+/// ```
+/// use keepwell_storage::{ConnectOptions, Location, Purpose, connect};
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let dir = tempfile::tempdir()?;
+/// let location = Location::directory(dir.path().join("new")); // from people: `"s3://bucket/prefix".parse()`
+/// let store = connect(&location, &ConnectOptions::default(), Purpose::Create).await?;
+/// store.put_new(&"data/pack".parse()?, "bytes".into()).await?;
+/// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
 pub async fn connect(
     location: &Location,
     options: &ConnectOptions,
@@ -77,7 +86,16 @@ async fn remote(
 
 /// The kind of store was left out of this build.
 pub(crate) fn not_built_in(location: &Location) -> StorageError {
-    let message = "this build has no support for such stores";
-    StorageError::new(crate::StorageErrorKind::Invalid, "open", &location.place, message)
-        .with_hint("Build keepwell-storage with the feature for it: s3, gcs, azblob, webdav or sftp.")
+    let (message, hint) = match &location.place {
+        Place::Opendal { scheme, .. } => (
+            format!("this build has no service `{scheme}` of OpenDAL"),
+            "A usual build has s3, gcs, azblob, webdav and memory. With the features b2, cos, obs, oss and swift, or \
+             `all-services`, it has these as well. A directory is named by its path, a server of SSH by `sftp://`.",
+        ),
+        _ => (
+            "this build has no support for such stores".to_owned(),
+            "Build keepwell-storage with the feature for it: s3, gcs, azblob, webdav or sftp.",
+        ),
+    };
+    StorageError::new(crate::StorageErrorKind::Invalid, "open", &location.place, message).with_hint(hint)
 }

@@ -25,14 +25,19 @@
 //! assert_eq!(again.kind, StorageErrorKind::AlreadyExists);
 //! # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
 //! ```
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::exit)]
 
 pub mod conformance;
 mod connect;
 mod control;
 mod credentials;
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azblob"))]
+mod date;
 mod descriptors;
 mod error;
 mod faulty;
+#[cfg(feature = "gcs")]
+mod gcs;
 mod key;
 mod local;
 mod location;
@@ -40,6 +45,7 @@ mod memory;
 mod operation;
 mod planted;
 mod probe;
+mod random;
 mod recording;
 #[cfg(feature = "remote")]
 mod remote;
@@ -48,6 +54,9 @@ mod retrying;
 mod s3;
 #[cfg(feature = "sftp")]
 mod sftp;
+#[cfg(any(feature = "s3", feature = "gcs"))]
+mod signed;
+mod size;
 mod store;
 mod throttled;
 #[cfg(any(feature = "remote", feature = "sftp"))]
@@ -56,7 +65,7 @@ mod tree;
 pub use connect::{ConnectOptions, Purpose, connect};
 pub use control::{
     Answer, BucketFacts, Control, Danger, LifecycleRule, ObjectLock, ThawSpeed, Tier, Transition, Versioning,
-    When,
+    When, is_archive_class,
 };
 pub use credentials::{CredentialSources, Credentials, SecretText};
 pub use descriptors::raise_file_limit;
@@ -72,5 +81,6 @@ pub use probe::{
 };
 pub use recording::{Count, Recorded, Recording};
 pub use retrying::{RetryPolicy, Retrying};
+pub use size::Size;
 pub use store::{Capabilities, LIST_PAGE_MAX, ObjectInfo, ObjectStore, Page, list_all};
 pub use throttled::{RateLimits, Throttled};

@@ -29,7 +29,7 @@ impl Default for RetryPolicy {
     }
 }
 
-type Jitter = Arc<dyn Fn(Duration) -> Duration + Send + Sync>;
+type Random = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// A store that tries again after errors that may pass ([`StorageError::is_retryable`]).
 ///
@@ -39,21 +39,34 @@ type Jitter = Arc<dyn Fn(Duration) -> Duration + Send + Sync>;
 /// must make their bytes differ.
 ///
 /// Reading back costs one `get` of the object. Other errors are passed on at once.
+/// ```
+/// use std::time::Duration;
+/// use keepwell_storage::{Fault, Faulty, Memory, ObjectStore, Operation, RetryPolicy, Retrying};
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+/// // The first put is stored, and its answer is lost.
+/// let unsure = Faulty::new(Memory::new(), Fault::LostResponse(1));
+/// let policy = RetryPolicy { first_delay: Duration::from_millis(1), ..RetryPolicy::default() };
+/// let store = Retrying::new(unsure, policy);
+/// store.put_new(&"data/pack".parse()?, "bytes".into()).await?;
+/// assert_eq!(store.get(&"data/pack".parse()?).await?, "bytes");
+/// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
 pub struct Retrying<S> {
     inner: S,
     policy: RetryPolicy,
-    jitter: Option<Jitter>,
+    random: Option<Random>,
 }
 
 impl<S: ObjectStore> Retrying<S> {
     /// Wraps a store; pauses are exact, so that tests can foretell them.
     pub fn new(inner: S, policy: RetryPolicy) -> Self {
-        Self { inner, policy, jitter: None }
+        Self { inner, policy, random: None }
     }
 
-    /// Passes every pause through `jitter`, so that many clients do not come back at the same moment.
-    pub fn with_jitter(mut self, jitter: impl Fn(Duration) -> Duration + Send + Sync + 'static) -> Self {
-        self.jitter = Some(Arc::new(jitter));
+    /// Makes every pause last between half and all of its length, by `random`, which gives any number equally often: so
+    /// that many clients do not come back at the same moment.
+    pub fn with_jitter(mut self, random: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        self.random = Some(Arc::new(random));
         self
     }
 
@@ -90,7 +103,10 @@ impl<S: ObjectStore> Retrying<S> {
     fn delay(&self, attempt: u32) -> Duration {
         let doubled = self.policy.first_delay.saturating_mul(2u32.saturating_pow(attempt - 1));
         let delay = doubled.min(self.policy.max_delay);
-        self.jitter.as_ref().map_or(delay, |jitter| jitter(delay))
+        let Some(random) = &self.random else { return delay };
+        let half = delay / 2;
+        let share = (half.as_nanos() * u128::from(random())) >> u64::BITS;
+        half + Duration::from_nanos(u64::try_from(share).unwrap_or(0))
     }
 
     /// Decides whether an object that exists after a lost answer is the one that we put.
@@ -236,11 +252,13 @@ mod tests {
         assert_eq!(store.inner().calls(), 5);
         assert_eq!(start.elapsed().as_secs(), 1 + 2 + 3 + 3);
 
-        let store =
-            Retrying::new(Faulty::new(Memory::new(), Fault::FromThenOn(1)), policy).with_jitter(|d| d / 2);
-        let start = tokio::time::Instant::now();
-        store.delete(&key()).await.unwrap_err();
-        assert_eq!(start.elapsed().as_millis(), 4500);
+        for (random, millis) in [(0, 4500), (1 << 63, 6750)] {
+            let faulty = Faulty::new(Memory::new(), Fault::FromThenOn(1));
+            let store = Retrying::new(faulty, policy).with_jitter(move || random);
+            let start = tokio::time::Instant::now();
+            store.delete(&key()).await.unwrap_err();
+            assert_eq!(start.elapsed().as_millis(), millis);
+        }
     }
 
     #[tokio::test(start_paused = true)]

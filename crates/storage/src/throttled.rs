@@ -30,6 +30,21 @@ pub struct RateLimits {
 /// Each transfer waits until its bytes fit: a put before it starts, a get after it, because only then is known how
 /// much came. So the network sees bursts of one object. Objects up to 64 KiB never wait; their bytes count against
 /// the next larger one. Waiting is on tokio's clock. Names and listings are not counted.
+/// ```
+/// use std::num::NonZeroU64;
+/// use keepwell_storage::{Memory, ObjectStore, RateLimits, Throttled};
+/// use tokio::time::{Instant, pause};
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+/// # pause();
+/// let limits = RateLimits { upload_bytes_per_second: NonZeroU64::new(1 << 20), ..RateLimits::default() };
+/// let store = Throttled::new(Memory::new(), limits);
+/// let begun = Instant::now();
+/// store.put_new(&"data/pack".parse()?, vec![0; 4 << 20].into()).await?;
+/// assert_eq!(begun.elapsed().as_secs(), 4);
+/// store.get(&"data/pack".parse()?).await?; // at once: only uploads have a limit here
+/// assert_eq!(begun.elapsed().as_secs(), 4);
+/// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
 pub struct Throttled<S> {
     inner: S,
     upload: Option<Bucket>,

@@ -1,10 +1,19 @@
 //! Ways to damage one object of a store.
 
+use std::path::Path;
+
+use backup_core::Repository;
 use bytes::Bytes;
-use keepwell_crypto::{Recipient, RepositoryId, Signed, SigningKey};
+use keepwell_catalog::{
+    IndexEntry, Manifest, ObjectName, PackClass, PackRef, Segment, SegmentBuilder, open_record, seal_record,
+};
+use keepwell_crypto::keyring::Keyring;
+use keepwell_crypto::trust::Chain;
+use keepwell_crypto::{Identity, Recipient, RepositoryId, Signed, SigningKey, seal};
 use keepwell_storage::{Key, Memory, ObjectStore};
 
 use crate::noise;
+use crate::world::{World, back_up};
 
 /// What happens to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,10 +32,13 @@ pub enum Damage {
     Swapped,
     /// Made anew by one who has all public keys, and none of the secret ones.
     Forged,
+    /// Made anew by such a one who has a repository of the same shape: a pack, segment, manifest or keyring as it should be,
+    /// sealed to whom it should be sealed, with other secrets.
+    Counterfeit,
 }
 
 /// All of them.
-pub const ALL: [Damage; 7] = [
+pub const ALL: [Damage; 8] = [
     Damage::Deleted,
     Damage::Truncated,
     Damage::Emptied,
@@ -34,15 +46,109 @@ pub const ALL: [Damage; 7] = [
     Damage::Replaced,
     Damage::Swapped,
     Damage::Forged,
+    Damage::Counterfeit,
 ];
 
-/// Public knowledge, as a thief of the store has it.
+/// Public knowledge, as a thief of the store has it, and what he makes of it.
 #[derive(Debug, Clone)]
 pub struct Public {
-    /// From the hint and the trust chain.
-    pub repository: RepositoryId,
-    /// Any public key that objects are sealed to.
-    pub recipient: Recipient,
+    repository: RepositoryId,
+    chain: Chain,
+    forger: Forger,
+}
+
+impl Public {
+    /// What is public about a repository.
+    pub fn of(repository: &Repository, forger: Forger) -> Self {
+        Self { repository: repository.id(), chain: repository.chain(), forger }
+    }
+
+    /// To whom content is sealed.
+    fn recipient(&self) -> Recipient {
+        self.chain.domains().next().unwrap().recipient.clone()
+    }
+}
+
+/// Somebody with a repository of his own, opened.
+#[derive(Debug, Clone)]
+pub struct Forger {
+    data: Vec<u8>,
+    meta: Vec<u8>,
+    /// Those of one index segment.
+    packs: Vec<PackRef>,
+    entries: Vec<IndexEntry>,
+    manifest: Manifest,
+    keyring: Vec<u8>,
+}
+
+impl Forger {
+    /// Backs a directory up into a repository with secrets of its own.
+    pub async fn new(dir: &Path) -> Self {
+        let world = World::new().await;
+        let repository = world.open().await;
+        back_up(&repository, dir).await.unwrap();
+        let member = repository.access().member().unwrap();
+        let name = repository.chain().keyring(&member).unwrap().name.clone();
+        let identity = world.key.member.as_ref().unwrap().identity.clone();
+        let sealed = world.store.get(&name.parse().unwrap()).await.unwrap();
+        let keyring = open_record(&[identity], &sealed, 1 << 20).unwrap().to_vec();
+        let keys = Keyring::from_bytes(&keyring).unwrap();
+        let (group, domain) = (&keys.groups[0], &keys.groups[0].domains[0]);
+        let manifest = plain(&world, "manifests/", &domain.identities, true).await;
+        let segment = Bytes::from(plain(&world, "index/", &group.index_identities, false).await);
+        let segment = Segment::open(Box::new(segment), &|_, _, _| Ok(())).unwrap();
+        Self {
+            data: plain(&world, "data/", &domain.identities, false).await,
+            meta: plain(&world, "meta/", &domain.identities, false).await,
+            packs: segment.packs().to_vec(),
+            entries: segment.iter().map(|item| item.unwrap().1).collect(),
+            manifest: Manifest::decode(&manifest).unwrap(),
+            keyring,
+        }
+    }
+
+    /// What he puts in the place of an object; `None` for what has a signature of its own, which [`Damage::Forged`] does.
+    fn counterfeit(&self, name: &str, public: &Public) -> Option<Vec<u8>> {
+        let chain = &public.chain;
+        let domain = chain.domains().next()?;
+        let made = match name.parse().ok()? {
+            ObjectName::Pack(PackClass::Data, _) => seal(&[public.recipient()], &self.data),
+            ObjectName::Pack(PackClass::Meta, _) => seal(&[public.recipient()], &self.meta),
+            ObjectName::Index(group, _) => {
+                let mut builder = SegmentBuilder::new(group, PackClass::Data);
+                self.packs.iter().for_each(|pack| _ = builder.add_pack(*pack));
+                self.entries.iter().for_each(|entry| builder.add(*entry));
+                let plain = builder.finish(public.repository, &SigningKey::generate(), Vec::new()).unwrap();
+                seal(&[chain.group(&group)?.recipient.clone()], &plain)
+            }
+            ObjectName::Manifest(_) => {
+                let manifest = Manifest {
+                    repository: public.repository,
+                    group: domain.group,
+                    domain: domain.id,
+                    ..self.manifest.clone()
+                };
+                return Some(seal_record(&[public.recipient()], &manifest.encode()).unwrap());
+            }
+            ObjectName::Keyring { member, .. } => {
+                let mut recipients = chain.owner_recipients();
+                recipients.push(chain.member(&member)?.recipient.clone());
+                return Some(seal_record(&recipients, &self.keyring).unwrap());
+            }
+            _ => return None,
+        };
+        Some(made.unwrap())
+    }
+}
+
+/// What the first object below a prefix says.
+async fn plain(world: &World, prefix: &str, identities: &[Identity], is_record: bool) -> Vec<u8> {
+    let name = world.names(prefix).await.remove(0);
+    let sealed = world.store.get(&name.parse().unwrap()).await.unwrap();
+    match is_record {
+        true => open_record(identities, &sealed, 1 << 20).unwrap().to_vec(),
+        false => keepwell_crypto::open(identities, &sealed, 1 << 26).unwrap(),
+    }
 }
 
 /// Replaces an object, or makes it.
@@ -85,6 +191,10 @@ pub async fn inflict(
             let forged = forge(&bytes, public, seed);
             overwrite(store, &key, forged.into()).await;
         }
+        Damage::Counterfeit => {
+            let Some(made) = public.forger.counterfeit(name, public) else { return false };
+            overwrite(store, &key, made.into()).await;
+        }
     }
     true
 }
@@ -100,6 +210,6 @@ fn forge(bytes: &[u8], public: &Public, seed: u64) -> Vec<u8> {
             }
             forged.to_bytes()
         }
-        Err(_) => keepwell_crypto::seal(std::slice::from_ref(&public.recipient), &noise(seed, 5000)).unwrap(),
+        Err(_) => seal(&[public.recipient()], &noise(seed, 5000)).unwrap(),
     }
 }

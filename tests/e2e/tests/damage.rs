@@ -5,13 +5,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use backup_core::{Cache, CheckOptions, ReadData, Repository, Snapshot, restore_vital};
-use keepwell_catalog::names;
-use keepwell_e2e::damage::{ALL, Damage, Public, inflict};
+use backup_core::{BackupOptions, Cache, CheckOptions, ReadData, Repository, Snapshot, restore_vital};
+use keepwell_catalog::wal::WalPlace;
+use keepwell_catalog::{Commit, CommitKind, names};
+use keepwell_crypto::Signed;
+use keepwell_e2e::damage::{ALL, Damage, Forger, Public, inflict};
 use keepwell_e2e::tree::Tree;
 use keepwell_e2e::{run, tree, world};
-use keepwell_storage::Memory;
+use keepwell_storage::{Memory, ObjectStore};
 use tempfile::TempDir;
 use world::{World, back_up, forget, restored, snapshot_of, thorough};
 
@@ -60,9 +63,13 @@ impl Case {
         let copy = World { store: copy, key: world.key.clone() };
         let listed = repository.snapshots().await.unwrap();
         repository.copy_to_store(&copy.open().await, &listed).await.unwrap();
-        let chain = repository.chain();
-        let recipient = chain.domains().next().unwrap().recipient.clone();
-        let public = Public { repository: repository.id(), recipient };
+        // Names and sizes as they are, so that packs have their frames at the same places; other bytes.
+        let alike = tempfile::tempdir().unwrap();
+        for i in 0..3 {
+            tree::put(alike.path(), &format!("0/{i}"), 1000 + i, LARGE);
+        }
+        tree::put(alike.path(), "always/changing", 1100, 3000);
+        let public = Public::of(&repository, Forger::new(alike.path()).await);
         Self { world, copy, source, snapshots, public }
     }
 
@@ -283,6 +290,126 @@ fn a_mirror_heals_what_only_this_store_has_signed() {
     });
 }
 
+/// What a checkpoint has published is no snapshot: its damage is noticed, and costs nothing.
+#[test]
+fn damage_to_the_commit_of_a_checkpoint_is_noticed_and_costs_no_snapshot() {
+    run(async {
+        let mut case = Case::new().await;
+        let repository = case.world.open().await;
+        for i in 0..3 {
+            tree::put(case.dir(), &format!("last/{i}"), 70 + i, LARGE);
+        }
+        let options = BackupOptions { checkpoint_every: Duration::ZERO, ..world::options() };
+        let report = world::back_up_with(&repository, case.dir(), options).await.unwrap();
+        case.snapshots.push((snapshot_of(&repository, &report).await, tree::read(case.dir())));
+        let mut checkpoints = Vec::new();
+        for name in case.world.names("commits/").await {
+            let bytes = case.world.store.get(&name.parse().unwrap()).await.unwrap();
+            let commit = Commit::decode(&Signed::from_bytes(&bytes).unwrap().payload).unwrap();
+            if commit.kind == CommitKind::Checkpoint {
+                checkpoints.push(name);
+            }
+        }
+        assert!(!checkpoints.is_empty());
+        assert!(!is_noticed_without_keys(&case.world).await, "sound at first");
+        for (seed, name) in (0..).zip(&checkpoints) {
+            let peer = commit_of(&case.snapshots[0].0);
+            for damage in ALL {
+                let what = format!("{damage:?} {name}");
+                let world = case.world.fork();
+                if !inflict(&world.store, damage, name, Some(&peer), &case.public, seed).await {
+                    continue;
+                }
+                assert!(is_noticed_without_keys(&world).await, "{what}: not noticed without keys");
+                let restored = case.restore_what_is_left(&world.open().await, &what).await;
+                let whole = restored.iter().filter(|(_, whole)| *whole).count();
+                let lost = usize::from(damage == Damage::Swapped); // with the commit of a snapshot
+                assert!(whole + lost >= case.snapshots.len(), "{what}: {whole} whole");
+            }
+        }
+    });
+}
+
+/// A key of an erasable domain that is damaged closes that domain, and nothing else; one that is lost comes back from a copy.
+#[test]
+fn damage_to_a_key_of_an_erasable_domain_costs_that_domain_alone() {
+    run(async {
+        let mut case = Case::new().await;
+        let repository = case.world.open().await;
+        let domain = repository.create_domain("customer").await.unwrap();
+        let repository = case.world.open().await;
+        let options = BackupOptions { domain: Some(domain), dataset: "customer".into(), ..world::options() };
+        let report = world::back_up_with(&repository, case.dir(), options).await.unwrap();
+        let erasable = snapshot_of(&repository, &report).await;
+        case.snapshots.push((erasable.clone(), tree::read(case.dir())));
+        let mirror = case.world.fork();
+        let names = case.world.names("keys/erasable/").await;
+        let peer = case.world.names("keys/").await.into_iter().find(|name| !names.contains(name));
+        assert!(!names.is_empty());
+        for (seed, name) in (0..).zip(&names) {
+            for damage in ALL {
+                let what = format!("{damage:?} {name}");
+                let world = case.world.fork();
+                // Its peer is a keyring; it stays, for without that nothing opens at all.
+                let peer = peer.as_deref().filter(|_| damage != Damage::Swapped);
+                if !inflict(&world.store, damage, name, peer, &case.public, seed).await {
+                    continue;
+                }
+                let repository = world.open().await;
+                for (snapshot, whole) in case.restore_what_is_left(&repository, &what).await {
+                    assert!(whole || snapshot.id == erasable.id, "{what}: {}", snapshot.short());
+                }
+                let _ = world.store.delete(&name.parse().unwrap()).await;
+                restore_vital(&world.store, &mirror.store, world.key.genesis, 1).await.unwrap();
+                let restored = case.restore_what_is_left(&world.open().await, &what).await;
+                assert!(restored.len() == case.snapshots.len(), "{what}: {}", restored.len());
+                assert!(restored.iter().all(|(_, whole)| *whole), "{what}: not healed");
+            }
+        }
+    });
+}
+
+/// A piece of an archived log is what was archived, or it is refused; the pieces beside it are read.
+#[test]
+fn damage_to_a_piece_of_a_log_is_noticed_when_it_is_read() {
+    run(async {
+        let case = Case::new().await;
+        let repository = case.world.open().await;
+        let log = repository.wal_writer("db", 7, 1 << 20, false).await.unwrap();
+        let mut archived = BTreeMap::new();
+        let places = [(3, 0, 5000), (3, 5000, 9000), (4, 0, 8192)];
+        for (seed, (file, from, to)) in (0..).zip(places) {
+            let bytes = keepwell_e2e::noise(seed, (to - from) as usize);
+            let place = WalPlace::Bytes { file, from, to };
+            log.put(1, place, bytes.clone().into(), None).await.unwrap();
+            let name = log.pieces_of(1, file).await.unwrap().into_iter().find(|name| name.place == place);
+            archived.insert(name.unwrap().key().to_string(), (name.unwrap(), bytes));
+        }
+        let names: Vec<&String> = archived.keys().collect();
+        for (at, name) in names.iter().enumerate() {
+            let peer = names[(at + 1) % names.len()];
+            for damage in ALL {
+                let what = format!("{damage:?} {name}");
+                let world = case.world.fork();
+                if !inflict(&world.store, damage, name, Some(peer), &case.public, at as u64).await {
+                    continue;
+                }
+                let repository = world.open().await;
+                let reader = repository.wal_reader(7).unwrap();
+                for (other, (piece, bytes)) in &archived {
+                    let is_hit = other == *name || (damage == Damage::Swapped && other == peer);
+                    match reader.read(piece).await {
+                        Ok(found) => assert!(!is_hit && found.plaintext == *bytes, "{what}: {other}"),
+                        Err(error) => assert!(is_hit, "{what}: {other}: {error}"),
+                    }
+                }
+                let restored = case.restore_what_is_left(&repository, &what).await;
+                assert!(restored.iter().all(|(_, whole)| *whole), "{what}: a log is apart from snapshots");
+            }
+        }
+    });
+}
+
 #[test]
 fn a_further_name_of_a_lost_file_is_lost_as_well() {
     run(async {
@@ -294,7 +421,7 @@ fn a_further_name_of_a_lost_file_is_lost_as_well() {
         let report = back_up(&repository, source.path()).await.unwrap();
         let snapshot = snapshot_of(&repository, &report).await;
         for name in world.names("data/").await {
-            keepwell_storage::ObjectStore::delete(&world.store, &name.parse().unwrap()).await.unwrap();
+            world.store.delete(&name.parse().unwrap()).await.unwrap();
         }
         // An older `a` stands in the target. It must not come to stand under the name `b` as well.
         let to = tempfile::tempdir().unwrap();

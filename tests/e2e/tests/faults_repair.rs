@@ -6,7 +6,7 @@ use std::path::Path;
 
 use backup_core::{ReadData, Repository, RewriteOptions, Snapshot, restore_vital};
 use keepwell_catalog::names;
-use keepwell_e2e::damage::{Damage, Public, inflict};
+use keepwell_e2e::damage::{Damage, Forger, Public, inflict};
 use keepwell_e2e::faults::{KINDS, at_every_call, at_every_call_in_turn};
 use keepwell_e2e::tree::Tree;
 use keepwell_e2e::{run, tree, world};
@@ -51,9 +51,7 @@ impl Case {
     }
 
     async fn public(&self) -> Public {
-        let repository = self.world.open().await;
-        let recipient = repository.chain().domains().next().unwrap().recipient.clone();
-        Public { repository: repository.id(), recipient }
+        Public::of(&self.world.open().await, Forger::new(self.dir()).await)
     }
 
     async fn damage(&self, damage: Damage, name: &str) {

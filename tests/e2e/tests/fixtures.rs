@@ -4,6 +4,8 @@
 
 #[path = "../examples/make_fixture/manifest.rs"]
 mod manifest;
+#[path = "../examples/make_fixture/pieces.rs"]
+mod pieces;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,9 +14,12 @@ use std::sync::Arc;
 
 use backup_core::env::SystemClock;
 use backup_core::{
-    BackupOptions, CheckOptions, PruneOptions, ReadData, Repository, RestoreOptions, Snapshot, scrub,
+    BackupOptions, CheckOptions, EXTRA_ORIGIN, PruneOptions, ReadData, Repository, RestoreOptions, Snapshot,
+    scrub,
 };
-use keepwell_catalog::{Extent, MapKey};
+use keepwell_catalog::wal::WalPlace;
+use keepwell_catalog::{Commit, Extent, MapKey};
+use keepwell_crypto::Signed;
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_source_files::{FileOptions, FileSource, FileTarget, TargetOptions};
 use keepwell_storage::{LocalFs, LocalOptions, ObjectStore, list_all};
@@ -22,8 +27,11 @@ use tempfile::TempDir;
 
 /// Every fixture there is, with the directory that its snapshots were taken of. One that is missing here, or there,
 /// fails a test.
-const FIXTURES: [(&str, &str); 2] =
-    [("v1", "/tmp/keepwell-v1/tree"), ("v1-plans", "/tmp/keepwell-v1-plans/tree")];
+const FIXTURES: [(&str, &str); 3] = [
+    ("v1", "/tmp/keepwell-v1/tree"),
+    ("v1-plans", "/tmp/keepwell-v1-plans/tree"),
+    ("v1-copy", "/tmp/keepwell-v1-copy/tree"),
+];
 
 /// A fixture, copied: git keeps neither empty directories nor modes, and some tests write.
 struct Fixture {
@@ -183,6 +191,33 @@ async fn plans_have_unique_names_and_are_merged() {
     let old = Fixture::open(FIXTURES[0]).await;
     let names = list_all(&*old.store, "gc/").await.unwrap();
     assert!(names.iter().all(|info| !info.key.as_str().contains('-')), "{names:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_log_is_read_and_goes_on() {
+    let fixture = Fixture::open(FIXTURES[2]).await;
+    let repository = fixture.repository().await;
+    let archived = fs::read_to_string(fixture.kept_in.join("wal.txt")).unwrap();
+    assert_eq!(archived.lines().count(), 4);
+    assert_eq!(pieces::pieces(&repository).await.unwrap(), archived);
+    let system = repository.wal_systems().await.unwrap().remove(0);
+    let log = repository.wal_writer("fixture", system, 1 << 20, false).await.unwrap();
+    let place = WalPlace::Bytes { file: 5, from: 0, to: 3 };
+    log.put(2, place, "new".into(), None).await.unwrap();
+    let now = pieces::pieces(&repository).await.unwrap();
+    assert_eq!(now.lines().filter(|line| !archived.contains(line)).count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_copy_under_other_keys_names_what_it_is_a_copy_of() {
+    let fixture = Fixture::open(FIXTURES[2]).await;
+    let repository = fixture.repository().await;
+    for snapshot in repository.snapshots().await.unwrap() {
+        assert_ne!(snapshot.origin_id(), snapshot.id);
+        let origin = &snapshot.manifest().unwrap().extra[EXTRA_ORIGIN];
+        let commit = Commit::decode(&Signed::from_bytes(origin).unwrap().payload).unwrap();
+        assert_eq!(commit.snapshot, Some(snapshot.origin_id()));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,15 +1,20 @@
 //! Nothing goes wrong.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, symlink};
-use std::path::Path;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use backup_core::env::SystemClock;
+use backup_core::source::{Content, Found, Item, Opened, Piece, Preflight, Source, SourceError};
 use backup_core::{BackupOptions, Cache, Limits, RestoreOptions, Select};
 use keepwell_e2e::{noise, run, tree, within, world};
-use keepwell_source_files::{FileTarget, TargetOptions};
+use keepwell_source_files::{FileOptions, FileSource, FileTarget, TargetOptions};
 use keepwell_storage::{Memory, list_all};
 use world::{World, assert_sound, back_up, back_up_with, forget, options, restored, snapshot_of};
 
@@ -159,9 +164,11 @@ fn checkpoints_between_batches() {
             for i in 0..12 {
                 tree::put(dir, &format!("{i}"), i, MIB);
             }
-            let options = BackupOptions { checkpoint_every: Duration::ZERO, ..options() };
+            let options = BackupOptions { checkpoint_every: Duration::ZERO, verify: true, ..options() };
             let report = back_up_with(&repository, dir, options).await.unwrap();
             assert!(report.checkpoints >= 12, "{}", report.checkpoints);
+            // Also what was stored before a checkpoint is proved, not only what came after the last one.
+            assert!(report.verified_chunks >= report.statistics.new_chunks, "{report:?}");
             let snapshot = snapshot_of(&repository, &report).await;
             tree::assert_same(
                 &tree::read(dir),
@@ -276,5 +283,151 @@ fn a_directory_of_200_000_entries() {
         let snapshot = snapshot_of(&repository, &second).await;
         let back = restored(&repository, &snapshot, source.path()).await;
         tree::assert_same(&tree::read(source.path()), &back, "200,000 entries");
+    });
+}
+
+#[test]
+fn a_hundred_gibibytes_of_holes_cost_what_lies_between_them() {
+    const SIZE: u64 = 100 << 30;
+    run(async {
+        let world = World::new().await;
+        let repository = world.open().await;
+        let source = tempfile::tempdir().unwrap();
+        let islands = [(0, 1), (37 << 30, 2), (SIZE - 5000, 3)];
+        let file = File::create(source.path().join("image")).unwrap();
+        file.set_len(SIZE).unwrap();
+        for (at, seed) in islands {
+            file.write_all_at(&noise(seed, 5000), at).unwrap();
+        }
+        drop(file);
+        let report = back_up(&repository, source.path()).await.unwrap();
+        assert_eq!(report.problems, []);
+        assert_eq!(report.statistics.logical_bytes, SIZE);
+        assert!(report.statistics.bytes_read < MIB as u64, "{:?}", report.statistics);
+
+        let snapshot = snapshot_of(&repository, &report).await;
+        let to = tempfile::tempdir().unwrap();
+        let restored = world::restore(&repository, &snapshot, source.path(), to.path()).await.unwrap();
+        assert_eq!(restored.problems, []);
+        let image = File::open(to.path().join("image")).unwrap();
+        let look = image.metadata().unwrap();
+        assert_eq!(look.len(), SIZE);
+        assert!(look.blocks() * 512 < MIB as u64, "{} blocks", look.blocks());
+        for (at, seed) in islands {
+            let mut found = vec![0; 5000];
+            image.read_exact_at(&mut found, at).unwrap();
+            assert!(found == noise(seed, 5000), "at {at}");
+        }
+        assert_sound(&repository, "after a sparse file").await;
+    });
+}
+
+/// Files to which something happens: before they are opened, or when the first piece of them was read.
+struct Restless {
+    files: FileSource,
+    dir: PathBuf,
+}
+
+struct Meddled {
+    content: Box<dyn Content>,
+    path: Option<PathBuf>,
+}
+
+/// What happens to a file, by its name.
+fn meddle(path: &Path) {
+    let open = || File::options().write(true).open(path).unwrap();
+    let len = 3 * MIB as u64;
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some("grows") => open().write_all_at(b"more", len).unwrap(),
+        Some("shrinks") => open().set_len(len / 2).unwrap(),
+        Some("is rewritten") => open().write_all_at(&noise(9, MIB), 2 * MIB as u64).unwrap(),
+        Some("is removed") => fs::remove_file(path).unwrap(),
+        _ => {}
+    }
+}
+
+impl Source for Restless {
+    fn kind(&self) -> &str {
+        self.files.kind()
+    }
+
+    fn paths(&self) -> Vec<Vec<u8>> {
+        self.files.paths()
+    }
+
+    fn preflight(&self) -> Result<Preflight, SourceError> {
+        self.files.preflight()
+    }
+
+    fn walk(&self, visit: &mut dyn FnMut(Found) -> ControlFlow<()>) -> Result<(), SourceError> {
+        self.files.walk(visit)
+    }
+
+    fn open(&self, item: &Item) -> Result<Option<Opened>, SourceError> {
+        let name =
+            item.key.name().map(|name| String::from_utf8_lossy(&name).into_owned()).unwrap_or_default();
+        let path = self.dir.join(&name);
+        if name == "is gone" {
+            fs::remove_file(&path).unwrap();
+        }
+        let opened = self.files.open(item)?;
+        Ok(opened.map(|opened| Opened {
+            content: opened.content.map(|content| Box::new(Meddled { content, path: Some(path) }) as _),
+            entry: opened.entry,
+        }))
+    }
+}
+
+impl Content for Meddled {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<Piece> {
+        let piece = self.content.read(buf)?;
+        if let Some(path) = self.path.take() {
+            meddle(&path);
+        }
+        Ok(piece)
+    }
+
+    fn changed_while_read(&mut self) -> io::Result<bool> {
+        self.content.changed_while_read()
+    }
+}
+
+#[test]
+fn files_that_change_while_they_are_read_are_counted_and_named() {
+    run(async {
+        let world = World::new().await;
+        let repository = world.open().await;
+        let source = tempfile::tempdir().unwrap();
+        let dir = source.path();
+        let restless = ["grows", "is removed", "is rewritten", "shrinks"];
+        for (seed, name) in (1..).zip(restless.iter().chain(&["is gone", "stays"])) {
+            tree::put(dir, name, seed, 3 * MIB);
+        }
+        let options = FileOptions { paths: vec![dir.to_path_buf()], ..FileOptions::default() };
+        let files = FileSource::new(&options, Arc::new(SystemClock)).unwrap();
+        let meddled = Arc::new(Restless { files, dir: dir.to_path_buf() });
+        let report = repository.backup(meddled, world::options()).await.unwrap();
+        assert_eq!(report.problem_count, 5, "{:?}", report.problems);
+        let named: BTreeSet<&str> =
+            report.problems.iter().filter_map(|(path, _)| Some(path.rsplit_once('/')?.1)).collect();
+        assert_eq!(named, restless.into_iter().chain(["is gone"]).collect(), "{:?}", report.problems);
+        let expected = |path: &str| match path.ends_with("is gone") {
+            true => "vanished before it could be read",
+            false => "changed while it was read",
+        };
+        assert!(report.problems.iter().all(|(path, why)| why == expected(path)), "{:?}", report.problems);
+
+        let snapshot = snapshot_of(&repository, &report).await;
+        let manifest = snapshot.manifest().unwrap();
+        assert_eq!((manifest.problem_count, manifest.problems.len()), (5, 5), "the snapshot says so too");
+        let found = restored(&repository, &snapshot, dir).await;
+        assert_eq!(found[Path::new("stays")], tree::read(dir)[Path::new("stays")]);
+        assert!(!found.contains_key(Path::new("is gone")), "what is gone before it is read is left out");
+
+        // They are opened again the next time, though nothing has changed since.
+        let report = back_up(&repository, dir).await.unwrap();
+        assert_eq!(report.problems, []);
+        let snapshot = snapshot_of(&repository, &report).await;
+        tree::assert_same(&tree::read(dir), &restored(&repository, &snapshot, dir).await, "at rest");
     });
 }

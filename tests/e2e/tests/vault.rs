@@ -3,12 +3,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use backup_core::{Cache, Repository, RestoreOptions};
+use backup_core::{Cache, CheckOptions, ReadData, Repository, RestoreOptions};
 use bytes::Bytes;
 use keepwell_catalog::names;
 use keepwell_e2e::case::Case;
@@ -20,6 +20,8 @@ use keepwell_storage::{
 use world::{World, assert_sound, forget, restored, thorough};
 
 const DAY: u64 = 24 * 60 * 60;
+/// When everything was stored, in seconds since 1970.
+const FIRST_DAY: u64 = 1_800_000_000;
 /// For how long the bucket locks new objects.
 const DAYS: u32 = 30;
 
@@ -35,6 +37,10 @@ struct Inside {
     locks: Mutex<HashMap<Key, SystemTime>>,
     archived: Mutex<HashSet<Key>>,
     retentions: AtomicU64,
+    /// What it says about locks.
+    lock: Mutex<Answer<ObjectLock>>,
+    /// Whether single objects have them.
+    of_objects: AtomicBool,
 }
 
 impl Vault {
@@ -42,10 +48,12 @@ impl Vault {
     async fn new(memory: Memory) -> Self {
         let inside = Inside {
             memory,
-            now: AtomicU64::new(1_800_000_000),
+            now: AtomicU64::new(FIRST_DAY),
             locks: Mutex::default(),
             archived: Mutex::default(),
             retentions: AtomicU64::new(0),
+            lock: Mutex::new(Answer::Known(ObjectLock::Default { mode: "COMPLIANCE".into(), days: DAYS })),
+            of_objects: AtomicBool::new(true),
         };
         let vault = Self(Arc::new(inside));
         for key in vault.keys("").await {
@@ -61,7 +69,14 @@ impl Vault {
 
     fn lock(&self, key: Key) {
         let end = self.time() + Duration::from_secs(u64::from(DAYS) * DAY);
-        self.0.locks.lock().unwrap().insert(key, end);
+        if self.locks_objects() {
+            self.0.locks.lock().unwrap().insert(key, end);
+        }
+    }
+
+    fn without_locks_of_objects(&self) {
+        self.0.of_objects.store(false, Ordering::SeqCst);
+        self.0.locks.lock().unwrap().clear();
     }
 
     fn time(&self) -> SystemTime {
@@ -108,7 +123,11 @@ impl ObjectStore for Vault {
     }
 
     async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
-        self.0.memory.list_page(prefix, after).await
+        let mut page = self.0.memory.list_page(prefix, after).await?;
+        if !self.locks_objects() {
+            page.objects.iter_mut().for_each(|info| info.modified = Some(FIRST_DAY as i64 * 1_000_000_000));
+        }
+        Ok(page)
     }
 
     async fn delete(&self, key: &Key) -> Result<(), StorageError> {
@@ -139,9 +158,11 @@ impl Control for Vault {
     async fn bucket(&self) -> BucketFacts {
         BucketFacts {
             versioning: Answer::Known(Versioning::Enabled),
-            lock: Answer::Known(ObjectLock::Default { mode: "COMPLIANCE".into(), days: DAYS }),
+            lock: self.0.lock.lock().unwrap().clone(),
             lifecycle: Answer::Known(Vec::new()),
             encryption: Answer::Known(None),
+            undelete_days: Answer::Known(0),
+            clears_uploads: false,
         }
     }
 
@@ -153,7 +174,12 @@ impl Control for Vault {
         panic!("the engine deletes a version of {key}");
     }
 
+    fn locks_objects(&self) -> bool {
+        self.0.of_objects.load(Ordering::SeqCst)
+    }
+
     async fn retained_until(&self, key: &Key) -> Result<Option<SystemTime>, StorageError> {
+        assert!(self.locks_objects(), "there is no lock to ask for: {key}");
         Ok(self.0.locks.lock().unwrap().get(key).copied())
     }
 
@@ -208,6 +234,56 @@ fn locked_packs_stay_until_their_locks_end() {
         assert!(report.packs_locked == 0 && report.packs_repacked > 0, "{report:?}");
         assert_ne!(vault.keys("data/").await, before);
         assert_eq!(case.all_restore(&repository, "after the locks").await, 1);
+    });
+}
+
+/// Only an answer counts as "no locks".
+#[test]
+fn a_prune_ends_where_the_store_does_not_say_whether_it_locks() {
+    run(async {
+        let (_case, world) = forgotten().await;
+        let vault = Vault::new(world.store.clone()).await;
+        let before = vault.keys("data/").await;
+        let answer = |lock| *vault.0.lock.lock().unwrap() = lock;
+        for refused in [Answer::Denied, Answer::Unknown("503 Service Unavailable".into())] {
+            answer(refused);
+            let error =
+                open(&world, &vault, &Cache::memory()).await.prune(thorough()).await.unwrap_err().to_string();
+            assert!(error.contains("locks objects"), "{error}");
+            assert_eq!(vault.keys("data/").await, before);
+            assert_eq!(vault.0.retentions.load(Ordering::SeqCst), 0);
+        }
+        answer(Answer::Known(ObjectLock::Off));
+        vault.pass(u64::from(DAYS) + 1);
+        let report = open(&world, &vault, &Cache::memory()).await.prune(thorough()).await.unwrap();
+        assert!(report.packs_locked == 0 && report.packs_repacked > 0, "{report:?}");
+        assert_eq!(report.locks_extended, 0);
+    });
+}
+
+/// As GCS and Azure have it.
+#[test]
+fn a_bucket_that_keeps_everything_for_a_time_is_no_obstacle() {
+    run(async {
+        let (_case, world) = forgotten().await;
+        let vault = Vault::new(world.store.clone()).await;
+        vault.without_locks_of_objects();
+        *vault.0.lock.lock().unwrap() = Answer::Known(ObjectLock::Retention { days: 10 });
+        let before = vault.keys("data/").await;
+        let report = open(&world, &vault, &Cache::memory()).await.prune(thorough()).await.unwrap();
+        assert!(report.packs_locked > 0 && report.locks_extended == 0, "{report:?}");
+        assert_eq!(vault.keys("data/").await, before);
+        vault.pass(11);
+        let report = open(&world, &vault, &Cache::memory()).await.prune(thorough()).await.unwrap();
+        assert!(report.packs_locked == 0 && report.packs_repacked > 0, "{report:?}");
+        // Where the bucket does not tell, as on Azure, nothing is left alone beforehand.
+        let (_case, world) = forgotten().await;
+        let vault = Vault::new(world.store.clone()).await;
+        vault.without_locks_of_objects();
+        *vault.0.lock.lock().unwrap() = Answer::Unknown("ask somebody else".into());
+        vault.pass(u64::from(DAYS) + 1);
+        let report = open(&world, &vault, &Cache::memory()).await.prune(thorough()).await.unwrap();
+        assert!(report.packs_repacked > 0, "{report:?}");
     });
 }
 
@@ -275,6 +351,12 @@ fn what_is_archived_is_not_moved_and_is_thawed_for_a_restore() {
         let repository = open(&world, &vault, &Cache::memory()).await;
         let report = repository.prune(thorough()).await.unwrap();
         assert!(report.packs_archived > 0 && report.packs_repacked == 0, "{report:?}");
+        let check = CheckOptions { read: ReadData::Everything };
+        let checked = repository.check(check).await.unwrap();
+        assert!(
+            checked.is_sound() && checked.packs_archived > 0,
+            "what cannot be read is no damage: {checked:?}"
+        );
         let snapshot = repository.snapshots().await.unwrap().remove(0);
         let target = tempfile::tempdir().unwrap();
         let report = world::restore(&repository, &snapshot, case.dir(), target.path()).await.unwrap();

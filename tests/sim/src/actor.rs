@@ -11,12 +11,13 @@ use keepwell_crypto::keyfile::KeyFile;
 
 use crate::clock::HostClock;
 use crate::dice::Dice;
+use crate::log::{Log, USED_BYTES};
 use crate::net::{Life, Net};
 use crate::process::Process;
 use crate::quiet::Quiet;
 use crate::tree::Tree;
 use crate::weather::Weather;
-use crate::work::{Ended, Job, Tools};
+use crate::work::{Ended, Job, NEVER, Tools};
 
 /// What an actor does all day.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +26,12 @@ pub(crate) enum Role {
     Keeper,
     Reader,
     Copier,
+    Archiver,
     Owner,
 }
+
+/// Stores in a world.
+pub(crate) const STORES: usize = 2;
 
 /// Somebody who takes part.
 pub(crate) struct Actor {
@@ -41,8 +46,8 @@ pub(crate) struct Actor {
     pub speed: u64,
     /// Until which step it is stopped.
     pub frozen_until: Option<u64>,
-    /// Until which step it cannot see the stores.
-    pub cut_until: u64,
+    /// Until which step it cannot see a store.
+    pub cut_until: [u64; STORES],
     /// Whether its credential was revoked.
     pub revoked: bool,
     /// Jobs that it may still begin.
@@ -92,7 +97,7 @@ impl Actor {
             own_directory: None,
             speed: 10,
             frozen_until: None,
-            cut_until: 0,
+            cut_until: [0; STORES],
             revoked: false,
             jobs_left,
             tree: Tree::default(),
@@ -113,6 +118,7 @@ impl Actor {
             Role::Keeper => 'k',
             Role::Reader => 'r',
             Role::Copier => 'c',
+            Role::Archiver => 'a',
             Role::Owner => 'o',
         };
         format!("{letter}{}", self.number)
@@ -141,11 +147,12 @@ impl Actor {
     }
 
     /// Starts a process.
-    pub fn start(&mut self, net: &Net, weather: &Weather, quiet: &mut Quiet) {
+    pub fn start(&mut self, net: &Net, log: &Log, weather: &Weather, quiet: &mut Quiet) {
         self.lives += 1;
         let process = Process::start(format!("{}.{}", self.name(), self.lives), self.clock.clone(), quiet);
         let tools = Tools {
             net: net.clone(),
+            log: log.clone(),
             life: self.life(),
             key: self.key.clone(),
             cache: self.cache.clone(),
@@ -228,7 +235,11 @@ impl Actor {
                     let chance = *dice.pick(&[3000, 6000, 10_000]);
                     return Job::Forget { store, chance, keep: dice.roll(3) as usize, dice: dice.fork() };
                 }
+                let trims = dice.chance(2500);
                 let minutes = *dice.pick(&[0, 5, 5, 60]);
+                if trims {
+                    return Job::Trim { fence_after: Duration::from_secs(60 * minutes) };
+                }
                 Job::Prune {
                     store,
                     max_unused: *dice.pick(&[0.0, 0.0, 0.05, 0.5]),
@@ -237,6 +248,13 @@ impl Actor {
             }
             Role::Reader => Job::Restore { store: usize::from(dice.chance(2500)), dice: dice.fork() },
             Role::Copier => Job::Copy { dice: dice.fork() },
+            Role::Archiver => {
+                let cut = 1 + dice.roll(u64::from(USED_BYTES) - 1) as u32;
+                let tails = [(0, cut), (cut, USED_BYTES)];
+                let mut parts: Vec<_> = tails.into_iter().filter(|_| dice.chance(6000)).collect();
+                parts.push((0, USED_BYTES));
+                Job::Archive { parts }
+            }
             Role::Owner => unreachable!("owners act when the weather says so"),
         }
     }
@@ -249,7 +267,13 @@ impl Actor {
             attempt: *attempts,
             tree: self.tree.clone(),
             dataset: dataset.to_owned(),
-            checkpoint_every: Duration::from_secs(*dice.pick(&[600, 3600, 3600, 1 << 40])),
+            checkpoint_every: Duration::from_secs(*dice.pick(&[
+                600,
+                3600,
+                3600,
+                NEVER.as_secs(),
+                NEVER.as_secs(),
+            ])),
             verify: self.number.is_multiple_of(2) && dice.chance(1000),
             waits,
         }

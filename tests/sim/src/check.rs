@@ -68,6 +68,11 @@ pub(crate) fn judge(case: &Case<'_>, finished: &Finished) -> Result<String, Wron
         Ended::Copy(Ok(report)) => Ok(format!("done: {} copied", report.copied.len())),
         Ended::Copy(Err(error)) if retired => Ok(format!("too late: {}", line(error))),
         Ended::Copy(Err(error)) => excused(error),
+        Ended::Archive(Ok(file)) => Ok(format!("done: file {file} of the log")),
+        Ended::Archive(Err(error)) => excused(error),
+        Ended::Trim(Ok(report)) => Ok(format!("done: {report:?}")),
+        Ended::Trim(Err(error)) if retired => Ok(format!("too late: {}", line(error))),
+        Ended::Trim(Err(error)) => excused(error),
         Ended::Revoke(Ok(from)) => Ok(format!("done: refused from {from} on")),
         Ended::Revoke(Err(error)) => excused(error),
     }

@@ -1,4 +1,4 @@
-//! The clocks of a host: its wall clock may be wrong and jump, its monotonic clock only goes on.
+//! The clocks of a host: its wall clock may be wrong, jump and stand still, its monotonic clock only goes on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use backup_core::env::{Clock, Rng, Timestamp};
 
 /// 2026-01-01T00:00:00Z, where all worlds begin.
-const BEGINNING: Timestamp = 1_767_225_600_000_000_000;
+pub(crate) const BEGINNING: Timestamp = 1_767_225_600_000_000_000;
 
 /// The clocks of one host. Clones show the same time.
 #[derive(Debug, Clone, Default)]
@@ -18,6 +18,8 @@ struct Times {
     elapsed: AtomicI64,
     /// How far the wall clock is off.
     wrong_by: AtomicI64,
+    /// What the wall clock shows while it stands still; 0 while it goes.
+    stands_at: AtomicI64,
 }
 
 impl HostClock {
@@ -28,12 +30,22 @@ impl HostClock {
 
     /// Somebody sets the wall clock wrong by so many seconds.
     pub fn set_wrong(&self, seconds: i64) {
+        self.0.stands_at.store(0, Ordering::SeqCst);
         self.0.wrong_by.store(seconds.saturating_mul(1_000_000_000), Ordering::SeqCst);
+    }
+
+    /// From now on the wall clock shows the same time, until somebody sets it.
+    pub fn stand_still(&self) {
+        self.0.stands_at.store(self.now(), Ordering::SeqCst);
     }
 }
 
 impl Clock for HostClock {
     fn now(&self) -> Timestamp {
+        let stands_at = self.0.stands_at.load(Ordering::SeqCst);
+        if stands_at != 0 {
+            return stands_at;
+        }
         BEGINNING + self.0.elapsed.load(Ordering::SeqCst) + self.0.wrong_by.load(Ordering::SeqCst)
     }
 

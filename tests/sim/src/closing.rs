@@ -10,7 +10,7 @@ use keepwell_catalog::{Commit, names};
 use keepwell_crypto::{MemberId, Signed, SigningKey};
 use keepwell_storage::{Key, Memory, ObjectStore};
 
-use crate::actor::Role;
+use crate::actor::{Role, STORES};
 use crate::check::{Case, compare, line};
 use crate::clock::HostClock;
 use crate::oracle::Wrong;
@@ -27,9 +27,11 @@ impl World {
     pub fn close(&mut self) -> Result<(), Wrong> {
         self.trace.line("the weather clears up");
         self.weather.clear();
-        self.vaults.iter_mut().for_each(|vault| vault.full = false);
+        for vault in &mut self.vaults {
+            (vault.full, vault.away_until) = (false, 0);
+        }
         for number in 0..self.actors.len() {
-            self.actors[number].cut_until = 0;
+            self.actors[number].cut_until = [0; STORES];
             if self.actors[number].frozen_until.is_some() {
                 self.thaw(number)?;
             }

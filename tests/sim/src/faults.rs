@@ -33,14 +33,23 @@ impl World {
             self.trace.line(&format!("{} is stopped for {steps} steps", self.actors[number].name()));
         }
         if self.dice.chance(self.weather.jump) {
-            let seconds = self.dice.roll(2 * DECADE_SECONDS).cast_signed() - DECADE_SECONDS.cast_signed();
-            self.actors[number].clock.set_wrong(seconds);
-            self.trace.line(&format!("{} has a clock that is {seconds} s off", self.actors[number].name()));
+            self.disturb_clock(number);
         }
         if self.dice.chance(self.weather.cut) {
-            let steps = 5 + self.dice.roll(100);
-            self.actors[number].cut_until = self.step + steps;
-            self.trace.line(&format!("{} is cut off for {steps} steps", self.actors[number].name()));
+            let until = self.step + 5 + self.dice.roll(100);
+            let which = *self.dice.pick(&["both stores", "store 0", "store 1"]);
+            for (store, cut_until) in self.actors[number].cut_until.iter_mut().enumerate() {
+                if which == "both stores" || which == format!("store {store}") {
+                    *cut_until = until;
+                }
+            }
+            self.trace.line(&format!("{} cannot see {which} until step {until}", self.actors[number].name()));
+        }
+        if self.dice.chance(self.weather.away) {
+            let store = self.dice.roll(self.vaults.len() as u64) as usize;
+            let until = self.step + 5 + self.dice.roll(60);
+            self.vaults[store].away_until = until;
+            self.trace.line(&format!("nobody can see store {store} until step {until}"));
         }
         if self.dice.chance(self.weather.full) {
             let store = self.dice.roll(self.vaults.len() as u64) as usize;
@@ -54,6 +63,18 @@ impl World {
             self.remember_cache(number);
         }
         Ok(())
+    }
+
+    /// A wall clock jumps, or stands still.
+    fn disturb_clock(&mut self, number: usize) {
+        let clock = self.actors[number].clock.clone();
+        if self.dice.chance(3000) {
+            clock.stand_still();
+            return self.trace.line(&format!("{} has a clock that stands still", self.actors[number].name()));
+        }
+        let seconds = self.dice.roll(2 * DECADE_SECONDS).cast_signed() - DECADE_SECONDS.cast_signed();
+        clock.set_wrong(seconds);
+        self.trace.line(&format!("{} has a clock that is {seconds} s off", self.actors[number].name()));
     }
 
     /// Processes come back, and frozen ones go on.

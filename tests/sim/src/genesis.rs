@@ -11,6 +11,7 @@ use keepwell_storage::{Memory, ObjectStore, list_all};
 use crate::actor::{Actor, Role};
 use crate::clock::HostClock;
 use crate::dice::Dice;
+use crate::log::Log;
 use crate::oracle::Oracle;
 use crate::vault::Vault;
 use crate::weather::Weather;
@@ -24,6 +25,7 @@ pub(crate) struct Genesis {
     pub vaults: Vec<Vault>,
     pub oracles: Vec<Oracle>,
     pub actors: Vec<Actor>,
+    pub log: Log,
 }
 
 /// Makes the stores and whoever uses them.
@@ -37,21 +39,22 @@ pub(crate) fn create(dice: &mut Dice, weather: &Weather, disk: &Path) -> Result<
         let key = Created::generate(&options, 0)?.store(&stores[0]).await?;
         let clock = HostClock::default();
         let owner = open(Arc::new(stores[0].clone()), &key, Cache::memory(), clock).await?;
+        let log = Log::default();
         let actors = enroll(&owner, &key, dice, weather, disk).await?;
         owner.create_copy(&stores[1]).await?;
         let member = key.member.as_ref().expect("the first key file is a member's too");
         let mut vaults = Vec::new();
         for store in &stores {
-            let mut vault = Vault::new(weather.page);
+            let mut vault = Vault::new(weather);
             for info in list_all(store, "").await? {
                 let body = store.get(&info.key).await?;
                 vault.objects.insert(info.key, body);
             }
             vaults.push(vault);
         }
-        let oracle = |vault| Oracle::new(vault, member.signing.member_id(), &member.identity);
+        let oracle = |vault| Oracle::new(vault, member.signing.member_id(), &member.identity, log.clone());
         let oracles = vaults.iter().map(oracle).collect();
-        Ok(Genesis { vaults, oracles, actors })
+        Ok(Genesis { vaults, oracles, actors, log })
     })
 }
 
@@ -82,10 +85,12 @@ async fn enroll(
         actor.own_directory = (is_alone && weather.disk_caches).then_some(directory);
         actors.push(actor);
     };
-    let writers = 2 + dice.roll(3);
+    let mut first = None;
+    let writers = 2 + dice.roll(4);
     for number in 0..writers {
         let roles = if dice.chance(5000) { Roles::WRITER } else { Roles::WRITER | Roles::READER };
         let key = enrolled(owner, &format!("writer {number}"), roles).await?;
+        first.get_or_insert_with(|| key.clone());
         let jobs = 2 + dice.roll(4);
         add(Role::Writer { dataset: "main" }, key.clone(), None, jobs, dice);
         if number == 0 && dice.chance(5000) {
@@ -103,6 +108,12 @@ async fn enroll(
     add(Role::Reader, reader, None, 3 + dice.roll(4), dice);
     let copier = enrolled(owner, "copier", Roles::WRITER | Roles::READER).await?;
     add(Role::Copier, copier, None, 1 + dice.roll(4), dice);
+    // Who archives the log may be a process of the first writer.
+    let (key_of_log, host) = match dice.chance(5000) {
+        true => (first.ok_or_else(|| Error::Invalid("there are writers".to_owned()))?, Some(0)),
+        false => (enrolled(owner, "archiver", Roles::WRITER).await?, None),
+    };
+    add(Role::Archiver, key_of_log, host, 4 + dice.roll(8), dice);
     add(Role::Owner, key.clone(), None, 0, dice);
     Ok(actors)
 }

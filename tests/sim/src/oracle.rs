@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use backup_core::pack::{PackDirectory, decode_frame};
 use bytes::Bytes;
 use keepwell_catalog::names::ObjectName;
+use keepwell_catalog::wal::WalName;
 use keepwell_catalog::{
     Commit, CommitKind, Extent, Manifest, MapError, MapReader, NodeSource, PackClass, Retired, Segment,
     names, open_record, snapshot_id, walk_nodes,
@@ -18,6 +19,7 @@ use keepwell_crypto::trust::{Chain, Roles};
 use keepwell_crypto::{ChunkId, ChunkKind, Identity, MemberId, Signed, SnapshotId};
 use keepwell_storage::Key;
 
+use crate::log::{Log, Pieces};
 use crate::tree::Tree;
 use crate::vault::{Change, Vault};
 
@@ -70,13 +72,16 @@ pub(crate) struct Oracle {
     /// Commits that nobody believes.
     refused: u32,
     retired: BTreeSet<(MemberId, u64)>,
+    /// The database's log, and what is archived of it.
+    log: Log,
+    pieces: Pieces,
     /// Keys and nonces in headers of sealed objects, which no two different objects share.
     headers: HashMap<[u8; 32], [u8; 32]>,
 }
 
 impl Oracle {
     /// Begins with what a new repository consists of.
-    pub fn new(vault: &Vault, member: MemberId, identity: &Identity) -> Self {
+    pub fn new(vault: &Vault, member: MemberId, identity: &Identity, log: Log) -> Self {
         let chain = load_chain(vault);
         let name = chain.keyring_name(&member).expect("the first member has a keyring");
         let sealed = &vault.objects[&name.parse::<Key>().expect("the chain names keys")];
@@ -94,6 +99,8 @@ impl Oracle {
             promised: BTreeMap::new(),
             refused: 0,
             retired: BTreeSet::new(),
+            log,
+            pieces: Pieces::default(),
             headers: HashMap::new(),
         }
     }
@@ -108,7 +115,7 @@ impl Oracle {
         self.retired.contains(&place)
     }
 
-    /// Whether there are commits that nobody believes: they rightly stop a prune.
+    /// Whether there are commits that nobody believes.
     pub fn is_poisoned(&self) -> bool {
         self.refused > 0
     }
@@ -119,6 +126,11 @@ impl Oracle {
         if key.first_component() == "probe" {
             return Ok(()); // what a prune tries the store with
         }
+        if key.first_component() == "wal" {
+            return self
+                .log_changed(key, change)
+                .map_err(|wrong| format!("{wrong}; after {} of `{key}`", verb(change)));
+        }
         let name: ObjectName =
             key.as_str().parse().map_err(|_| format!("`{key}` is no name of this format"))?;
         match change {
@@ -126,6 +138,25 @@ impl Oracle {
             Change::Deleted(_) => self.deleted(key, name),
         }
         .map_err(|wrong| format!("{wrong}; after {} of `{key}`", verb(change)))
+    }
+
+    fn log_changed(&mut self, key: &Key, change: &Change) -> Result<(), Wrong> {
+        let Ok(name) = key.as_str().parse::<WalName>() else {
+            return match change {
+                Change::Created(..) => Ok(()), // which cluster a dataset is bound to
+                Change::Deleted(_) => Err("it must never be deleted".to_owned()),
+            };
+        };
+        match change {
+            Change::Created(_, body) => {
+                self.pieces.created(&name);
+                self.sealed_once(body)
+            }
+            Change::Deleted(_) => {
+                let begun = self.promised.values().filter_map(|p| self.log.begun(p.attempt));
+                self.pieces.deleted(&name, begun.min())
+            }
+        }
     }
 
     fn created(
@@ -316,6 +347,9 @@ impl Oracle {
         self.compare(&manifest.root, wanted).map_err(|wrong| format!("attempt {attempt}: {wrong}"))?;
         if self.retired.contains(&(writer, n)) {
             return Err("it was retired before it was committed".to_owned());
+        }
+        if let Some(floor) = self.log.begun(attempt) {
+            self.pieces.whole_from(floor)?;
         }
         for id in &needs {
             *self.needed.entry(*id).or_default() += 1;

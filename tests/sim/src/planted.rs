@@ -45,6 +45,14 @@ const FAULTS: &[(&str, &str)] = &[
     ("believe-revoked", "commits of revoked writers are believed"),
     ("believe-unsigned", "commits are believed whoever signed them"),
     ("chunk-id-unchecked", "what was read is not compared with its id"),
+    (
+        "log-floors-once",
+        "a log is cut where no base backup reached that was committed before running sessions were waited for",
+    ),
+    (
+        "log-floors-rise",
+        "a log is cut where no base backup reaches that is committed after running sessions were waited for",
+    ),
 ];
 
 /// Plants one after the other; `false` when one survives.

@@ -82,7 +82,8 @@ impl World {
         if asked.call == Call::Wait {
             return Fate::Served;
         }
-        if self.actors[asked.life.0].cut_until > self.step {
+        let away_until = self.vaults[asked.store].away_until;
+        if self.actors[asked.life.0].cut_until[asked.store].max(away_until) > self.step {
             return Fate::Failed;
         }
         let chances = [
@@ -116,6 +117,7 @@ impl World {
             self.retirements += before.saturating_sub(after);
             if let Change::Deleted(key) = &change {
                 self.report.deleted += u64::from(matches!(key.first_component(), "data" | "meta"));
+                self.report.log_removed += u64::from(key.first_component() == "wal");
             }
         }
         Ok(outcome)

@@ -115,6 +115,8 @@ pub(crate) struct SlowTree {
     pub waits: Vec<usize>,
     /// Waits; `false` when the process has crashed meanwhile.
     pub wait: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Is called when the walk begins.
+    pub begin: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Source for SlowTree {
@@ -131,6 +133,7 @@ impl Source for SlowTree {
     }
 
     fn walk(&self, visit: &mut dyn FnMut(Found) -> ControlFlow<()>) -> Result<(), SourceError> {
+        (self.begin)();
         for (number, (key, node)) in self.tree.0.iter().enumerate() {
             if self.waits.contains(&number) && !(self.wait)() {
                 return Err(SourceError::Other("the process has crashed".to_owned()));

@@ -30,10 +30,12 @@ pub(crate) struct Weather {
     pub stale: u32,
     /// A process is stopped for a while, and its clock has jumped afterwards.
     pub freeze: u32,
-    /// Somebody sets a wall clock.
+    /// Somebody sets a wall clock, or it stops.
     pub jump: u32,
-    /// A process loses the store from sight.
+    /// A process loses both stores from sight, or one of them.
     pub cut: u32,
+    /// Everybody loses a store from sight.
+    pub away: u32,
     /// The disk fills up, or is cleared.
     pub full: u32,
     /// An owner revokes a writer.
@@ -44,6 +46,8 @@ pub(crate) struct Weather {
     pub retry: Option<RetryPolicy>,
     /// Objects in a page of a listing.
     pub page: usize,
+    /// Stores tell when objects were stored.
+    pub times: bool,
     /// Caches are directories on a disk, so that processes of one host see each other's lock files.
     pub disk_caches: bool,
 }
@@ -68,11 +72,13 @@ impl Weather {
             freeze: some(5, 60),
             jump: some(5, 100),
             cut: some(3, 30),
+            away: some(3, 20),
             full: some(3, 30),
             revoke: some(2, 15),
             slow_source: some(7, 4000),
             retry: None,
             page: 0,
+            times: false,
             disk_caches: false,
         };
         let attempts = 2 + dice.roll(4) as u32;
@@ -82,6 +88,7 @@ impl Weather {
             max_delay: Duration::from_secs(15),
         };
         weather.retry = (!dice.chance(2500)).then_some(policy);
+        weather.times = dice.chance(5000);
         weather.page = *dice.pick(&[2, 7, 1000, 1000]);
         weather.disk_caches = dice.chance(4000);
         weather
@@ -89,7 +96,7 @@ impl Weather {
 
     /// Nothing goes wrong any more.
     pub fn clear(&mut self) {
-        let (retry, page, disk_caches) = (self.retry, self.page, self.disk_caches);
+        let (retry, page, times, disk_caches) = (self.retry, self.page, self.times, self.disk_caches);
         *self = Self {
             lost: 0,
             failed: 0,
@@ -103,11 +110,13 @@ impl Weather {
             freeze: 0,
             jump: 0,
             cut: 0,
+            away: 0,
             full: 0,
             revoke: 0,
             slow_source: 0,
             retry,
             page,
+            times,
             disk_caches,
         };
     }

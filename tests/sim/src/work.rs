@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backup_core::chunker::ChunkSizes;
+use backup_core::wal::{WalFloor, WalTrimReport};
 use backup_core::{
     BackupOptions, BackupReport, Cache, Error, Limits, PruneOptions, PruneReport, Repository, RestoreOptions,
     Snapshot, StoreCopyReport,
@@ -16,6 +17,7 @@ use keepwell_storage::{ObjectStore, RetryPolicy, Retrying};
 
 use crate::clock::{HostClock, WorldRng};
 use crate::dice::Dice;
+use crate::log::{FILE_BYTES, Log, SYSTEM};
 use crate::net::{Door, Life, Net};
 use crate::target::MemoryTarget;
 use crate::tree::{SlowTree, Tree};
@@ -23,6 +25,9 @@ use crate::witness::Witness;
 
 /// One thread per stage: which of two workers is faster must not matter.
 pub(crate) const LIMITS: Limits = Limits { threads: 1, memory_bytes: 64 << 20 };
+
+/// No checkpoints.
+pub(crate) const NEVER: Duration = Duration::from_secs(1 << 40);
 
 /// Where a snapshot was committed.
 pub(crate) type Place = (MemberId, u64);
@@ -60,6 +65,14 @@ pub(crate) enum Job {
     Revoke {
         member: MemberId,
     },
+    /// Archives these stretches of the file that the log is at; then it goes on to the next.
+    Archive {
+        parts: Vec<(u32, u32)>,
+    },
+    /// Removes what no base backup needs of the log.
+    Trim {
+        fence_after: Duration,
+    },
 }
 
 impl Job {
@@ -75,6 +88,8 @@ impl Job {
             Self::Forget { store, .. } => format!("forget in store {store}"),
             Self::Restore { store, .. } => format!("restore from store {store}"),
             Self::Copy { .. } => "copy".to_owned(),
+            Self::Archive { parts } => format!("archive {parts:?}"),
+            Self::Trim { fence_after } => format!("trim the log, fence after {fence_after:?}"),
             Self::Revoke { member } => format!("revoke {member}"),
         }
     }
@@ -89,6 +104,8 @@ pub(crate) enum Ended {
     Restore(Result<Option<Restored>, Error>),
     Copy(Result<StoreCopyReport, Error>),
     Revoke(Result<u64, Error>),
+    Archive(Result<u64, Error>),
+    Trim(Result<WalTrimReport, Error>),
 }
 
 /// What a restore brought back.
@@ -105,6 +122,7 @@ pub(crate) struct Restored {
 #[derive(Clone)]
 pub(crate) struct Tools {
     pub net: Net,
+    pub log: Log,
     pub life: Life,
     pub key: KeyFile,
     pub cache: Cache,
@@ -150,7 +168,10 @@ impl Tools {
                     ..BackupOptions::default()
                 };
                 let (net, life) = (self.net.clone(), self.life);
-                let source = SlowTree { tree, waits, wait: Box::new(move || net.wait(life)) };
+                // What makes no checkpoints is a base backup, which needs the log from where it began.
+                let log = (checkpoint_every == NEVER).then(|| self.log.clone());
+                let begin = Box::new(move || log.iter().for_each(|log| log.begin(attempt)));
+                let source = SlowTree { tree, waits, wait: Box::new(move || net.wait(life)), begin };
                 let ended = async { self.repository(0).await?.backup(Arc::new(source), options).await };
                 Ended::Backup(attempt, ended.await)
             }
@@ -163,6 +184,8 @@ impl Tools {
             }
             Job::Restore { store, dice } => Ended::Restore(self.restore(store, dice).await),
             Job::Copy { dice } => Ended::Copy(self.copy(dice).await),
+            Job::Archive { parts } => Ended::Archive(self.archive(parts).await),
+            Job::Trim { fence_after } => Ended::Trim(self.trim(fence_after).await),
             Job::Revoke { member } => {
                 let ended = async { self.repository(0).await?.revoke(member, None, "by chance").await };
                 Ended::Revoke(ended.await)
@@ -195,6 +218,30 @@ impl Tools {
         let mut snapshots = from.snapshots().await?;
         snapshots.retain(|_| dice.chance(4000));
         from.copy_to_store(&to, &snapshots).await
+    }
+
+    async fn archive(&self, parts: Vec<(u32, u32)>) -> Result<u64, Error> {
+        let archive = self.repository(0).await?.wal_writer("log", SYSTEM, FILE_BYTES, false).await?;
+        let file = self.log.file();
+        for (from, to) in parts {
+            let (place, bytes) = Log::piece(file, from, to);
+            archive.put(1, place, bytes, None).await?;
+        }
+        self.log.leave(file);
+        Ok(file)
+    }
+
+    async fn trim(&self, fence_after: Duration) -> Result<WalTrimReport, Error> {
+        let options = PruneOptions { fence_after, ..PruneOptions::default() };
+        let floors = |repository: Repository| async move {
+            let mut first: Option<u64> = None;
+            for snapshot in repository.snapshots().await? {
+                let begun = snapshot.manifest()?.description.parse().ok().and_then(|n| self.log.begun(n));
+                first = first.into_iter().chain(begun).min();
+            }
+            Ok(first.map(|file| WalFloor { system: SYSTEM, file }).into_iter().collect())
+        };
+        self.repository(0).await?.trim_wal(&options, floors).await
     }
 }
 

@@ -8,6 +8,7 @@ use crate::actor::Actor;
 use crate::check::{Case, judge};
 use crate::dice::Dice;
 use crate::genesis;
+use crate::log::Log;
 use crate::net::Net;
 use crate::oracle::{Given, Oracle, Wrong};
 use crate::quiet::Quiet;
@@ -43,13 +44,15 @@ pub struct Report {
     pub kept: u64,
     /// Processes that crashed.
     pub crashes: u64,
+    /// Pieces of the log removed.
+    pub log_removed: u64,
     /// Requests that took effect after their process had given them up.
     pub late: u64,
 }
 
 impl Report {
     /// The counts with their names.
-    pub fn counts(&self) -> [(&'static str, u64); 10] {
+    pub fn counts(&self) -> [(&'static str, u64); 11] {
         [
             ("requests", self.requests),
             ("snapshots", self.snapshots),
@@ -60,6 +63,7 @@ impl Report {
             ("segments-merged", self.merged),
             ("objects-kept", self.kept),
             ("crashes", self.crashes),
+            ("log-pieces-removed", self.log_removed),
             ("late-requests", self.late),
         ]
     }
@@ -89,6 +93,7 @@ pub(crate) struct World {
     pub waiting: Vec<Waiting>,
     pub floating: Vec<Floating>,
     pub given: Given,
+    pub log: Log,
     pub attempts: u64,
     pub retirements: usize,
     pub step: u64,
@@ -141,6 +146,7 @@ impl World {
             waiting: Vec::new(),
             floating: Vec::new(),
             given: Given::new(),
+            log: genesis.log,
             attempts: 0,
             retirements: 0,
             step: 0,
@@ -222,13 +228,14 @@ impl World {
         self.trace.line(&format!("{} {} s pass", self.actors[number].name(), by.as_secs()));
         self.actors[number].enter();
         self.actors[number].advance(by, &mut self.quiet);
+        self.vaults.iter_mut().for_each(|vault| vault.advance(by / 4));
         self.gather(number)
     }
 
     /// Starts a process.
     pub fn start(&mut self, number: usize) {
-        let (net, weather) = (self.net.clone(), self.weather.clone());
-        self.actors[number].start(&net, &weather, &mut self.quiet);
+        let (net, log, weather) = (self.net.clone(), self.log.clone(), self.weather.clone());
+        self.actors[number].start(&net, &log, &weather, &mut self.quiet);
         self.trace.line(&format!("{} starts", self.actors[number].name()));
     }
 
@@ -295,6 +302,7 @@ enum Choice {
 }
 
 /// A directory in memory, where there is one.
+#[allow(clippy::disallowed_methods)] // a harness may look where temporary files go
 fn scratch() -> PathBuf {
     let shared = PathBuf::from("/dev/shm");
     if shared.is_dir() { shared } else { std::env::temp_dir() }

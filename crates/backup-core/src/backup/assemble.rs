@@ -84,7 +84,29 @@ pub(super) struct Assembler<'a> {
     pub changed: bool,
 }
 
-impl Assembler<'_> {
+impl<'a> Assembler<'a> {
+    pub fn new(
+        nodes: Nodes<'a>,
+        recipes: RecipesOut,
+        unordered: Option<Unordered>,
+        window: &'a Window,
+        monitor: &'a dyn Monitor,
+    ) -> Self {
+        Self {
+            builder: MapBuilder::new(nodes.id_key.boundary()),
+            nodes,
+            recipes,
+            unordered,
+            window,
+            monitor,
+            counts: Statistics::default(),
+            problems: Vec::new(),
+            problem_count: 0,
+            lost: 0,
+            changed: false,
+        }
+    }
+
     /// Takes in everything until all senders are gone. `checkpoint` publishes what was assembled so far.
     pub fn run(
         &mut self,
@@ -128,7 +150,8 @@ impl Assembler<'_> {
             }
         }
         let Some(encoded) = outcome.entry else {
-            return self.recipes.differ(); // the last capture may have had it
+            self.recipes.differ(); // the last capture may have had it
+            return Ok(());
         };
         add(&mut self.counts, &outcome.counts);
         self.changed |= !outcome.reused;
@@ -142,7 +165,8 @@ impl Assembler<'_> {
     /// `follows`: it is what the last capture's recipes have next.
     fn place(&mut self, item: &sorted::Item, follows: bool) -> Result<(), Error> {
         item.entry.push(&item.key, &mut self.builder, &mut self.nodes)?;
-        self.recipes.push(&item.key, &item.entry, &item.fingerprint, follows)
+        self.recipes.push(&item.key, &item.entry, &item.fingerprint, follows);
+        Ok(())
     }
 
     /// Places what arrived in any order, completed from the last capture.

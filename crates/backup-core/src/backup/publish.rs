@@ -13,6 +13,7 @@ use super::{BackupOptions, BackupReport, begin_uploads};
 use crate::Error;
 use crate::cache::{CachedFile, CachedReader};
 use crate::error::shown;
+use crate::parallel;
 use crate::planted::planted;
 use crate::repository::Repository;
 use crate::source::Source;
@@ -36,6 +37,7 @@ pub(super) struct Publisher {
     source_kind: String,
     paths: Vec<Vec<u8>>,
     checkpoints: u64,
+    verified_chunks: u64,
     /// The last checkpoint of this capture, which the next end makes unnecessary.
     superseded: Vec<u64>,
     pub options: BackupOptions,
@@ -60,17 +62,11 @@ impl Publisher {
         };
         let uploads = match uploads {
             Ok(uploads) => uploads,
-            Err(error) => {
-                session.abandon().await;
-                return Err(error);
-            }
+            Err(error) => return Err(session.fail(error).await),
         };
         let parent = match find_parent(repository, &mut session, &tag).await {
             Ok(found) => found,
-            Err(error) => {
-                session.abandon().await;
-                return Err(error);
-            }
+            Err(error) => return Err(session.fail(error).await),
         };
         Ok(Self {
             repository: repository.clone(),
@@ -82,6 +78,7 @@ impl Publisher {
             source_kind: source.kind().to_owned(),
             paths: source.paths(),
             checkpoints: 0,
+            verified_chunks: 0,
             superseded: Vec::new(),
             options,
             uploads,
@@ -119,6 +116,7 @@ impl Publisher {
         let handle = self.handle.clone();
         handle.block_on(async {
             self.uploads.flush().await?;
+            self.prove(&so_far).await?;
             let manifest = self.put_manifest(&so_far).await?;
             // The next session begins before this one ends: as long as a capture is alive, one of its sessions is open.
             let next = Session::claim(&self.repository).await?;
@@ -147,20 +145,17 @@ impl Publisher {
     ) -> Result<BackupReport, Error> {
         let handle = self.handle.clone();
         let published = handle.block_on(self.publish(assembled, recipes_out, changed));
-        if published.is_err() {
-            self.abandon();
-        }
-        published
+        published.map_err(|error| self.fail(error))
     }
 
-    /// Ends the session without a result. What it stored is kept for the next run.
-    pub fn abandon(&mut self) {
-        if let Some(session) = self.session.take() {
-            self.handle.block_on(async {
-                self.uploads.salvage().await;
-                session.abandon().await;
-            });
-        }
+    /// Ends the session without a result, and gives what is to be said of the failure. What it stored is kept for the next
+    /// run.
+    pub fn fail(&mut self, failure: Error) -> Error {
+        let Some(session) = self.session.take() else { return failure };
+        self.handle.block_on(async {
+            self.uploads.salvage().await;
+            session.fail(failure).await
+        })
     }
 
     async fn publish(
@@ -173,10 +168,7 @@ impl Publisher {
         let stored = self.uploads.stored();
         let mut assembled = assembled;
         assembled.counts.new_stored_bytes = stored.pack_bytes;
-        let verified_chunks = match self.options.verify {
-            true => self.prove(&assembled, &stored.created).await?,
-            false => 0,
-        };
+        self.prove(&assembled).await?;
         let state = self.keep_recipes(&assembled, recipes_out, changed).await?;
         let (name, snapshot) = self.put_manifest(&assembled).await?;
         let ending = self.ending(CommitKind::Snapshot, (name, snapshot), &assembled, state);
@@ -184,7 +176,10 @@ impl Publisher {
         let n = session.n();
         session.end(ending).await?;
         let basis = Basis { n, entries: assembled.root.entries };
-        recipes::write_basis(self.repository.cache(), &self.tag, basis)?;
+        // It is committed, whatever becomes of the note about it.
+        if let Err(error) = recipes::write_basis(self.repository.cache(), &self.tag, basis) {
+            self.note_cache(&error);
+        }
         Ok(BackupReport {
             snapshot,
             seq: n,
@@ -194,13 +189,18 @@ impl Publisher {
             problem_count: assembled.problem_count,
             complete: assembled.complete,
             checkpoints: self.checkpoints,
-            verified_chunks,
+            verified_chunks: self.verified_chunks,
         })
     }
 
-    /// Proves what was stored. What is gone because the session was fenced meanwhile is not damaged.
-    async fn prove(&self, assembled: &Assembled, created: &[(String, u64)]) -> Result<u64, Error> {
-        let proved = crate::check::prove_session(&self.repository, &assembled.root, created).await;
+    /// Proves what was stored in this session, if that is wanted. What is gone because the session was fenced meanwhile is
+    /// not damaged.
+    async fn prove(&mut self, assembled: &Assembled) -> Result<(), Error> {
+        if !self.options.verify {
+            return Ok(());
+        }
+        let created = self.uploads.stored().created;
+        let proved = crate::check::prove_session(&self.repository, &assembled.root, &created).await;
         let (writer, n) = (self.session().writer(), self.session().n());
         match proved {
             Err(Error::Damaged { .. } | Error::ChunkLost { .. })
@@ -208,12 +208,13 @@ impl Publisher {
             {
                 Err(Error::Fenced { writer: writer.to_string(), seq: n })
             }
-            proved => proved,
+            proved => proved.map(|chunks| self.verified_chunks += chunks),
         }
     }
 
-    /// Puts the recipes into the cache, and into `state/` unless the parent's are the same. Recipes are checked against
-    /// the index whenever they are used, so it does no harm if the commit then fails.
+    /// Puts the recipes into the cache, and into `state/` unless the parent's are the same; into neither where the cache
+    /// cannot be written. Recipes are checked against the index whenever they are used, so it does no harm if the commit
+    /// then fails.
     async fn keep_recipes(
         &self,
         assembled: &Assembled,
@@ -229,9 +230,19 @@ impl Publisher {
         if let Some(parent) = self.parent.as_ref().filter(same) {
             return Ok(parent.state.clone());
         }
-        recipes_out.publish()?;
+        if let Err(error) = recipes_out.publish() {
+            self.note_cache(&error);
+            return Ok(Vec::new());
+        }
         let writer = self.session().writer();
         recipes::upload(&self.repository, writer, &self.tag, &self.uploads).await
+    }
+
+    fn note_cache(&self, error: &Error) {
+        let reason = crate::error::one_line(error);
+        self.repository.monitor().note(&format!(
+            "the next backup may read every file: the local cache does not keep what this one found ({reason})"
+        ));
     }
 
     async fn put_manifest(&self, assembled: &Assembled) -> Result<(ContentName, SnapshotId), Error> {
@@ -278,6 +289,7 @@ impl Publisher {
             keep_forever: options.keep_forever,
             description: options.description.clone(),
             extra: options.extra.clone(),
+            later: Vec::new(),
         }
     }
 
@@ -314,22 +326,40 @@ async fn find_parent(
     tag: &[u8; 16],
 ) -> Result<Option<Parent>, Error> {
     let known = recipes::read_basis(repository.cache(), tag).map(|b| b.n);
-    let mut last = None;
-    while let Some(n) = session.end_before(last).await? {
-        if known.is_some_and(|known| n < known) {
-            break;
+    let (mut last, mut at_once) = (None, 1);
+    loop {
+        let mut wanted = Vec::new();
+        while wanted.len() < at_once
+            && let Some(n) = session.end_before(last).await?
+            && known.is_none_or(|known| n >= known)
+        {
+            last = Some(n);
+            wanted.push(n);
         }
-        last = Some(n);
-        let end = match repository.read_end(session.writer(), n).await {
-            Ok(end) if end.commit.dataset_tag == Some(*tag) => end.commit,
-            Ok(_) | Err(Error::Damaged { .. }) => continue,
-            Err(error) => return Err(error),
-        };
-        if let (CommitKind::Snapshot, Some(snapshot)) = (end.kind, end.snapshot) {
-            return Ok(Some(Parent { n, snapshot, state: end.state }));
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        // Mostly the first one is it. A writer of many datasets has many others before it.
+        at_once = (at_once * 4).min(64);
+        let writer = session.writer();
+        let reads = wanted.into_iter().map(|n| {
+            let repository = repository.clone();
+            async move {
+                match repository.read_end(writer, n).await {
+                    Ok(end) => Ok(Some((n, end.commit))),
+                    Err(Error::Damaged { .. }) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+        });
+        for (n, commit) in parallel::all(reads).await?.into_iter().flatten() {
+            if commit.dataset_tag == Some(*tag)
+                && let (CommitKind::Snapshot, Some(snapshot)) = (commit.kind, commit.snapshot)
+            {
+                return Ok(Some(Parent { n, snapshot, state: commit.state }));
+            }
         }
     }
-    Ok(None)
 }
 
 fn described(problems: &[(Vec<u8>, String)]) -> Vec<(String, String)> {

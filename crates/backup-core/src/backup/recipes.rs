@@ -48,37 +48,47 @@ pub(super) struct RecipesOut {
     /// Records that are the same as there, from the first one on.
     same: u64,
     writer: Option<RecipeWriter<CacheWriter>>,
+    /// Why nothing more is written.
+    failed: Option<Error>,
 }
 
 impl RecipesOut {
     pub fn new(cache: &Cache, tag: &[u8; 16], old: Option<CachedFile>) -> Self {
-        Self { cache: cache.clone(), name: cache_name(tag), old, same: 0, writer: None }
+        Self { cache: cache.clone(), name: cache_name(tag), old, same: 0, writer: None, failed: None }
     }
 
     /// Takes an entry. `follows`: it and its sub-key records are what the last capture's have next.
-    pub fn push(
-        &mut self,
-        key: &MapKey,
-        encoded: &Encoded,
-        fingerprint: &[u8; 16],
-        follows: bool,
-    ) -> Result<(), Error> {
+    pub fn push(&mut self, key: &MapKey, encoded: &Encoded, fingerprint: &[u8; 16], follows: bool) {
         if follows && self.writer.is_none() && self.old.is_some() {
             self.same += 1 + encoded.more.len() as u64;
-            return Ok(());
+        } else if self.failed.is_none() {
+            let written = self.writer().and_then(|writer| Ok(encoded.remember(key, fingerprint, writer)?));
+            self.take(written);
         }
-        Ok(encoded.remember(key, fingerprint, self.writer()?)?)
     }
 
     /// Something is not what the last capture's recipes have next: from here on records are written.
-    pub fn differ(&mut self) -> Result<(), Error> {
-        self.writer().map(|_| ())
+    pub fn differ(&mut self) {
+        if self.failed.is_none() {
+            let begun = self.writer().map(|_| ());
+            self.take(begun);
+        }
     }
 
-    /// Puts the recipes under their name.
+    /// A cache that cannot be written costs the next capture time, and this one nothing.
+    fn take(&mut self, written: Result<(), Error>) {
+        if let Err(error) = written {
+            (self.failed, self.writer) = (Some(error), None);
+        }
+    }
+
+    /// Puts the recipes under their name; or says what came between, now or earlier.
     pub fn publish(mut self) -> Result<(), Error> {
-        self.writer()?;
-        self.writer.map_or(Ok(()), |writer| writer.finish()?.publish())
+        self.differ();
+        match self.failed {
+            Some(error) => Err(error),
+            None => self.writer.map_or(Ok(()), |writer| writer.finish()?.publish()),
+        }
     }
 
     /// The writer, with everything so far in it.
@@ -106,14 +116,17 @@ pub(super) async fn upload(
     let Some(file) = repository.cache().open(&cache_name(tag)) else { return Ok(Vec::new()) };
     let recipients = repository.state_recipients()?;
     let mut names = Vec::new();
+    let mut left = usize::try_from(file.len()).unwrap_or(usize::MAX);
     let mut reader = file.reader();
     loop {
-        let mut part = Vec::new();
+        let mut part = Vec::with_capacity(left.min(PART_BYTES));
         (&mut reader).take(PART_BYTES as u64).read_to_end(&mut part).map_err(Error::cache("read recipes"))?;
         if part.is_empty() {
             return Ok(names);
         }
+        left = left.saturating_sub(part.len());
         let sealed = keepwell_crypto::seal(&recipients, &part)?;
+        drop(part);
         let size = sealed.len() as u64;
         let (name, key) = repository.put_content(|name| names::state_key(writer, name), sealed).await?;
         uploads.created(key.to_string(), size);
@@ -152,7 +165,10 @@ mod tests {
 
     use super::*;
     use crate::source::{Found, Item, Opened, Preflight, Source, SourceError};
-    use crate::testing::{MemorySource, Thing, TreeModel, World, block_on, noise, options};
+    use crate::testing::{
+        MemorySource, Thing, TreeModel, World, assert_same, back_up, block_on, noise, options, restored,
+        snapshot_of,
+    };
     use crate::{BackupOptions, Repository};
 
     /// A source of which one thing cannot be opened.
@@ -227,5 +243,20 @@ mod tests {
                 assert_eq!(cached(&world.repository) == before, number == 0, "change {number}");
             });
         }
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_written_keeps_nobody_from_a_backup() {
+        block_on(async {
+            let world = World::new().await;
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let repository = world.open_cached(&world.key, Cache::directory(file.path())).await;
+            for tree in [tree(), tree().with("d/15", Thing::file("changed"))] {
+                let report = back_up(&repository, &tree).await;
+                let snapshot = snapshot_of(&repository, &report).await;
+                assert!(snapshot.commit.complete && snapshot.commit.state.is_empty());
+                assert_same(&restored(&repository, &snapshot).await, &tree.as_restored());
+            }
+        });
     }
 }

@@ -75,7 +75,7 @@ impl Tree {
         let produce = move |send: &mut dyn FnMut(Bytes) -> ControlFlow<()>| {
             write_archive(&tree, &key, format, Outlet { send, buffer: Vec::new() })
         };
-        let report = pipe(PIECES_AHEAD, produce, |piece: Bytes| {
+        let report = pipe(self, PIECES_AHEAD, produce, |piece: Bytes| {
             out.write_all(&piece).map_err(from_io)?;
             Ok(ControlFlow::Continue(()))
         })

@@ -9,8 +9,8 @@ use keepwell_catalog::{Entry, Extent, MapKey};
 
 use super::Tree;
 use super::pipe::pipe;
-use crate::Error;
 use crate::error::shown;
+use crate::{Cancel, Error};
 
 /// Pieces of a file that wait for the writer; each is a chunk of 4 MiB at most.
 const DUMP_AHEAD: usize = 3;
@@ -100,6 +100,7 @@ pub(crate) struct PiecesReader {
 
 impl Read for PiecesReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.pieces.tree.repository().cancel().check().map_err(io::Error::other)?;
         while self.data.is_empty() && self.zeros == 0 {
             match self.pieces.next().map_err(io::Error::other)? {
                 None => return Ok(0),
@@ -146,8 +147,9 @@ impl Tree {
             }
             Ok(())
         };
-        pipe(DUMP_AHEAD, produce, |piece| {
-            write_piece(&piece, out).map_err(from_io)?;
+        let cancel = self.repository().cancel();
+        pipe(self, DUMP_AHEAD, produce, |piece| {
+            write_piece(&piece, cancel, out)?;
             Ok(ControlFlow::Continue(()))
         })
         .await?;
@@ -155,15 +157,17 @@ impl Tree {
     }
 }
 
-fn write_piece(piece: &PieceOfFile, out: &mut dyn Write) -> io::Result<()> {
+/// A hole may be of any length, so a wish that the work should end is heeded within it.
+fn write_piece(piece: &PieceOfFile, cancel: &Cancel, out: &mut dyn Write) -> Result<(), Error> {
     match piece {
-        PieceOfFile::Data(data) => out.write_all(data),
+        PieceOfFile::Data(data) => out.write_all(data).map_err(from_io),
         PieceOfFile::Hole(length) => {
             let zeros = [0; ZEROS_BYTES];
             let mut left = *length;
             while left > 0 {
+                cancel.check()?;
                 let n = usize::try_from(left).unwrap_or(usize::MAX).min(zeros.len());
-                out.write_all(&zeros[..n])?;
+                out.write_all(&zeros[..n]).map_err(from_io)?;
                 left -= n as u64;
             }
             Ok(())

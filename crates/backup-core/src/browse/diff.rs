@@ -116,9 +116,10 @@ impl Repository {
     ) -> Result<DiffSummary, Error> {
         let (before, after) = (self.tree(before).await?, self.tree(after).await?);
         let mut summary = DiffSummary::default();
+        let tree = after.clone();
         let produce =
             move |send: &mut dyn FnMut(TreeChange) -> ControlFlow<()>| compare(&before, &after, send);
-        pipe(AHEAD, produce, |change| {
+        pipe(&tree, AHEAD, produce, |change| {
             summary.add(&change);
             Ok(visit(&change))
         })

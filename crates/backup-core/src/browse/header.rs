@@ -9,8 +9,6 @@ const OCTAL_8_MAX: u64 = 0o7_777_777;
 const OCTAL_12_MAX: u64 = 0o77_777_777_777;
 const NAME_BYTES_MAX: usize = 100;
 const OWNER_BYTES_MAX: usize = 31;
-/// What an object of an object store gets, which knows no permissions.
-const OBJECT_MODE: u32 = 0o644;
 
 /// A member of an archive, without its data.
 pub(super) struct Member {
@@ -30,8 +28,7 @@ pub(super) fn member(path: &[u8], link: Option<&[u8]>, entry: &Entry) -> Option<
     member.header.set_entry_type(entry_type(entry.kind)?);
     member.set_device(entry)?;
     member.set_names(path, link);
-    let mode = if entry.kind == EntryKind::Object && entry.mode == 0 { OBJECT_MODE } else { entry.mode };
-    member.header.set_mode(mode);
+    member.header.set_mode(entry.shown_mode());
     member.set_number("uid", u64::from(entry.uid), OCTAL_8_MAX, Header::set_uid);
     member.set_number("gid", u64::from(entry.gid), OCTAL_8_MAX, Header::set_gid);
     let size = if entry.kind.has_content() { entry.size } else { 0 };

@@ -73,8 +73,9 @@ pub enum Depth {
 impl Repository {
     /// Opens the tree of a snapshot for reading.
     ///
-    /// Costs a listing of the index, and what changed in it; the tree itself is read as it is used. Fails with
-    /// [`Error::NotAllowed`] for a credential that cannot decrypt.
+    /// Costs a listing of the index, and what changed in it; where nothing of it is at hand, large parts of it are left
+    /// where they are, and each of the first lookups there costs a request. The tree itself is read as it is used. Fails
+    /// with [`Error::NotAllowed`] for a credential that cannot decrypt.
     pub async fn tree(&self, snapshot: &Snapshot) -> Result<Tree, Error> {
         self.browser().tree(snapshot).await
     }
@@ -92,7 +93,7 @@ impl Browser {
         let repository = &self.0.repository;
         let manifest = snapshot.manifest()?;
         repository.data_identities(manifest.domain)?;
-        repository.refresh_index().await?;
+        repository.refresh_index_as_needed().await?;
         Ok(Tree(Arc::new(Inner { shared: self.clone(), root: manifest.root, snapshot: snapshot.short() })))
     }
 }
@@ -129,7 +130,7 @@ impl Tree {
         let produce = move |send: &mut dyn FnMut(Vec<(MapKey, Entry)>) -> ControlFlow<()>| {
             tree.send_entries(&key, depth, send)
         };
-        pipe(LIST_AHEAD, produce, |batch| {
+        pipe(self, LIST_AHEAD, produce, |batch| {
             for (key, entry) in &batch {
                 if visit(key, entry).is_break() {
                     return Ok(ControlFlow::Break(()));
@@ -186,6 +187,10 @@ impl Tree {
     /// The map beneath.
     pub(crate) fn reader(&self) -> MapReader<'_> {
         MapReader::new(&self.0.shared.0.nodes, self.0.root)
+    }
+
+    pub(crate) fn repository(&self) -> &Repository {
+        &self.0.shared.0.repository
     }
 
     pub(crate) fn contents(&self) -> &Contents {

@@ -1,79 +1,37 @@
 //! Cancelled at every call of the store in turn: an end in order, and the next run completes.
 
 use std::io;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use keepwell_catalog::{Entry, EntryKind};
-use keepwell_storage::{Capabilities, Key, Memory, ObjectInfo, ObjectStore, Page, StorageError};
+use keepwell_catalog::{Entry, EntryKind, MapKey};
+use keepwell_storage::{Memory, Operation};
 
 use super::Cancel;
 use crate::source::{Content, Found, Item, Opened, Piece, Preflight, Source, SourceError};
 use crate::testing::{
-    MemorySource, MemoryTarget, Thing, TreeModel, World, assert_same, back_up, block_on, key, noise, options,
-    restored, snapshot_of,
+    Hook, Hooked, MemorySource, MemoryTarget, Part, Thing, TreeModel, World, assert_same, back_up, block_on,
+    key, noise, options, restored, snapshot_of,
 };
-use crate::{CheckOptions, Error, Limits, PruneOptions, Repository, RestoreOptions};
+use crate::{ArchiveFormat, CheckOptions, Error, Limits, PruneOptions, Repository, RestoreOptions};
 
 /// Somebody wants the work to end when the n-th call comes in.
 #[derive(Debug)]
 struct CancelAt {
-    inner: Memory,
     cancel: Cancel,
     at: u64,
     calls: Arc<AtomicU64>,
 }
 
-impl CancelAt {
-    fn count(&self) {
+#[async_trait]
+impl Hook for CancelAt {
+    async fn before(&self, _: &Memory, _: Operation, _: &str) {
         if self.calls.fetch_add(1, Ordering::SeqCst) + 1 == self.at {
             self.cancel.cancel();
         }
-    }
-}
-
-#[async_trait]
-impl ObjectStore for CancelAt {
-    async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError> {
-        self.count();
-        self.inner.put_new(key, body).await
-    }
-
-    async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
-        self.count();
-        self.inner.get(key).await
-    }
-
-    async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
-        self.count();
-        self.inner.get_range(key, range).await
-    }
-
-    async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
-        self.count();
-        self.inner.head(key).await
-    }
-
-    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
-        self.count();
-        self.inner.list_page(prefix, after).await
-    }
-
-    async fn delete(&self, key: &Key) -> Result<(), StorageError> {
-        self.count();
-        self.inner.delete(key).await
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
-    fn describe(&self) -> String {
-        "a store".into()
     }
 }
 
@@ -93,7 +51,8 @@ const LIMITS: Limits = Limits { threads: 2, memory_bytes: 64 << 20 };
 async fn open(world: &World, at: u64) -> (Repository, Memory, Cancel, u64) {
     let (inner, cancel) = (world.store.inner().snapshot(), Cancel::default());
     let calls = Arc::new(AtomicU64::new(0));
-    let store = CancelAt { inner: inner.clone(), cancel: cancel.clone(), at, calls: Arc::clone(&calls) };
+    let hook = CancelAt { cancel: cancel.clone(), at, calls: Arc::clone(&calls) };
+    let store = Hooked::new(inner.clone(), hook);
     let builder = Repository::builder(Arc::new(store)).limits(LIMITS).cancel(cancel.clone());
     let repository = builder.open(world.key.clone()).await.unwrap();
     (repository, inner, cancel, calls.load(Ordering::SeqCst))
@@ -248,6 +207,50 @@ fn a_content_without_an_end_is_given_up() {
         let fresh = open_again(&world, objects).await;
         assert!(fresh.snapshots().await.unwrap().is_empty());
         assert_eq!(fresh.check(CheckOptions::default()).await.unwrap().open_sessions, 0);
+    });
+}
+
+/// Wants the work to end with the first byte that it is given; counts them.
+struct Enough(Cancel, usize);
+
+impl io::Write for Enough {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.cancel();
+        self.1 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Nothing is fetched any more for what was read ahead, nor for a hole.
+#[test]
+fn a_dump_is_cancelled_between_two_pieces_and_within_a_hole() {
+    block_on(async {
+        let world = World::new().await;
+        let tree = TreeModel::default().with("many", Thing::file(noise(1, 1 << 20)));
+        let mut hole = Thing::file(noise(2, 10));
+        hole.parts.push(Part::Hole(64 << 20));
+        let tree = tree.with("hole", hole);
+        let report = back_up(&world.repository, &tree).await;
+        for name in ["many", "hole"] {
+            let (repository, _, cancel, _) = open(&world, u64::MAX).await;
+            let snapshot = snapshot_of(&repository, &report).await;
+            let mut enough = Enough(cancel, 0);
+            let dumped = repository.tree(&snapshot).await.unwrap().dump_file(&key(name), &mut enough).await;
+            assert!(matches!(dumped, Err(Error::Cancelled)), "{name}: {dumped:?}");
+            assert!(enough.1 < 1 << 20, "{name}: {} bytes", enough.1);
+        }
+        for format in [ArchiveFormat::Tar, ArchiveFormat::TarZst] {
+            let (repository, _, cancel, _) = open(&world, u64::MAX).await;
+            let snapshot = snapshot_of(&repository, &report).await;
+            let mut enough = Enough(cancel, 0);
+            let tree = repository.tree(&snapshot).await.unwrap();
+            let dumped = tree.dump_archive(&MapKey::root(), format, &mut enough).await;
+            assert!(matches!(dumped, Err(Error::Cancelled)), "{dumped:?}");
+        }
     });
 }
 

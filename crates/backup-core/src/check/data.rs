@@ -1,41 +1,50 @@
 //! Reading packs and proving every chunk in them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use keepwell_catalog::names::{self, ObjectName};
 use keepwell_catalog::{ContentName, IndexSet, PackClass, PackRef};
-use keepwell_crypto::{ChunkKind, Digest};
+use keepwell_crypto::{ChunkId, ChunkKind, Digest};
+use keepwell_storage::{StorageError, StorageErrorKind};
 use tokio::runtime::Handle;
 
+use super::remembered::Proofs;
 use super::structure::Packs;
-use super::{CheckReport, ReadData, class_of_key, remembered};
+use super::{CheckReport, ReadData, affected, class_of_key, remembered};
 use crate::Error;
-use crate::pack::{PackDirectory, chunk_from_frame, decode_frame};
-use crate::read::fetch_pack;
+use crate::pack::chunk_from_frame;
+use crate::read::{FrameMemory, FrameReader, fetch_stored};
 use crate::repository::Repository;
 
+/// Reads what was never proved first, then what was proved longest ago, and remembers what it proves as it goes on: a
+/// check that is interrupted has done some of the work of the next. What is missing or damaged counts as proved no more.
+///
+/// Gives the chunks of content that were found damaged and cannot be read from anywhere else.
 pub(super) async fn check(
     repository: &Repository,
     packs: &Packs,
     read: ReadData,
     report: &mut CheckReport,
-) -> Result<(), Error> {
+) -> Result<HashSet<ChunkId>, Error> {
     let now = repository.now();
-    let mut proved = remembered::load(repository.cache());
-    proved.retain(|name, _| packs.contains_key(name));
-    let chosen = choose(repository, packs, read, now, &proved);
+    let known = remembered::load(repository.cache());
+    let mut proofs = Proofs::new(repository);
+    known.keys().filter(|name| !packs.contains_key(name)).for_each(|name| proofs.doubt(*name));
+    let mut chosen = choose(repository, packs, read, now, &known);
+    chosen.sort_by_key(|(_, pack)| (known.get(&pack.name).copied(), pack.name));
     if chosen.is_empty() {
-        return Ok(());
+        proofs.save();
+        return Ok(HashSet::new());
     }
     let bytes = chosen.iter().map(|(_, p)| p.size).sum();
     repository.monitor().total(chosen.len() as u64, bytes);
-    let sound = read_packs(repository, chosen, report).await?;
-    for (name, _) in sound {
-        proved.insert(name, now);
-    }
-    remembered::save(repository.cache(), &proved)
+    let proofs = Arc::new(Mutex::new(proofs));
+    let found = read_packs(repository, chosen, Some(Arc::clone(&proofs)), report).await;
+    proofs.lock().unwrap_or_else(PoisonError::into_inner).save();
+    affected::lost_chunks(repository, packs, &found?.suspect).await
 }
 
 fn choose(
@@ -85,15 +94,30 @@ pub(super) async fn prove_created(
     if packs.len() < names.len() {
         report.found("index", "it lacks packs that this session stored");
     }
-    Ok(read_packs(repository, packs, report).await?.into_iter().map(|(_, chunks)| chunks).sum())
+    let read = read_packs(repository, packs, None, report).await?;
+    if report.packs_archived > 0 {
+        let what = "packs that this session stored lie in an archive already, and cannot be read back";
+        report.found("data", what);
+    }
+    Ok(read.sound.into_iter().map(|(_, chunks)| chunks).sum())
 }
 
-/// Reads packs with all threads. Gives those that are sound, with their number of chunks; the rest is reported.
+/// What reading packs showed.
+#[derive(Default)]
+struct Found {
+    /// Packs that are what they should be, with their number of chunks.
+    sound: Vec<(ContentName, u64)>,
+    /// Packs that are not, or of which the index says what is not so.
+    suspect: Vec<(PackClass, PackRef)>,
+}
+
+/// Reads packs with all threads, and reports what is wrong.
 async fn read_packs(
     repository: &Repository,
     packs: Vec<(PackClass, PackRef)>,
+    proofs: Option<Arc<Mutex<Proofs>>>,
     report: &mut CheckReport,
-) -> Result<Vec<(ContentName, u64)>, Error> {
+) -> Result<Found, Error> {
     let group = repository.group();
     let index = repository.index();
     let (repository, handle) = (repository.clone(), Handle::current());
@@ -102,10 +126,17 @@ async fn read_packs(
         let next = AtomicUsize::new(0);
         let results = Mutex::new(Vec::new());
         let run = || {
+            let mut memory = FrameMemory::default();
             while let Some((class, pack)) = packs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let result = prove_pack(&repository, &index, &handle, (*class, pack), &listed);
+                let fetched = handle.block_on(fetch_stored(&repository, *class, pack));
+                let result = fetched.and_then(|stored| {
+                    prove_pack(&repository, &index, stored, (*class, pack), &listed, &mut memory)
+                });
+                if let Some(proofs) = &proofs {
+                    remember(&mut proofs.lock().unwrap_or_else(PoisonError::into_inner), pack.name, &result);
+                }
                 repository.monitor().advance(1, pack.size);
-                if matches!(&result, Err(Error::Storage(e)) if !e.is_not_found()) {
+                if matches!(&result, Err(Error::Storage(e)) if !e.is_not_found() && !is_archived(e)) {
                     next.store(packs.len(), Ordering::Relaxed);
                 }
                 results.lock().unwrap_or_else(PoisonError::into_inner).push((*class, *pack, result));
@@ -118,23 +149,42 @@ async fn read_packs(
         });
         Ok::<_, Error>(results.into_inner().unwrap_or_else(PoisonError::into_inner))
     });
-    let mut sound = Vec::new();
+    let mut found = Found::default();
     for (class, pack, result) in task.await.map_err(|e| Error::Task(e.to_string()))?? {
         match result {
             Ok(proof) => {
                 report.packs_read += 1;
                 report.bytes_read += pack.size;
-                sound.push((pack.name, proof.chunks));
+                found.sound.push((pack.name, proof.chunks));
+                if !proof.false_segments.is_empty() {
+                    found.suspect.push((class, pack));
+                }
                 for segment in proof.false_segments {
                     let what = format!("it places chunks in pack {} that are not there", pack.name);
                     report.found(format_args!("index/{group}/{segment}"), what);
                 }
             }
+            Err(Error::Storage(e)) if is_archived(&e) => report.packs_archived += 1,
             Err(Error::Storage(e)) if !e.is_not_found() => return Err(Error::Storage(e)),
-            Err(error) => report.found(names::pack_key(class, &pack.name), crate::error::one_line(&error)),
+            Err(error) => {
+                report.found(names::pack_key(class, &pack.name), crate::error::one_line(&error));
+                found.suspect.push((class, pack));
+            }
         }
     }
-    Ok(sound)
+    Ok(found)
+}
+
+fn remember(proofs: &mut Proofs, pack: ContentName, result: &Result<Proof, Error>) {
+    match result {
+        Ok(proof) if proof.false_segments.is_empty() => proofs.prove(pack),
+        Err(Error::Storage(e)) if !e.is_not_found() => {} // nothing was learnt
+        Ok(_) | Err(_) => proofs.doubt(pack),
+    }
+}
+
+fn is_archived(error: &StorageError) -> bool {
+    error.kind == StorageErrorKind::Archived
 }
 
 /// How many entries each segment, by its number, has for a pack.
@@ -172,16 +222,16 @@ struct Proof {
 }
 
 /// Proves one pack: its hash, its directory, every chunk's id, and that the index places each chunk where it is and
-/// nothing else there.
+/// nothing else there. Of what is decrypted, one frame is in memory at a time.
 fn prove_pack(
     repository: &Repository,
     index: &IndexSet,
-    handle: &Handle,
+    stored: Bytes,
     (class, pack): (PackClass, &PackRef),
     listed: &Listed,
+    memory: &mut FrameMemory,
 ) -> Result<Proof, Error> {
-    let fetched = handle.block_on(fetch_pack(repository, class, pack))?;
-    if Digest::of(&fetched.stored) != pack.name.digest() {
+    if Digest::of(&stored) != pack.name.digest() {
         return Err(Error::Invalid("its bytes do not have the hash in its name".into()));
     }
     let key = repository.id_key(pack.domain)?;
@@ -189,19 +239,20 @@ fn prove_pack(
         PackClass::Data => ChunkKind::Content,
         PackClass::Meta => ChunkKind::Node,
     };
-    let directory = PackDirectory::of_plaintext(&fetched.plain)?;
-    let (mut at, mut chunks) = (0usize, 0);
+    let mut frames = FrameReader::new(repository, class, pack, stored)?;
+    let (mut at, mut chunks) = (0u32, 0);
     let mut unproved = listed.get(&pack.name).cloned().unwrap_or_default();
-    for frame in &directory.frames {
-        let stored = fetched.plain.get(at..at + frame.stored as usize).unwrap_or_default();
-        let plain = decode_frame(stored, Some(frame.plain as usize))?;
+    for frame in &frames.directory()?.frames {
+        let range = at..at.saturating_add(frame.stored);
+        frames.read(&range, &mut memory.stored)?;
+        let plain = memory.decoder.decode(&memory.stored, Some(frame.plain as usize))?;
         let mut offset = 0;
         for (id, length) in &frame.chunks {
-            chunk_from_frame(&plain, offset, *length, id, kind, key)?;
+            chunk_from_frame(plain, offset, *length, id, kind, key)?;
             let mut placed = false;
             for location in index.find(id)?.into_iter().filter(|l| l.pack.name == pack.name) {
                 let entry = location.entry;
-                let is_here = entry.frame_offset as usize == at && entry.offset == offset;
+                let is_here = entry.frame_offset == at && entry.offset == offset;
                 if is_here && entry.frame_length == frame.stored && entry.length == *length {
                     placed = true;
                     unproved.entry(location.segment).and_modify(|count| *count = count.saturating_sub(1));
@@ -213,8 +264,9 @@ fn prove_pack(
             offset += length;
             chunks += 1;
         }
-        at += frame.stored as usize;
+        at = range.end;
     }
+    frames.prove_from(u64::from(at))?;
     let segments = index.segments();
     let with_rest = unproved.into_iter().filter(|(_, count)| *count > 0);
     let false_segments = with_rest.filter_map(|(n, _)| Some(segments.get(n)?.0.to_string())).collect();

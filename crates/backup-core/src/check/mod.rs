@@ -1,6 +1,7 @@
 //! Checking: that every snapshot can still be restored, as far as it can be told by structure, by reading, or without
 //! any key.
 
+mod affected;
 mod data;
 mod history;
 #[cfg(test)]
@@ -9,6 +10,8 @@ mod records;
 mod remembered;
 mod scrub;
 mod structure;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -21,7 +24,7 @@ use crate::prune::open_sessions;
 use crate::repository::Repository;
 
 pub(crate) use records::prove_object;
-pub(crate) use remembered::load as remembered_proofs;
+pub(crate) use remembered::{DAMAGE, NAME as PROVED, damaged, found_damage, load as remembered_proofs};
 pub use scrub::{ScrubReport, scrub};
 
 /// How much content a check reads.
@@ -73,13 +76,15 @@ pub struct CheckReport {
     pub packs_read: u64,
     /// Their stored bytes.
     pub bytes_read: u64,
+    /// Packs that were to be read and lie in an archive: nothing is known of them, and that is no finding.
+    pub packs_archived: u64,
     /// Packs that no index lists and no session is open for: the next prune removes them.
     pub orphans: u64,
     /// Sessions without an end: at work, or dead.
     pub open_sessions: u64,
     /// What is wrong. Empty means that every snapshot can be restored, as far as was read.
     pub findings: BTreeSet<Finding>,
-    /// Ids of snapshots that are affected.
+    /// Ids of snapshots that are affected: something that they need is lost, or was read and is damaged everywhere.
     pub damaged_snapshots: BTreeSet<String>,
     /// Paths that are affected, at most 1000, as `snapshot:path`.
     pub damaged_paths: Vec<String>,
@@ -107,9 +112,15 @@ impl Repository {
         let mut report = CheckReport::default();
         let checked = async {
             let history = history::check(self, &mut report).await?;
-            let packs = structure::check(self, &history, &mut report).await?;
-            data::check(self, &packs, options.read, &mut report).await?;
-            self.cancel().check() // what could not be read any more is no damage
+            let structure = structure::check(self, &history, &mut report).await?;
+            let mut lost = data::check(self, &structure.packs, options.read, &mut report).await?;
+            self.cancel().check()?; // what could not be read any more is no damage
+            if structure.is_broken || !lost.is_empty() {
+                lost.extend(structure.lost);
+                affected::name(self, history, lost, &mut report).await?;
+            }
+            remembered::note_damage(self, &report.damaged_snapshots);
+            Ok(())
         };
         self.unless_cancelled(checked).await?;
         Ok(report)

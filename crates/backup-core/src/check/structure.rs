@@ -1,59 +1,112 @@
 //! The structure: every node readable, every chunk in a pack that exists with the right size.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use keepwell_catalog::names::ObjectName;
-use keepwell_catalog::{
-    ContentName, Entry, IndexSet, Location, MapKey, MapReader, PackClass, PackRef, Root, names,
-};
+use keepwell_catalog::{ContentName, IndexSet, Location, PackClass, PackRef, Root, names};
 use keepwell_crypto::ChunkId;
+use keepwell_storage::StorageErrorKind;
 
 use super::CheckReport;
 use super::history::History;
 use crate::Error;
-use crate::error::shown;
 use crate::mark::{Marks, Visitor, visit};
-use crate::read::Nodes;
-use crate::repository::{Repository, Snapshot};
-
-const PATHS_MAX: usize = 1000;
+use crate::read::{Nodes, fetch_pack};
+use crate::repository::Repository;
+use crate::transfer::is_of;
 
 /// Packs that the index lists and that exist.
 pub(super) type Packs = BTreeMap<ContentName, (PackClass, PackRef)>;
+
+/// What the structure came to.
+pub(super) struct Structure {
+    pub packs: Packs,
+    /// Chunks that a snapshot needs and that are nowhere.
+    pub lost: HashSet<ChunkId>,
+    /// Something that a snapshot needs is lost or cannot be read.
+    pub is_broken: bool,
+}
 
 pub(super) async fn check(
     repository: &Repository,
     history: &History,
     report: &mut CheckReport,
-) -> Result<Packs, Error> {
+) -> Result<Structure, Error> {
     repository.reload_index(&mut |name, reason| report.found(name, reason)).await?;
     let stored = stored_packs(repository).await?;
     let index = repository.index();
     let dead = history.plans.doomed_packs();
     let mut packs = Packs::new();
-    for (_, segment) in index.segments() {
-        for pack in segment.packs() {
-            let key = names::pack_key(segment.class(), &pack.name);
-            match stored.get(&pack.name) {
-                Some(size) if *size == pack.size => {
-                    if packs.insert(pack.name, (segment.class(), *pack)).is_none() {
-                        report.packs += 1;
-                        report.pack_bytes += pack.size;
-                    }
-                }
-                Some(size) => {
-                    report.found(key, format_args!("it has {size} bytes, the index says {}", pack.size))
-                }
-                None if dead.contains(&pack.name) => {}
-                None => report.found(key, "it is missing"),
+    for (name, said) in said_of_packs(&index) {
+        let (class, pack) = what_is_so(repository, &said, report).await?;
+        let key = names::pack_key(class, &name);
+        match stored.get(&name) {
+            Some(size) if *size == pack.size => {
+                packs.insert(name, (class, pack));
+                report.packs += 1;
+                report.pack_bytes += pack.size;
             }
+            Some(size) => {
+                report.found(key, format_args!("it has {size} bytes, the index says {}", pack.size))
+            }
+            None if dead.contains(&name) => {}
+            None => report.found(key, "it is missing"),
         }
     }
     let unlisted = stored.keys().filter(|name| !packs.contains_key(name) && !dead.contains(name)).count();
     report.orphans = unlisted as u64;
-    check_trees(repository, &index, history, &packs, report).await?;
-    Ok(packs)
+    check_trees(repository, &index, history, packs, report).await
+}
+
+/// What each segment, by its name, says of a pack.
+type Said = Vec<(PackClass, PackRef, Arc<str>)>;
+
+fn said_of_packs(index: &IndexSet) -> BTreeMap<ContentName, Said> {
+    let mut said: BTreeMap<ContentName, Said> = BTreeMap::new();
+    for (name, segment) in index.segments() {
+        for pack in segment.packs() {
+            said.entry(pack.name).or_default().push((segment.class(), *pack, Arc::clone(&name)));
+        }
+    }
+    said
+}
+
+/// Where segments say different things of a pack, which none but a false one does, the pack itself tells which is so; the
+/// others are reported. If it bears out none of them, the last counts.
+async fn what_is_so(
+    repository: &Repository,
+    said: &Said,
+    report: &mut CheckReport,
+) -> Result<(PackClass, PackRef), Error> {
+    let distinct: BTreeSet<(PackClass, PackRef)> =
+        said.iter().map(|(class, pack, _)| (*class, *pack)).collect();
+    let last = said.last().map(|(class, pack, _)| (*class, *pack));
+    let last = last.ok_or_else(|| Error::Invalid("nothing is said of a pack".into()))?;
+    if distinct.len() == 1 {
+        return Ok(last);
+    }
+    for (class, pack) in distinct {
+        if !is_so(repository, class, &pack).await? {
+            continue;
+        }
+        for (_, other, segment) in said.iter().filter(|(c, p, _)| (*c, *p) != (class, pack)) {
+            let what = format!("what it says of pack {} is not so", other.name);
+            report.found(format_args!("index/{}/{segment}", repository.group()), what);
+        }
+        return Ok((class, pack));
+    }
+    Ok(last)
+}
+
+async fn is_so(repository: &Repository, class: PackClass, pack: &PackRef) -> Result<bool, Error> {
+    match fetch_pack(repository, class, pack).await {
+        Ok(fetched) => Ok(is_of(pack, &fetched.stored)),
+        Err(Error::Storage(error)) if !error.is_not_found() && error.kind != StorageErrorKind::Archived => {
+            Err(Error::Storage(error))
+        }
+        Err(_) => Ok(false),
+    }
 }
 
 async fn stored_packs(repository: &Repository) -> Result<HashMap<ContentName, u64>, Error> {
@@ -77,7 +130,13 @@ struct Walk<'w> {
     /// What the current tree lacks.
     broken: Vec<(String, String)>,
     /// Ids that are nowhere: to be named again for every snapshot that needs them.
-    lost: std::collections::HashSet<ChunkId>,
+    lost: HashSet<ChunkId>,
+}
+
+impl<'w> Walk<'w> {
+    fn new(index: &IndexSet, packs: &'w Packs) -> Self {
+        Self { seen: Marks::new(index), packs, nodes: 0, chunks: 0, broken: Vec::new(), lost: HashSet::new() }
+    }
 }
 
 impl Visitor for Walk<'_> {
@@ -117,83 +176,30 @@ async fn check_trees(
     repository: &Repository,
     index: &Arc<IndexSet>,
     history: &History,
-    packs: &Packs,
+    packs: Packs,
     report: &mut CheckReport,
-) -> Result<(), Error> {
+) -> Result<Structure, Error> {
     let nodes = Nodes::new(repository);
-    let (index, packs) = (Arc::clone(index), packs.clone());
+    let index = Arc::clone(index);
     let snapshots = history.snapshots.clone();
     let mut into = std::mem::take(report);
     let task = tokio::task::spawn_blocking(move || {
-        let mut walk = Walk {
-            seen: Marks::new(&index),
-            packs: &packs,
-            nodes: 0,
-            chunks: 0,
-            broken: Vec::new(),
-            lost: std::collections::HashSet::new(),
-        };
-        let mut any = false;
+        let mut walk = Walk::new(&index, &packs);
+        let mut is_broken = false;
         for snapshot in &snapshots {
             visit(&nodes, &index, &snapshot.manifest()?.root, &mut walk)?;
-            any |= !walk.broken.is_empty();
+            is_broken |= !walk.broken.is_empty();
             for (object, what) in std::mem::take(&mut walk.broken) {
                 into.found(object, what);
             }
         }
         (into.nodes, into.chunks) = (walk.nodes, walk.chunks);
-        if any {
-            for snapshot in &snapshots {
-                name_affected(&nodes, snapshot, &walk, &mut into)?;
-            }
-        }
-        Ok::<_, Error>(into)
+        let lost = walk.lost;
+        Ok::<_, Error>((into, Structure { packs, lost, is_broken }))
     });
-    *report = task.await.map_err(|e| Error::Task(e.to_string()))??;
-    Ok(())
-}
-
-/// Says which snapshots and paths are affected; only done when there is damage, for it reads every tree again.
-fn name_affected(
-    nodes: &Nodes,
-    snapshot: &Snapshot,
-    walk: &Walk<'_>,
-    report: &mut CheckReport,
-) -> Result<(), Error> {
-    let reader = MapReader::new(nodes, snapshot.manifest()?.root);
-    let mut affected = |path: String| {
-        report.damaged_snapshots.insert(snapshot.id.to_string());
-        if report.damaged_paths.len() < PATHS_MAX {
-            report.damaged_paths.push(format!("{}:{path}", snapshot.short()));
-        }
-    };
-    let Ok(mut entries) = reader.heads_below(&MapKey::root()) else {
-        affected("/".into());
-        return Ok(());
-    };
-    while let Some(item) = entries.next() {
-        match item {
-            Ok((key, entry)) if lacks(&reader, &key, &entry, walk) => affected(shown(&key)),
-            Ok(_) => {}
-            Err(error) => match entries.pass() {
-                Ok(Some(gap)) => affected(format!("{} ({gap}: {error})", shown(&gap.from))),
-                _ => {
-                    affected(format!("? ({error})"));
-                    break;
-                }
-            },
-        }
-    }
-    Ok(())
-}
-
-/// Whether something of a file's content is lost, or where it lies.
-fn lacks(reader: &MapReader<'_>, key: &MapKey, entry: &Entry, walk: &Walk<'_>) -> bool {
-    let Ok(mut extents) = reader.extents(key, entry) else { return true };
-    extents.any(|extent| match extent {
-        Ok(extent) => extent.chunk().is_some_and(|id| walk.lost.contains(id)),
-        Err(_) => true,
-    })
+    let structure;
+    (*report, structure) = task.await.map_err(|e| Error::Task(e.to_string()))??;
+    Ok(structure)
 }
 
 /// Proves that everything below a root that is not yet committed can be read and is stored.
@@ -211,14 +217,7 @@ pub(super) async fn prove_root(
             .iter()
             .flat_map(|(_, s)| s.packs().iter().map(|p| (p.name, (s.class(), *p))).collect::<Vec<_>>())
             .collect();
-        let mut walk = Walk {
-            seen: Marks::new(&index),
-            packs: &packs,
-            nodes: 0,
-            chunks: 0,
-            broken: Vec::new(),
-            lost: std::collections::HashSet::new(),
-        };
+        let mut walk = Walk::new(&index, &packs);
         visit(&nodes, &index, &root, &mut walk)?;
         Ok::<_, Error>(walk.broken)
     });

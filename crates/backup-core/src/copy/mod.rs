@@ -6,13 +6,16 @@ mod rewrite;
 mod rules;
 mod same;
 mod source;
+mod trust;
 
 pub use holders::{Held, Holdings, holdings};
 pub use reencrypt::{CopiedSnapshot, CopyReport, EXTRA_ORIGIN, EXTRA_ORIGIN_SNAPSHOT};
 pub use rewrite::{Exclude, RewriteOptions, RewriteReport};
-pub use rules::CopyRules;
+pub use rules::{Approval, CopyRules, Retirement};
 pub use same::StoreCopyReport;
 pub use source::SnapshotSource;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trust_tests;

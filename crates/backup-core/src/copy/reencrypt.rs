@@ -58,13 +58,16 @@ impl Repository {
     /// Content of an erasable domain goes where `options` say, like any other.
     ///
     /// Damage costs the files that it touches ([`CopiedSnapshot::unread`]). A failed or interrupted copy leaves whole
-    /// snapshots and no parts of one.
+    /// snapshots and no parts of one. [`Error::NotAllowed`] for a credential that cannot read here.
     pub async fn copy_snapshots(
         &self,
         target: &Repository,
         snapshots: &[Snapshot],
         options: &BackupOptions,
     ) -> Result<CopyReport, Error> {
+        if !self.can_read() {
+            return Err(self.access().cannot("copy snapshots"));
+        }
         let mut report = CopyReport::default();
         let mut wanted = Vec::new();
         for snapshot in snapshots {
@@ -163,7 +166,7 @@ fn is_short_of(copy: &Manifest, wanted: &[(&Snapshot, &Manifest)]) -> bool {
     let of = origin_snapshot(copy);
     wanted.iter().any(|(snapshot, original)| {
         of.is_some_and(|of| identities(snapshot.id, original).any(|id| id == of))
-            && copy.problem_count > original.problem_count
+            && copy.problem_count > original.problems.len() as u64 // as many were copied, and counted
     })
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use keepwell_catalog::{
-    CommitKind, Entry, EntryKind, Extent, Manifest, MapBuilder, MapKey, PackClass, Problem, Root, Statistics,
+    Entry, EntryKind, Extent, Manifest, MapBuilder, MapKey, PackClass, Problem, Root, Statistics,
     dataset_tag, names, push_entry, record_extents, seal_record, snapshot_id,
 };
 use keepwell_crypto::{ChunkId, DomainId};
@@ -104,10 +104,7 @@ impl Repository {
                 let records_removed = manifest.entries.saturating_sub(twin.manifest()?.entries);
                 return Ok(RewriteReport { snapshot: *twin, records_removed, stored_chunks: 0 });
             }
-            Err(error) => {
-                session.abandon().await;
-                return Err(error);
-            }
+            Err(error) => return Err(session.fail(error).await),
         };
         let id = snapshot_id(&rewritten.encode());
         let records_removed = manifest.entries.saturating_sub(rewritten.entries);
@@ -130,9 +127,8 @@ impl Repository {
         let rebuilt = self.rebuild(&uploads, tree, manifest, options.exclude.clone()).await?;
         uploads.flush().await?;
         let stored_chunks = uploads.stored().chunks;
-        let (mut ending, is_newest) =
-            (Ending::of(snapshot), self.is_newest(session, snapshot, manifest).await?);
-        ending.origin = Some(self.origin_for(snapshot).await?);
+        let is_newest = self.is_newest(session, snapshot, manifest).await?;
+        let mut ending = Ending::again(&snapshot.commit, None, self.origin_for(snapshot).await?);
         let rewritten = rebuilt.manifest(self, session, snapshot, manifest, options);
         if let Some(twin) = self.twin_of(&rewritten).await? {
             return Ok(Rewriting::Old(Box::new(twin)));
@@ -165,10 +161,7 @@ impl Repository {
     pub(crate) async fn origin_for(&self, snapshot: &Snapshot) -> Result<Vec<u8>, Error> {
         match &snapshot.commit.origin {
             Some(origin) => Ok(origin.clone()),
-            None => {
-                let (writer, n) = snapshot.place();
-                Ok(self.store().get(&names::commit_key(writer, n)).await?.to_vec())
-            }
+            None => self.commit_bytes(snapshot).await,
         }
     }
 
@@ -212,24 +205,6 @@ impl Repository {
             rebuild.finish(problems)
         });
         task.await.map_err(|e| Error::Task(e.to_string()))?
-    }
-}
-
-impl Ending {
-    /// That of a snapshot which takes the place of another.
-    fn of(snapshot: &Snapshot) -> Self {
-        Self {
-            kind: CommitKind::Snapshot,
-            manifest: None,
-            complete: snapshot.commit.complete,
-            logical_bytes: 0,
-            capture: snapshot.commit.capture,
-            state: Vec::new(),
-            dataset_tag: None,
-            origin: None,
-            supersedes: Vec::new(),
-            created: Vec::new(),
-        }
     }
 }
 

@@ -7,9 +7,9 @@ use keepwell_crypto::SnapshotId;
 
 use crate::Error;
 use crate::env::Timestamp;
-use crate::prune::PruneOptions;
+use crate::prune::{PruneOptions, PruneReport};
 use crate::repository::{Repository, Snapshot, SnapshotState};
-use crate::retention::retain;
+use crate::retention::{Checked, retain};
 
 /// The rules of one copy. Names are given or not: an empty list is no rule.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +24,8 @@ pub struct CopyRules {
     pub selection: RetentionPolicy,
     /// How long they stay; a policy without rules keeps everything.
     pub retention: RetentionPolicy,
+    /// The rules of all copies at the same place: what one of them is about and keeps, none of the others forgets.
+    pub beside: Vec<Self>,
 }
 
 impl CopyRules {
@@ -48,40 +50,52 @@ impl CopyRules {
         if self.selection.is_empty() {
             return fitting.collect();
         }
-        let chosen = retain(&self.selection, now, fitting, None).into_iter();
+        let chosen = retain(&self.selection, now, fitting, &Checked::default()).into_iter();
         chosen.filter(|verdict| verdict.by_rule).map(|verdict| verdict.snapshot).collect()
     }
 
-    /// Of the selected snapshots, those that the copy lacks and that its own retention would keep. `there` is what it holds.
+    /// Of the selected snapshots, those that the copy lacks, or of which the manifest is damaged there, and that its own
+    /// retention would keep. `there` is what it holds.
     pub fn missing<'s>(
         &self,
         now: Timestamp,
         selected: Vec<&'s Snapshot>,
         there: &'s [Snapshot],
     ) -> Vec<&'s Snapshot> {
-        let held: HashSet<SnapshotId> = there.iter().map(Snapshot::origin_id).collect();
+        let sound = || there.iter().filter(|snapshot| !matches!(snapshot.state, SnapshotState::Damaged(_)));
+        let held: HashSet<SnapshotId> = sound().map(Snapshot::origin_id).collect();
         let lacking: Vec<&Snapshot> =
             selected.into_iter().filter(|snapshot| !held.contains(&snapshot.origin_id())).collect();
         if self.retention.is_empty() {
             return lacking;
         }
         let ids: HashSet<SnapshotId> = lacking.iter().map(|snapshot| snapshot.id).collect();
-        let all = there.iter().filter(|snapshot| self.concern(snapshot)).chain(lacking);
-        let kept = retain(&self.retention, now, all, None).into_iter().filter(|verdict| verdict.keep);
+        let all = sound().filter(|snapshot| self.concern(snapshot)).chain(lacking);
+        let kept =
+            retain(&self.retention, now, all, &Checked::default()).into_iter().filter(|verdict| verdict.keep);
         kept.map(|verdict| verdict.snapshot).filter(|snapshot| ids.contains(&snapshot.id)).collect()
     }
 
-    /// What the copy holds for these rules and its retention does not keep, with the reasons; what else lies in the same
-    /// place is not its business. `proved`: see [`retain`].
+    /// What the copy holds for these rules and neither its retention nor that of one [beside](Self::beside) keeps, with the
+    /// reasons; what else lies in the same place is not its business. `checked`: what is known of the copy.
     pub fn going<'s>(
         &self,
         now: Timestamp,
         there: &'s [Snapshot],
-        proved: Option<Timestamp>,
+        checked: &Checked,
     ) -> Vec<(&'s Snapshot, String)> {
         let own = there.iter().filter(|snapshot| self.concern(snapshot));
-        let verdicts = retain(&self.retention, now, own, proved).into_iter().filter(|verdict| !verdict.keep);
-        verdicts.map(|verdict| (verdict.snapshot, verdict.reasons.join("; "))).collect()
+        let verdicts = retain(&self.retention, now, own, checked).into_iter().filter(|verdict| !verdict.keep);
+        let mut going: Vec<_> =
+            verdicts.map(|verdict| (verdict.snapshot, verdict.reasons.join("; "))).collect();
+        for other in &self.beside {
+            let theirs = there.iter().filter(|snapshot| other.concern(snapshot));
+            let kept =
+                retain(&other.retention, now, theirs, checked).into_iter().filter(|verdict| verdict.keep);
+            let kept: HashSet<SnapshotId> = kept.map(|verdict| verdict.snapshot.id).collect();
+            going.retain(|(snapshot, _)| !kept.contains(&snapshot.id));
+        }
+        going
     }
 
     /// What is to be copied there now: [`selected`](Self::selected) and [`missing`](Self::missing).
@@ -89,24 +103,159 @@ impl CopyRules {
         self.missing(now, self.selected(now, snapshots), there).into_iter().cloned().collect()
     }
 
-    /// Forgets in the copy what is [`going`](Self::going), and gives the space back if `prune` says how. Returns how many
-    /// snapshots were forgotten, and the bytes freed.
-    pub async fn retire(
+    /// Forgets in the copy what is [`going`](Self::going), and gives the space back if `prune` says how; also that of
+    /// what was forgotten here earlier and not pruned since, because something came between. Each only if `approval`
+    /// does not object. Interrupted, it goes on the next time.
+    pub async fn retire<A: Approval>(
         &self,
         now: Timestamp,
         copy: &Repository,
         prune: Option<PruneOptions>,
-    ) -> Result<(usize, u64), Error> {
+        approval: &mut A,
+    ) -> Result<Retirement, A::Error> {
         let there = copy.snapshots().await?;
-        let going = self.going(now, &there, copy.proved_since().await?);
-        if going.is_empty() {
-            return Ok((0, 0));
+        let going = self.going(now, &there, &copy.checked().await?);
+        let mut done = Retirement::default();
+        if !going.is_empty() && approval.forget(&going)? {
+            copy.forget(&going).await?;
+            done.forgotten = going.len();
         }
-        copy.forget(&going).await?;
-        let freed = match prune {
-            Some(options) => copy.prune(options).await?.bytes_freed,
-            None => 0,
+        // What was forgotten just now is known, also where the cache cannot be written.
+        if let Some(options) = prune.filter(|_| done.forgotten > 0 || copy.is_prune_due()) {
+            let plan = copy.plan_prune(options).await?;
+            if approval.prune(plan.report())? {
+                done.bytes_freed = copy.carry_out(plan).await?.bytes_freed;
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// Who has a say before a copy loses something. Whoever says nothing agrees.
+pub trait Approval {
+    /// What a say may fail with, beside what the engine does.
+    type Error: From<Error>;
+
+    /// Whether these are to be forgotten, for these reasons.
+    fn forget(&mut self, _going: &[(&Snapshot, String)]) -> Result<bool, Self::Error> {
+        Ok(true)
+    }
+
+    /// Whether what nobody needs any more is to be removed. There may be nothing.
+    fn prune(&mut self, _plan: &PruneReport) -> Result<bool, Self::Error> {
+        Ok(true)
+    }
+}
+
+/// What [`CopyRules::retire`] did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Retirement {
+    /// Snapshots that were forgotten.
+    pub forgotten: usize,
+    /// Stored bytes of packs that were deleted.
+    pub bytes_freed: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use keepwell_catalog::retention::Slots;
+    use keepwell_storage::{Memory, ObjectStore, list_all};
+
+    use super::*;
+    use crate::testing::{Thing, TreeModel, World, back_up, noise};
+
+    /// Agrees, and is interrupted before anything is removed.
+    #[derive(Default)]
+    struct Interrupted {
+        forgets: usize,
+        prunes: usize,
+        is_over: bool,
+    }
+
+    impl Approval for Interrupted {
+        type Error = Error;
+
+        fn forget(&mut self, going: &[(&Snapshot, String)]) -> Result<bool, Error> {
+            self.forgets += going.len();
+            Ok(true)
+        }
+
+        fn prune(&mut self, _: &PruneReport) -> Result<bool, Error> {
+            self.prunes += 1;
+            if self.is_over { Ok(true) } else { Err(Error::Cancelled) }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_forgotten_is_pruned_though_it_was_interrupted() {
+        let world = World::new().await;
+        let copy = &world.repository;
+        for seed in 0..3 {
+            back_up(copy, &TreeModel::default().with("file", Thing::file(noise(seed, 9000)))).await;
+        }
+        let packs = async || world.names("data/").await.len();
+        let before = packs().await;
+        let retention = RetentionPolicy { last: Some(Slots::Newest(1)), ..RetentionPolicy::default() };
+        let rules = CopyRules { retention, ..CopyRules::default() };
+        let options = || Some(PruneOptions { max_unused: 0.0, ..PruneOptions::default() });
+        let mut approval = Interrupted::default();
+        let ended = rules.retire(copy.now(), copy, options(), &mut approval).await;
+        assert!(matches!(ended, Err(Error::Cancelled)));
+        assert_eq!((approval.forgets, approval.prunes, packs().await), (2, 1, before));
+
+        approval.is_over = true;
+        let done = rules.retire(copy.now(), copy, options(), &mut approval).await.unwrap();
+        assert_eq!((approval.forgets, approval.prunes), (2, 2));
+        assert!(done.forgotten == 0 && done.bytes_freed > 0 && packs().await < before, "{done:?}");
+        let done = rules.retire(copy.now(), copy, options(), &mut approval).await.unwrap();
+        assert_eq!((done, approval.prunes), (Retirement::default(), 2), "and not again");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_forgotten_is_pruned_though_the_cache_cannot_be_written() {
+        let world = World::new().await;
+        for seed in 0..3 {
+            back_up(&world.repository, &TreeModel::default().with("file", Thing::file(noise(seed, 9000))))
+                .await;
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let copy = world.open_cached(&world.key, crate::Cache::directory(file.path())).await;
+        let retention = RetentionPolicy { last: Some(Slots::Newest(1)), ..RetentionPolicy::default() };
+        let rules = CopyRules { retention, ..CopyRules::default() };
+        let options = PruneOptions { max_unused: 0.0, ..PruneOptions::default() };
+        let mut approval = Interrupted { is_over: true, ..Interrupted::default() };
+        let done = rules.retire(copy.now(), &copy, Some(options), &mut approval).await.unwrap();
+        assert!(!copy.is_prune_due() && done.forgotten == 2 && done.bytes_freed > 0, "{done:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_snapshot_whose_manifest_is_damaged_in_the_copy_is_missing_there() {
+        let world = World::new().await;
+        back_up(&world.repository, &TreeModel::default().with("file", Thing::file(noise(1, 9000)))).await;
+        let snapshots = world.repository.snapshots().await.unwrap();
+        let store = Arc::new(Memory::new());
+        world.repository.create_copy(&*store).await.unwrap();
+        let open = async || {
+            let there: Arc<dyn ObjectStore> = Arc::<Memory>::clone(&store);
+            Repository::builder(there).open(world.key.clone()).await.unwrap()
         };
-        Ok((going.len(), freed))
+        world.repository.copy_to_store(&open().await, &snapshots).await.unwrap();
+        let manifest = list_all(&*store, "manifests/").await.unwrap().pop().unwrap().key;
+        store.delete(&manifest).await.unwrap();
+        for last in [None, Some(Slots::Newest(1))] {
+            let retention = RetentionPolicy { last, ..RetentionPolicy::default() };
+            let rules = CopyRules { retention, ..CopyRules::default() };
+            let target = open().await;
+            let there = target.snapshots().await.unwrap();
+            let wanted = rules.wanted(target.now(), &snapshots, &there);
+            assert!(matches!(&wanted[..], [one] if one.manifest().is_ok()), "{wanted:?}");
+        }
+        let target = open().await;
+        world.repository.copy_to_store(&target, &snapshots).await.unwrap();
+        let there = target.snapshots().await.unwrap();
+        assert_eq!(there.len(), 2, "with what is left of the first");
+        assert!(CopyRules::default().wanted(target.now(), &snapshots, &there).is_empty());
     }
 }

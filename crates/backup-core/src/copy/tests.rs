@@ -6,12 +6,12 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use keepwell_catalog::names::PlanName;
 use keepwell_catalog::{EntryKind, MapKey, Plan, names};
-use keepwell_storage::{ObjectStore, Operation};
+use keepwell_storage::{Memory, ObjectStore, Operation};
 use proptest::prelude::*;
 
 use super::*;
 use crate::browse::Depth;
-use crate::repository::{Repository, Snapshot};
+use crate::repository::{Repository, Snapshot, SnapshotState};
 use crate::source::{Found, Source};
 use crate::testing::{
     MemorySource, Part, Thing, TreeModel, World, assert_same, back_up, block_on, key, noise, options,
@@ -197,6 +197,24 @@ async fn new_labels_store_nothing_but_a_manifest_and_leave_the_next_backup_incre
 }
 
 #[tokio::test]
+async fn what_a_later_version_put_into_a_manifest_stays_when_it_is_written_anew() {
+    let world = World::new().await;
+    let mut old = snapshot_of(&world.repository, &back_up(&world.repository, &large_tree()).await).await;
+    let later = vec![(26, vec![0x43, 1, 2, 3]), (70_000, vec![0xf5])];
+    let SnapshotState::Readable(manifest) = &mut old.state else { panic!("it can be read") };
+    manifest.later.clone_from(&later);
+    let drops = |key: &MapKey, _: EntryKind| key.name().is_some_and(|name| *name == *b"secret");
+    for exclude in [None, Some(Arc::new(drops) as Exclude)] {
+        let options =
+            RewriteOptions { tags: vec!["new".into()], exclude, ..RewriteOptions::of(&old).unwrap() };
+        let rewritten = world.repository.rewrite(&old, options).await.unwrap().snapshot;
+        let listed = world.repository.snapshots().await.unwrap();
+        let found = listed.iter().find(|snapshot| snapshot.id == rewritten.id).unwrap();
+        assert_eq!(found.manifest().unwrap().later, later);
+    }
+}
+
+#[tokio::test]
 async fn rewriting_an_older_snapshot_does_not_take_the_place_of_the_newest() {
     let world = World::new().await;
     let old = snapshot_of(&world.repository, &back_up(&world.repository, &large_tree()).await).await;
@@ -296,6 +314,20 @@ async fn a_second_copy_reads_only_what_changed_and_carries_everything_over() {
     let all = to.repository.snapshots().await.unwrap();
     let back = to.repository.copy_snapshots(&from.repository, &all, &options("x")).await.unwrap();
     assert_eq!((back.skipped.len(), back.copied.len()), (2, 0));
+}
+
+#[tokio::test]
+async fn whoever_cannot_read_is_refused_although_it_sees_nothing_to_copy() {
+    let (from, to) = (World::new().await, World::new().await);
+    let copy = Memory::new();
+    from.repository.create_copy(&copy).await.unwrap();
+    let copy = Repository::builder(Arc::new(copy)).open(from.key.clone()).await.unwrap();
+    let writer = from.enrol_writer().await;
+    let same = writer.copy_to_store(&copy, &[]).await.map(|_| ());
+    let other = writer.copy_snapshots(&to.repository, &[], &options("x")).await.map(|_| ());
+    for refused in [same, other] {
+        assert!(matches!(refused, Err(Error::NotAllowed { .. })), "{refused:?}");
+    }
 }
 
 #[tokio::test]

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use keepwell_catalog::names;
-use keepwell_catalog::{open_record, seal_record};
+use keepwell_catalog::names::{self, ObjectName};
+use keepwell_catalog::seal_record;
 use keepwell_crypto::keyring::DomainKeys;
 use keepwell_crypto::trust::{Body, Chain, Domain, Erase, Member};
 use keepwell_crypto::{DomainId, IdKey, Identity, MemberId, Recipient};
@@ -12,10 +12,7 @@ use keepwell_storage::Key;
 
 use super::{erasable, in_force, reads};
 use crate::Error;
-use crate::repository::Repository;
-
-/// Largest key object that is decoded.
-const KEYS_MAX: usize = 1 << 20;
+use crate::repository::{Repository, read_erasable};
 
 /// How often the keys of a domain are listed that is being erased.
 const LISTINGS_MAX: usize = 20;
@@ -66,6 +63,9 @@ impl Repository {
     /// The first record says that the domain is erased, so that nobody uses it any more, and which key objects are to go;
     /// the second, which are proven gone. `unproven` are further holders that are known, such as other copies of the
     /// repository. After a crash in between, call it again. There is no way back.
+    ///
+    /// Where the chain says already that all keys are gone, as in a copy that was brought up to date since, what is still in
+    /// this store goes and no record is appended: the chain of a copy has to stay that of its origin.
     pub async fn erase_domain(&self, domain: DomainId, unproven: &[String]) -> Result<Erased, Error> {
         const ACTION: &str = "erase domains";
         self.owner_keys(ACTION)?;
@@ -85,7 +85,10 @@ impl Repository {
             let unproven = to_go.iter().chain(&holders).chain(unproven).cloned().collect();
             Body::Erase(Erase { domain, time, gone, unproven })
         };
-        self.append(&mut chain, ACTION, record(Vec::new(), &objects, self.now())).await?;
+        let is_recorded = chain.is_erased(&domain) && chain.unproven_keys(&domain).next().is_none();
+        if !is_recorded {
+            self.append(&mut chain, ACTION, record(Vec::new(), &objects, self.now())).await?;
+        }
         let mut left = objects.clone();
         for _ in 0..LISTINGS_MAX {
             for name in &left {
@@ -102,7 +105,9 @@ impl Repository {
             return Err(Error::Invalid(format!("keys appear in `{prefix}` as fast as they are destroyed")));
         }
         let gone: Vec<String> = objects.into_iter().collect();
-        self.append(&mut chain, ACTION, record(gone.clone(), &BTreeSet::new(), self.now())).await?;
+        if !is_recorded {
+            self.append(&mut chain, ACTION, record(gone.clone(), &BTreeSet::new(), self.now())).await?;
+        }
         Ok(Erased { gone, holders })
     }
 
@@ -116,25 +121,17 @@ impl Repository {
         }
     }
 
-    /// Gives a new member the keys of every erasable domain of the group, as a reader has them.
-    pub(super) async fn give_erasable(
-        &self,
-        chain: &Chain,
-        reader: MemberId,
-        member: &Member,
-    ) -> Result<(), Error> {
+    /// Gives a new member the keys of every erasable domain of the group.
+    pub(super) async fn give_erasable(&self, chain: &Chain, member: &Member) -> Result<(), Error> {
         for domain in erasable(chain).filter(|domain| domain.group == member.group) {
-            let numbers = self.erasable_numbers(domain.id, reader).await?;
-            let keys = self.newest_erasable(domain, reader, &numbers).await?.ok_or_else(|| {
-                Error::Invalid(format!("the keys of the erasable domain `{}` are not at hand", domain.name))
-            })?;
-            let next = self.erasable_numbers(domain.id, member.id()).await?.last().map_or(0, |n| n + 1);
-            self.put_erasable(&chain.owner_recipients(), member, &keys, next).await?;
+            let objects = self.erasable_objects(domain.id).await?;
+            let keys = self.erasable_keys(chain, domain, &objects).await?;
+            self.put_erasable(&chain.owner_recipients(), member, &keys, next(&objects, member)).await?;
         }
         Ok(())
     }
 
-    /// Seals the erasable keys of every member in force anew.
+    /// Seals the keys of erasable domains anew to every member in force.
     pub(super) async fn reissue_erasable(
         &self,
         chain: &Chain,
@@ -142,37 +139,49 @@ impl Repository {
         change: impl Fn(&mut DomainKeys),
     ) -> Result<(), Error> {
         for domain in erasable(chain) {
+            let objects = self.erasable_objects(domain.id).await?;
+            let mut keys = self.erasable_keys(chain, domain, &objects).await?;
+            change(&mut keys);
             for member in in_force(chain).filter(|member| member.group == domain.group) {
-                let numbers = self.erasable_numbers(domain.id, member.id()).await?;
-                let newest = self.newest_erasable(domain, member.id(), &numbers).await?;
-                let (Some(mut keys), Some(last)) = (newest, numbers.last()) else { continue };
-                change(&mut keys);
-                self.put_erasable(owners, member, &keys, last + 1).await?;
+                self.put_erasable(owners, member, &keys, next(&objects, member)).await?;
             }
         }
         Ok(())
     }
 
-    /// The newest keys of these numbers that seal to what the chain names: others were forged, or never came into force.
-    async fn newest_erasable(
+    /// The keys of a domain as readers have them: what a mere writer has, nobody can tell from a forgery.
+    async fn erasable_keys(
         &self,
+        chain: &Chain,
         domain: &Domain,
-        member: MemberId,
-        numbers: &[u64],
-    ) -> Result<Option<DomainKeys>, Error> {
+        objects: &[(MemberId, u64)],
+    ) -> Result<DomainKeys, Error> {
         let identity = &self.owner_keys("read the keys of domains")?.identity;
-        for n in numbers.iter().rev() {
-            let key = names::erasable_key(domain.id, member, *n);
-            let sealed = self.store().get(&key).await?;
-            let opened = open_record(std::slice::from_ref(identity), &sealed, KEYS_MAX);
-            if let Some(keys) = opened.ok().and_then(|bytes| DomainKeys::from_bytes(&bytes).ok())
-                && keys.id == domain.id
-                && keys.recipient == domain.recipient
-            {
-                return Ok(Some(keys));
+        let readers = chain.members().filter(|member| member.group == domain.group && reads(member.roles));
+        let (in_force, revoked): (Vec<&Member>, Vec<&Member>) =
+            readers.partition(|member| chain.revoked_from(&member.id()).is_none());
+        for member in in_force.into_iter().chain(revoked) {
+            let own = objects.iter().filter(|(whose, _)| *whose == member.id());
+            let own: Vec<Key> = own.map(|(member, n)| names::erasable_key(domain.id, *member, *n)).collect();
+            if let Some(keys) = read_erasable(self.store(), domain, member, identity, &own).await? {
+                return Ok(keys);
             }
         }
-        Ok(None)
+        Err(Error::Invalid(format!(
+            "no key object opens the erasable domain `{}` any more; erase it, or repair from a copy that has them",
+            domain.name
+        )))
+    }
+
+    /// Whose key objects of a domain there are, with their numbers, ascending.
+    async fn erasable_objects(&self, domain: DomainId) -> Result<Vec<(MemberId, u64)>, Error> {
+        let mut objects = Vec::new();
+        for info in self.list(&format!("keys/erasable/{domain}/")).await? {
+            if let Ok(ObjectName::ErasableKey { member, n, .. }) = info.key.as_str().parse() {
+                objects.push((member, n));
+            }
+        }
+        Ok(objects)
     }
 
     async fn put_erasable(
@@ -191,4 +200,10 @@ impl Repository {
         let key: Key = names::erasable_key(keys.id, member.id(), n);
         self.put_new(&key, Bytes::from(sealed)).await
     }
+}
+
+/// The number for a new key object of a member.
+fn next(objects: &[(MemberId, u64)], member: &Member) -> u64 {
+    let own = objects.iter().filter(|(whose, _)| *whose == member.id());
+    own.map(|(_, n)| n + 1).max().unwrap_or(0)
 }

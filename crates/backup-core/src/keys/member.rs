@@ -52,7 +52,7 @@ impl Repository {
         let n = self.next_keyring(member.id()).await?;
         let (reference, key, sealed) = seal_keyring(&chain.owner_recipients(), &keyring, &member, n)?;
         self.put_new(&key, Bytes::from(sealed)).await?;
-        self.give_erasable(&chain, reader.id(), &member).await?;
+        self.give_erasable(&chain, &member).await?;
         self.append(&mut chain, ACTION, Body::Enrol { member, keyring: reference }).await
     }
 

@@ -3,10 +3,12 @@ use keepwell_catalog::{names, seal_record};
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_crypto::keyring::DomainKeys;
 use keepwell_crypto::trust::Roles;
-use keepwell_crypto::{DomainId, IdKey, Identity, MemberId};
-use keepwell_storage::{Capabilities, Key, Memory, ObjectInfo, ObjectStore, Page, StorageError};
+use keepwell_crypto::{DeviceError, DomainId, IdKey, Identity, KeyAgreement, MemberId};
+use keepwell_storage::{Key, Memory, ObjectStore, Operation};
 
-use crate::testing::{MemorySource, Thing, TreeModel, World, back_up, options, restored, snapshot_of};
+use crate::testing::{
+    Hook, Hooked, MemorySource, Thing, TreeModel, World, back_up, options, restored, snapshot_of,
+};
 use crate::{BackupOptions, Error, PruneOptions, Repository};
 
 fn tree(content: &str) -> TreeModel {
@@ -82,6 +84,30 @@ async fn a_revoked_member_cannot_write_and_cannot_read_what_comes_after_a_rotati
     assert!(snapshot_of(&desk, &after).await.manifest().is_err());
 }
 
+/// A backup that is at work when its host is revoked commits all the same, and an owner may refuse what came before.
+#[tokio::test]
+async fn what_a_revoked_member_committed_counts_for_nothing_and_stops_no_prune() {
+    for (refused_from, listed) in [(None, 2), (Some(0), 1)] {
+        let world = World::new().await;
+        let key = enroll(&world.repository, "desk", Roles::WRITER | Roles::READER).await;
+        let desk = world.open(&key).await;
+        back_up(&desk, &tree("before")).await;
+        let kept = back_up(&world.repository, &tree("kept")).await;
+        world.repository.revoke(member(&key), refused_from, "stolen").await.unwrap();
+        let refused = back_up(&desk, &tree("after")).await; // it does not know yet
+
+        let owner = world.open(&world.key).await;
+        let snapshots = owner.snapshots().await.unwrap();
+        assert_eq!(snapshots.len(), listed);
+        assert!(snapshots.iter().all(|snapshot| snapshot.id != refused.snapshot));
+        let options = PruneOptions { fence_after: std::time::Duration::ZERO, ..PruneOptions::default() };
+        assert!(owner.prune(options).await.unwrap().bytes_freed > 0);
+        let found = owner.check(crate::CheckOptions::default()).await.unwrap();
+        assert!(found.is_sound(), "{:?}", found.findings);
+        assert_eq!(restored(&owner, &snapshot_of(&owner, &kept).await).await, tree("kept"));
+    }
+}
+
 #[tokio::test]
 async fn owners_come_and_go_and_one_without_a_member_reads_what_was_rotated() {
     let world = World::new().await;
@@ -99,6 +125,33 @@ async fn owners_come_and_go_and_one_without_a_member_reads_what_was_rotated() {
     let report = back_up(&stale, &tree("y")).await;
     let as_bob = world.open(&bob).await;
     assert_eq!(restored(&as_bob, &snapshot_of(&as_bob, &report).await).await, tree("y"));
+}
+
+/// What a token does; here the secret is at hand.
+struct Token([u8; 32]);
+
+impl KeyAgreement for Token {
+    fn public_key(&self) -> [u8; 32] {
+        x25519_dalek::x25519(self.0, x25519_dalek::X25519_BASEPOINT_BYTES)
+    }
+
+    fn agree(&self, with: &[u8; 32]) -> Result<[u8; 32], DeviceError> {
+        Ok(x25519_dalek::x25519(self.0, *with))
+    }
+}
+
+#[tokio::test]
+async fn an_owner_whose_identity_is_in_a_device_reads_and_hands_out_keys() {
+    let world = World::new().await;
+    let mut bob = world.repository.new_owner("bob", None).unwrap();
+    bob.owner.as_mut().unwrap().identity = Identity::in_device(std::sync::Arc::new(Token([9; 32]))).unwrap();
+    world.repository.add_owner(&bob).await.unwrap();
+    let report = back_up(&world.repository, &tree("x")).await;
+    let as_bob = world.open(&bob).await;
+    assert_eq!(restored(&as_bob, &snapshot_of(&as_bob, &report).await).await, tree("x"));
+    let desk = enroll(&as_bob, "desk", Roles::READER).await;
+    let desk = world.open(&desk).await;
+    assert_eq!(restored(&desk, &snapshot_of(&desk, &report).await).await, tree("x"));
 }
 
 #[tokio::test]
@@ -169,6 +222,68 @@ async fn keys_of_a_domain_that_no_owner_signed_are_ignored() {
     assert!(open(&world, &world.key).await.unwrap().access().domain_keys(domain).is_ok());
 }
 
+/// Nor must it displace the keys by others that name the true recipient, which is no secret.
+#[tokio::test]
+async fn forged_keys_with_the_recipient_of_a_domain_displace_nothing() {
+    let world = World::new().await;
+    let web = enroll(&world.repository, "web", Roles::WRITER).await;
+    let domain = world.repository.create_domain("customer").await.unwrap();
+    let kit = KeyFile { member: None, ..world.key.clone() };
+    let owner = world.open(&world.key).await;
+    let id_of = |repository: &Repository| {
+        let keys = repository.access().domain_keys(domain).unwrap();
+        keys.id_key.chunk_id(keepwell_crypto::ChunkKind::Content, b"x")
+    };
+    let genuine = id_of(&owner);
+    let mut reports = vec![(back_up_into(&owner, &tree("before"), domain).await, tree("before"))];
+    let forge = async |n: u64| {
+        let chain = world.open(&world.key).await.chain();
+        let recipient = &chain.domain(&domain).unwrap().recipient;
+        for (member, identities) in
+            chain.members().flat_map(|m| [(m, Vec::new()), (m, vec![Identity::generate()])])
+        {
+            let n = n + identities.len() as u64;
+            let recipient = recipient.clone();
+            let forged = DomainKeys { id: domain, id_key: IdKey::generate(), recipient, identities };
+            let to = [vec![member.recipient.clone()], chain.owner_recipients()].concat();
+            let sealed = seal_record(&to, &forged.to_bytes()).unwrap();
+            let key = names::erasable_key(domain, member.id(), n);
+            world.store.put_new(&key, Bytes::from(sealed)).await.unwrap();
+        }
+    };
+    forge(7).await;
+    for key in [&world.key, &kit, &web] {
+        assert_eq!(id_of(&open(&world, key).await.unwrap()), genuine, "as {}", key.name);
+    }
+    owner.rotate_keys().await.unwrap();
+    forge(3).await; // below the genuine ones
+    let bob = add_owner(&world.open(&world.key).await, "bob").await;
+    let desk = enroll(&world.open(&bob).await, "desk", Roles::READER).await;
+    reports.push((back_up_into(&world.open(&web).await, &tree("after"), domain).await, tree("after")));
+    for key in [&world.key, &kit, &bob, &desk] {
+        let reader = world.open(key).await;
+        assert_eq!(id_of(&reader), genuine, "as {}", key.name);
+        for (report, expected) in &reports {
+            assert_eq!(restored(&reader, &snapshot_of(&reader, report).await).await, *expected);
+        }
+    }
+}
+
+/// Keys that nobody has any more are not replaced by new ones that nobody has either.
+#[tokio::test]
+async fn a_domain_whose_keys_are_lost_stops_a_rotation_until_it_is_erased() {
+    let world = World::new().await;
+    let domain = world.repository.create_domain("customer").await.unwrap();
+    for name in world.names("keys/erasable/").await {
+        world.delete(&name).await;
+    }
+    let before = world.names("trust/").await;
+    assert!(matches!(world.repository.rotate_keys().await, Err(Error::Invalid(_))));
+    assert_eq!(world.names("trust/").await, before);
+    world.repository.erase_domain(domain, &[]).await.unwrap();
+    world.repository.rotate_keys().await.unwrap();
+}
+
 /// With the keyring of the last reader the only copy of new keys would go.
 #[tokio::test]
 async fn nothing_is_rotated_that_nobody_could_read() {
@@ -214,46 +329,18 @@ async fn garbage_beside_the_keys_of_a_domain_locks_nobody_out() {
 /// Into which, at the first delete, somebody else puts something.
 #[derive(Debug)]
 struct Busy {
-    inner: Memory,
     late: std::sync::Mutex<Option<(Key, Bytes)>>,
 }
 
 #[async_trait::async_trait]
-impl ObjectStore for Busy {
-    async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError> {
-        self.inner.put_new(key, body).await
-    }
-
-    async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
-        self.inner.get(key).await
-    }
-
-    async fn get_range(&self, key: &Key, range: std::ops::Range<u64>) -> Result<Bytes, StorageError> {
-        self.inner.get_range(key, range).await
-    }
-
-    async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
-        self.inner.head(key).await
-    }
-
-    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
-        self.inner.list_page(prefix, after).await
-    }
-
-    async fn delete(&self, key: &Key) -> Result<(), StorageError> {
-        let late = self.late.lock().unwrap().take();
-        if let Some((key, body)) = late {
-            self.inner.put_new(&key, body).await?;
+impl Hook for Busy {
+    async fn before(&self, inner: &Memory, operation: Operation, _: &str) {
+        if operation == Operation::Delete {
+            let late = self.late.lock().unwrap().take();
+            if let Some((key, body)) = late {
+                inner.put_new(&key, body).await.unwrap();
+            }
         }
-        self.inner.delete(key).await
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
-    fn describe(&self) -> String {
-        "a busy store".into()
     }
 }
 
@@ -265,7 +352,7 @@ async fn keys_that_another_owner_stores_meanwhile_go_too() {
     let late = names::erasable_key(domain, world.repository.access().member().unwrap(), 7);
     let bytes = world.store.get(&given[0].parse().unwrap()).await.unwrap();
     let late = std::sync::Mutex::new(Some((late, bytes)));
-    let store = Busy { inner: world.store.inner().clone(), late };
+    let store = Hooked::new(world.store.inner().clone(), Busy { late });
     let owner = Repository::builder(std::sync::Arc::new(store)).open(world.key.clone()).await.unwrap();
     let erased = owner.erase_domain(domain, &[]).await.unwrap();
     assert_eq!(erased.gone.len(), given.len() + 1);

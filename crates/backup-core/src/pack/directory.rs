@@ -1,17 +1,25 @@
 //! The directory at the end of a pack: what its frames hold, so that an index can be rebuilt from packs alone.
 
+use std::ops::Range;
+
 use keepwell_catalog::IndexEntry;
 use keepwell_crypto::ChunkId;
 use minicbor::{Decoder, Encoder};
 
 use super::PackError;
-use super::frame::decode_frame;
+use super::frame::decode_at_most;
 
 pub(super) const MAGIC_DIRECTORY: u32 = 0x184D_2A50;
 pub(super) const MAGIC_PADDING: u32 = 0x184D_2A51;
 pub(super) const TRAILER_LEN: usize = 24;
 pub(super) const TRAILER_MAGIC: &[u8; 8] = b"KWPACK\0\x01";
 pub(super) const FORMAT: u32 = 1;
+/// No directory is read that decodes to more than this.
+pub(super) const DIRECTORY_PLAIN_MAX: usize = 64 << 20;
+/// Bytes that one chunk takes in a directory, at most: an array of two, 32 bytes with their header, a number.
+pub(super) const CHUNK_BYTES: usize = 1 + 34 + 5;
+/// Likewise a frame, without its chunks.
+pub(super) const FRAME_BYTES: usize = 1 + 5 + 5 + 5;
 
 /// One frame as the directory describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,32 +119,47 @@ impl PackDirectory {
 
     /// Finds and decodes the directory in the decrypted bytes of a whole pack.
     pub fn of_plaintext(plain: &[u8]) -> Result<Self, PackError> {
+        Self::find(plain.len(), |range| Ok::<_, PackError>(&plain[range]))
+    }
+
+    /// The same of a pack of which `piece` gives any range of the plaintext, `len` bytes in all. Asks for the trailer, then
+    /// for the directory.
+    pub(crate) fn find<B: AsRef<[u8]>, E: From<PackError>>(
+        len: usize,
+        mut piece: impl FnMut(Range<usize>) -> Result<B, E>,
+    ) -> Result<Self, E> {
         let trailer_at =
-            plain.len().checked_sub(TRAILER_LEN).ok_or(PackError::Malformed("shorter than its trailer"))?;
-        let trailer = &plain[trailer_at..];
-        if &trailer[16..] != TRAILER_MAGIC {
-            return Err(PackError::Malformed("the trailer does not end in its magic"));
+            len.checked_sub(TRAILER_LEN).ok_or(PackError::Malformed("shorter than its trailer"))?;
+        let place = place_in_trailer(piece(trailer_at..len)?.as_ref(), trailer_at)?;
+        let (frames_end, content_len) = (place.start, place.len() - 8);
+        let skippable = piece(place)?;
+        let (header, stored) = skippable.as_ref().split_at_checked(8).ok_or(OUTSIDE)?;
+        if le_u32(&header[..4]) != MAGIC_DIRECTORY || le_u32(&header[4..]) as usize != content_len {
+            return Err(PackError::Malformed("the directory's frame header is wrong").into());
         }
-        if le_u32(&trailer[12..16]) != FORMAT {
-            return Err(PackError::Malformed("the format is not 1"));
-        }
-        let at = usize::try_from(le_u64(&trailer[..8])).unwrap_or(usize::MAX);
-        let whole = le_u32(&trailer[8..12]) as usize;
-        let skippable = at
-            .checked_add(whole)
-            .and_then(|end| plain.get(at..end))
-            .filter(|s| s.len() >= 8 && at + whole <= trailer_at)
-            .ok_or(PackError::Malformed("the directory lies outside"))?;
-        if le_u32(&skippable[..4]) != MAGIC_DIRECTORY || le_u32(&skippable[4..8]) as usize != whole - 8 {
-            return Err(PackError::Malformed("the directory's frame header is wrong"));
-        }
-        let directory = Self::decode(&decode_frame(&skippable[8..], None)?)?;
+        let directory = Self::decode(&decode_at_most(DIRECTORY_PLAIN_MAX, stored, None)?)?;
         let stored: u64 = directory.frames.iter().map(|f| u64::from(f.stored)).sum();
-        if stored != at as u64 {
-            return Err(PackError::Malformed("the frames do not add up to the directory's place"));
+        if stored != frames_end as u64 {
+            return Err(PackError::Malformed("the frames do not add up to the directory's place").into());
         }
         Ok(directory)
     }
+}
+
+const OUTSIDE: PackError = PackError::Malformed("the directory lies outside");
+
+/// Where the directory lies, its frame header included: before the trailer, and at least 8 bytes long.
+fn place_in_trailer(trailer: &[u8], trailer_at: usize) -> Result<Range<usize>, PackError> {
+    if trailer.len() != TRAILER_LEN || &trailer[16..] != TRAILER_MAGIC {
+        return Err(PackError::Malformed("the trailer does not end in its magic"));
+    }
+    if le_u32(&trailer[12..16]) != FORMAT {
+        return Err(PackError::Malformed("the format is not 1"));
+    }
+    let at = usize::try_from(le_u64(&trailer[..8])).unwrap_or(usize::MAX);
+    let whole = le_u32(&trailer[8..12]) as usize;
+    let end = at.checked_add(whole).filter(|end| whole >= 8 && *end <= trailer_at).ok_or(OUTSIDE)?;
+    Ok(at..end)
 }
 
 fn array(d: &mut Decoder<'_>) -> Result<u64, PackError> {

@@ -7,6 +7,7 @@ mod read;
 mod write;
 
 pub use directory::{FrameInfo, PackDirectory};
+pub(crate) use frame::FrameDecoder;
 pub use frame::{FRAME_PLAIN_MAX, FrameBuilder, decode_frame};
 pub use padding::padme;
 pub use read::chunk_from_frame;

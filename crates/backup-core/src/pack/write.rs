@@ -9,17 +9,45 @@ use sha2::{Digest as _, Sha256};
 
 use super::PackError;
 use super::directory::{
-    FORMAT, FrameInfo, MAGIC_DIRECTORY, MAGIC_PADDING, PackDirectory, TRAILER_LEN, TRAILER_MAGIC,
+    CHUNK_BYTES, FORMAT, FRAME_BYTES, FrameInfo, MAGIC_DIRECTORY, MAGIC_PADDING, PackDirectory, TRAILER_LEN,
+    TRAILER_MAGIC,
 };
+use super::frame::FRAME_PLAIN_MAX;
 use super::padding::padme;
 
 /// An open pack: its ciphertext grows in memory, bounded by whoever decides when it is full.
+/// ```
+/// use backup_core::pack::{FrameBuilder, PackDirectory, PackWriter, chunk_from_frame, decode_frame};
+/// use keepwell_catalog::PackClass;
+/// use keepwell_crypto::{ChunkKind, DomainId, IdKey, Identity, open};
+///
+/// let (identity, id_key) = (Identity::generate(), IdKey::generate());
+/// let mut frame = FrameBuilder::default();
+/// for chunk in [b"one".as_slice(), b"two"] {
+///     frame.push(id_key.chunk_id(ChunkKind::Content, chunk), chunk);
+/// }
+/// let compressed = zstd::bulk::compress(frame.plain(), 2)?;
+/// let mut writer = PackWriter::new(PackClass::Data, DomainId::generate(), &identity.recipient(), 4096)?;
+/// writer.append(&compressed, frame.len(), frame.chunks())?;
+/// let pack = writer.finish([1, 2, 3, 4])?;
+///
+/// // The index has an entry for each chunk; the pack itself says the same, should the index be lost.
+/// let plain = open(&[identity], &pack.bytes, 1 << 20)?;
+/// assert_eq!(PackDirectory::of_plaintext(&plain)?.entries(0), pack.entries);
+/// let two = pack.entries[1];
+/// let frame = decode_frame(&plain[two.frame_offset as usize..][..two.frame_length as usize], None)?;
+/// let chunk = chunk_from_frame(&frame, two.offset, two.length, &two.id, ChunkKind::Content, &id_key)?;
+/// assert_eq!(chunk, b"two");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct PackWriter {
     class: PackClass,
     domain: DomainId,
     out: SealWriter<Hashing>,
     plain_len: u64,
     directory: PackDirectory,
+    /// As many bytes the directory takes at most.
+    directory_bytes: usize,
 }
 
 /// A finished pack, ready to be stored under its name.
@@ -45,7 +73,7 @@ impl PackWriter {
     ) -> Result<Self, PackError> {
         let sink = Hashing { hash: Sha256::new(), bytes: Vec::with_capacity(capacity) };
         let out = SealWriter::new(std::slice::from_ref(recipient), sink)?;
-        Ok(Self { class, domain, out, plain_len: 0, directory: PackDirectory::default() })
+        Ok(Self { class, domain, out, plain_len: 0, directory: PackDirectory::default(), directory_bytes: 0 })
     }
 
     /// Appends a compressed frame that holds `chunks`, whose plain bytes are `plain` long in all.
@@ -59,7 +87,13 @@ impl PackWriter {
         let length = |n: usize| u32::try_from(n).expect("a frame is at most 8 MiB");
         let frame = FrameInfo { stored: length(stored.len()), plain: length(plain), chunks: chunks.to_vec() };
         self.directory.frames.push(frame);
+        self.directory_bytes += FRAME_BYTES + chunks.len() * CHUNK_BYTES;
         Ok(())
+    }
+
+    /// Whether the directory stays as small as a frame has to be (8 MiB) with a further frame of so many chunks.
+    pub(crate) fn has_room_for(&self, chunks: usize) -> bool {
+        self.directory_bytes + FRAME_BYTES + chunks * CHUNK_BYTES < FRAME_PLAIN_MAX - 16
     }
 
     /// Bytes so far, before directory and padding.
@@ -74,7 +108,7 @@ impl PackWriter {
 
     /// Ends the pack. `suffix` makes its name new even if the same bytes were stored before.
     pub fn finish(mut self, suffix: [u8; 4]) -> Result<FinishedPack, PackError> {
-        let entries = self.entries();
+        let entries = self.directory.entries(0);
         self.write_directory()?;
         let sealed = self.out.finish().map_err(PackError::Seal)?;
         let digest = Digest::from_bytes(sealed.hash.finalize().into());
@@ -86,27 +120,6 @@ impl PackWriter {
             domain: self.domain,
         };
         Ok(FinishedPack { class: self.class, reference, bytes: Bytes::from(sealed.bytes), entries })
-    }
-
-    fn entries(&self) -> Vec<IndexEntry> {
-        let mut entries = Vec::new();
-        let mut frame_offset = 0u32;
-        for frame in &self.directory.frames {
-            let mut offset = 0u32;
-            for &(id, length) in &frame.chunks {
-                entries.push(IndexEntry {
-                    id,
-                    pack: 0,
-                    frame_offset,
-                    frame_length: frame.stored,
-                    offset,
-                    length,
-                });
-                offset += length;
-            }
-            frame_offset += frame.stored;
-        }
-        entries
     }
 
     fn write_directory(&mut self) -> Result<(), PackError> {

@@ -128,7 +128,11 @@ fn a_large_segment_that_lists_dead_packs_is_rewritten_alone() {
         let keys: Vec<String> =
             doomed.iter().map(|n| names::pack_key(PackClass::Data, n).to_string()).collect();
         merge::record_deletion(repository, &keys).await.unwrap();
-        assert_eq!(merge::merge_up_to(repository, 2).await.unwrap(), 1, "both are larger than that");
+        assert_eq!(
+            merge::merge_up_to(repository, 2, &Default::default()).await.unwrap(),
+            1,
+            "both are larger than that"
+        );
         let left = segments(repository, PackClass::Data);
         assert!(left.len() == 1 && before.contains(&left[0]), "{before:?} {left:?}");
         for key in keys {

@@ -12,6 +12,9 @@ use super::sessions::settle_sessions;
 use crate::Error;
 use crate::repository::{Repository, Snapshot, read_ends};
 
+/// A file that is there from before something is forgotten until a prune has ended well.
+const PRUNE_DUE: &str = "prune-due";
+
 impl Repository {
     /// Retires snapshots for a reason each. They are no longer listed; nothing is deleted. Needs the keeper role.
     pub async fn forget(&self, snapshots: &[(&Snapshot, String)]) -> Result<(), Error> {
@@ -26,7 +29,14 @@ impl Repository {
             seq: snapshot.commit.n,
             reason: reason.clone(),
         };
+        // Where it cannot be noted, the next forgetting brings a prune about.
+        let _ = self.cache().store(PRUNE_DUE, b"");
         self.retire(snapshots.iter().map(list).collect()).await
+    }
+
+    /// Whether this host has forgotten snapshots of this store and not pruned it since, as far as the cache remembers.
+    pub fn is_prune_due(&self) -> bool {
+        self.cache().open(PRUNE_DUE).is_some()
     }
 
     /// Retires checkpoints that no capture relies on any more. `false` if there are none.
@@ -55,6 +65,10 @@ impl Repository {
         let list = |(writer, seq)| RetiredSnapshot { writer, seq, reason: reason.to_owned() };
         self.retire(abandoned.into_iter().map(list).collect()).await?;
         Ok(true)
+    }
+
+    pub(super) fn note_pruned(&self) {
+        self.cache().remove(PRUNE_DUE);
     }
 
     pub(crate) async fn retire(&self, snapshots: Vec<RetiredSnapshot>) -> Result<(), Error> {

@@ -1,10 +1,12 @@
 //! Merging index segments, and dropping the entries of packs that are dead by verdict.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use keepwell_catalog::{Kept, PackClass, PackSet, Segment, SortedSegmentWriter, merge, names};
 
+use super::locks::Young;
 use super::verdict::delete_all;
 use crate::Error;
 use crate::planted::planted;
@@ -20,13 +22,24 @@ const ENTRIES_MAX: u64 = 1_000_000;
 const ENTRY_BYTES: u64 = 2 * 48;
 
 /// Merges small segments of each class, and rewrites any that list many dead packs. Gives how many went.
-pub(super) async fn merge_segments(repository: &Repository) -> Result<u64, Error> {
+/// What the bucket keeps for a time is left as it is.
+pub(super) async fn merge_segments(repository: &Repository, young: Young) -> Result<u64, Error> {
     let room = repository.limits().memory_bytes as u64 / 2 / ENTRY_BYTES;
-    merge_up_to(repository, ENTRIES_MAX.min(room)).await
+    let mut kept = BTreeSet::new();
+    if !young.is_none() {
+        let listed = repository.list(&format!("index/{}/", repository.group())).await?;
+        let listed = listed.into_iter().filter(|info| young.keeps(info.modified));
+        kept = listed.map(|info| info.key.last_component().to_owned()).collect();
+    }
+    merge_up_to(repository, ENTRIES_MAX.min(room), &kept).await
 }
 
 /// The same into segments of at most so many entries. One that is larger, and stale, is rewritten alone.
-pub(super) async fn merge_up_to(repository: &Repository, entries_max: u64) -> Result<u64, Error> {
+pub(super) async fn merge_up_to(
+    repository: &Repository,
+    entries_max: u64,
+    kept: &BTreeSet<String>,
+) -> Result<u64, Error> {
     repository.refresh_index().await?;
     let plans = read_plans(repository).await?;
     let dead = match planted("merge-drops-doomed") {
@@ -36,7 +49,8 @@ pub(super) async fn merge_up_to(repository: &Repository, entries_max: u64) -> Re
     let index = repository.index();
     let mut merged = 0;
     for class in [PackClass::Meta, PackClass::Data] {
-        let of_class = index.segments().into_iter().filter(|(_, s)| s.class() == class);
+        let may_go = |name: &str, s: &Segment| s.class() == class && !kept.contains(name);
+        let of_class = index.segments().into_iter().filter(|(name, s)| may_go(name, s));
         let (small, large): (Vec<_>, Vec<_>) = of_class.partition(|(_, s)| s.len() < entries_max / 2);
         let stale =
             |s: &Segment| s.packs().iter().filter(|p| dead.contains(&p.name)).count() * 4 > s.packs().len();
@@ -90,10 +104,7 @@ async fn merge_these(
     };
     let created = match stored {
         Ok(created) => created,
-        Err(error) => {
-            session.abandon().await;
-            return Err(error);
-        }
+        Err(error) => return Err(session.fail(error).await),
     };
     let stays: Vec<String> = created.iter().map(|(key, _)| key.clone()).collect();
     session.end(Ending::index_only(created)).await?;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use keepwell_catalog::names::{self, PlanName};
 
+use super::locks::Young;
 use super::verdict::delete_all;
 use crate::Error;
 use crate::planted::planted;
@@ -14,9 +15,16 @@ const PLANS_MAX: usize = 8;
 
 /// Replaces decided plans by one under a higher number that condemns all that they doom; their verdicts stay. Gives how
 /// many went. A crash in between leaves plans that say the same twice, and the next merge takes them in.
-pub(super) async fn merge_plans(repository: &Repository) -> Result<u64, Error> {
+/// Those that the bucket keeps for a time stay as they are.
+pub(super) async fn merge_plans(repository: &Repository, young: Young) -> Result<u64, Error> {
     let plans = read_plans(repository).await?;
-    let inputs = mergeable(&plans);
+    let mut inputs = mergeable(&plans);
+    if inputs.len() > PLANS_MAX && !young.is_none() {
+        let listed = repository.list("gc/").await?;
+        let may_go = listed.into_iter().filter(|info| !young.keeps(info.modified));
+        let may_go: BTreeSet<String> = may_go.map(|info| info.key.to_string()).collect();
+        inputs.retain(|name| may_go.contains(names::plan_key(*name).as_str()));
+    }
     if inputs.len() <= PLANS_MAX {
         return Ok(0);
     }
@@ -54,14 +62,14 @@ mod tests {
         let before: BTreeSet<String> =
             read_plans(repository).await.unwrap().doomed().map(str::to_owned).collect();
         assert_eq!(before.len(), 20);
-        assert_eq!(merge_plans(repository).await.unwrap(), 20);
+        assert_eq!(merge_plans(repository, Young::default()).await.unwrap(), 20);
         let after = read_plans(repository).await.unwrap();
         assert_eq!(after.plans.len(), 1);
         assert_eq!(after.doomed().collect::<BTreeSet<_>>(), before.iter().map(String::as_str).collect());
         assert_eq!(after.dead().count(), 20, "a merged plan is decided");
         assert!(after.next > 20, "numbers rise on");
         assert_eq!(world.names("gc/").await.len(), 21, "verdicts stay");
-        assert_eq!(merge_plans(repository).await.unwrap(), 0);
+        assert_eq!(merge_plans(repository, Young::default()).await.unwrap(), 0);
     }
 
     #[tokio::test]
@@ -71,7 +79,7 @@ mod tests {
         for _ in 0..20 {
             super::super::merge::delete_segments(&world.repository, &[]).await.unwrap();
         }
-        merge_plans(&world.repository).await.unwrap();
+        merge_plans(&world.repository, Young::default()).await.unwrap();
         let plans = read_plans(&world.repository).await.unwrap();
         assert_eq!(plans.plans.len(), 2);
         assert!(!plans.verdicts.contains_key(&undecided));
@@ -88,7 +96,7 @@ mod tests {
             let signed = repository.sign(keepwell_catalog::Kept::KIND, kept.encode()).unwrap();
             repository.put_own(&names::kept_key(name), signed).await.unwrap();
         }
-        assert_eq!(merge_plans(repository).await.unwrap(), 9);
+        assert_eq!(merge_plans(repository, Young::default()).await.unwrap(), 9);
         let plans = read_plans(repository).await.unwrap();
         assert_eq!(plans.doomed().collect::<Vec<_>>(), [pack(1)]);
     }

@@ -4,9 +4,12 @@
 #[cfg(test)]
 mod damage_tests;
 mod forget;
+#[cfg(test)]
+mod hostile_tests;
 mod locks;
 mod merge;
 mod merge_plans;
+mod pack_use;
 mod proof;
 mod repack;
 mod scan;
@@ -19,7 +22,7 @@ mod undo;
 mod usage;
 mod verdict;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -32,7 +35,9 @@ use crate::planted::planted;
 use crate::repository::{Repository, free_number, may_be_condemned, read_plans};
 
 pub(crate) use merge::delete_segments;
-pub(crate) use repack::move_frames;
+pub(crate) use repack::{Left, by_place, move_provable, move_singly, not_borne_out};
+#[cfg(test)]
+pub(crate) use scan::stale_checkpoints;
 pub(crate) use scan::{live_ends, needed_state};
 pub(crate) use sessions::{open_sessions, settle_sessions, sweep};
 pub use undo::Forgotten;
@@ -154,7 +159,9 @@ impl Repository {
 
     /// Does what was planned, however long ago: what has come to be needed since then stays.
     pub async fn carry_out(&self, plan: PrunePlan) -> Result<PruneReport, Error> {
-        self.unless_cancelled(self.execute(plan)).await
+        let report = self.unless_cancelled(self.execute(plan)).await?;
+        self.note_pruned();
+        Ok(report)
     }
 
     async fn plan(&self, options: PruneOptions) -> Result<PrunePlan, Error> {
@@ -207,13 +214,17 @@ impl Repository {
             return Box::pin(self.execute(plan)).await;
         }
         let mut report = scan.report.clone();
-        report.locks_extended = locks::extend(self, scan).await?;
         if scan.is_idle() {
+            report.locks_extended = locks::extend(self, scan, &BTreeSet::new()).await?;
             report.fenced = sessions::end_dead_sessions(self, options.fence_after).await?;
             report.records_swept = sessions::sweep(self).await?;
             return Ok(report);
         }
-        let moved = repack::repack(self, scan).await?; // step 3
+        let moved = repack::repack(self, scan).await; // step 3
+        // What could not be moved is needed where it is, also when nothing more comes of this run.
+        let packs = moved.as_ref().map(|moved| moved.packs.clone()).unwrap_or_default();
+        report.locks_extended = locks::extend(self, scan, &packs).await?;
+        let moved = moved?;
         report.repacked_bytes = moved.bytes;
         report.packs_repacked = moved.packs.len() as u64;
         let condemned = scan.condemned(&moved.packs);
@@ -223,33 +234,53 @@ impl Repository {
             }
             let name = self.write_plan(condemned.clone(), Vec::new()).await?; // step 4
             let condemned = condemned.into_iter().collect();
-            self.decide_and_delete(name, condemned, scan, options, &mut report).await?;
+            self.decide_and_delete(name, condemned, scan, options, &moved.segments, &mut report).await?;
         }
         for (name, plan) in scan.unfinished.clone() {
-            self.decide_and_delete(name, plan, scan, options, &mut report).await?;
+            self.decide_and_delete(name, plan, scan, options, &moved.segments, &mut report).await?;
         }
-        report.segments_merged = merge::merge_segments(self).await?;
-        report.plans_merged = merge_plans::merge_plans(self).await?;
+        report.segments_merged = merge::merge_segments(self, scan.young).await?;
+        report.plans_merged = merge_plans::merge_plans(self, scan.young).await?;
         report.records_swept = sessions::sweep(self).await?;
         Ok(report)
     }
 
-    /// Condemns these packs by a plan of their own, and removes what of them nobody needs. For packs that are damaged.
-    pub(crate) async fn condemn(&self, names: Vec<String>, fence_after: Duration) -> Result<(), Error> {
-        let retired = self.retired().await?;
-        let plan = self.write_plan(names.clone(), Vec::new()).await?;
-        self.finish(plan, names, &retired, fence_after).await
+    /// Condemns these objects by a plan, and removes what of them nobody needs. For what is damaged. `false` where other
+    /// damage hides what is needed: nothing is removed, and the plan stays undecided.
+    pub(crate) async fn condemn(&self, names: Vec<String>, fence_after: Duration) -> Result<bool, Error> {
+        let condemned = async {
+            let retired = self.retired().await?;
+            let left = self.undecided_plans().await?.into_iter();
+            let same = left.map(|(name, plan)| (name, plan.condemned)).find(|(_, there)| {
+                let there: BTreeSet<&String> = there.iter().collect();
+                names.iter().all(|name| there.contains(name))
+            });
+            let (plan, condemned) = match same {
+                Some(left) => left, // an earlier repair came so far and no further
+                None => (self.write_plan(names.clone(), Vec::new()).await?, names),
+            };
+            self.finish(plan, condemned, &retired, fence_after).await
+        };
+        is_decided(condemned.await)
     }
 
-    /// Decides plans that somebody left without a verdict, and does what they say.
-    pub(crate) async fn finish_plans(&self, fence_after: Duration) -> Result<(), Error> {
-        let retired = self.retired().await?;
+    /// Decides plans that somebody left without a verdict, and does what they say. `false` where damage hides what is
+    /// needed: they stay.
+    pub(crate) async fn finish_plans(&self, fence_after: Duration) -> Result<bool, Error> {
+        let finished = async {
+            let retired = self.retired().await?;
+            for (name, plan) in self.undecided_plans().await? {
+                self.finish(name, plan.condemned, &retired, fence_after).await?;
+            }
+            Ok(())
+        };
+        is_decided(finished.await)
+    }
+
+    async fn undecided_plans(&self) -> Result<BTreeMap<PlanName, Plan>, Error> {
         let mut plans = read_plans(self).await?;
         plans.plans.retain(|name, _| !plans.verdicts.contains_key(name));
-        for (name, plan) in plans.plans {
-            self.finish(name, plan.condemned, &retired, fence_after).await?;
-        }
-        Ok(())
+        Ok(plans.plans)
     }
 
     async fn finish(
@@ -261,7 +292,7 @@ impl Repository {
     ) -> Result<(), Error> {
         sessions::settle_sessions(self, fence_after).await?;
         let condemned = condemned.into_iter().collect();
-        let kept = verdict::decide(self, plan, &condemned, retired).await?;
+        let kept = verdict::decide(self, plan, &condemned, retired, &BTreeSet::new()).await?;
         let doomed: Vec<String> = condemned.difference(&kept).cloned().collect();
         verdict::delete_all(self, &doomed).await.map(|_| ())
     }
@@ -286,35 +317,48 @@ impl Repository {
         Err(Error::damaged(names::plan_key(name), "a name that was just drawn at random is taken"))
     }
 
-    /// Steps 5 to 8 for one plan, our own or one that a keeper left without a verdict.
+    /// Steps 5 to 8 for one plan, our own or one that a keeper left without a verdict. `written`: keys of the index segments
+    /// that this run has written.
     async fn decide_and_delete(
         &self,
         plan: PlanName,
         condemned: BTreeSet<String>,
         scan: &Scan,
         options: &PruneOptions,
+        written: &BTreeSet<String>,
         report: &mut PruneReport,
     ) -> Result<(), Error> {
         if planted("delete-before-verdict") {
             verdict::delete_all(self, &condemned.iter().cloned().collect::<Vec<_>>()).await?;
         }
         if planted("verdict-before-fence") {
-            verdict::decide(self, plan, &condemned, &scan.retired).await?;
+            verdict::decide(self, plan, &condemned, &scan.retired, written).await?;
         }
         if !planted("sessions-before-plan") {
             report.fenced += sessions::settle_sessions(self, options.fence_after).await?; // step 5
         }
-        let mut kept = verdict::decide(self, plan, &condemned, &scan.retired).await?; // steps 6 and 7
+        let mut kept = verdict::decide(self, plan, &condemned, &scan.retired, written).await?; // steps 6 and 7
         if planted("release-nothing") {
             kept.clear();
         }
         report.kept += kept.len() as u64;
-        let doomed: Vec<String> = condemned.difference(&kept).cloned().collect();
+        // What is kept for a time stays, of a plan that somebody else made; whoever comes later removes it.
+        let doomed = condemned.difference(&kept).filter(|name| !scan.is_young(name));
+        let doomed: Vec<String> = doomed.cloned().collect();
         report.bytes_freed += doomed.iter().filter_map(|name| scan.size_of(name)).sum::<u64>();
         report.objects_deleted += verdict::delete_all(self, &doomed).await?; // step 8
         if planted("withdraw-plan") {
             verdict::delete_all(self, &[names::plan_key(plan).to_string()]).await?;
         }
         Ok(())
+    }
+}
+
+/// `false` if what is wrong still hides what is needed: nobody can decide anything before that is clear.
+fn is_decided(ended: Result<(), Error>) -> Result<bool, Error> {
+    match ended {
+        Ok(()) => Ok(true),
+        Err(Error::Damaged { .. } | Error::ChunkLost { .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }

@@ -2,12 +2,14 @@
 //! one succeeds.
 
 use bytes::Bytes;
-use keepwell_storage::{Key, StorageError};
+use keepwell_storage::{Key, StorageError, StorageErrorKind};
 
+use super::locks::Young;
+use super::verdict::delete_all;
 use crate::Error;
 use crate::repository::Repository;
 
-/// Refuses where the store cannot promise exclusive creates, or breaks that promise now. Costs eight requests.
+/// Refuses where the store cannot promise exclusive creates, or breaks that promise now. Costs seven requests.
 pub(super) async fn demand_exclusive_create(repository: &Repository) -> Result<(), Error> {
     let reason = if repository.store().capabilities().conditional_create {
         match race(repository).await? {
@@ -45,8 +47,24 @@ async fn race(repository: &Repository) -> Result<bool, Error> {
         Ok::<_, StorageError>(!again && winners.len() == 1 && stored == body(winners[0]))
     };
     let outcome = outcome.await;
-    store.delete(&key).await?;
+    match store.delete(&key).await {
+        Err(refused) if refused.kind == StorageErrorKind::PermissionDenied => {
+            leave(repository, refused).await?
+        }
+        deleted => deleted?,
+    }
     Ok(outcome?)
+}
+
+/// A bucket that keeps everything for a time keeps the probe too. Those of earlier prunes go, as soon as it lets them.
+async fn leave(repository: &Repository, refused: StorageError) -> Result<(), Error> {
+    let young = Young::ask(repository).await?;
+    if young.is_none() {
+        return Err(refused.into());
+    }
+    let probes = repository.list("probe/").await?.into_iter().filter(|info| !young.keeps(info.modified));
+    let old: Vec<String> = probes.map(|info| info.key.to_string()).collect();
+    delete_all(repository, &old).await.map(|_| ())
 }
 
 fn won(result: Result<(), StorageError>) -> Result<bool, StorageError> {

@@ -1,15 +1,17 @@
 //! Repacking: what is live in packs that are mostly unused moves into new ones, in an ordinary session.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
+use keepwell_catalog::names::ObjectName;
 use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef};
 use keepwell_crypto::ChunkId;
 
-use super::scan::{PackUse, Scan};
+use super::pack_use::PackUse;
+use super::scan::Scan;
 use crate::Error;
 use crate::backup::begin_uploads;
-use crate::pack::decode_frame;
-use crate::read::fetch_pack;
+use crate::read::{FrameMemory, FrameReader, fetch_pack, fetch_parts};
 use crate::repository::Repository;
 use crate::write::{Ending, PackSettings, Packer, Session, Uploads};
 
@@ -20,6 +22,8 @@ pub(super) struct Moved {
     pub packs: BTreeSet<ContentName>,
     /// Stored bytes of new packs.
     pub bytes: u64,
+    /// Keys of the index segments that list these.
+    pub segments: BTreeSet<String>,
 }
 
 /// Live entries by pack, in order of place.
@@ -32,15 +36,17 @@ pub(super) async fn repack(repository: &Repository, scan: &Scan) -> Result<Moved
     }
     let session = Session::claim(repository).await?;
     match copy(repository, scan).await {
-        Err(error) => {
-            session.abandon().await;
-            Err(error)
-        }
+        Err(error) => match session.fail(error).await {
+            Error::Fenced { .. } => Ok(Moved::default()),
+            error => Err(error),
+        },
         Ok((uploads, packs)) => {
             let bytes = uploads.stored().pack_bytes;
-            let ending = Ending::index_only(uploads.take_created());
-            match session.end(ending).await {
-                Ok(_) => Ok(Moved { packs, bytes }),
+            let created = uploads.take_created();
+            let is_segment = |key: &&String| matches!(key.parse(), Ok(ObjectName::Index(..)));
+            let segments = created.iter().map(|(key, _)| key).filter(is_segment).cloned().collect();
+            match session.end(Ending::index_only(created)).await {
+                Ok(_) => Ok(Moved { packs, bytes, segments }),
                 Err(Error::Fenced { .. }) => Ok(Moved::default()),
                 Err(error) => Err(error),
             }
@@ -48,25 +54,24 @@ pub(super) async fn repack(repository: &Repository, scan: &Scan) -> Result<Moved
     }
 }
 
-/// Gives the packs of which all that is live was copied; another prune may have been faster with the rest.
+/// Gives the packs of which all that is live was copied; another prune may have been faster with the rest. A damaged pack
+/// is left alone, but for one that is going to be deleted.
 async fn copy(repository: &Repository, scan: &Scan) -> Result<(Uploads, BTreeSet<ContentName>), Error> {
     let uploads = begin_uploads(repository).await?;
     let live = live_entries(scan)?;
     let (repository, uploads_there) = (repository.clone(), uploads.clone());
-    let packs: Vec<(PackUse, Vec<IndexEntry>)> = scan
+    let packs: Vec<(PackUse, Vec<IndexEntry>, bool)> = scan
         .repack
         .iter()
-        .map(|(name, used)| (used.clone(), live.get(name).cloned().unwrap_or_default()))
+        .map(|(name, used)| {
+            (used.clone(), live.get(name).cloned().unwrap_or_default(), scan.must_move(&used.key()))
+        })
         .collect();
     let handle = tokio::runtime::Handle::current();
     let task = tokio::task::spawn_blocking(move || {
         let mut moved = BTreeSet::new();
         let mut packers: BTreeMap<(PackClass, keepwell_crypto::DomainId), Packer<'_>> = BTreeMap::new();
-        for (used, entries) in packs {
-            let fetched = match handle.block_on(fetch_pack(&repository, used.class, &used.pack)) {
-                Err(Error::Storage(error)) if error.is_not_found() => continue,
-                fetched => fetched?,
-            };
+        for (used, entries, must_move) in packs {
             let packer = match packers.entry((used.class, used.pack.domain)) {
                 std::collections::btree_map::Entry::Occupied(slot) => slot.into_mut(),
                 std::collections::btree_map::Entry::Vacant(slot) => slot.insert(Packer::new(
@@ -74,8 +79,28 @@ async fn copy(repository: &Repository, scan: &Scan) -> Result<(Uploads, BTreeSet
                     PackSettings::for_moved(&repository, used.class, used.pack.domain)?,
                 )?),
             };
-            move_frames(&fetched.plain, used.class, &used.pack, &entries, packer, &repository)?;
-            moved.insert(used.pack.name);
+            let ended = match handle.block_on(fetch_pack(&repository, used.class, &used.pack)) {
+                Ok(mut fetched) => {
+                    let frames = &mut fetched.frames;
+                    move_frames(frames, used.class, &used.pack, &entries, packer, &repository)
+                }
+                Err(error) => Err(error),
+            };
+            match ended {
+                Ok(()) => _ = moved.insert(used.pack.name),
+                Err(Error::Storage(error)) if error.is_not_found() => {}
+                Err(error @ Error::Damaged { .. }) if !must_move => {
+                    let problem = format!("{}; it stays as it is", crate::error::one_line(&error));
+                    repository.monitor().problem(&used.key(), &problem);
+                }
+                Err(error @ Error::Damaged { .. }) => {
+                    if !move_singly(used.class, &used.pack, &entries, packer, &repository, &handle)? {
+                        return Err(error);
+                    }
+                    moved.insert(used.pack.name);
+                }
+                Err(error) => return Err(error),
+            }
         }
         packers.into_values().try_for_each(|mut packer| packer.finish())?;
         Ok::<_, Error>(moved)
@@ -88,40 +113,168 @@ async fn copy(repository: &Repository, scan: &Scan) -> Result<(Uploads, BTreeSet
 /// Frames that are live as a whole move as they are; of others, the live chunks are compressed anew. Every chunk is
 /// proved on the way.
 pub(crate) fn move_frames(
-    plain: &[u8],
+    frames: &mut FrameReader,
     class: PackClass,
     pack: &PackRef,
     entries: &[IndexEntry],
     packer: &mut Packer<'_>,
     repository: &Repository,
 ) -> Result<(), Error> {
+    let mut memory = FrameMemory::default();
+    for frame in frames_of(entries) {
+        frames.read(&range(frame), &mut memory.stored)?;
+        move_frame(&mut memory, class, pack, frame, packer, repository)?;
+    }
+    Ok(())
+}
+
+/// Puts entries of one pack in the order of their places, and leaves out those that say the same as another. Two that name
+/// different chunks at one place both stay: at most one of them is true, and which, the pack says.
+pub(crate) fn by_place(entries: &mut Vec<IndexEntry>) {
+    let all = |e: &IndexEntry| (e.frame_offset, e.frame_length, e.offset, e.length, e.id);
+    entries.sort_unstable_by_key(all);
+    entries.dedup_by_key(|entry| all(entry));
+}
+
+/// What a pack does not hold although the index says so.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    pub entries: Vec<IndexEntry>,
+    /// What is wrong with the last of it.
+    pub reason: String,
+}
+
+/// The same as [`move_frames`], but for entries that the pack does not bear out: these are given back.
+pub(crate) fn move_provable(
+    frames: &mut FrameReader,
+    class: PackClass,
+    pack: &PackRef,
+    entries: &[IndexEntry],
+    packer: &mut Packer<'_>,
+    repository: &Repository,
+) -> Result<Left, Error> {
+    let mut left = Left::default();
+    for frame in frames_of(entries) {
+        match move_frames(frames, class, pack, frame, packer, repository) {
+            Ok(()) => {}
+            Err(Error::Damaged { reason, .. }) => {
+                let (sound, unsound) = borne_out(frames, class, pack, frame, repository)?;
+                move_frames(frames, class, pack, &sound, packer, repository)?;
+                left.entries.extend(unsound);
+                left.reason = reason;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(left)
+}
+
+/// Of entries of one pack, in the order of their places, those that it does not hold there.
+pub(crate) fn not_borne_out(
+    frames: &mut FrameReader,
+    class: PackClass,
+    pack: &PackRef,
+    entries: &[IndexEntry],
+    repository: &Repository,
+) -> Result<Vec<IndexEntry>, Error> {
+    let mut left = Vec::new();
+    for frame in frames_of(entries) {
+        left.extend(borne_out(frames, class, pack, frame, repository)?.1);
+    }
+    Ok(left)
+}
+
+/// Of entries of one frame those that it bears out, and the others.
+fn borne_out(
+    frames: &mut FrameReader,
+    class: PackClass,
+    pack: &PackRef,
+    frame: &[IndexEntry],
+    repository: &Repository,
+) -> Result<(Vec<IndexEntry>, Vec<IndexEntry>), Error> {
     let key = repository.id_key(pack.domain)?;
-    let kind = match class {
+    let FrameMemory { mut stored, mut decoder } = FrameMemory::default();
+    let read = frames.read(&range(frame), &mut stored);
+    let decoded = read.ok().and_then(|()| decoder.decode(&stored, None).ok()).unwrap_or_default();
+    let holds = |e: &&IndexEntry| {
+        crate::pack::chunk_from_frame(decoded, e.offset, e.length, &e.id, kind_of(class), key).is_ok()
+    };
+    let (sound, unsound): (Vec<&IndexEntry>, Vec<&IndexEntry>) = frame.iter().partition(holds);
+    Ok((sound.into_iter().copied().collect(), unsound.into_iter().copied().collect()))
+}
+
+/// Entries of one frame each; a false entry may say another length, and is on its own then.
+fn frames_of(entries: &[IndexEntry]) -> impl Iterator<Item = &[IndexEntry]> {
+    entries.chunk_by(|a, b| (a.frame_offset, a.frame_length) == (b.frame_offset, b.frame_length))
+}
+
+fn kind_of(class: PackClass) -> keepwell_crypto::ChunkKind {
+    match class {
         PackClass::Data => keepwell_crypto::ChunkKind::Content,
         PackClass::Meta => keepwell_crypto::ChunkKind::Node,
-    };
-    for frame in entries.chunk_by(|a, b| a.frame_offset == b.frame_offset) {
-        let from = frame[0].frame_offset as usize;
-        let stored = plain.get(from..from.saturating_add(frame[0].frame_length as usize));
-        let stored = stored.ok_or_else(|| Error::damaged(pack.name, "a frame lies outside"))?;
-        let decoded = decode_frame(stored, None).map_err(|e| Error::damaged(pack.name, e))?;
-        let mut chunks: Vec<(ChunkId, u32)> = Vec::new();
-        let mut end = 0;
-        let mut whole = true;
-        for entry in frame {
-            crate::pack::chunk_from_frame(&decoded, entry.offset, entry.length, &entry.id, kind, key)
-                .map_err(|e| Error::damaged(pack.name, e))?;
-            whole &= entry.offset == end;
-            end = entry.offset.saturating_add(entry.length);
-            chunks.push((entry.id, entry.length));
+    }
+}
+
+/// Where the frame of these lies in its pack.
+fn range(frame: &[IndexEntry]) -> Range<u32> {
+    frame[0].frame_offset..frame[0].frame_offset.saturating_add(frame[0].frame_length)
+}
+
+/// Moves what can still be proved out of a damaged pack, one frame at a time: damage spoils the frames that it lies in and
+/// no others. `true` if that was everything that was asked for. Runs on an ordinary thread.
+pub(crate) fn move_singly(
+    class: PackClass,
+    pack: &PackRef,
+    entries: &[IndexEntry],
+    packer: &mut Packer<'_>,
+    repository: &Repository,
+    handle: &tokio::runtime::Handle,
+) -> Result<bool, Error> {
+    let mut all = true;
+    let mut memory = FrameMemory::default();
+    for frame in frames_of(entries) {
+        let range = range(frame);
+        let fetched = handle.block_on(fetch_parts(repository, class, pack, std::slice::from_ref(&range)));
+        let moved = match fetched.and_then(|mut parts| parts.read(&range, &mut memory.stored)) {
+            Err(Error::Storage(error)) if error.is_not_found() => return Ok(false),
+            Ok(()) => move_frame(&mut memory, class, pack, frame, packer, repository),
+            Err(error) => Err(error),
+        };
+        match moved {
+            Ok(()) => {}
+            Err(Error::Damaged { .. } | Error::Storage(_)) => all = false,
+            Err(error) => return Err(error),
         }
-        if whole && end as usize == decoded.len() {
-            packer.add_stored(stored, decoded.len(), &chunks)?;
-            continue;
-        }
-        for entry in frame {
-            packer.add(entry.id, &decoded[entry.offset as usize..][..entry.length as usize])?;
-        }
+    }
+    Ok(all)
+}
+
+fn move_frame(
+    memory: &mut FrameMemory,
+    class: PackClass,
+    pack: &PackRef,
+    frame: &[IndexEntry],
+    packer: &mut Packer<'_>,
+    repository: &Repository,
+) -> Result<(), Error> {
+    let key = repository.id_key(pack.domain)?;
+    let FrameMemory { stored, decoder } = memory;
+    let decoded = decoder.decode(stored, None).map_err(|e| Error::damaged(pack.name, e))?;
+    let mut chunks: Vec<(ChunkId, u32)> = Vec::new();
+    let mut end = 0;
+    let mut whole = true;
+    for entry in frame {
+        crate::pack::chunk_from_frame(decoded, entry.offset, entry.length, &entry.id, kind_of(class), key)
+            .map_err(|e| Error::damaged(pack.name, e))?;
+        whole &= entry.offset == end;
+        end = entry.offset.saturating_add(entry.length);
+        chunks.push((entry.id, entry.length));
+    }
+    if whole && end as usize == decoded.len() {
+        return packer.add_stored(stored, decoded.len(), &chunks);
+    }
+    for entry in frame {
+        packer.add(entry.id, &decoded[entry.offset as usize..][..entry.length as usize])?;
     }
     Ok(())
 }
@@ -142,9 +295,6 @@ fn live_entries(scan: &Scan) -> Result<Live, Error> {
             }
         }
     }
-    for entries in live.values_mut() {
-        entries.sort_unstable_by_key(|e| (e.frame_offset, e.offset));
-        entries.dedup_by_key(|e| (e.frame_offset, e.offset));
-    }
+    live.values_mut().for_each(by_place);
     Ok(live)
 }

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
 use keepwell_catalog::names::{ObjectName, PlanName};
-use keepwell_catalog::{CommitKind, ContentName, IndexSet, Location, PackClass, PackRef, PackSet, names};
+use keepwell_catalog::{CommitKind, ContentName, IndexSet, Location, PackClass, PackSet, names};
 use keepwell_crypto::{ChunkId, MemberId};
 use keepwell_storage::Key;
 
+use super::locks::Young;
+use super::pack_use::{PackUse, pack_uses};
 use super::{PruneOptions, PruneReport};
 use crate::Error;
 use crate::mark::{Marks, Visitor, preferred};
@@ -20,26 +22,6 @@ use crate::repository::{End, Plans, Repository, read_ends, read_plans};
 const SMALL_PACK_BYTES: u64 = 4 << 20;
 /// Small packs are left alone until there are this many of a class.
 const SMALL_PACKS_MIN: usize = 8;
-
-/// One pack of the index.
-#[derive(Debug, Clone)]
-pub(super) struct PackUse {
-    pub class: PackClass,
-    pub pack: PackRef,
-    /// Stored bytes of frames that hold something live.
-    pub live: u64,
-    /// Stored bytes of all frames.
-    pub total: u64,
-    /// Bytes of all chunks before compression.
-    pub plain: u64,
-}
-
-impl PackUse {
-    /// The key of its object.
-    pub fn key(&self) -> String {
-        names::pack_key(self.class, &self.pack.name).to_string()
-    }
-}
 
 /// An object in the store.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +53,8 @@ pub(super) struct Scan {
     must_move: BTreeSet<String>,
     /// Whether there are checkpoints whose capture has probably died.
     pub stale_checkpoints: bool,
+    /// What the bucket keeps for a time.
+    pub young: Young,
     pub report: PruneReport,
 }
 
@@ -93,15 +77,16 @@ pub(crate) fn live_ends<'e>(ends: &'e [End], retired: &BTreeSet<(MemberId, u64)>
     ends.iter().filter(is_live).collect()
 }
 
-/// Checkpoints that are roots although their writer has published a later snapshot of the dataset.
-pub(super) fn stale_checkpoints(ends: &[End], retired: &BTreeSet<(MemberId, u64)>) -> Vec<(MemberId, u64)> {
+/// Checkpoints that are roots although their writer has published a later snapshot of the dataset; not those of repairs.
+pub(crate) fn stale_checkpoints(ends: &[End], retired: &BTreeSet<(MemberId, u64)>) -> Vec<(MemberId, u64)> {
     let mut newest: HashMap<(MemberId, Option<[u8; 16]>), u64> = HashMap::new();
     for end in ends.iter().filter(|e| e.commit.kind == CommitKind::Snapshot) {
         newest.insert((end.writer, end.commit.dataset_tag), end.n);
     }
     let is_stale = |end: &&End| {
         let later = newest.get(&(end.writer, end.commit.dataset_tag));
-        end.commit.kind == CommitKind::Checkpoint && later.is_some_and(|later| *later > end.n)
+        let of_capture = end.commit.kind == CommitKind::Checkpoint && end.commit.origin.is_none();
+        of_capture && later.is_some_and(|later| *later > end.n)
     };
     live_ends(ends, retired).into_iter().filter(is_stale).map(|e| (e.writer, e.n)).collect()
 }
@@ -206,6 +191,7 @@ impl Scan {
             records: live.iter().flat_map(|end| records_of(end)).collect(),
             must_move: BTreeSet::new(),
             stale_checkpoints,
+            young: Young::default(),
             report: PruneReport { nodes_read, ..PruneReport::default() },
         };
         let needed = uses.values().filter(|u| u.live > 0).map(PackUse::key).collect();
@@ -251,11 +237,30 @@ impl Scan {
         self.listed.get(name).map(|listed| listed.size)
     }
 
+    /// Whether every place of what is needed in a pack is doomed.
+    pub fn must_move(&self, key: &str) -> bool {
+        self.must_move.contains(key)
+    }
+
     /// Packs that would go, now or when their content has moved.
     pub fn candidates(&self) -> Vec<Key> {
+        self.going().into_iter().filter(|key| is_pack(key.as_str())).collect()
+    }
+
+    /// All that would go, packs and small objects.
+    pub fn going(&self) -> Vec<Key> {
         let packs = self.unused.values().chain(self.repack.values()).map(PackUse::key);
-        let others = self.others.iter().filter(|key| is_pack(key)).cloned();
-        packs.chain(others).filter_map(|key| key.parse().ok()).collect()
+        packs.chain(self.others.iter().cloned()).filter_map(|key| key.parse().ok()).collect()
+    }
+
+    /// When an object was stored, by the store's clock, if it tells.
+    pub fn stored(&self, key: &Key) -> Option<i64> {
+        self.listed.get(key.as_str())?.modified
+    }
+
+    /// Whether the bucket keeps an object for a time.
+    pub fn is_young(&self, name: &str) -> bool {
+        self.young.keeps(self.listed.get(name).and_then(|listed| listed.modified))
     }
 
     /// Data packs whose content would move.
@@ -264,37 +269,40 @@ impl Scan {
         data.filter_map(|used| used.key().parse().ok()).collect()
     }
 
-    /// Leaves alone what is locked, but for a pack whose content must move because every place of it is doomed.
-    pub fn leave_locked(&mut self, key: &Key) {
-        let text = key.as_str();
-        if self.must_move.contains(text) {
-            return;
-        }
-        let before = self.unused.len() + self.repack.len() + self.others.len();
-        self.unused.retain(|_, used| used.key() != text);
-        self.repack.retain(|_, used| used.key() != text);
-        self.others.retain(|other| other != text);
-        if self.unused.len() + self.repack.len() + self.others.len() < before {
-            self.report.packs_locked += 1;
-            self.report.locked_bytes += self.size_of(text).unwrap_or(0);
-        }
+    /// Leaves alone what is locked, but for packs whose content must move because every place of it is doomed.
+    pub fn leave_locked(&mut self, locked: &BTreeSet<String>) {
+        let (must_move, listed, report) = (&self.must_move, &self.listed, &mut self.report);
+        let mut stays = |key: &str| {
+            let stays = locked.contains(key) && !must_move.contains(key);
+            if stays && is_pack(key) {
+                report.packs_locked += 1;
+                report.locked_bytes += listed.get(key).map_or(0, |listed| listed.size);
+            }
+            stays
+        };
+        self.unused.retain(|_, used| !stays(&used.key()));
+        self.repack.retain(|_, used| !stays(&used.key()));
+        self.others.retain(|other| !stays(other));
         self.report.packs_unused = self.unused.len() as u64;
     }
 
-    /// Leaves a pack where it is that cannot be read.
-    pub fn leave_archived(&mut self, key: &Key) {
-        if self.must_move.contains(key.as_str()) {
-            return; // then the prune says that it must be thawed
-        }
-        let before = self.repack.len();
-        self.repack.retain(|_, used| used.key() != key.as_str());
+    /// Leaves packs where they are that cannot be read; but of those that must move, the prune says that they must be thawed.
+    pub fn leave_archived(&mut self, archived: &BTreeSet<String>) {
+        let (must_move, before) = (&self.must_move, self.repack.len());
+        self.repack.retain(|_, used| {
+            let key = used.key();
+            !archived.contains(&key) || must_move.contains(&key)
+        });
         self.report.packs_archived += (before - self.repack.len()) as u64;
     }
 
-    /// Keys of what restores need of this snapshot or that, and that stays: packs, commits, manifests. Each with when it
-    /// was stored.
-    pub fn needed(&self) -> impl Iterator<Item = (String, Option<SystemTime>)> {
-        let packs = self.needed.iter().filter(|(_, name)| !self.repack.contains_key(name));
+    /// Keys of what restores need of this snapshot or that, and that stays: commits, manifests, packs but for those whose
+    /// content was `moved`. Each with when it was stored.
+    pub fn needed(
+        &self,
+        moved: &BTreeSet<ContentName>,
+    ) -> impl Iterator<Item = (String, Option<SystemTime>)> {
+        let packs = self.needed.iter().filter(move |(_, name)| !moved.contains(name));
         let packs = packs.map(|(class, name)| (names::pack_key(*class, name).to_string(), None));
         packs.chain(self.records.iter().cloned()).map(|(key, stored)| {
             let stored = stored.or_else(|| self.listed.get(&key)?.modified);
@@ -422,7 +430,7 @@ async fn mark(
     let (repository, index) = (repository.clone(), std::sync::Arc::clone(index));
     let task = tokio::task::spawn_blocking(move || {
         let mut marks = Marks::new(&index);
-        let (mut remembered, mut reached) = (Remembered::load(&repository), Reached::default());
+        let (mut remembered, mut reached) = (Remembered::load(&repository, &index), Reached::default());
         for root in roots {
             let mut marking = Marking { marks: &mut marks, gone: &gone, lost: None };
             remembered.visit(&nodes, &index, &root, &mut reached, &mut marking)?;
@@ -436,59 +444,4 @@ async fn mark(
         Ok((marks, remembered.nodes_read))
     });
     task.await.map_err(|e| Error::Task(e.to_string()))?
-}
-
-/// What the index says of one frame.
-#[derive(Default)]
-struct FrameUse {
-    stored: u64,
-    plain: u64,
-    live_plain: u64,
-    live: bool,
-}
-
-impl FrameUse {
-    /// The share of its stored bytes that its live chunks hold; never nothing while one is live, for a pack without
-    /// live bytes is deleted.
-    fn live_stored(&self) -> u64 {
-        if !self.live {
-            return 0;
-        }
-        let share = u128::from(self.stored) * u128::from(self.live_plain) / u128::from(self.plain.max(1));
-        u64::try_from(share).unwrap_or(u64::MAX).clamp(1, self.stored.max(1))
-    }
-}
-
-/// Live and total bytes of every pack. Reads the whole index, a segment at a time, and holds the frames of one.
-///
-/// Chunks of a frame count by their share of it, so that what is dead beside one live chunk is found too.
-pub(super) fn pack_uses(index: &IndexSet, marks: &Marks) -> Result<HashMap<ContentName, PackUse>, Error> {
-    let mut uses: HashMap<ContentName, PackUse> = HashMap::new();
-    for (number, (_, segment)) in index.segments().iter().enumerate() {
-        let mut frames: HashMap<(u32, u32), FrameUse> = HashMap::new();
-        for item in segment.iter() {
-            let (ordinal, entry) = item?;
-            let frame = frames.entry((entry.pack, entry.frame_offset)).or_default();
-            frame.stored = u64::from(entry.frame_length);
-            frame.plain += u64::from(entry.length);
-            if marks.get(number, ordinal) {
-                frame.live = true;
-                frame.live_plain += u64::from(entry.length);
-            }
-        }
-        for ((pack, _), frame) in frames {
-            let Some(pack) = segment.packs().get(pack as usize) else { continue };
-            let used = uses.entry(pack.name).or_insert(PackUse {
-                class: segment.class(),
-                pack: *pack,
-                live: 0,
-                total: 0,
-                plain: 0,
-            });
-            used.plain += frame.plain;
-            used.total += frame.stored;
-            used.live += frame.live_stored();
-        }
-    }
-    Ok(uses)
 }

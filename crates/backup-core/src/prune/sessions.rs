@@ -6,6 +6,7 @@ use std::time::Duration;
 use keepwell_catalog::names::ObjectName;
 use keepwell_crypto::MemberId;
 
+use super::locks::Young;
 use super::verdict::delete_all;
 use crate::Error;
 use crate::alive;
@@ -83,25 +84,28 @@ async fn settle(repository: &Repository, fence_after: Duration, patience: Patien
     Ok(fenced)
 }
 
-/// Removes the claims and beats of sessions that have an end; ends stay (docs/pruning.md). Gives how many went.
+/// Removes the claims and beats of sessions that have an end; ends stay (docs/pruning.md), and so does what the bucket
+/// keeps for a time. Gives how many went.
 pub(crate) async fn sweep(repository: &Repository) -> Result<u64, Error> {
     let mut claims = Vec::new();
     for info in repository.list("sessions/").await? {
         if let Ok(ObjectName::Session { writer, n, .. }) = info.key.as_str().parse() {
-            claims.push(((writer, n), info.key.to_string()));
+            claims.push(((writer, n), info));
         }
     }
     if claims.is_empty() {
         return Ok(0);
     }
+    let young = Young::ask(repository).await?;
     let mut ended = BTreeSet::new();
     for info in repository.list("commits/").await? {
         if let Ok(ObjectName::Commit(writer, n)) = info.key.as_str().parse() {
             ended.insert((writer, n));
         }
     }
-    let done = claims.into_iter().filter(|(session, _)| ended.contains(session));
-    delete_all(repository, &done.map(|(_, key)| key).collect::<Vec<_>>()).await
+    let done =
+        claims.into_iter().filter(|(session, info)| ended.contains(session) && !young.keeps(info.modified));
+    delete_all(repository, &done.map(|(_, info)| info.key.to_string()).collect::<Vec<_>>()).await
 }
 
 /// Sessions without an end, with their newest beat.

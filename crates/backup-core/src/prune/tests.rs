@@ -1,19 +1,20 @@
 //! What a prune does beside deleting packs, and what it refuses.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use keepwell_catalog::names;
-use keepwell_storage::{Capabilities, Key, Memory, ObjectInfo, ObjectStore, Page, StorageError};
+use keepwell_storage::{Capabilities, Memory, ObjectStore, Operation};
 
 use super::PruneOptions;
 use crate::check::{CheckOptions, ReadData};
 use crate::repair::RepairOptions;
 use crate::repository::Repository;
-use crate::testing::{Thing, TreeModel, World, assert_same, back_up, block_on, noise, restored, snapshot_of};
+use crate::testing::{
+    Hook, Hooked, Thing, TreeModel, World, assert_same, back_up, block_on, noise, restored, snapshot_of,
+};
 use crate::write::Session;
 use crate::{Error, Limits};
 
@@ -33,43 +34,19 @@ async fn findings(repository: &Repository) -> Vec<String> {
 /// A store whose `put_new` overwrites, and which says so or does not.
 #[derive(Debug)]
 struct Overwriting {
-    inner: Memory,
     admits: bool,
 }
 
 #[async_trait]
-impl ObjectStore for Overwriting {
-    async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError> {
-        self.inner.delete(key).await?;
-        self.inner.put_new(key, body).await
+impl Hook for Overwriting {
+    async fn before(&self, inner: &Memory, operation: Operation, subject: &str) {
+        if operation == Operation::Put {
+            inner.delete(&subject.parse().unwrap()).await.unwrap();
+        }
     }
 
-    async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
-        self.inner.get(key).await
-    }
-
-    async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
-        self.inner.get_range(key, range).await
-    }
-
-    async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
-        self.inner.head(key).await
-    }
-
-    async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
-        self.inner.list_page(prefix, after).await
-    }
-
-    async fn delete(&self, key: &Key) -> Result<(), StorageError> {
-        self.inner.delete(key).await
-    }
-
-    fn capabilities(&self) -> Capabilities {
+    fn capabilities(&self, _: &Memory) -> Capabilities {
         Capabilities { conditional_create: !self.admits }
-    }
-
-    fn describe(&self) -> String {
-        "a store that overwrites".into()
     }
 }
 
@@ -80,7 +57,7 @@ fn a_store_that_cannot_create_exclusively_is_pruned_by_nobody_beside_others() {
             let world = World::new().await;
             let report = back_up(&world.repository, &tree(1)).await;
             let snapshot = snapshot_of(&world.repository, &report).await;
-            let store = Overwriting { inner: world.store.inner().clone(), admits };
+            let store = Hooked::new(world.store.inner().clone(), Overwriting { admits });
             let repository = Repository::builder(Arc::new(store)).limits(Limits::default());
             let repository = repository.open(world.key.clone()).await.unwrap();
             let kept = back_up(&repository, &tree(2)).await;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use keepwell_catalog::{CommitKind, ContentName, IndexSet, Location, PackClass, PackSet};
 use keepwell_crypto::{ChunkId, MemberId, SnapshotId};
 
-use super::scan::{PackUse, decided, live_ends, pack_uses};
+use super::pack_use::{PackUse, pack_uses};
+use super::scan::{decided, live_ends};
 use crate::Error;
 use crate::mark::{Marks, Visitor, preferred};
 use crate::read::Nodes;
@@ -167,7 +168,7 @@ fn measure(
     let mut marks = Marks::new(&index);
     let before = pack_uses(&index, &marks)?;
     let mut usage = Usage::default();
-    let (mut remembered, mut reached) = (Remembered::load(repository), Reached::default());
+    let (mut remembered, mut reached) = (Remembered::load(repository, &index), Reached::default());
     for (snapshot, root) in roots {
         let growth = Growth { snapshot: *snapshot, ..Growth::default() };
         let (content, trees) = (&mut usage.content, &mut usage.trees);

@@ -5,10 +5,11 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use keepwell_catalog::{PackClass, PackRef, names};
-use keepwell_crypto::{Identity, OpenReader, Parts, sealed_range};
+use keepwell_crypto::{Digest, Identity, OpenReader, Parts, sealed_range};
+use keepwell_storage::Key;
 
 use crate::Error;
-use crate::pack::PackError;
+use crate::pack::{FrameDecoder, PackDirectory, PackError};
 use crate::parallel;
 use crate::repository::Repository;
 
@@ -17,13 +18,30 @@ const GAP_MAX: u64 = 256 << 10;
 
 /// Fetches the stored frames at these ranges of a pack's plaintext, in the order asked for. Ranges must ascend.
 ///
-/// Costs one request for the header and one per run of neighbouring ranges, all at the same time.
+/// Costs what [`fetch_parts`] does.
 pub(crate) async fn fetch_frames(
     repository: &Repository,
     class: PackClass,
     pack: &PackRef,
     ranges: &[Range<u32>],
 ) -> Result<Vec<Bytes>, Error> {
+    let mut parts = fetch_parts(repository, class, pack, ranges).await?;
+    let frame = |range| {
+        let mut frame = Vec::new();
+        parts.read(range, &mut frame).map(|()| Bytes::from(frame))
+    };
+    ranges.iter().map(frame).collect()
+}
+
+/// Fetches what it takes to read the stored frames at these ranges of a pack's plaintext, which must ascend.
+///
+/// Costs one request for the header and one per run of neighbouring ranges, all at the same time.
+pub(crate) async fn fetch_parts(
+    repository: &Repository,
+    class: PackClass,
+    pack: &PackRef,
+    ranges: &[Range<u32>],
+) -> Result<FrameReader, Error> {
     let key = names::pack_key(class, &pack.name);
     let identities = repository.data_identities(pack.domain)?;
     let head_len = u64::from(pack.header_len) + 16;
@@ -45,56 +63,108 @@ pub(crate) async fn fetch_frames(
     for (start, bytes) in parallel::all(fetches).await? {
         parts = parts.with(start, bytes);
     }
-    open_ranges(identities, parts, ranges).map_err(|e| Error::damaged(&key, e))
+    FrameReader::of(identities, key, parts)
 }
 
-fn open_ranges(
-    identities: &[Identity],
-    source: Parts<Bytes>,
-    ranges: &[Range<u32>],
-) -> Result<Vec<Bytes>, PackError> {
-    let mut reader = OpenReader::new(identities, source)?;
-    let mut frames = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        let length = range.end.saturating_sub(range.start) as usize;
-        let mut frame = vec![0; length];
-        reader.seek(SeekFrom::Start(u64::from(range.start))).map_err(PackError::Seal)?;
-        reader.read_exact(&mut frame).map_err(PackError::Seal)?;
-        frames.push(Bytes::from(frame));
+/// The frames of a pack of which all or parts are at hand, each decrypted when it is asked for.
+pub(crate) struct FrameReader {
+    key: Key,
+    reader: OpenReader<Parts<Bytes>>,
+}
+
+impl FrameReader {
+    /// Those of a whole pack, of which these are the stored bytes.
+    pub fn new(
+        repository: &Repository,
+        class: PackClass,
+        pack: &PackRef,
+        stored: Bytes,
+    ) -> Result<Self, Error> {
+        let parts = Parts::new(stored.len() as u64).with(0, stored);
+        Self::of(repository.data_identities(pack.domain)?, names::pack_key(class, &pack.name), parts)
     }
-    Ok(frames)
+
+    fn of(identities: &[Identity], key: Key, parts: Parts<Bytes>) -> Result<Self, Error> {
+        match OpenReader::new(identities, parts) {
+            Ok(reader) => Ok(Self { key, reader }),
+            Err(error) => Err(Error::damaged(key, error)),
+        }
+    }
+
+    /// Length of the pack's plaintext, as its stored length implies it.
+    pub fn plain_len(&self) -> usize {
+        usize::try_from(self.reader.plain_len()).unwrap_or(usize::MAX)
+    }
+
+    /// Puts the stored frame at this range of the pack's plaintext into `frame`, in the place of what is there.
+    pub fn read(&mut self, range: &Range<u32>, frame: &mut Vec<u8>) -> Result<(), Error> {
+        if u64::from(range.end) > self.reader.plain_len() {
+            return Err(Error::damaged(&self.key, "an index segment places a frame past its end"));
+        }
+        self.read_at(u64::from(range.start), range.end.saturating_sub(range.start) as usize, frame)
+    }
+
+    /// The directory of a whole pack.
+    pub fn directory(&mut self) -> Result<PackDirectory, Error> {
+        PackDirectory::find(self.plain_len(), |range| {
+            let mut piece = Vec::new();
+            self.read_at(range.start as u64, range.len(), &mut piece).map(|()| piece)
+        })
+    }
+
+    /// Reads a whole pack from there to its end, and so proves that nothing in between was changed.
+    pub fn prove_from(&mut self, at: u64) -> Result<(), Error> {
+        let rest = self.reader.seek(SeekFrom::Start(at));
+        let read = rest.and_then(|_| std::io::copy(&mut self.reader, &mut std::io::sink()));
+        read.map(|_| ()).map_err(|error| Error::damaged(&self.key, PackError::Seal(error)))
+    }
+
+    fn read_at(&mut self, at: u64, length: usize, into: &mut Vec<u8>) -> Result<(), Error> {
+        into.resize(length, 0);
+        let read = self.reader.seek(SeekFrom::Start(at)).and_then(|_| self.reader.read_exact(into));
+        read.map_err(|error| Error::damaged(&self.key, PackError::Seal(error)))
+    }
+}
+
+/// Memory for a frame, used again for the next one.
+#[derive(Default)]
+pub(crate) struct FrameMemory {
+    /// As stored.
+    pub stored: Vec<u8>,
+    pub decoder: FrameDecoder,
+}
+
+/// The stored bytes of a whole pack.
+pub(crate) async fn fetch_stored(
+    repository: &Repository,
+    class: PackClass,
+    pack: &PackRef,
+) -> Result<Bytes, Error> {
+    Ok(repository.store().get(&names::pack_key(class, &pack.name)).await?)
 }
 
 /// A whole pack.
 pub(crate) struct FetchedPack {
     /// As stored.
     pub stored: Bytes,
-    /// Decrypted: frames, directory, padding.
-    pub plain: Vec<u8>,
+    /// Whether that has the hash in its name.
+    pub has_its_hash: bool,
+    pub frames: FrameReader,
 }
 
-/// Fetches and decrypts a whole pack.
+/// Fetches a whole pack. Damage anywhere in it fails this, rather than the first read that comes to it.
 pub(crate) async fn fetch_pack(
     repository: &Repository,
     class: PackClass,
     pack: &PackRef,
 ) -> Result<FetchedPack, Error> {
-    let key = names::pack_key(class, &pack.name);
-    let stored = repository.store().get(&key).await?;
-    let plain = open_pack(repository, class, pack, &stored)?;
-    Ok(FetchedPack { stored, plain })
-}
-
-/// Decrypts the stored bytes of a pack.
-pub(crate) fn open_pack(
-    repository: &Repository,
-    class: PackClass,
-    pack: &PackRef,
-    stored: &[u8],
-) -> Result<Vec<u8>, Error> {
-    let identities = repository.data_identities(pack.domain)?;
-    keepwell_crypto::open(identities, stored, stored.len() as u64)
-        .map_err(|e| Error::damaged(names::pack_key(class, &pack.name), e))
+    let stored = fetch_stored(repository, class, pack).await?;
+    let has_its_hash = Digest::of(&stored) == pack.name.digest();
+    let mut frames = FrameReader::new(repository, class, pack, stored.clone())?;
+    if !has_its_hash {
+        frames.prove_from(0)?;
+    }
+    Ok(FetchedPack { stored, has_its_hash, frames })
 }
 
 #[cfg(test)]
@@ -102,55 +172,9 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use async_trait::async_trait;
-    use keepwell_storage::{Capabilities, Key, Memory, ObjectInfo, ObjectStore, Page, StorageError};
-    use tokio::sync::Barrier;
-
     use super::*;
-    use crate::testing::{MemorySource, Thing, TreeModel, World, noise, options};
+    use crate::testing::{MemorySource, Paired, Thing, TreeModel, World, noise, options};
     use crate::{BackupOptions, Limits};
-
-    /// Answers parts of data packs only when two of them were asked for.
-    #[derive(Debug)]
-    struct InPairs(Memory, Barrier);
-
-    #[async_trait]
-    impl ObjectStore for InPairs {
-        async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError> {
-            self.0.put_new(key, body).await
-        }
-
-        async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
-            self.0.get(key).await
-        }
-
-        async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
-            if key.as_str().starts_with("data/") {
-                self.1.wait().await;
-            }
-            self.0.get_range(key, range).await
-        }
-
-        async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
-            self.0.head(key).await
-        }
-
-        async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
-            self.0.list_page(prefix, after).await
-        }
-
-        async fn delete(&self, key: &Key) -> Result<(), StorageError> {
-            self.0.delete(key).await
-        }
-
-        fn capabilities(&self) -> Capabilities {
-            self.0.capabilities()
-        }
-
-        fn describe(&self) -> String {
-            "a store that answers in pairs".into()
-        }
-    }
 
     #[tokio::test]
     async fn the_header_of_a_pack_is_not_waited_for() {
@@ -164,7 +188,7 @@ mod tests {
             Some((segment.packs()[entry.pack as usize], entry))
         });
         let (pack, entry) = far.expect("a frame lies far behind the header of its pack");
-        let store = InPairs(world.store.inner().clone(), Barrier::new(2));
+        let store = Paired::over(world.store.inner().clone());
         let limits = Limits { threads: 2, memory_bytes: 64 << 20 };
         let builder = Repository::builder(Arc::new(store)).limits(limits);
         let repository = builder.open(world.key.clone()).await.unwrap();

@@ -8,12 +8,14 @@ mod nodes;
 pub(crate) use contents::Contents;
 pub use copies::Copies;
 pub(crate) use copies::CopySet;
-pub(crate) use frames::{fetch_frames, fetch_pack};
+pub(crate) use frames::{
+    FetchedPack, FrameMemory, FrameReader, fetch_frames, fetch_pack, fetch_parts, fetch_stored,
+};
 pub(crate) use nodes::Nodes;
 
 use std::collections::HashSet;
 
-use keepwell_catalog::{ContentName, Location};
+use keepwell_catalog::{Location, PackRef};
 use keepwell_crypto::{ChunkId, ChunkKind};
 
 use crate::Error;
@@ -44,13 +46,13 @@ pub(crate) async fn read_chunk(
 /// the index is read again, because a prune may have moved the chunk meanwhile, until that shows no place that was not
 /// tried.
 async fn read_here(repository: &Repository, kind: ChunkKind, id: &ChunkId) -> Result<Vec<u8>, Error> {
-    let mut tried: HashSet<ContentName> = HashSet::new();
+    let mut tried: HashSet<Place> = HashSet::new();
     let mut reason = String::from("no index segment lists it");
     let mut refused = None;
     let mut is_fresh = false;
     loop {
-        let mut locations = repository.locate(id)?;
-        locations.retain(|location| !tried.contains(&location.pack.name));
+        let mut locations = repository.locate_in(class_of(kind), id)?;
+        locations.retain(|location| !tried.contains(&place_of(location)));
         if locations.is_empty() {
             if is_fresh || planted("reader-looks-once") {
                 // Only if every place said so: another key would help, and nothing is lost.
@@ -72,9 +74,17 @@ async fn read_here(repository: &Repository, kind: ChunkKind, id: &ChunkId) -> Re
                     }
                 }
             }
-            tried.insert(location.pack.name);
+            tried.insert(place_of(&location));
         }
     }
+}
+
+/// A pack, and where in it. Of what segments say of one pack some may be false.
+type Place = (PackRef, [u32; 4]);
+
+fn place_of(location: &Location) -> Place {
+    let e = &location.entry;
+    (location.pack, [e.frame_offset, e.frame_length, e.offset, e.length])
 }
 
 async fn read_at(

@@ -71,7 +71,8 @@ impl Nodes {
     }
 
     fn through_cache(&self, id: &ChunkId) -> Result<Option<Bytes>, Error> {
-        let Some(location) = self.repository.locate(id)?.into_iter().next() else { return Ok(None) };
+        let located = self.repository.locate_in(PackClass::Meta, id)?;
+        let Some(location) = located.into_iter().next() else { return Ok(None) };
         let entry = &location.entry;
         let place = (location.pack.name.to_string(), entry.frame_offset);
         let frame = match self.cached(&place) {

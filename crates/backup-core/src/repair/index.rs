@@ -1,114 +1,214 @@
 //! Listing packs that no sound index segment lists, from their own directories.
 
 use std::collections::BTreeSet;
+use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::sync::Arc;
 
 use keepwell_catalog::names::{self, ObjectName};
-use keepwell_catalog::{ContentName, PackClass, PackRef, PackSet, SegmentBuilder};
-use keepwell_crypto::Digest;
+use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef, PackSet, Segment, SegmentBuilder};
+use keepwell_crypto::{ChunkKind, Digest, Identity, OpenReader};
+use keepwell_storage::Key;
 
 use crate::Error;
 use crate::check::{CheckReport, class_of_key};
-use crate::pack::PackDirectory;
+use crate::pack::{PackDirectory, chunk_from_frame, decode_frame};
+use crate::prune::by_place;
 use crate::repository::{Repository, read_plans};
-use crate::write::{Ending, Session, name_of};
+use crate::write::{Ending, SEGMENT_ENTRIES_MAX, Session};
 
-/// Writes new segments for packs that no sound segment lists, and removes damaged segments and those with false entries. Gives how many packs are listed again.
-pub(super) async fn list_again(repository: &Repository, before: &CheckReport) -> Result<u64, Error> {
+/// Plaintext that age encrypts as one: what one damaged byte spoils.
+const BLOCK_BYTES: usize = keepwell_crypto::BLOCK_PLAIN_BYTES as usize;
+
+/// What was listed again.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    /// The new segments, with their sizes.
+    pub created: Vec<(String, u64)>,
+    /// How many packs they list.
+    pub packs: u64,
+    /// Keys of those among them that are damaged: of these what they still hold is listed.
+    pub damaged: Vec<String>,
+    /// Whether a pack that no sound segment lists does not give all that it held.
+    pub has_losses: bool,
+}
+
+/// Writes new segments for packs that no sound segment lists, and removes damaged segments and those with false entries.
+pub(super) async fn list_again(repository: &Repository, before: &CheckReport) -> Result<Listed, Error> {
     let is_segment = |object: &String| matches!(object.parse(), Ok(ObjectName::Index(..)));
     let damaged: Vec<String> = before.findings.iter().map(|f| f.object.clone()).filter(is_segment).collect();
     let lost_chunks = before.findings.iter().any(|f| f.object.starts_with("chunk ") || f.object == "tree");
     if damaged.is_empty() && !lost_chunks {
-        return Ok(0);
+        return Ok(Listed::default());
     }
     let session = Session::claim(repository).await?;
-    let listed = match list_unlisted(repository, &damaged).await {
+    let mut listed = match list_unlisted(repository, &damaged, SEGMENT_ENTRIES_MAX).await {
         Ok(listed) => listed,
-        Err(error) => {
-            session.abandon().await;
-            return Err(error);
-        }
+        Err(error) => return Err(session.fail(error).await),
     };
-    let (created, packs) = listed;
-    session.end(Ending::index_only(created)).await?;
+    session.end(Ending::index_only(std::mem::take(&mut listed.created))).await?;
     if !damaged.is_empty() {
         // Also those that are missing: the plan tells a scrub why.
         crate::prune::delete_segments(repository, &damaged).await?;
     }
     repository.refresh_index().await?;
-    Ok(packs)
+    Ok(listed)
 }
 
 /// The listing is made after the plans are read, as a resumed writer would do (docs/pruning.md). A pack that is doomed and
 /// not dead is listed too: what lies in it can only be released by a verdict that finds it in the index.
-async fn list_unlisted(
+///
+/// A segment is stored as soon as it has `entries_max` entries, so that neither memory nor objects grow with the repository.
+pub(super) async fn list_unlisted(
     repository: &Repository,
     damaged: &[String],
-) -> Result<(Vec<(String, u64)>, u64), Error> {
+    entries_max: usize,
+) -> Result<Listed, Error> {
     let dead = PackSet::from_keys(read_plans(repository).await?.dead());
     repository.refresh_index().await?;
-    // What a damaged segment says goes with it, also where it can be read.
+    // What a damaged segment says goes with it, also where it can be read; but for what a pack bears out.
     let is_sound = |name: &str| !damaged.contains(&format!("index/{}/{name}", repository.group()));
-    let segments = repository.index().segments();
-    let sound = segments.iter().filter(|(name, _)| is_sound(name));
+    let (sound, hints): (Vec<_>, Vec<_>) =
+        repository.index().segments().into_iter().partition(|(name, _)| is_sound(name));
     let indexed: BTreeSet<ContentName> =
-        sound.flat_map(|(_, s)| s.packs().iter().map(|p| p.name).collect::<Vec<_>>()).collect();
-    let mut created = Vec::new();
-    let mut count = 0;
+        sound.iter().flat_map(|(_, s)| s.packs().iter().map(|p| p.name).collect::<Vec<_>>()).collect();
+    let hints: Vec<Arc<Segment>> = hints.into_iter().map(|(_, segment)| segment).collect();
+    let mut listed = Listed::default();
     for class in [PackClass::Meta, PackClass::Data] {
-        let mut builder = SegmentBuilder::new(repository.group(), class);
+        let empty = || SegmentBuilder::new(repository.group(), class);
+        let mut builder = empty();
         for info in repository.list(&format!("{}/", class.prefix())).await? {
             let Ok(ObjectName::Pack(_, name)) = info.key.as_str().parse() else { continue };
             if indexed.contains(&name) || dead.contains(&name) || class_of_key(info.key.as_str()) != class {
                 continue;
             }
-            match read_directory(repository, class, &name).await {
-                Ok((pack, directory)) => {
-                    let number = builder.add_pack(pack);
-                    directory.entries(number).into_iter().for_each(|entry| builder.add(entry));
-                    count += 1;
+            match read_pack(repository, class, &name, &hints).await {
+                Ok(found) => {
+                    listed.take(&info.key, &found);
+                    let number = builder.add_pack(found.pack);
+                    found.entries.iter().for_each(|e| builder.add(IndexEntry { pack: number, ..*e }));
+                    if builder.len() >= entries_max {
+                        let full = std::mem::replace(&mut builder, empty());
+                        listed.created.push(put_segment(repository, full).await?);
+                    }
                 }
                 Err(error @ Error::Storage(_)) => return Err(error),
-                // Not a pack of ours, or damaged: it stays unlisted, and a prune removes it.
+                // Not a pack of ours, or damaged all over: it stays unlisted, and a prune removes it.
                 Err(error) => {
+                    listed.has_losses = true;
                     repository.monitor().problem(info.key.as_str(), &crate::error::one_line(&error))
                 }
             }
         }
-        if builder.is_empty() {
-            continue;
+        if !builder.is_empty() {
+            listed.created.push(put_segment(repository, builder).await?);
         }
-        let (_, sealed) = repository.seal_segment(builder, Vec::new())?;
-        let name = name_of(&sealed, repository.random_suffix());
-        let key = names::index_key(repository.group(), &name);
-        let size = sealed.len() as u64;
-        repository.put_new(&key, sealed).await?;
-        created.push((key.to_string(), size));
     }
-    Ok((created, count))
+    Ok(listed)
 }
 
-async fn read_directory(
+impl Listed {
+    fn take(&mut self, key: &Key, found: &Found) {
+        self.packs += 1;
+        if !found.is_sound {
+            self.damaged.push(key.to_string());
+            self.has_losses = true;
+        }
+    }
+}
+
+async fn put_segment(repository: &Repository, builder: SegmentBuilder) -> Result<(String, u64), Error> {
+    let (_, sealed) = repository.seal_segment(builder, Vec::new())?;
+    let (_, key) = repository.index_name(&sealed, repository.random_suffix());
+    let size = sealed.len() as u64;
+    repository.put_new(&key, sealed).await?;
+    Ok((key.to_string(), size))
+}
+
+/// What of a pack can be proved.
+struct Found {
+    pack: PackRef,
+    entries: Vec<IndexEntry>,
+    /// Its bytes have the hash in its name.
+    is_sound: bool,
+}
+
+async fn read_pack(
     repository: &Repository,
     class: PackClass,
     name: &ContentName,
-) -> Result<(PackRef, PackDirectory), Error> {
+    hints: &[Arc<Segment>],
+) -> Result<Found, Error> {
     let key = names::pack_key(class, name);
     let stored = repository.store().get(&key).await?;
-    if Digest::of(&stored) != name.digest() {
-        return Err(Error::damaged(&key, "its bytes do not have the hash in its name"));
-    }
-    let header_len = keepwell_crypto::header_len(&stored)?;
+    let is_sound = Digest::of(&stored) == name.digest();
+    let (size, header_len) = (stored.len() as u64, keepwell_crypto::header_len(&stored)?);
+    let header_len = u32::try_from(header_len).unwrap_or(u32::MAX);
     for domain in repository.access().domains() {
-        let Ok(plain) = keepwell_crypto::open(&domain.identities, &stored, stored.len() as u64) else {
-            continue;
+        let pack = PackRef { name: *name, size, header_len, domain: domain.id };
+        let opened = match is_sound {
+            true => keepwell_crypto::open(&domain.identities, &stored, size).ok(),
+            false => what_is_left(&domain.identities, &stored),
         };
-        let pack = PackRef {
-            name: *name,
-            size: stored.len() as u64,
-            header_len: u32::try_from(header_len).unwrap_or(u32::MAX),
-            domain: domain.id,
-        };
-        return Ok((pack, PackDirectory::of_plaintext(&plain)?));
+        let Some(plain) = opened else { continue };
+        let entries = proved(repository, class, &pack, &plain, hints)?;
+        return Ok(Found { pack, entries, is_sound });
     }
     Err(Error::damaged(&key, "no key at hand opens it"))
+}
+
+/// The plaintext of a damaged pack, with zeros in the place of each block that is damaged. `None` if none of the identities
+/// opens it.
+fn what_is_left(identities: &[Identity], stored: &[u8]) -> Option<Vec<u8>> {
+    let open = || OpenReader::new(identities, Cursor::new(stored)).ok();
+    let mut reader = open()?;
+    let mut plain = vec![0; usize::try_from(reader.plain_len()).ok()?];
+    for (number, block) in plain.chunks_mut(BLOCK_BYTES).enumerate() {
+        let at = SeekFrom::Start((number * BLOCK_BYTES) as u64);
+        if reader.seek(at).and_then(|_| reader.read_exact(block)).is_err() {
+            block.fill(0);
+            reader = open()?; // after damage it gives nothing more
+        }
+    }
+    Some(plain)
+}
+
+/// Of what a pack's directory and segments say of it, the entries that it bears out, one by one: the directory is signed by
+/// nobody, and damage spoils the frames that it lies in and no others. Fails if there are none.
+fn proved(
+    repository: &Repository,
+    class: PackClass,
+    pack: &PackRef,
+    plain: &[u8],
+    hints: &[Arc<Segment>],
+) -> Result<Vec<IndexEntry>, Error> {
+    let directory = PackDirectory::of_plaintext(plain);
+    let mut entries = directory.map(|directory| directory.entries(0)).unwrap_or_default();
+    entries.extend(hints.iter().filter(|s| s.class() == class).flat_map(|s| said_of(s, &pack.name)));
+    by_place(&mut entries);
+    let key = repository.id_key(pack.domain)?;
+    let kind = match class {
+        PackClass::Data => ChunkKind::Content,
+        PackClass::Meta => ChunkKind::Node,
+    };
+    let mut borne_out: Vec<IndexEntry> = Vec::new();
+    let place = |e: &IndexEntry| (e.frame_offset as usize, e.frame_length as usize);
+    for frame in entries.chunk_by(|a, b| place(a) == place(b)) {
+        let (from, length) = place(&frame[0]);
+        let stored = plain.get(from..from.saturating_add(length)).unwrap_or_default();
+        let Ok(decoded) = decode_frame(stored, None) else { continue };
+        let holds =
+            |e: &&IndexEntry| chunk_from_frame(&decoded, e.offset, e.length, &e.id, kind, key).is_ok();
+        borne_out.extend(frame.iter().filter(holds).copied());
+    }
+    match borne_out.is_empty() {
+        true => Err(Error::damaged(names::pack_key(class, &pack.name), "nothing in it can be proved")),
+        false => Ok(borne_out),
+    }
+}
+
+/// Entries of a segment for a pack, as far as it can be read.
+fn said_of(segment: &Segment, name: &ContentName) -> Vec<IndexEntry> {
+    let is_of = |e: &IndexEntry| segment.packs().get(e.pack as usize).is_some_and(|pack| pack.name == *name);
+    let read = segment.iter().map_while(|item| item.ok().map(|(_, entry)| entry));
+    read.filter(is_of).map(|entry| IndexEntry { pack: 0, ..entry }).collect()
 }

@@ -8,6 +8,8 @@
 
 mod hold;
 mod index;
+#[cfg(test)]
+mod index_tests;
 mod packs;
 mod put;
 mod records;
@@ -114,12 +116,19 @@ impl Repository {
     ) -> Result<RepairReport, Error> {
         let fence_after = options.fence_after;
         self.forget_records(); // what counts here is what the store holds
+        let mut vital = 0;
         if let Some(copy) = from {
-            report.records_restored = records::put_back(self, copy).await?;
+            (report.records_restored, vital) = records::put_back(self, copy).await?;
         }
         self.forget_records(); // some are other ones now
-        report.ends_fenced = records::end_again(self, &report.before, options.fence_unlisted).await?;
-        report.packs_indexed = index::list_again(self, &report.before).await?;
+        // What no key at hand opened, or nobody known had signed, may be sound by what was put back.
+        let mut found = if vital > 0 { self.examine(options.read).await? } else { report.before.clone() };
+        report.ends_fenced = records::end_again(self, &found, options.fence_unlisted).await?;
+        let listed = index::list_again(self, &found).await?;
+        report.packs_indexed = listed.packs;
+        for pack in &listed.damaged {
+            found.found(pack, "its bytes do not have the hash in its name");
+        }
         let mut replaced = Vec::new();
         if let Some(copy) = from {
             (report.snapshots_restored, replaced) = records::publish_again(self, copy).await?;
@@ -129,17 +138,13 @@ impl Repository {
             report.after = report.before.clone();
             return Ok(report);
         }
-        let (packs, chunks) = packs::replace(self, from, &report.before, fence_after).await?;
+        let (packs, chunks) = packs::replace(self, from, &found, fence_after).await?;
         (report.packs_replaced, report.chunks_restored) = (packs, chunks);
         if let Some(copy) = from {
-            report.chunks_restored += packs::fill(self, copy, &report.before).await?;
+            report.chunks_restored += packs::fill(self, copy, &found, listed.has_losses).await?;
         }
-        records::clear_away(self, &report.before, replaced, fence_after).await?;
-        match self.finish_plans(fence_after).await {
-            // What is wrong still hides what is needed: nobody can decide anything before that is clear.
-            Ok(()) | Err(Error::Damaged { .. } | Error::ChunkLost { .. }) => {}
-            Err(error) => return Err(error),
-        }
+        records::clear_away(self, &found, replaced, fence_after).await?;
+        self.finish_plans(fence_after).await?;
         sweep(self).await?; // claims that do not verify go with those of other sessions that have ended
         report.after = self.examine(options.read).await?;
         Ok(report)

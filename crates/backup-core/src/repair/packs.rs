@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use keepwell_catalog::names::{self, ObjectName};
 use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef, PackSet};
-use keepwell_crypto::SnapshotId;
+use keepwell_crypto::{ChunkId, SnapshotId};
 use tokio::runtime::Handle;
 
 use crate::Error;
 use crate::backup::begin_uploads;
 use crate::check::CheckReport;
-use crate::prune::move_frames;
-use crate::read::fetch_pack;
-use crate::repository::Repository;
+use crate::prune::{by_place, move_singly};
+use crate::repository::{Repository, read_plans};
 use crate::transfer::{Wanted, transfer};
 use crate::write::{Ending, PackSettings, Packer, Session};
 
@@ -36,15 +35,15 @@ pub(super) async fn replace(
     if bad.is_empty() {
         return Ok((0, 0));
     }
+    // What the index lists in packs that a prune has removed, or is about to, is sound nowhere either.
+    let mut unsound = read_plans(repository).await?.doomed_packs();
+    bad.keys().for_each(|name| unsound.insert(*name));
     repository.refresh_index().await?;
-    let entries = sound_nowhere_else(repository, &bad)?;
+    let entries = sound_nowhere_else(repository, &bad, &unsound)?;
     let session = Session::claim(repository).await?;
     let stored = match store_again(repository, copy, &bad, entries).await {
         Ok(stored) => stored,
-        Err(error) => {
-            session.abandon().await;
-            return Err(error);
-        }
+        Err(error) => return Err(session.fail(error).await),
     };
     session.end(Ending::index_only(stored.created)).await?;
     let condemned: Vec<String> = bad
@@ -53,21 +52,21 @@ pub(super) async fn replace(
         .map(|(name, class)| names::pack_key(*class, name).to_string())
         .collect();
     let replaced = condemned.len() as u64;
-    if !condemned.is_empty() {
-        repository.condemn(condemned, fence_after).await?;
-    }
-    Ok((replaced, stored.chunks))
+    let removed = condemned.is_empty() || repository.condemn(condemned, fence_after).await?;
+    Ok((if removed { replaced } else { 0 }, stored.chunks))
 }
 
 /// Takes from the copy what snapshots need and no index lists any more, because packs and the segments that listed them are
-/// lost. Gives how many chunks were stored.
+/// lost. Gives how many chunks were stored; what the copy has lost as well keeps the rest from nothing. Nothing is looked for
+/// where no chunk was missing, unless the run found losses since (`has_losses`).
 pub(super) async fn fill(
     repository: &Repository,
     copy: &Repository,
     before: &CheckReport,
+    has_losses: bool,
 ) -> Result<u64, Error> {
     let is_lost = |object: &str| object.starts_with("chunk ") || object == "tree";
-    if !before.findings.iter().any(|finding| is_lost(&finding.object)) {
+    if !has_losses && !before.findings.iter().any(|finding| is_lost(&finding.object)) {
         return Ok(0);
     }
     let here: BTreeSet<SnapshotId> = repository.snapshots().await?.iter().map(|s| s.id).collect();
@@ -75,8 +74,16 @@ pub(super) async fn fill(
     let filled = async {
         let uploads = begin_uploads(repository).await?;
         for snapshot in copy.snapshots().await?.iter().filter(|s| here.contains(&s.id)) {
-            if snapshot.manifest().is_ok_and(|manifest| !copy.is_erased(manifest.domain)) {
-                copy.fill(&uploads, snapshot).await?;
+            if !snapshot.manifest().is_ok_and(|manifest| !copy.is_erased(manifest.domain)) {
+                continue;
+            }
+            match copy.fill(&uploads, snapshot, pass_over).await {
+                // Its tree is damaged there too; other snapshots may lack less.
+                Err(error @ (Error::Damaged { .. } | Error::ChunkLost { .. } | Error::Catalog(_))) => {
+                    let reason = format!("the copy cannot give it: {}", crate::error::one_line(&error));
+                    repository.monitor().problem(&snapshot.short(), &reason);
+                }
+                filled => filled?,
             }
         }
         uploads.flush().await?;
@@ -88,10 +95,15 @@ pub(super) async fn fill(
             session.end(Ending::index_only(uploads.take_created())).await?;
             Ok(chunks)
         }
-        Err(error) => {
-            session.abandon().await;
-            Err(error)
-        }
+        Err(error) => Err(session.fail(error).await),
+    }
+}
+
+/// What the copy has lost too is passed over: the last check of the repair names it.
+fn pass_over(_: &PackRef, _: &[IndexEntry], error: Error) -> Result<(), Error> {
+    match error {
+        Error::Storage(error) if !error.is_not_found() => Err(Error::Storage(error)),
+        _ => Ok(()),
     }
 }
 
@@ -102,19 +114,19 @@ struct StoredAgain {
     still_needed: BTreeSet<ContentName>,
 }
 
-/// Entries of bad packs whose chunk has no location in a good one.
+/// Entries of bad packs whose chunk has no location but in unsound ones.
 fn sound_nowhere_else(
     repository: &Repository,
     bad: &Bad,
+    unsound: &PackSet,
 ) -> Result<BTreeMap<ContentName, Vec<IndexEntry>>, Error> {
     let index = repository.index();
-    let gone: PackSet = bad.keys().copied().collect();
     let mut needed: BTreeMap<ContentName, Vec<IndexEntry>> = BTreeMap::new();
     for (_, segment) in index.segments() {
         for item in segment.iter() {
             let (_, entry) = item?;
             let Some(pack) = segment.packs().get(entry.pack as usize) else { continue };
-            if bad.contains_key(&pack.name) && !index.contains_live(&entry.id, &gone)? {
+            if bad.contains_key(&pack.name) && !index.contains_live(&entry.id, unsound)? {
                 needed.entry(pack.name).or_default().push(entry);
             }
         }
@@ -134,10 +146,10 @@ async fn store_again(
     let task = tokio::task::spawn_blocking(move || {
         let mut wanted = Wanted::new();
         // By chunk, so that what the copy does not give after all is picked from what is left here.
-        let mut lies_in = BTreeMap::new();
+        let mut lies_in: BTreeMap<ChunkId, Vec<(ContentName, IndexEntry)>> = BTreeMap::new();
         let mut left: BTreeMap<ContentName, Vec<IndexEntry>> = BTreeMap::new();
         for (name, entries) in needed {
-            lies_in.extend(entries.iter().map(|entry| (entry.id, (name, *entry))));
+            entries.iter().for_each(|entry| lies_in.entry(entry.id).or_default().push((name, *entry)));
             let lacking = match &there {
                 Some(copy) => take_from_copy(copy, &entries, &mut wanted)?,
                 None => entries,
@@ -150,7 +162,7 @@ async fn store_again(
             let mut unread = |_: &PackRef, entries: &[IndexEntry], error| match error {
                 Error::Storage(error) if !error.is_not_found() => Err(Error::Storage(error)),
                 _ => {
-                    for (name, entry) in entries.iter().filter_map(|entry| lies_in.get(&entry.id)) {
+                    for (name, entry) in entries.iter().filter_map(|entry| lies_in.get(&entry.id)).flatten() {
                         left.entry(*name).or_default().push(*entry);
                     }
                     Ok(())
@@ -183,8 +195,7 @@ fn take_from_copy(
     for entry in entries {
         match index.find(&entry.id)?.into_iter().next() {
             Some(found) => {
-                let slot = wanted.entry((found.class, found.pack.name));
-                slot.or_insert_with(|| (found.pack, Vec::new())).1.push(found.entry);
+                wanted.entry((found.class, found.pack)).or_default().push(found.entry);
             }
             None => left.push(*entry),
         }
@@ -201,18 +212,20 @@ fn salvage(
     mut entries: Vec<IndexEntry>,
     handle: &Handle,
 ) -> Result<bool, Error> {
-    entries.sort_unstable_by_key(|e| (e.frame_offset, e.offset));
+    by_place(&mut entries);
     let index = repository.index();
-    let pack = index.segments().iter().find_map(|(_, s)| s.packs().iter().find(|p| p.name == *name).copied());
-    let Some(pack) = pack else { return Ok(false) };
-    let Ok(fetched) = handle.block_on(fetch_pack(repository, class, &pack)) else { return Ok(false) };
-    let mut packer = Packer::new(uploads, PackSettings::for_moved(repository, class, pack.domain)?)?;
-    let mut all = true;
-    for frame in entries.chunk_by(|a, b| a.frame_offset == b.frame_offset) {
-        if move_frames(&fetched.plain, class, &pack, frame, &mut packer, repository).is_err() {
-            all = false;
+    let mut said = BTreeSet::new();
+    for (_, segment) in index.segments() {
+        said.extend(segment.packs().iter().filter(|pack| pack.name == *name).copied());
+    }
+    // Where segments say different things of it, which is so shows when it is read.
+    for pack in said.iter().filter(|pack| repository.id_key(pack.domain).is_ok()) {
+        let mut packer = Packer::new(uploads, PackSettings::for_moved(repository, class, pack.domain)?)?;
+        let all = move_singly(class, pack, &entries, &mut packer, repository, handle)?;
+        packer.finish()?;
+        if all {
+            return Ok(true);
         }
     }
-    packer.finish()?;
-    Ok(all)
+    Ok(false)
 }

@@ -22,16 +22,21 @@ use crate::write::{Ending, Session, fence};
 const MIRRORED: [&str; 6] = ["commits/", "lists/", "retired/", "gc/", "state/", "sessions/"];
 
 /// Puts back records whose own bytes the copy holds, where they are missing here or not sound. What is sound here stays,
-/// whatever the copy says. Gives how many.
-pub(super) async fn put_back(repository: &Repository, copy: &Repository) -> Result<u64, Error> {
+/// whatever the copy says. Gives how many, and how many of them are trust and keys: then the repository goes by these, and
+/// what was found before was found without.
+pub(super) async fn put_back(repository: &Repository, copy: &Repository) -> Result<(u64, u64), Error> {
     let pin = repository.chain().fingerprint();
     let vital = restore_vital(repository.store(), copy.store(), pin, repository.now()).await?;
+    if !vital.is_empty() {
+        repository.refresh_trust().await?;
+    }
     let others = if copy.store_id() == repository.store_id() {
         from_mirror(repository, copy).await?
     } else {
         from_origins(repository, copy).await?
     };
-    Ok(vital.len() as u64 + others)
+    let vital = vital.len() as u64;
+    Ok((vital + others, vital))
 }
 
 /// From a copy byte for byte, made by other means than `copy`: everything that this store ever signed.
@@ -194,13 +199,13 @@ pub(super) async fn publish_again(
     };
     if copy.store_id() != repository.store_id() {
         let lost: Vec<Snapshot> = held.iter().filter(is_lost).cloned().collect();
-        published += copy.copy_to_store(repository, &lost).await?.copied.len() as u64;
+        published += copy.store_snapshots(repository, &lost).await?.copied.len() as u64;
     }
     Ok((published, replaced))
 }
 
 /// Condemns manifests and state that are damaged or missing, so that they go, or a scrub knows why they are gone. What is
-/// still needed stays, by the verdict.
+/// still needed stays, by the verdict; and so does everything while other damage hides what is needed.
 pub(super) async fn clear_away(
     repository: &Repository,
     before: &CheckReport,
@@ -216,7 +221,10 @@ pub(super) async fn clear_away(
         .map(|finding| finding.object.clone())
         .chain(replaced)
         .collect();
-    if bad.is_empty() { Ok(()) } else { repository.condemn(bad.into_iter().collect(), fence_after).await }
+    if !bad.is_empty() {
+        repository.condemn(bad.into_iter().collect(), fence_after).await?;
+    }
+    Ok(())
 }
 
 /// Commits `snapshot` under a manifest of its own again: that of `sound`, the same snapshot in the copy.
@@ -230,24 +238,15 @@ async fn publish(
     let origin = repository.origin_for(snapshot).await?;
     let session = Session::claim(repository).await?;
     let size = manifest.len() as u64;
-    let (name, key) = match repository.put_content(names::manifest_key, manifest.to_vec()).await {
+    let (name, key) = match repository.put_content(names::manifest_key, manifest).await {
         Ok(stored) => stored,
-        Err(error) => {
-            session.abandon().await;
-            return Err(error);
-        }
+        Err(error) => return Err(session.fail(error).await),
     };
     let ending = Ending {
-        kind: CommitKind::Snapshot,
-        manifest: Some((name, snapshot.id)),
-        complete: snapshot.commit.complete,
-        logical_bytes: snapshot.commit.logical_bytes,
-        capture: snapshot.commit.capture,
         state: snapshot.commit.state.clone(),
         dataset_tag: snapshot.commit.dataset_tag,
-        origin: Some(origin),
-        supersedes: Vec::new(),
         created: vec![(key.to_string(), size)],
+        ..Ending::again(&snapshot.commit, Some((name, snapshot.id)), origin)
     };
     session.end(ending).await.map(|_| ())
 }

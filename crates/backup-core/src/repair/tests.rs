@@ -4,22 +4,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef, SegmentBuilder, names};
+use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef, names};
 use keepwell_crypto::{ChunkId, DomainId};
 use keepwell_storage::{Fault, Faulty, Memory, ObjectStore, list_all};
 
 use super::RepairOptions;
 use crate::read::fetch_pack;
 use crate::repository::Repository;
-use crate::testing::{Thing, TreeModel, World, assert_same, back_up, block_on, noise, restored, snapshot_of};
-use crate::write::{Ending, Session, name_of};
+use crate::testing::{
+    Thing, TreeModel, World, assert_same, back_up, block_on, data_pack, noise, restored, say, snapshot_of,
+};
+use crate::write::{Ending, Session};
 use crate::{CheckOptions, Error, PruneOptions, ReadData};
 
-fn tree(seed: u64) -> TreeModel {
+pub(super) fn tree(seed: u64) -> TreeModel {
     TreeModel::default().with("d/a", Thing::file(noise(seed, 3_000))) // one frame, and so one pack
 }
 
-fn now() -> RepairOptions {
+pub(super) fn now() -> RepairOptions {
     RepairOptions { fence_after: Duration::ZERO, read: ReadData::Everything, ..RepairOptions::default() }
 }
 
@@ -27,7 +29,7 @@ fn thorough() -> PruneOptions {
     PruneOptions { max_unused: 0.0, fence_after: Duration::ZERO, ..PruneOptions::default() }
 }
 
-async fn flip(store: &dyn ObjectStore, name: &str, share: f64) {
+pub(super) async fn flip(store: &dyn ObjectStore, name: &str, share: f64) {
     let key = name.parse().unwrap();
     let mut bytes = store.get(&key).await.unwrap().to_vec();
     let at = (bytes.len() as f64 * share) as usize;
@@ -36,39 +38,16 @@ async fn flip(store: &dyn ObjectStore, name: &str, share: f64) {
     store.put_new(&key, Bytes::from(bytes)).await.unwrap();
 }
 
-async fn open(store: &Memory, world: &World) -> Repository {
+pub(super) async fn open(store: &Memory, world: &World) -> Repository {
     Repository::builder(Arc::new(store.clone())).open(world.key.clone()).await.unwrap()
 }
 
-async fn copy_of(world: &World) -> Memory {
+pub(super) async fn copy_of(world: &World) -> Memory {
     let copy = Memory::new();
     world.repository.create_copy(&copy).await.unwrap();
     let snapshots = world.repository.snapshots().await.unwrap();
     world.repository.copy_to_store(&open(&copy, world).await, &snapshots).await.unwrap();
     copy
-}
-
-/// Stores a segment that says these things of a pack. With `first`, under a name before that of every other.
-async fn say(repository: &Repository, class: PackClass, pack: PackRef, entries: &[IndexEntry], first: bool) {
-    loop {
-        let mut builder = SegmentBuilder::new(repository.group(), class);
-        let number = builder.add_pack(pack);
-        entries.iter().for_each(|entry| builder.add(IndexEntry { pack: number, ..*entry }));
-        let (_, sealed) = repository.seal_segment(builder, Vec::new()).unwrap();
-        let key = names::index_key(repository.group(), &name_of(&sealed, repository.random_suffix()));
-        let others = repository.list("index/").await.unwrap();
-        if !first || others.iter().all(|other| key < other.key) {
-            return repository.put_new(&key, sealed).await.unwrap();
-        }
-    }
-}
-
-/// The only data pack, with all that the index says of it.
-fn data_pack(repository: &Repository) -> (PackRef, Vec<IndexEntry>) {
-    let segments = repository.index().segments();
-    let (_, segment) = segments.iter().find(|(_, s)| s.class() == PackClass::Data).unwrap();
-    assert_eq!(segment.packs().len(), 1);
-    (segment.packs()[0], segment.iter().map(|item| item.unwrap().1).collect())
 }
 
 #[test]
@@ -216,5 +195,268 @@ fn a_backup_into_a_domain_that_is_not_there_leaves_no_open_session() {
         let source = Arc::new(crate::testing::MemorySource::new(tree(1)));
         world.repository.backup(source, options).await.unwrap_err();
         assert_eq!(world.names("sessions/").await, Vec::<String>::new());
+    });
+}
+
+/// A file of several frames, cut off at the end.
+pub(super) fn large(bytes: usize) -> TreeModel {
+    TreeModel::default().with("large", Thing::file(&noise(10, 2_400_000)[..bytes]))
+}
+
+/// Without a copy, a missing manifest hides what is needed: the report says so, and nothing else ends with an error.
+#[test]
+fn a_repair_ends_with_a_report_whatever_else_is_damaged() {
+    block_on(async {
+        let world = World::new().await;
+        let lost = back_up(&world.repository, &tree(1)).await;
+        let first = world.names("data/").await;
+        let second = back_up(&world.repository, &tree(2)).await;
+        let rotten = world.names("data/").await.into_iter().find(|name| !first.contains(name)).unwrap();
+        flip(&*world.store, &rotten, 0.5).await;
+        let manifest = snapshot_of(&world.repository, &lost).await.commit.manifest.unwrap();
+        world.delete(names::manifest_key(&manifest).as_str()).await;
+        let repository = world.open(&world.key).await;
+        let repaired = repository.repair(None, now()).await.unwrap();
+        assert!(!repaired.after.is_sound());
+        assert_eq!(repaired.packs_replaced, 0);
+        let plans = world.names("gc/").await;
+        repository.repair(None, now()).await.unwrap();
+        assert_eq!(world.names("gc/").await, plans, "a plan that cannot be decided is written once");
+        assert!(world.names("data/").await.contains(&rotten), "nothing was decided");
+        assert!(snapshot_of(&repository, &second).await.manifest().is_ok());
+    });
+}
+
+#[test]
+fn one_flipped_byte_costs_the_frame_that_it_lies_in() {
+    block_on(async {
+        let world = World::new().await;
+        back_up(&world.repository, &large(2_400_000)).await;
+        let (pack, entries) = data_pack(&world.repository);
+        let frames: std::collections::BTreeSet<u32> = entries.iter().map(|e| e.frame_offset).collect();
+        assert!(frames.len() > 2, "{frames:?}");
+        let key = names::pack_key(PackClass::Data, &pack.name);
+        flip(&*world.store, key.as_str(), 0.5).await;
+        let repository = world.open(&world.key).await;
+        let repaired = repository.repair(None, now()).await.unwrap();
+        assert!(!repaired.after.is_sound(), "what lies in the frame is lost");
+        let spoiled = |stored: u64| entries.len() as u64 - stored;
+        assert!(repaired.chunks_restored > 0 && spoiled(repaired.chunks_restored) > 0, "{repaired:?}");
+        assert!(world.names("data/").await.contains(&key.to_string()), "what is left of it stays");
+        let salvaged = fetch_all(&repository, &entries).await;
+        assert_eq!(salvaged as u64, repaired.chunks_restored);
+    });
+}
+
+/// How many of these chunks have a place that gives them.
+pub(super) async fn fetch_all(repository: &Repository, entries: &[IndexEntry]) -> usize {
+    repository.refresh_index().await.unwrap();
+    let (contents, entries) = (crate::read::Contents::new(repository), entries.to_vec());
+    let read = move || entries.iter().filter(|entry| contents.chunk(&entry.id).is_ok()).count();
+    tokio::task::spawn_blocking(read).await.unwrap()
+}
+
+/// A pack that is worth repacking and damaged is left alone, and stops no prune.
+#[test]
+fn a_prune_passes_over_a_damaged_pack_that_it_would_repack() {
+    block_on(async {
+        let world = World::new().await;
+        back_up(&world.repository, &large(2_400_000)).await;
+        let (pack, _) = data_pack(&world.repository);
+        let key = names::pack_key(PackClass::Data, &pack.name);
+        back_up(&world.repository, &large(1_800_000)).await;
+        let snapshots = world.repository.snapshots().await.unwrap();
+        world.repository.forget(&[(&snapshots[0], "old".into())]).await.unwrap();
+        flip(&*world.store, key.as_str(), 0.5).await;
+        let repository = world.open(&world.key).await;
+        repository.prune(thorough()).await.unwrap();
+        assert!(world.names("data/").await.contains(&key.to_string()));
+    });
+}
+
+#[test]
+fn a_lost_index_is_written_in_pieces() {
+    block_on(async {
+        let world = World::new().await;
+        for seed in 1..5 {
+            back_up(&world.repository, &tree(seed)).await;
+        }
+        let packs = world.names("data/").await.len() + world.names("meta/").await.len();
+        for name in world.names("index/").await {
+            world.delete(&name).await;
+        }
+        let repository = world.open(&world.key).await;
+        let listed = super::index::list_unlisted(&repository, &[], 1).await.unwrap();
+        assert_eq!((listed.created.len(), listed.packs as usize), (packs, packs));
+        assert_eq!(world.names("index/").await.len(), packs);
+        let repository = world.open(&world.key).await;
+        assert!(repository.check(CheckOptions { read: ReadData::Everything }).await.unwrap().is_sound());
+    });
+}
+
+/// What a repair that died holds outlives commits of the same host, and prunes, until its snapshot is there again.
+#[test]
+fn what_a_repair_holds_is_no_abandoned_capture() {
+    block_on(async {
+        let world = World::new().await;
+        let report = back_up(&world.repository, &tree(1)).await;
+        let old = snapshot_of(&world.repository, &report).await;
+        // Published twice, and the first of them retired: only the second protects it.
+        let mut done = Default::default();
+        world.repository.store_snapshot(&world.repository, &old, &mut done).await.unwrap();
+        world.repository.forget(&[(&old, "published again".into())]).await.unwrap();
+        let second = snapshot_of(&world.repository, &report).await;
+        let key = names::commit_key(second.commit.writer, second.commit.n);
+        let bytes = world.store.get(&key).await.unwrap();
+        super::hold::hold(&world.repository, &second.commit, &bytes).await.unwrap();
+        world.delete(key.as_str()).await;
+        // The repair dies; an untagged commit follows, as a copy into this store makes it.
+        let third = back_up(&world.repository, &tree(3)).await;
+        let third = snapshot_of(&world.repository, &third).await;
+        world.repository.store_snapshot(&world.repository, &third, &mut done).await.unwrap();
+        let repository = world.open(&world.key).await;
+        super::hold::release(&repository).await.unwrap();
+        let (ends, _) = crate::repository::read_ends(&repository).await.unwrap();
+        let retired = repository.retired().await.unwrap();
+        let is_held = |end: &&crate::repository::End| {
+            end.commit.kind == keepwell_catalog::CommitKind::Checkpoint
+                && !retired.contains(&(end.writer, end.n))
+        };
+        assert_eq!(ends.iter().filter(is_held).count(), 1, "it is held still");
+        assert!(crate::prune::stale_checkpoints(&ends, &retired).is_empty());
+        world.store.put_new(&key, bytes).await.unwrap();
+        let repository = world.open(&world.key).await;
+        super::hold::release(&repository).await.unwrap();
+        let retired = repository.retired().await.unwrap();
+        let held = ends.iter().filter(|end| end.commit.kind == keepwell_catalog::CommitKind::Checkpoint);
+        assert_eq!(held.filter(|end| !retired.contains(&(end.writer, end.n))).count(), 0, "and released");
+    });
+}
+
+/// The store gives back something else than it was given, and the cache knows better, or nothing does.
+#[test]
+fn a_copy_never_stores_a_rotten_manifest() {
+    block_on(async {
+        let world = World::new().await;
+        let report = back_up(&world.repository, &tree(1)).await;
+        let snapshot = snapshot_of(&world.repository, &report).await;
+        flip(&*world.store, names::manifest_key(&snapshot.commit.manifest.unwrap()).as_str(), 0.5).await;
+        let copy = open(&copy_of(&world).await, &world).await;
+        let copied = copy.snapshots().await.unwrap();
+        assert!(copied[0].manifest().is_ok(), "{:?}", copied[0].state);
+
+        let other = Memory::new();
+        world.repository.create_copy(&other).await.unwrap();
+        let other = open(&other, &world).await;
+        world.repository.forget_records();
+        let refused = world.repository.copy_to_store(&other, &[snapshot]).await;
+        assert!(matches!(refused, Err(Error::Damaged { .. })), "{refused:?}");
+        assert_eq!(other.snapshots().await.unwrap().len(), 0);
+    });
+}
+
+#[test]
+fn a_copy_whose_manifest_rots_is_stored_again_and_a_repair_clears_the_rest_away() {
+    block_on(async {
+        let world = World::new().await;
+        back_up(&world.repository, &tree(1)).await;
+        let snapshots = world.repository.snapshots().await.unwrap();
+        let copy = copy_of(&world).await;
+        let rotten = list_all(&copy, "manifests/").await.unwrap().pop().unwrap().key;
+        flip(&copy, rotten.as_str(), 0.5).await;
+        let target = open(&copy, &world).await;
+        let report = world.repository.copy_to_store(&target, &snapshots).await.unwrap();
+        assert_eq!((report.copied.len(), report.skipped.len()), (1, 0));
+        let report = world.repository.copy_to_store(&target, &snapshots).await.unwrap();
+        assert_eq!((report.copied.len(), report.skipped.len()), (0, 1));
+        let there = target.snapshots().await.unwrap();
+        assert_eq!(there.iter().filter(|s| s.manifest().is_ok()).count(), 1);
+        let repaired = target.repair(Some(&world.repository), now()).await.unwrap();
+        assert!(repaired.after.is_sound(), "{:?}", repaired.after.findings);
+        assert_eq!(target.snapshots().await.unwrap().len(), 1);
+    });
+}
+
+/// Two chunks that the index places at the same bytes: one is there, and the other is where the index says next.
+#[test]
+fn a_false_place_takes_no_chunk_from_a_copy() {
+    block_on(async {
+        let world = World::new().await;
+        back_up(&world.repository, &large(2_400_000)).await;
+        let (pack, entries) = data_pack(&world.repository);
+        let (first, second) = (entries[0], entries[1]);
+        let lie = IndexEntry { id: second.id, ..first };
+        say(&world.repository, PackClass::Data, pack, &[lie], true).await;
+        world.repository.refresh_index().await.unwrap();
+        let said = world.repository.locate(&second.id).unwrap();
+        assert!(said.iter().any(|place| place.entry.offset == lie.offset));
+
+        let store = Memory::new();
+        world.repository.create_copy(&store).await.unwrap();
+        let target = open(&store, &world).await;
+        let uploads = crate::backup::begin_uploads(&target).await.unwrap();
+        let mut wanted = crate::transfer::Wanted::new();
+        wanted.insert((PackClass::Data, pack), vec![first, lie, lie]);
+        let (origin, there, handle) =
+            (world.repository.clone(), uploads.clone(), tokio::runtime::Handle::current());
+        let moved = tokio::task::spawn_blocking(move || {
+            crate::transfer::transfer(&origin, &there, wanted, &handle, &mut |_, _, error| Err(error))
+        });
+        moved.await.unwrap().unwrap();
+        uploads.flush().await.unwrap();
+        assert_eq!(fetch_all(&target, &[first, second]).await, 2);
+    });
+}
+
+/// A chunk that lies in two damaged packs, and that the copy does not give either, is taken from whichever holds it.
+#[test]
+fn of_two_damaged_packs_each_gives_what_it_still_holds() {
+    block_on(async {
+        let world = World::new().await;
+        back_up(&world.repository, &large(2_400_000)).await;
+        let (pack, entries) = data_pack(&world.repository);
+        let copy = copy_of(&world).await;
+        let there = list_all(&copy, "data/").await.unwrap().pop().unwrap().key;
+        flip(&copy, there.as_str(), 0.5).await;
+        let stored = fetch_pack(&world.repository, PackClass::Data, &pack).await.unwrap().stored;
+        let twin = PackRef { name: ContentName::new(&pack.name.digest(), [0xab; 4]), ..pack };
+        world.store.put_new(&names::pack_key(PackClass::Data, &twin.name), stored).await.unwrap();
+        say(&world.repository, PackClass::Data, twin, &entries, false).await;
+        flip(&*world.store, names::pack_key(PackClass::Data, &pack.name).as_str(), 0.5).await;
+        flip(&*world.store, names::pack_key(PackClass::Data, &twin.name).as_str(), 0.1).await;
+        let repository = world.open(&world.key).await;
+        repository.repair(Some(&open(&copy, &world).await), now()).await.unwrap();
+        assert_eq!(fetch_all(&repository, &entries).await, entries.len());
+        let again = repository.repair(None, now()).await.unwrap();
+        assert!(again.after.is_sound(), "{:?}", again.after.findings);
+    });
+}
+
+/// A store that lost a rotation: what was sealed since looks damaged until the keys are back, and is not.
+#[test]
+fn trust_that_a_repair_puts_back_counts_at_once() {
+    block_on(async {
+        let world = World::new().await;
+        let before = (world.names("trust/").await, world.names("keys/").await);
+        world.repository.rotate_keys().await.unwrap();
+        let owner = world.open(&world.key).await;
+        let report = back_up(&owner, &tree(1)).await;
+        let copy =
+            copy_of(&World { repository: owner, store: Arc::clone(&world.store), key: world.key.clone() })
+                .await;
+        for name in [world.names("trust/").await, world.names("keys/").await].concat() {
+            if !before.0.contains(&name) && !before.1.contains(&name) {
+                world.delete(&name).await;
+            }
+        }
+        let stored = async || [world.names("index/").await, world.names("data/").await].concat();
+        let objects = stored().await;
+        let repository = world.open(&world.key).await;
+        let repaired = repository.repair(Some(&open(&copy, &world).await), now()).await.unwrap();
+        assert!(!repaired.before.is_sound() && repaired.after.is_sound(), "{:?}", repaired.after.findings);
+        assert_eq!((repaired.packs_indexed, repaired.packs_replaced, repaired.snapshots_restored), (0, 0, 0));
+        assert_eq!(stored().await, objects, "nothing of it was damaged");
+        let snapshot = snapshot_of(&repository, &report).await;
+        assert_same(&restored(&repository, &snapshot).await, &tree(1).as_restored());
     });
 }

@@ -140,7 +140,9 @@ async fn signed_store_id(store: &dyn ObjectStore, chain: &Chain) -> Result<Optio
     for info in list_all(store, "commits/").await? {
         let Ok(ObjectName::Commit(writer, n)) = info.key.as_str().parse() else { continue };
         let Some(bytes) = get(store, &info.key).await? else { continue };
-        if let Ok(end) = verify_end(chain, None, writer, n, &bytes) {
+        if let Ok(end) = verify_end(chain, None, writer, n, &bytes)
+            && end.refused.is_none()
+        {
             *votes.entry(end.commit.store).or_default() += 1;
         }
         if votes.values().sum::<usize>() >= ENDS_READ {

@@ -1,5 +1,8 @@
 //! What a credential opens.
 
+use std::sync::OnceLock;
+
+use keepwell_crypto::keyfile::{MemberKeys, OwnerKeys};
 use keepwell_crypto::keyring::{DomainKeys, GroupKeys};
 use keepwell_crypto::trust::Roles;
 use keepwell_crypto::{DomainId, GroupId, Identity, MemberId, Recipient, RepositoryId, SigningKey};
@@ -17,12 +20,52 @@ pub struct Access {
     /// The member's own age identity, for its state.
     pub(crate) state: Option<Identity>,
     /// The owner's root key and identity, if the credential is an owner's.
-    pub(crate) owner: Option<keepwell_crypto::keyfile::OwnerKeys>,
+    pub(crate) owner: Option<OwnerKeys>,
     pub(crate) group: GroupId,
     pub(crate) groups: Vec<GroupKeys>,
+    /// The newest record of the trust chain when the keys were read.
+    pub(crate) as_of: u64,
+}
+
+/// What an open repository can open. Renewed keys come behind older ones, which stay for whoever borrowed them.
+#[derive(Debug)]
+pub(super) struct Accesses {
+    access: Access,
+    newer: OnceLock<Box<Self>>,
+}
+
+impl Accesses {
+    pub fn new(access: Access) -> Self {
+        Self { access, newer: OnceLock::new() }
+    }
+
+    pub fn newest(&self) -> &Access {
+        &self.last().access
+    }
+
+    pub fn renew(&self, access: Access) {
+        let mut next = Box::new(Self::new(access));
+        while let Err(back) = self.last().newer.set(next) {
+            next = back; // somebody else renewed them at the same moment
+        }
+    }
+
+    fn last(&self) -> &Self {
+        let mut last = self;
+        while let Some(newer) = last.newer.get() {
+            last = newer;
+        }
+        last
+    }
 }
 
 impl Access {
+    /// The member's part of the key file that this was opened with.
+    pub(super) fn member_keys(&self) -> Option<MemberKeys> {
+        let keys = self.signing.clone().zip(self.state.clone()).zip(self.roles);
+        keys.map(|((signing, identity), roles)| MemberKeys { identity, signing, roles })
+    }
+
     /// Whether the credential holds an owner's keys.
     pub fn is_owner(&self) -> bool {
         self.owner.is_some()

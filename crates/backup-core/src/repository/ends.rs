@@ -8,8 +8,8 @@ use keepwell_catalog::{Commit, CommitKind};
 use keepwell_crypto::trust::{Chain, Roles, TrustError};
 use keepwell_crypto::{Digest, MemberId, Signed, StoreId};
 
-use super::Repository;
 use super::seen::Reading;
+use super::{Repository, Snapshot};
 use crate::Error;
 use crate::parallel;
 use crate::planted::planted;
@@ -26,6 +26,8 @@ pub(crate) struct End {
     pub commit: Commit,
     /// When the store received it, by its own clock, if a listing told.
     pub stored: Option<i64>,
+    /// Why nothing that it says counts, if its writer was revoked before: then `commit` is a fence, whatever it was.
+    pub refused: Option<String>,
 }
 
 /// Ends of the writer itself that the listing at a claim goes back by, beyond the newest: datasets that are captured in
@@ -239,6 +241,17 @@ impl Repository {
     pub(crate) async fn read_end(&self, writer: MemberId, n: u64) -> Result<End, Error> {
         read_end(self, writer, n).await
     }
+
+    /// The bytes of a snapshot's commit, proved to be that commit.
+    pub(crate) async fn commit_bytes(&self, snapshot: &Snapshot) -> Result<Vec<u8>, Error> {
+        let (writer, n) = snapshot.place();
+        let key = names::commit_key(writer, n);
+        let prove = |bytes: &[u8]| match prover(self, writer, n)(bytes)?.commit == snapshot.commit {
+            true => Ok(bytes.to_vec()),
+            false => Err(Error::damaged(&key, "it is another commit than was read a moment ago")),
+        };
+        self.records().get(&key, prove).await
+    }
 }
 
 /// Reads and verifies one end: signed by the writer itself, or a fence by a keeper.
@@ -253,7 +266,8 @@ fn prover(repository: &Repository, writer: MemberId, n: u64) -> impl Fn(&[u8]) -
     }
 }
 
-/// Verifies the stored bytes of an end, with public information only. `store` is left open where it is not known.
+/// Verifies the stored bytes of an end, with public information only. `store` is left open where it is not known. What a
+/// revoked writer committed is a fence.
 pub(crate) fn verify_end(
     chain: &Chain,
     store: Option<StoreId>,
@@ -274,14 +288,40 @@ pub(crate) fn verify_end(
         (false, CommitKind::Fence) => chain.verify_author(&signed, Commit::KIND, Roles::KEEPER),
         (false, _) => return Err(Error::damaged(&key, "it is not signed by its writer")),
     };
-    let verified = match (planted("believe-revoked"), verified) {
-        (true, Err(TrustError::Revoked { .. })) => Ok(()),
-        (_, verified) => verified,
+    // It is an end all the same, if its author signed it: its number is taken, and nothing hides behind it.
+    let (verified, refused) = match verified {
+        Err(error @ TrustError::Revoked { .. }) => {
+            let why = (!planted("believe-revoked")).then(|| crate::error::one_line(&error));
+            (chain.verify_author(&signed, Commit::KIND, may_write), why)
+        }
+        verified => (verified, None),
     };
     if !planted("believe-unsigned") {
         verified.map_err(|e| Error::damaged(&key, e))?;
     }
-    let by_keeper =
-        commit.kind == CommitKind::Fence && chain.verify_author(&signed, Commit::KIND, Roles::KEEPER).is_ok();
-    Ok(End { writer, n, digest: Digest::of(bytes), by_keeper, commit, stored: None })
+    let by_keeper = refused.is_none()
+        && commit.kind == CommitKind::Fence
+        && chain.verify_author(&signed, Commit::KIND, Roles::KEEPER).is_ok();
+    let commit = if refused.is_some() { without_a_word(commit) } else { commit };
+    Ok(End { writer, n, digest: Digest::of(bytes), by_keeper, commit, stored: None, refused })
+}
+
+/// What is left of a commit that is refused.
+fn without_a_word(commit: Commit) -> Commit {
+    Commit {
+        kind: CommitKind::Fence,
+        previous: Vec::new(),
+        seen: Vec::new(),
+        manifest: None,
+        snapshot: None,
+        list: None,
+        complete: false,
+        logical_bytes: 0,
+        capture: None,
+        origin: None,
+        state: Vec::new(),
+        dataset_tag: None,
+        supersedes: Vec::new(),
+        ..commit
+    }
 }

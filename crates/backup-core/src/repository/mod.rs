@@ -1,15 +1,19 @@
 //! An open repository: its store, its keys, its index.
 
 mod access;
-mod cached_segment;
 mod create;
 mod ends;
+mod fetch;
 mod index;
 mod open;
 mod plans;
+mod ranges;
+#[cfg(test)]
+mod ranges_tests;
 mod records;
 mod seen;
 mod snapshots;
+mod stored_segment;
 #[cfg(test)]
 mod tests;
 mod trust;
@@ -18,7 +22,7 @@ use std::fmt;
 use std::sync::{Arc, RwLock, Weak};
 
 use bytes::Bytes;
-use keepwell_catalog::{ContentName, IndexSet, PackSet, SegmentBuilder, names};
+use keepwell_catalog::{ContentName, PackSet, SegmentBuilder, names};
 use keepwell_crypto::keyring::DomainKeys;
 use keepwell_crypto::trust::{Chain, Roles};
 use keepwell_crypto::{
@@ -37,7 +41,9 @@ pub(crate) use ends::{
     Before, End, OwnEnds, read_before, read_ends, read_ends_anew, read_own_ends, verify_end,
 };
 pub(crate) use plans::{Plans, may_be_condemned, read_plans, read_plans_anew, read_verdict};
-pub(crate) use trust::{advance_chain, read_chain, read_keyring, reading_keyring, remember_head};
+pub(crate) use trust::{
+    HEAD, advance_chain, read_chain, read_erasable, read_keyring, reading_keyring, remember_head,
+};
 
 use crate::Error;
 use crate::cache::Cache;
@@ -81,8 +87,8 @@ struct Inner {
     store: Arc<dyn ObjectStore>,
     store_id: StoreId,
     chain: RwLock<Chain>,
-    access: Access,
-    index: RwLock<Arc<IndexSet>>,
+    access: access::Accesses,
+    index: RwLock<index::HeldIndex>,
     /// Packs that were found missing: the index may list them for a while yet, and other places are tried first.
     gone: RwLock<PackSet>,
     cache: Cache,
@@ -106,7 +112,7 @@ impl fmt::Debug for Repository {
 impl Repository {
     /// The repository's id, the same in every copy of it.
     pub fn id(&self) -> RepositoryId {
-        self.0.access.repository
+        self.access().repository
     }
 
     /// The id of this one store.
@@ -119,9 +125,9 @@ impl Repository {
         &*self.0.store
     }
 
-    /// What the credential may do.
+    /// What the credential may do, as of when the keys were last read: on opening, and before a copy.
     pub fn access(&self) -> &Access {
-        &self.0.access
+        self.0.access.newest()
     }
 
     /// The trust chain as read when the repository was opened, with what was appended since.
@@ -132,6 +138,10 @@ impl Repository {
     /// Whether an owner has destroyed the keys of a domain.
     pub fn is_erased(&self, domain: DomainId) -> bool {
         self.0.chain.read().unwrap_or_else(std::sync::PoisonError::into_inner).is_erased(&domain)
+    }
+
+    fn renew_access(&self, access: Access) {
+        self.0.access.renew(access);
     }
 
     pub(crate) fn chain_lock(&self) -> &RwLock<Chain> {
@@ -189,11 +199,11 @@ impl Repository {
 
     /// The group that new snapshots belong to.
     pub(crate) fn group(&self) -> GroupId {
-        self.0.access.group().id
+        self.access().group().id
     }
 
     pub(crate) fn domain(&self) -> &DomainKeys {
-        self.0.access.domain()
+        self.access().domain()
     }
 
     /// The keys of a domain; [`Error::Erased`] if nobody has them any more.
@@ -211,7 +221,7 @@ impl Repository {
     pub(crate) fn data_identities(&self, domain: DomainId) -> Result<&[Identity], Error> {
         let keys = self.domain_keys(domain)?;
         if keys.identities.is_empty() {
-            Err(self.0.access.cannot("decrypt what it backs up"))
+            Err(self.access().cannot("decrypt what it backs up"))
         } else {
             Ok(&keys.identities)
         }
@@ -223,7 +233,7 @@ impl Repository {
     }
 
     pub(crate) fn signer(&self, action: &'static str) -> Result<&SigningKey, Error> {
-        self.0.access.signing.as_ref().ok_or_else(|| self.0.access.cannot(action))
+        self.access().signing.as_ref().ok_or_else(|| self.access().cannot(action))
     }
 
     /// The member that commits, if this credential may.
@@ -304,7 +314,7 @@ impl Repository {
 
     /// Seals the plaintext of a segment to the group.
     pub(crate) fn seal_index(&self, plain: &[u8]) -> Result<Bytes, Error> {
-        Ok(keepwell_crypto::seal(&[self.0.access.index_recipient()?], plain)?.into())
+        Ok(keepwell_crypto::seal(&[self.access().index_recipient()?], plain)?.into())
     }
 
     pub(crate) fn index_name(&self, sealed: &[u8], suffix: [u8; 4]) -> (ContentName, Key) {

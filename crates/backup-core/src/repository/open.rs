@@ -2,17 +2,19 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use keepwell_catalog::Segment;
 use keepwell_catalog::names::ObjectName;
-use keepwell_catalog::{Segment, open_record};
-use keepwell_crypto::keyfile::KeyFile;
+use keepwell_crypto::keyfile::{KeyFile, MemberKeys, OwnerKeys};
 use keepwell_crypto::keyring::DomainKeys;
-use keepwell_crypto::trust::Chain;
-use keepwell_crypto::{Digest, DomainId, Identity, MemberId, Recipient, RepositoryId, StoreId};
+use keepwell_crypto::trust::{Chain, Domain};
+use keepwell_crypto::{Digest, DomainId, GroupId, Identity, MemberId, Recipient, RepositoryId, StoreId};
 use keepwell_storage::{Key, ObjectStore, list_all};
 use serde::{Deserialize, Serialize};
 
+use super::access::Accesses;
+use super::index::HeldIndex;
 use super::records::Records;
-use super::trust::{follow_chain, open_chain_at, read_keyring, reading_keyring};
+use super::trust::{follow_chain, open_chain_at, read_erasable, read_keyring, reading_keyring};
 use super::{Access, Inner, Limits, Repository};
 use crate::Error;
 use crate::cache::Cache;
@@ -22,8 +24,6 @@ use crate::monitor::{Monitor, Silent};
 use crate::read::{Copies, CopySet};
 
 pub(super) const HINT_KEY: &str = "keepwell.json";
-/// Largest keys of an erasable domain that are decoded.
-const KEYS_MAX: usize = 1 << 20;
 /// Packs grow from this …
 const PACK_BYTES_MIN: usize = 16 << 20;
 /// … to this, with the size of the repository.
@@ -117,6 +117,16 @@ impl Repository {
             copies: None,
             cancel: Cancel::default(),
         }
+    }
+
+    /// Takes in what owners appended since this was opened, and the keys that came with it. Gives the chain as it is now.
+    pub(crate) async fn refresh_trust(&self) -> Result<Chain, Error> {
+        let chain = self.refreshed_chain().await?;
+        if self.access().as_of != chain.head().0 {
+            let (owner, member) = (self.access().owner.clone(), self.access().member_keys());
+            self.renew_access(open_access(&self.records(), &chain, owner, member).await?);
+        }
+        Ok(chain)
     }
 
     /// The keys of the domain that new content is sealed to.
@@ -218,13 +228,13 @@ impl Builder {
                 chain.repository_id()
             )));
         }
-        let access = open_access(&records, &chain, key).await?;
-        let index = RwLock::new(Repository::empty_index(self.limits.memory_bytes));
+        let access = open_access(&records, &chain, key.owner, key.member).await?;
+        let index = RwLock::new(HeldIndex::empty(self.limits.memory_bytes));
         Ok(Repository(Arc::new(Inner {
             store,
             store_id,
             chain: RwLock::new(chain),
-            access,
+            access: Accesses::new(access),
             index,
             gone: RwLock::default(),
             cache,
@@ -238,18 +248,24 @@ impl Builder {
     }
 }
 
-async fn open_access(records: &Records<'_>, chain: &Chain, key: KeyFile) -> Result<Access, Error> {
+async fn open_access(
+    records: &Records<'_>,
+    chain: &Chain,
+    owner: Option<OwnerKeys>,
+    member: Option<MemberKeys>,
+) -> Result<Access, Error> {
     let mut access = Access {
-        repository: key.repository,
+        repository: chain.repository_id(),
         member: None,
         roles: None,
         signing: None,
         state: None,
-        owner: key.owner,
+        owner,
         group: keepwell_crypto::GroupId::from_bytes([0; 4]),
         groups: Vec::new(),
+        as_of: chain.head().0,
     };
-    let (keyring_of, identity) = match (key.member, &access.owner) {
+    let (keyring_of, identity) = match (member, &access.owner) {
         (Some(member), _) => {
             let id = member.signing.member_id();
             let known =
@@ -272,12 +288,11 @@ async fn open_access(records: &Records<'_>, chain: &Chain, key: KeyFile) -> Resu
         (None, None) => return Err(Error::WrongKey("it holds no keys".into())),
     };
     let erasable = match identity {
-        Some(identity) => read_erasable(records.store, chain, keyring_of, identity).await?,
+        Some(identity) => open_erasable(records.store, chain, keyring_of, identity).await?,
         None => Vec::new(),
     };
-    for (domain, keys) in erasable {
-        let group = chain.domain(&domain).map(|d| d.group);
-        if let Some(group) = access.groups.iter_mut().find(|g| Some(g.id) == group) {
+    for (group, keys) in erasable {
+        if let Some(group) = access.groups.iter_mut().find(|g| g.id == group) {
             group.domains.push(keys);
         }
     }
@@ -295,38 +310,28 @@ fn check_groups(access: &Access) -> Result<(), Error> {
 }
 
 /// The member's keys of every erasable domain that was not erased.
-async fn read_erasable(
+async fn open_erasable(
     store: &dyn ObjectStore,
     chain: &Chain,
     member: MemberId,
     identity: &Identity,
-) -> Result<Vec<(DomainId, DomainKeys)>, Error> {
-    let mut found: Vec<(DomainId, DomainKeys)> = Vec::new();
-    if !chain.domains().any(|domain| domain.erasable && !chain.is_erased(&domain.id)) {
-        return Ok(found);
-    }
-    // Never from the cache: these objects are apart so that they can be destroyed.
-    for info in list_all(store, "keys/erasable/").await? {
-        let Ok(ObjectName::ErasableKey { domain, member: whose, .. }) = info.key.as_str().parse() else {
-            continue;
-        };
-        if whose != member || chain.is_erased(&domain) || chain.domain(&domain).is_none() {
-            continue;
+) -> Result<Vec<(GroupId, DomainKeys)>, Error> {
+    let mut found = Vec::new();
+    let domains: Vec<&Domain> =
+        chain.domains().filter(|domain| domain.erasable && !chain.is_erased(&domain.id)).collect();
+    let Some(member) = chain.member(&member).filter(|_| !domains.is_empty()) else { return Ok(found) };
+    let listed = list_all(store, "keys/erasable/").await?;
+    for domain in domains {
+        let mut keys = Vec::new();
+        for info in &listed {
+            if let Ok(ObjectName::ErasableKey { domain: of, member: whose, .. }) = info.key.as_str().parse()
+                && (of, whose) == (domain.id, member.id())
+            {
+                keys.push(info.key.clone());
+            }
         }
-        let sealed = match store.get(&info.key).await {
-            Ok(sealed) => sealed,
-            Err(error) if error.is_not_found() => continue, // erased meanwhile
-            Err(error) => return Err(error.into()),
-        };
-        let opened = open_record(std::slice::from_ref(identity), &sealed, KEYS_MAX);
-        // Anybody can put something here, and seal it to a member; what counts is what an owner signed. Of a rotation
-        // that was not completed the keys are there, and not in force.
-        let Some(keys) = opened.ok().and_then(|bytes| DomainKeys::from_bytes(&bytes).ok()) else { continue };
-        if keys.id != domain || chain.domain(&domain).is_none_or(|d| d.recipient != keys.recipient) {
-            continue;
-        }
-        found.retain(|(d, _)| *d != domain);
-        found.push((domain, keys));
+        let opened = read_erasable(store, domain, member, identity, &keys).await?;
+        found.extend(opened.map(|keys| (domain.group, keys)));
     }
     Ok(found)
 }

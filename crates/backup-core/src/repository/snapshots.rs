@@ -81,6 +81,13 @@ impl Snapshot {
             != (self.commit.store, self.commit.writer, self.commit.n)
     }
 
+    /// Writer and number of the commit by which the capture first became a snapshot; copies and rewritten snapshots keep
+    /// it, those under other keys have their own. A writer's numbers only grow: whoever remembers one can tell that a store
+    /// which shows no such number was set back.
+    pub fn first_place(&self) -> (MemberId, u64) {
+        (self.first.writer, self.first.n)
+    }
+
     /// Writer and number of its commit.
     pub(crate) fn place(&self) -> (MemberId, u64) {
         (self.commit.writer, self.commit.n)
@@ -93,12 +100,16 @@ impl Repository {
     /// Those of one writer stand in the order of their numbers, whatever its clock said; those of several by the times
     /// that the store tells, or else by those of the commits. Copies and rewritten snapshots stand where the first did.
     ///
-    /// A damaged manifest does not hide its snapshot. Commits that do not verify are reported to the monitor and left
-    /// out. Costs two listings, and two requests per snapshot where the cache does not hold its records.
+    /// A damaged manifest does not hide its snapshot. Commits that do not verify, and those of revoked writers, are reported
+    /// to the monitor and left out. Costs two listings, and two requests per snapshot where the cache does not hold its
+    /// records.
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>, Error> {
         let (ends, undecided) = read_ends(self).await?;
         for (name, reason) in &undecided {
             self.monitor().problem(name, reason);
+        }
+        for (end, reason) in ends.iter().filter_map(|end| Some((end, end.refused.as_ref()?))) {
+            self.monitor().problem(names::commit_key(end.writer, end.n).as_str(), reason);
         }
         let retired = self.retired_as_far_as_readable().await?;
         let is_snapshot = |end: &End| {

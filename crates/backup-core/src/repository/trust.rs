@@ -1,9 +1,11 @@
 //! The trust chain and what it names: read once, then only what is new.
 
-use keepwell_catalog::{names, open_record};
+use std::ops::Deref;
+
+use keepwell_catalog::{CatalogError, names, open_keys};
 use keepwell_crypto::keyring::{DomainKeys, GroupKeys, Keyring};
-use keepwell_crypto::trust::{Chain, Member, Roles};
-use keepwell_crypto::{Digest, Identity, MemberId, Recipient};
+use keepwell_crypto::trust::{Chain, Domain, Member, Roles};
+use keepwell_crypto::{ChunkKind, CryptoError, Digest, Identity, MemberId, Recipient};
 use keepwell_storage::{Key, ObjectStore};
 
 use super::records::Records;
@@ -12,8 +14,10 @@ use crate::cache::Cache;
 
 /// Largest keyring that is decoded.
 const KEYRING_MAX: usize = 4 << 20;
+/// Largest keys of an erasable domain that are decoded.
+const KEYS_MAX: usize = 1 << 20;
 /// Number and digest of the newest record that this host has seen in a store.
-const HEAD: &str = "trust.head";
+pub(crate) const HEAD: &str = "trust.head";
 
 /// Reads and verifies the trust chain of a store, without a cache.
 pub(crate) async fn read_chain(store: &dyn ObjectStore, pin: Option<Digest>) -> Result<Chain, Error> {
@@ -157,8 +161,7 @@ pub(crate) async fn read_keyring(
         if Digest::of(sealed) != reference.digest {
             return Err(Error::damaged(&key, "it is not the keyring that the trust chain names"));
         }
-        let opened = open_record(std::slice::from_ref(identity), sealed, KEYRING_MAX);
-        let bytes = opened.map_err(|e| Error::damaged(&key, e))?;
+        let bytes = opened_by(identity, sealed, KEYRING_MAX)?.map_err(|e| Error::damaged(&key, e))?;
         Keyring::from_bytes(&bytes).map_err(|e| Error::damaged(&key, e))
     });
     let keyring = keyring.await?;
@@ -166,6 +169,19 @@ pub(crate) async fn read_keyring(
         return Err(Error::damaged(&key, "it belongs to somebody else"));
     }
     Ok(keyring)
+}
+
+/// What is sealed to others, or damaged, is told apart from a device with the key that does not answer: of what that would
+/// have opened nothing is known.
+fn opened_by(
+    identity: &Identity,
+    sealed: &[u8],
+    limit_bytes: usize,
+) -> Result<Result<impl Deref<Target = Vec<u8>>, CatalogError>, Error> {
+    match open_keys(std::slice::from_ref(identity), sealed, limit_bytes) {
+        Err(CatalogError::Open { source: source @ CryptoError::Device { .. } }) => Err(source.into()),
+        opened => Ok(opened),
+    }
 }
 
 /// To whom to seal is what the chain says: a keyring may hold keys of a rotation that is not complete yet, and which
@@ -186,6 +202,45 @@ pub(super) fn follow_chain(chain: &Chain, groups: &mut [GroupKeys]) {
             }
         }
     }
+}
+
+/// The keys of an erasable domain that a member was given, from the objects under its name, in the order of their numbers.
+/// `identity` is the member's or an owner's.
+///
+/// Anybody who may create objects can put something there, and seal it to a member and the owners; the recipient that the
+/// chain names is no secret either. So the keys of whoever reads have to open what is sealed to that recipient. A mere writer
+/// has nothing that would, and goes by the id key that it was given first. Of several that fit the first counts. Of a
+/// rotation that was not completed the keys are there, and not in force.
+///
+/// Never from the cache: these objects are apart so that they can be destroyed.
+pub(crate) async fn read_erasable(
+    store: &dyn ObjectStore,
+    domain: &Domain,
+    member: &Member,
+    identity: &Identity,
+    objects: &[Key],
+) -> Result<Option<DomainKeys>, Error> {
+    let reads = member.roles.intersects(Roles::READER | Roles::KEEPER);
+    let mut first = None;
+    for key in objects {
+        let sealed = match store.get(key).await {
+            Ok(sealed) => sealed,
+            Err(error) if error.is_not_found() => continue, // erased meanwhile
+            Err(error) => return Err(error.into()),
+        };
+        let opened = opened_by(identity, &sealed, KEYS_MAX)?;
+        let Some(keys) = opened.ok().and_then(|bytes| DomainKeys::from_bytes(&bytes).ok()) else { continue };
+        if keys.id != domain.id {
+            continue;
+        }
+        let shows = keys.id_key.chunk_id(ChunkKind::Content, b"");
+        let is_genuine =
+            if reads { holds(&keys, &domain.recipient) } else { *first.get_or_insert(shows) == shows };
+        if is_genuine && keys.recipient == domain.recipient {
+            return Ok(Some(keys));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether what is sealed to a recipient can be opened.
@@ -216,9 +271,66 @@ pub(crate) async fn reading_keyring(
             Ok(keyring) if is_current(member, &keyring) => return Ok((member.clone(), keyring)),
             Ok(keyring) => _ = older.get_or_insert((member.clone(), keyring)),
             Err(Error::Storage(error)) if !error.is_not_found() => return Err(Error::Storage(error)),
+            Err(error @ Error::Crypto(_)) => return Err(error), // the device does not answer
             Err(error) => _ = failed.get_or_insert(error),
         }
     }
     let nobody = || Error::WrongKey("no member has a keyring that can read".into());
     older.ok_or_else(|| failed.unwrap_or_else(nobody))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use bytes::Bytes;
+    use keepwell_catalog::seal_record;
+    use keepwell_crypto::{DeviceError, KeyAgreement};
+
+    use super::*;
+    use crate::testing::World;
+
+    /// A device that may be away. Its secret is one that a test has chosen.
+    struct Token {
+        is_away: AtomicBool,
+    }
+
+    const SECRET: [u8; 32] = [7; 32];
+
+    impl KeyAgreement for Token {
+        fn public_key(&self) -> [u8; 32] {
+            x25519_dalek::x25519(SECRET, x25519_dalek::X25519_BASEPOINT_BYTES)
+        }
+
+        fn agree(&self, with: &[u8; 32]) -> Result<[u8; 32], DeviceError> {
+            match self.is_away.load(Ordering::SeqCst) {
+                true => Err("it is not plugged in".into()),
+                false => Ok(x25519_dalek::x25519(SECRET, *with)),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_are_not_taken_for_damaged_while_the_device_does_not_answer() {
+        let world = World::new().await;
+        let id = world.repository.create_domain("customer").await.unwrap();
+        let repository = world.open(&world.key).await;
+        let token = Arc::new(Token { is_away: AtomicBool::new(false) });
+        let identity = Identity::in_device(Arc::clone(&token) as _).unwrap();
+        let keys = repository.access().domain_keys(id).unwrap();
+        let sealed = seal_record(&[identity.recipient()], &keys.to_bytes()).unwrap();
+        let chain = repository.chain();
+        let (domain, member) = (chain.domain(&id).unwrap(), chain.members().next().unwrap());
+        let key = names::erasable_key(id, member.id(), 9);
+        repository.store().put_new(&key, Bytes::from(sealed)).await.unwrap();
+        let objects = [key];
+        let read = async || read_erasable(repository.store(), domain, member, &identity, &objects).await;
+        assert!(read().await.unwrap().is_some());
+        token.is_away.store(true, Ordering::SeqCst);
+        assert!(matches!(read().await, Err(Error::Crypto(_))));
+        let sealed = repository.store().get(&objects[0]).await.unwrap();
+        assert!(matches!(opened_by(&identity, &sealed, KEYRING_MAX), Err(Error::Crypto(_))));
+        assert!(matches!(opened_by(&Identity::generate(), &sealed, KEYRING_MAX), Ok(Err(_))));
+    }
 }

@@ -5,16 +5,13 @@ use std::sync::Arc;
 
 use keepwell_catalog::{ContentName, Entry, EntryKind, MapKey, MapReader, PackClass, names};
 use keepwell_storage::{Key, ObjectStore, StorageError, StorageErrorKind, ThawSpeed, Tier};
-use tokio::task::JoinSet;
 
 use super::tree::{Visit, visit};
 use super::{RestoreOptions, is_fatal};
 use crate::Error;
+use crate::parallel;
 use crate::read::Nodes;
 use crate::repository::{Repository, Snapshot};
-
-/// Requests at a time.
-const PARALLEL: usize = 16;
 
 /// A data pack that a restore fetches from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +34,7 @@ impl Repository {
         snapshot: &Snapshot,
         options: RestoreOptions,
     ) -> Result<Vec<NeededPack>, Error> {
-        self.refresh_index().await?;
+        self.refresh_index_for(&options).await?;
         self.note_dead_packs().await;
         let root = snapshot.manifest()?.root;
         let (nodes, repository, name) = (Nodes::new(self), self.clone(), snapshot.short());
@@ -82,40 +79,24 @@ impl Repository {
                 StorageError::new(StorageErrorKind::Invalid, "thaw", self.store().describe(), message);
             return Err(error.into());
         };
-        let mut running: JoinSet<Result<(), StorageError>> = JoinSet::new();
-        for pack in packs.iter().filter(|pack| !pack.tier.is_readable()) {
-            if running.len() >= PARALLEL
-                && let Some(ended) = running.join_next().await
-            {
-                ended.map_err(|e| Error::Task(e.to_string()))??;
-            }
-            let (control, key) = (Arc::clone(&control), pack.key.clone());
-            running.spawn(async move { control.thaw(&key, days, speed).await });
-        }
-        while let Some(ended) = running.join_next().await {
-            ended.map_err(|e| Error::Task(e.to_string()))??;
-        }
-        Ok(())
+        let cold = packs.iter().filter(|pack| !pack.tier.is_readable());
+        let cold: Vec<Key> = cold.map(|pack| pack.key.clone()).collect();
+        let thaws = cold.into_iter().map(|key| {
+            let control = Arc::clone(&control);
+            async move { Ok(control.thaw(&key, days, speed).await?) }
+        });
+        parallel::all(thaws).await.map(|_| ())
     }
 
     async fn tiers(&self, packs: Vec<(Key, u64)>) -> Result<Vec<NeededPack>, Error> {
-        let mut running: JoinSet<Result<NeededPack, StorageError>> = JoinSet::new();
-        let (mut packs, mut needed) = (packs.into_iter(), Vec::new());
-        loop {
-            while running.len() < PARALLEL
-                && let Some((key, size)) = packs.next()
-            {
-                let repository = self.clone();
-                running.spawn(async move {
-                    let tier = tier_of(repository.store(), &key).await?;
-                    Ok(NeededPack { key, size, tier })
-                });
+        let asked = packs.into_iter().map(|(key, size)| {
+            let repository = self.clone();
+            async move {
+                let tier = tier_of(repository.store(), &key).await?;
+                Ok(NeededPack { key, size, tier })
             }
-            let Some(ended) = running.join_next().await else { break };
-            needed.push(ended.map_err(|e| Error::Task(e.to_string()))??);
-        }
-        needed.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(needed)
+        });
+        parallel::all(asked).await
     }
 }
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use keepwell_catalog::{PackClass, PackRef, SegmentBuilder};
+use keepwell_crypto::DomainId;
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_storage::{Fault, Faulty, Memory, ObjectStore, list_all};
 
@@ -151,4 +153,39 @@ async fn a_store_that_stops_answering_amid_a_restore_is_replaced_by_its_copy() {
         survived += 1;
     }
     assert!(survived >= 4, "{survived} of {}", counting.calls());
+}
+
+/// What the index of a copy says of its packs, in a domain that nobody has keys for.
+async fn close(copy: &Repository) {
+    copy.refresh_index().await.unwrap();
+    for (name, segment) in copy.index().segments() {
+        if segment.class() != PackClass::Data {
+            continue;
+        }
+        let mut builder = SegmentBuilder::new(copy.group(), PackClass::Data);
+        for pack in segment.packs() {
+            builder.add_pack(PackRef { domain: DomainId::from_bytes([9; 4]), ..*pack });
+        }
+        segment.iter().for_each(|item| builder.add(item.unwrap().1));
+        let (_, sealed) = copy.seal_segment(builder, Vec::new()).unwrap();
+        let (_, key) = copy.index_name(&sealed, copy.random_suffix());
+        copy.put_new(&key, sealed).await.unwrap();
+        let known = format!("index/{}/{name}", copy.group());
+        copy.store().delete(&known.parse().unwrap()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_without_the_keys_of_a_pack_is_passed_over() {
+    let pair = Pair::new().await;
+    let (origin, closed) = (pair.origin.snapshot(), pair.copy.snapshot());
+    origin.delete(&keys(&origin, "data/").await[0]).await.unwrap();
+    let copy = Repository::builder(Arc::new(closed.clone())).open(pair.world.key.clone()).await.unwrap();
+    close(&copy).await;
+    let stores = vec![closed.clone(), pair.copy.clone()];
+    let (tree, report) = pair.restore(Arc::new(origin.clone()), stores).await.unwrap();
+    assert_eq!(report.problems, []);
+    assert_same(&tree, &pair.tree.as_restored());
+    let (_, report) = pair.restore(Arc::new(origin), vec![closed]).await.unwrap();
+    assert!(report.problem_count > 0);
 }

@@ -1,15 +1,19 @@
 //! Restoring: from a snapshot back to files.
 //!
 //! The tree is read in windows of bounded size. Of each window, files that exist already are compared chunk by chunk;
-//! what is missing is grouped by pack, each pack is fetched once, decoded and verified by several threads, and written
-//! where it belongs. Directories get their metadata last.
+//! what is missing is grouped by pack, each pack is fetched once, while the one before it is decoded and verified, by
+//! several threads, and written where it belongs. A directory gets its metadata when everything in it is there.
 
 mod cold;
 mod deliver;
+mod directories;
 mod job;
+mod packs;
 mod parts;
 mod plan;
+mod prepare;
 mod tree;
+mod window;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,7 +24,7 @@ use keepwell_catalog::{Entry, MapKey};
 
 use crate::Error;
 use crate::error::shown;
-use crate::read::Nodes;
+use crate::read::{FrameMemory, Nodes};
 use crate::repository::{Repository, Snapshot};
 use crate::target::{RestoreTarget, TargetError};
 
@@ -137,9 +141,21 @@ pub(crate) struct Work {
     /// Whether the target was empty: then nothing needs to be compared.
     pub fresh: bool,
     pub handle: tokio::runtime::Handle,
+    /// Memory for frames that no thread uses at the moment.
+    memory: Mutex<Vec<FrameMemory>>,
 }
 
 impl Work {
+    /// Memory for frames: what another thread is done with, else fresh.
+    pub fn take_memory(&self) -> FrameMemory {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    /// Keeps it for the next thread.
+    pub fn keep_memory(&self, memory: FrameMemory) {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
+    }
+
     /// Whether a problem with this was noted.
     pub fn has_failed(&self, key: &MapKey) -> bool {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
@@ -189,8 +205,8 @@ impl Repository {
     /// Restores a snapshot into a target.
     ///
     /// Only what differs is written. Damage in the repository costs the files that it touches and is reported; no wrong
-    /// byte is written for them. A crash leaves files that are either as they were, or whole, or (when an existing file
-    /// was being corrected) in between; restoring again completes it.
+    /// byte is written for them. A crash leaves files that are either as they were, or whole, or (new small ones, and
+    /// existing ones that were being corrected) in between; restoring again completes it.
     pub async fn restore(
         &self,
         snapshot: &Snapshot,
@@ -213,6 +229,7 @@ impl Repository {
             delete: options.delete,
             failed: Mutex::default(),
             handle: tokio::runtime::Handle::current(),
+            memory: Mutex::default(),
         };
         let name = snapshot.short();
         let task = tokio::task::spawn_blocking(move || {

@@ -1,5 +1,6 @@
 //! What a restore would do, before it does anything.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use keepwell_catalog::{Entry, EntryKind, MapKey, MapReader};
@@ -25,6 +26,8 @@ pub struct RestorePlan {
     pub needed: u64,
     /// Bytes free in the target, if that is known.
     pub free: Option<u64>,
+    /// The file system that the target lives on, as [`RestoreTarget::file_system`] says.
+    pub file_system: Option<u64>,
     /// What stands in restored directories and would be removed, everything below directories counted.
     pub removed: u64,
     /// The first of these, without what is below directories; at most 10.
@@ -37,12 +40,28 @@ const REMOVED_NAMED: usize = 10;
 impl RestorePlan {
     /// Fails when the target clearly has too little room.
     pub fn check_space(&self) -> Result<(), Error> {
-        match self.free {
-            Some(free) if free < self.needed => {
-                Err(Error::NoSpace { needed: self.needed, free, place: "the target".to_owned() })
+        Self::check_space_for_all([self])
+    }
+
+    /// Fails when the targets of several restores clearly have too little room for all of them: those on one file system
+    /// share what is free there.
+    pub fn check_space_for_all<'p>(plans: impl IntoIterator<Item = &'p Self>) -> Result<(), Error> {
+        let mut shared: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for plan in plans {
+            let Some(free) = plan.free else { continue };
+            let (needed, free) = match plan.file_system {
+                None => (plan.needed, free),
+                Some(number) => {
+                    let (sum, least) = shared.entry(number).or_insert((0, free));
+                    (*sum, *least) = (sum.saturating_add(plan.needed), free.min(*least));
+                    (*sum, *least)
+                }
+            };
+            if free < needed {
+                return Err(Error::NoSpace { needed, free, place: "the target".to_owned() });
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
 
@@ -59,6 +78,14 @@ impl Repository {
         self.plan_restore_with(Arc::new(Nodes::new(self)), snapshot, target, options).await
     }
 
+    /// Of one path few chunks may be needed, and not the whole index.
+    pub(super) async fn refresh_index_for(&self, options: &RestoreOptions) -> Result<(), Error> {
+        match (&options.below, &options.select) {
+            (Some(_), None) => self.refresh_index_as_needed().await,
+            _ => self.refresh_index().await.map(|_| ()),
+        }
+    }
+
     /// The same through nodes that the restore then goes on with.
     pub(super) async fn plan_restore_with(
         &self,
@@ -67,12 +94,12 @@ impl Repository {
         target: Arc<dyn RestoreTarget>,
         options: RestoreOptions,
     ) -> Result<RestorePlan, Error> {
-        self.refresh_index().await?;
+        self.refresh_index_for(&options).await?;
         self.note_dead_packs().await;
         let root = snapshot.manifest()?.root;
         let name = snapshot.short();
         let task = tokio::task::spawn_blocking(move || {
-            let free = target.free_bytes()?;
+            let (free, file_system) = (target.free_bytes()?, target.file_system()?);
             let fresh = target.list_dir(None)?.is_empty();
             let reader = MapReader::new(&*nodes, root);
             let mut measuring = Measuring {
@@ -83,7 +110,7 @@ impl Repository {
                 plan: RestorePlan::default(),
             };
             super::tree::visit(&reader, &options, &name, &mut |step| measuring.step(step))?;
-            Ok::<_, Error>(RestorePlan { free, ..measuring.plan })
+            Ok::<_, Error>(RestorePlan { free, file_system, ..measuring.plan })
         });
         task.await.map_err(|e| Error::Task(e.to_string()))?
     }
@@ -106,7 +133,9 @@ impl Measuring<'_> {
             }
             Visit::Unread { error, .. } if is_fatal(&error) => Err(error),
             Visit::Parent { .. } | Visit::Unread { .. } => Ok(()), // the restore says what is missing
-            Visit::Leave { target, names } if self.delete && !self.fresh => self.leave(target, names),
+            Visit::Leave { target, names: Some(names) } if self.delete && !self.fresh => {
+                self.leave(target, names)
+            }
             Visit::Leave { .. } => Ok(()),
         }
     }
@@ -158,5 +187,24 @@ impl Measuring<'_> {
             }
         }
         Ok(sum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_shares_a_file_system_shares_its_room() {
+        let plan =
+            |needed, free, file_system| RestorePlan { needed, free, file_system, ..Default::default() };
+        let fits = |plans: &[RestorePlan]| RestorePlan::check_space_for_all(plans).is_ok();
+        let (six, four) = (plan(6, Some(10), Some(1)), plan(4, Some(10), Some(1)));
+        assert!(fits(&[six.clone(), four.clone()]), "to the last byte");
+        assert!(!fits(&[six.clone(), plan(5, Some(10), Some(1))]), "each would fit by itself");
+        assert!(fits(&[six.clone(), plan(5, Some(10), Some(2))]), "another file system");
+        assert!(fits(&[six.clone(), plan(5, Some(10), None), plan(5, Some(10), None)]), "nothing is known");
+        assert!(!fits(&[six, four, plan(5, Some(4), Some(2))]));
+        assert!(fits(&[plan(u64::MAX, None, Some(1))]));
     }
 }

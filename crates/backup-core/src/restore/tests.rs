@@ -1,17 +1,19 @@
 //! What was backed up comes back, whatever it was and whatever stood there before.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use keepwell_catalog::{EntryKind, MapKey};
+use keepwell_catalog::{Entry, EntryKind, MapKey};
 use proptest::prelude::*;
 
 use super::RestoreOptions;
+use crate::target::{RestoreTarget, TargetError, TargetFile};
 use crate::testing::{
-    MemorySource, MemoryTarget, Thing, TreeModel, World, assert_same, back_up, block_on, key, options,
-    restored, snapshot_of, tree_model,
+    MemorySource, MemoryTarget, Paired, Thing, TreeModel, World, assert_same, back_up, block_on, key, noise,
+    options, restored, snapshot_of, tree_model,
 };
-use crate::{CheckOptions, PruneOptions, ReadData, Repository, Snapshot};
+use crate::{CheckOptions, Limits, PruneOptions, ReadData, Repository, Snapshot};
 
 async fn restore_over(repository: &Repository, snapshot: &Snapshot, target: &MemoryTarget) -> TreeModel {
     let options = RestoreOptions { delete: true, ..RestoreOptions::default() };
@@ -134,4 +136,171 @@ async fn what_lies_on_another_file_system_is_named_and_not_removed() {
     );
     assert!(target.tree().0.contains_key(&key("s/m/precious")));
     assert!(!target.tree().0.contains_key(&key("s/stray")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_pack_is_on_its_way_before_the_one_before_is_written() {
+    let world = World::new().await;
+    let tree = TreeModel::default().with("large", Thing::file(noise(1, 20 << 20)));
+    let report = back_up(&world.repository, &tree).await;
+    let store = Arc::new(Paired::over(world.store.inner().clone()));
+    let limits = Limits { threads: 1, memory_bytes: 64 << 20 };
+    let repository = Repository::builder(store).limits(limits).open(world.key.clone()).await.unwrap();
+    let snapshot = snapshot_of(&repository, &report).await;
+    let whole = tokio::time::timeout(std::time::Duration::from_secs(60), restored(&repository, &snapshot));
+    assert_same(&whole.await.expect("one thread asks for two packs at once"), &tree.as_restored());
+}
+
+/// A capture that could not read the first of a file's names has such links; a hostile one may have chains of them.
+#[tokio::test]
+async fn a_link_to_what_is_not_there_costs_that_link_alone() {
+    let world = World::new().await;
+    let mut tree = TreeModel::default().with("a", Thing::file("one")).with("z", Thing::file("two"));
+    let whole = tree.clone();
+    tree = tree.with("b", Thing::link("a-gone"));
+    for n in 0..20_000 {
+        tree = tree.with(&format!("c{n:05}"), Thing::link(&format!("c{:05}", n + 1)));
+    }
+    let snapshot = snapshot_of(&world.repository, &back_up(&world.repository, &tree).await).await;
+    let target = MemoryTarget::default();
+    let report = world
+        .repository
+        .restore(&snapshot, Arc::new(target.clone()), RestoreOptions::default())
+        .await
+        .unwrap();
+    assert_eq!(report.problem_count, 20_001);
+    assert_eq!(report.problems[0].0, "/b");
+    assert_same(&target.tree(), &whole.as_restored());
+}
+
+#[tokio::test]
+async fn a_directory_in_the_place_of_a_file_costs_that_file_alone() {
+    let world = World::new().await;
+    let tree = TreeModel::default().with("a", Thing::file("one")).with("z", Thing::file("two"));
+    let snapshot = snapshot_of(&world.repository, &back_up(&world.repository, &tree).await).await;
+    let other = TreeModel::default().with("a/b", Thing::file("in the way"));
+    let other = snapshot_of(&world.repository, &back_up(&world.repository, &other).await).await;
+    let target = MemoryTarget::default();
+    restore_over(&world.repository, &other, &target).await;
+    let report = world
+        .repository
+        .restore(&snapshot, Arc::new(target.clone()), RestoreOptions::default())
+        .await
+        .unwrap();
+    assert_eq!((report.problem_count, &*report.problems[0].0), (1, "/a"));
+    assert_eq!(target.tree().0[&key("z")].bytes(), b"two");
+    assert_eq!(target.tree().0[&key("a/b")].bytes(), b"in the way");
+}
+
+/// A place to restore into that counts what is held, and refuses what comes too late or too early.
+#[derive(Default)]
+struct Counting {
+    /// Directories that were made and are not finished.
+    open: Mutex<HashSet<MapKey>>,
+    most_open: AtomicUsize,
+    finished: AtomicUsize,
+}
+
+impl Counting {
+    fn refused<T>(key: &MapKey) -> Result<T, TargetError> {
+        Err(TargetError::Refused { path: key.display_path(), reason: "not now".to_owned() })
+    }
+}
+
+impl RestoreTarget for Counting {
+    fn existing(&self, _: &MapKey) -> Result<Option<Entry>, TargetError> {
+        Ok(None)
+    }
+
+    fn open_existing(&self, key: &MapKey, _: &Entry) -> Result<Box<dyn TargetFile>, TargetError> {
+        Self::refused(key)
+    }
+
+    fn make_dir(&self, key: &MapKey, _: &Entry) -> Result<(), TargetError> {
+        let mut open = self.open.lock().unwrap();
+        open.insert(key.clone());
+        self.most_open.fetch_max(open.len(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn write_file(&self, key: &MapKey, _: &Entry, _: &[u8]) -> Result<(), TargetError> {
+        let is_open = self.open.lock().unwrap().contains(&key.parent().unwrap());
+        if is_open { Ok(()) } else { Self::refused(key) }
+    }
+
+    fn create_file(&self, key: &MapKey, _: &Entry) -> Result<Box<dyn TargetFile>, TargetError> {
+        Self::refused(key)
+    }
+
+    fn make_other(&self, key: &MapKey, _: &Entry) -> Result<Option<String>, TargetError> {
+        Self::refused(key)
+    }
+
+    fn hard_link(&self, key: &MapKey, _: &MapKey) -> Result<(), TargetError> {
+        self.write_file(key, &Entry::new(EntryKind::File), &[])
+    }
+
+    fn apply_metadata(&self, key: &MapKey, _: &Entry) -> Result<(), TargetError> {
+        let mut open = self.open.lock().unwrap();
+        let within = open.iter().filter(|inner| inner.starts_with(key)).count();
+        if within != 1 || !open.remove(key) {
+            return Self::refused(key);
+        }
+        self.finished.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn list_dir(&self, _: Option<&MapKey>) -> Result<Vec<Vec<u8>>, TargetError> {
+        Ok(Vec::new())
+    }
+
+    fn is_mounted(&self, _: Option<&MapKey>) -> Result<bool, TargetError> {
+        Ok(false)
+    }
+
+    fn remove(&self, key: &MapKey) -> Result<(), TargetError> {
+        Self::refused(key)
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>, TargetError> {
+        Ok(None)
+    }
+}
+
+/// Directories, each with a file and a link to one of the first, and half as many again that are empty.
+fn many_directories(count: usize) -> TreeModel {
+    (0..count).fold(TreeModel::default(), |tree, n| {
+        let tree = tree
+            .with(&format!("top/{n:05}/file"), Thing::file(format!("{}", n % 100)))
+            .with(&format!("top/{n:05}/link"), Thing::link(&format!("top/{:05}/file", n % 50)));
+        if n % 2 == 0 {
+            return tree;
+        }
+        tree.with(&format!("top/{n:05}-empty"), Thing::new(EntryKind::Directory))
+    })
+}
+
+#[test]
+fn a_directory_is_finished_when_everything_in_it_is_there_and_few_wait() {
+    block_on(async {
+        let world = World::new().await;
+        let directories = 12_000;
+        let mut tree = many_directories(directories);
+        for thing in tree.0.values_mut().filter(|thing| thing.entry.kind != EntryKind::HardLink) {
+            thing.entry.mode |= 0o100;
+            // So that not so many of them make a window.
+            thing.entry.xattrs = vec![(b"user.long".to_vec(), vec![7; 2000])];
+        }
+        let snapshot = snapshot_of(&world.repository, &back_up(&world.repository, &tree).await).await;
+        let target = Arc::new(Counting::default());
+        let restore =
+            world.repository.restore(&snapshot, Arc::clone(&target) as _, RestoreOptions::default());
+        let report = restore.await.unwrap();
+        assert_eq!(report.problems, []);
+        let all = directories + directories / 2 + 1;
+        assert_eq!((report.directories, target.finished.load(Ordering::Relaxed)), (all as u64, all));
+        assert!(target.open.lock().unwrap().is_empty());
+        let most = target.most_open.load(Ordering::Relaxed);
+        assert!(most < directories / 2, "{most} directories waited at once");
+    });
 }

@@ -6,20 +6,18 @@ use std::sync::atomic::Ordering;
 use keepwell_catalog::{Entry, EntryKind, Gap, MapKey, MapReader};
 use keepwell_crypto::ChunkId;
 
+use super::directories::{Directories, Finished, Left};
 use super::job::Job;
 use super::parts::Parts;
+use super::window::{EXTENTS_MAX, Link, Window};
 use super::{RestoreOptions, Work, deliver, is_fatal};
 use crate::Error;
 use crate::error::{one_line, shown};
 use crate::read::Nodes;
 use crate::target::RestoreTarget;
 
-/// Files per window …
-const WINDOW_FILES: usize = 32_768;
-/// … or extents …
-const WINDOW_EXTENTS: usize = 262_144;
-/// … or files of more than one chunk, which keep a descriptor open each.
-const WINDOW_LARGE: usize = 256;
+/// Files with several names whose place is remembered; that of others is found in the tree again.
+const FIRST_NAMES_MAX: usize = 16_384;
 
 /// A step through the selected part of a tree.
 pub(super) enum Visit<'v> {
@@ -28,8 +26,9 @@ pub(super) enum Visit<'v> {
     Entry { source: &'v MapKey, target: &'v MapKey, entry: &'v Entry },
     /// A directory of which the snapshot says nothing, or nothing that can be read, and which holds something that comes.
     Parent { target: &'v MapKey },
-    /// All of a directory was visited, with the names it has in the snapshot. `None`: the target's root.
-    Leave { target: Option<&'v MapKey>, names: &'v [Vec<u8>] },
+    /// All of a directory was visited. `target` is `None` for the target's root. `names` are all that it has in the
+    /// snapshot, where that is known and the options ask for what is not among them to be removed.
+    Leave { target: Option<&'v MapKey>, names: Option<&'v [Vec<u8>]> },
     /// A part of the tree that cannot be read.
     Unread { gap: &'v Gap, error: Error },
 }
@@ -40,9 +39,15 @@ struct Level {
     target: Option<MapKey>,
     entry: Option<Entry>,
     made: bool,
-    names: Vec<Vec<u8>>,
+    names: Option<Vec<Vec<u8>>>,
     /// Whether `names` are all that it has.
     whole: bool,
+}
+
+impl Level {
+    fn known_names(&self) -> Option<&[Vec<u8>]> {
+        self.names.as_deref().filter(|_| self.whole)
+    }
 }
 
 /// Visits what the options select.
@@ -58,7 +63,7 @@ pub(super) fn visit(
         target: None,
         entry: None,
         made: true,
-        names: Vec::new(),
+        names: options.delete.then(Vec::new),
         whole: true,
     };
     let mut levels = vec![top];
@@ -94,7 +99,8 @@ pub(super) fn visit(
         }
         if entry.kind == EntryKind::Directory {
             let (source, target, entry) = (key, Some(target), Some(entry));
-            levels.push(Level { source, target, entry, made: selected, names: Vec::new(), whole: true });
+            let names = options.delete.then(Vec::new);
+            levels.push(Level { source, target, entry, made: selected, names, whole: true });
         }
     }
     while levels.len() > 1 {
@@ -103,10 +109,7 @@ pub(super) fn visit(
     if !seen && options.below.is_some() {
         return Err(Error::NoSuchPath { path: shown(&below), snapshot: snapshot.to_owned() });
     }
-    match levels[0].whole {
-        true => step(Visit::Leave { target: None, names: &levels[0].names }),
-        false => Ok(()),
-    }
+    step(Visit::Leave { target: None, names: levels[0].known_names() })
 }
 
 /// Enters the directories above a key that have no entry that could be read, and gives its place in the target.
@@ -120,12 +123,14 @@ fn descend(levels: &mut Vec<Level>, key: &MapKey) -> Result<MapKey, Error> {
             None => MapKey::from_components([&name])?,
         };
         let source = level.source.child(&name)?;
-        level.names.push(name);
+        if let Some(names) = &mut level.names {
+            names.push(name);
+        }
         if key.depth() <= depth + 1 {
             return Ok(target);
         }
-        let (target, names) = (Some(target), Vec::new());
-        levels.push(Level { source, target, entry: None, made: false, names, whole: false });
+        let target = Some(target);
+        levels.push(Level { source, target, entry: None, made: false, names: None, whole: false });
     }
 }
 
@@ -147,8 +152,8 @@ fn make_parents(
 
 fn leave(levels: &mut Vec<Level>, step: &mut dyn FnMut(Visit<'_>) -> Result<(), Error>) -> Result<(), Error> {
     match levels.pop() {
-        Some(level) if level.made && level.whole => {
-            step(Visit::Leave { target: level.target.as_ref(), names: &level.names })
+        Some(level) if level.made => {
+            step(Visit::Leave { target: level.target.as_ref(), names: level.known_names() })
         }
         _ => Ok(()),
     }
@@ -159,13 +164,12 @@ struct Restorer<'w> {
     work: &'w Work,
     options: &'w RestoreOptions,
     reader: MapReader<'w>,
-    window: Vec<Job>,
-    extents: usize,
-    large: usize,
-    links: Vec<(MapKey, MapKey)>,
-    /// Where files with several names were restored, by their key in the snapshot.
+    window: Window,
+    /// Where files are restored that have further names, by their key in the snapshot; only the last of them.
     first_names: HashMap<MapKey, MapKey>,
-    directories: Vec<(MapKey, Entry)>,
+    /// Likewise of files that are restored under another name than their first. All of them: nothing else tells.
+    carriers: HashMap<MapKey, MapKey>,
+    directories: Directories,
 }
 
 /// Runs a restore on an ordinary thread.
@@ -181,12 +185,10 @@ pub(super) fn restore(
         work,
         options,
         reader: MapReader::new(nodes, root),
-        window: Vec::new(),
-        extents: 0,
-        large: 0,
-        links: Vec::new(),
+        window: Window::default(),
         first_names: HashMap::new(),
-        directories: Vec::new(),
+        carriers: HashMap::new(),
+        directories: Directories::default(),
     };
     visit(&reader, options, snapshot, &mut |step| restorer.step(step))?;
     restorer.finish()
@@ -204,10 +206,7 @@ impl Restorer<'_> {
                 let made = self.work.target.make_dir(target, &unknown_directory());
                 made.or_else(|error| self.work.problem(target, error.into()))
             }
-            Visit::Leave { target, names } if self.work.delete && !self.work.fresh => {
-                self.remove_others(target, names)
-            }
-            Visit::Leave { .. } => Ok(()),
+            Visit::Leave { target, names } => self.leave(target, names),
             Visit::Unread { error, .. } if is_fatal(&error) => Err(error),
             Visit::Unread { gap, error } => {
                 let reason = format_args!("{}; nothing is restored {gap}", one_line(&error)).to_string();
@@ -222,7 +221,7 @@ impl Restorer<'_> {
             EntryKind::Directory => {
                 work.target.make_dir(target, entry)?;
                 work.tally.directories.fetch_add(1, Ordering::Relaxed);
-                self.directories.push((target.clone(), entry.clone()));
+                self.directories.enter(target, entry, self.window.next());
             }
             EntryKind::File | EntryKind::Object => self.content(source, target, entry)?,
             EntryKind::HardLink => return self.place_link(source, target, entry),
@@ -246,23 +245,30 @@ impl Restorer<'_> {
         let first = entry
             .hard_link
             .as_ref()
-            .ok_or_else(|| Error::Invalid("a hard link without a first name".into()))?;
-        if let Some(restored) = self.first_names.get(first) {
-            self.links.push((target.clone(), restored.clone()));
-            return Ok(());
+            .ok_or_else(|| Error::damaged(shown(target), "a hard link without a first name"))?;
+        if let Some(restored) = self.carriers.get(first).or_else(|| self.first_names.get(first)) {
+            let restored = restored.clone();
+            return self.queue_link(target, restored);
         }
         let head = self.reader.heads_below(first)?.next().transpose()?.filter(|(key, _)| key == first);
-        let (_, whole) =
-            head.ok_or_else(|| Error::Invalid(format!("`{}`, the first name, is missing", shown(first))))?;
+        let carrier = head.filter(|(_, entry)| entry.kind != EntryKind::HardLink);
+        let (_, whole) = carrier.ok_or_else(|| {
+            Error::damaged(
+                shown(target),
+                format_args!("`{}`, its first name, is not in the tree", shown(first)),
+            )
+        })?;
         if self.is_selected(first, &whole)
             && first < source
             && let Some(restored) = relative(first, common_prefix_len(source, target))
         {
+            if self.first_names.len() >= FIRST_NAMES_MAX {
+                self.first_names.clear();
+            }
             self.first_names.insert(first.clone(), restored.clone());
-            self.links.push((target.clone(), restored));
-            return Ok(());
+            return self.queue_link(target, restored);
         }
-        self.first_names.insert(first.clone(), target.clone());
+        self.carriers.insert(first.clone(), target.clone());
         self.place(first, target, &whole)
     }
 
@@ -274,8 +280,8 @@ impl Restorer<'_> {
         }
         let reader = self.reader;
         let mut extents = reader.extents(source, head)?;
-        let mut part = extents.by_ref().take(WINDOW_EXTENTS).collect::<Result<Vec<_>, _>>()?;
-        if part.len() < WINDOW_EXTENTS {
+        let mut part = extents.by_ref().take(EXTENTS_MAX).collect::<Result<Vec<_>, _>>()?;
+        if part.len() < EXTENTS_MAX {
             return self.queue(Job::new(target.clone(), with(part)));
         }
         self.flush()?;
@@ -284,7 +290,7 @@ impl Restorer<'_> {
             if !parts.deliver(self.work, target, with(part))? {
                 return Ok(());
             }
-            part = extents.by_ref().take(WINDOW_EXTENTS).collect::<Result<Vec<_>, _>>()?;
+            part = extents.by_ref().take(EXTENTS_MAX).collect::<Result<Vec<_>, _>>()?;
         }
         parts.finish(self.work, head)
     }
@@ -297,18 +303,25 @@ impl Restorer<'_> {
     }
 
     fn queue(&mut self, job: Job) -> Result<(), Error> {
-        self.extents += job.entry.content.len();
-        self.large += usize::from(job.entry.content.len() > 1);
         self.window.push(job);
-        let full =
-            self.window.len() >= WINDOW_FILES || self.extents >= WINDOW_EXTENTS || self.large >= WINDOW_LARGE;
-        if full { self.flush() } else { Ok(()) }
+        self.flush_if_full()
     }
 
+    fn queue_link(&mut self, target: &MapKey, first: MapKey) -> Result<(), Error> {
+        self.window.push_link(Link { key: target.clone(), first });
+        self.flush_if_full()
+    }
+
+    fn flush_if_full(&mut self) -> Result<(), Error> {
+        if self.window.is_full() { self.flush() } else { Ok(()) }
+    }
+
+    /// Delivers the window: files, then links to them, then the metadata of directories that only waited for these.
     fn flush(&mut self) -> Result<(), Error> {
-        deliver::deliver(self.work, &std::mem::take(&mut self.window))?;
-        (self.extents, self.large) = (0, 0);
-        for (key, first) in std::mem::take(&mut self.links) {
+        let (jobs, links) = self.window.take();
+        deliver::deliver(self.work, &jobs)?;
+        drop(jobs);
+        for Link { key, first } in links {
             if self.work.has_failed(&first) {
                 let reason = format!("`{}`, the same file, could not be restored", shown(&first));
                 self.work.problem(&key, Error::damaged(shown(&key), reason))?;
@@ -322,7 +335,23 @@ impl Restorer<'_> {
                 Err(error) => self.work.problem(&key, error.into())?,
             }
         }
-        Ok(())
+        let waited = self.directories.delivered();
+        waited.into_iter().try_for_each(|directory| finish_directory(self.work, directory))
+    }
+
+    fn leave(&mut self, target: Option<&MapKey>, names: Option<&[Vec<u8>]>) -> Result<(), Error> {
+        if let Some(names) = names.filter(|_| self.work.delete && !self.work.fresh) {
+            self.remove_others(target, names)?;
+        }
+        let Some(target) = target else { return Ok(()) };
+        match self.directories.leave(target, self.window.next(), self.window.delivered()) {
+            Left::Ready(directory) => finish_directory(self.work, *directory),
+            Left::Waits(entry) => {
+                self.window.keeps(target, entry);
+                self.flush_if_full()
+            }
+            Left::Closed | Left::Unknown => Ok(()),
+        }
     }
 
     fn remove_others(&mut self, target: Option<&MapKey>, names: &[Vec<u8>]) -> Result<(), Error> {
@@ -344,14 +373,18 @@ impl Restorer<'_> {
 
     fn finish(mut self) -> Result<(), Error> {
         self.flush()?;
-        for (key, entry) in self.directories.iter().rev() {
-            if let Err(error) = self.work.target.apply_metadata(key, entry) {
-                self.work.problem(key, error.into())?;
-            }
-            self.work.repository.monitor().advance(1, 0);
-        }
-        Ok(())
+        let rest = self.directories.rest();
+        rest.into_iter().try_for_each(|directory| finish_directory(self.work, directory))
     }
+}
+
+/// Gives a directory its metadata: nothing in it changes any more.
+fn finish_directory(work: &Work, (key, entry): Finished) -> Result<(), Error> {
+    if let Err(error) = work.target.apply_metadata(&key, &entry) {
+        work.problem(&key, error.into())?;
+    }
+    work.repository.monitor().advance(1, 0);
+    Ok(())
 }
 
 /// What stands in a directory of the target and is not among the names that the snapshot has there.

@@ -60,7 +60,7 @@ async fn a_wrong_clock_changes_no_order_and_makes_nothing_go() {
     let snapshots = repository.snapshots().await.unwrap();
     let captured: Vec<i64> = snapshots.iter().map(|s| s.manifest().unwrap().capture_end).collect();
     assert_eq!(captured, times, "in the order in which they were written");
-    let verdicts = retain(&last(2), YEAR + 3 * DAY, &snapshots, None);
+    let verdicts = retain(&last(2), YEAR + 3 * DAY, &snapshots, &Checked::default());
     let anomalies: Vec<bool> = verdicts.iter().map(|verdict| verdict.anomaly.is_some()).collect();
     assert_eq!(anomalies, [false, false, true, true, false, false]);
     assert_eq!(kept(&verdicts), [false, true, true, true, true, true], "{verdicts:?}");
@@ -81,7 +81,7 @@ async fn an_old_snapshot_that_is_rewritten_or_copied_late_keeps_its_place() {
     let after = repository.snapshots().await.unwrap();
     let ids: Vec<_> = after.iter().map(|s| s.id).collect();
     assert_eq!(ids, [rewritten.id, before[1].id, before[2].id]);
-    assert_eq!(kept(&retain(&last(1), YEAR + 2 * DAY, &after, None)), [false, false, true]);
+    assert_eq!(kept(&retain(&last(1), YEAR + 2 * DAY, &after, &Checked::default())), [false, false, true]);
 
     // Into a copy the newest goes first, and the oldest last.
     let store = Arc::new(Memory::new());
@@ -92,7 +92,7 @@ async fn an_old_snapshot_that_is_rewritten_or_copied_late_keeps_its_place() {
     }
     let copied = copy.snapshots().await.unwrap();
     assert_eq!(copied.iter().map(|s| s.id).collect::<Vec<_>>(), ids);
-    let verdicts = retain(&last(1), SystemClock.now(), &copied, None);
+    let verdicts = retain(&last(1), SystemClock.now(), &copied, &Checked::default());
     assert!(verdicts.iter().all(|verdict| verdict.anomaly.is_none()), "{verdicts:?}");
     assert_eq!(kept(&verdicts), [false, false, true]);
 }
@@ -106,7 +106,8 @@ async fn a_snapshot_that_lost_most_of_its_bytes_is_flagged_and_safety_snapshots_
             world.repository.backup(source, options(dataset)).await.unwrap();
         }
         let snapshots = world.repository.snapshots().await.unwrap();
-        let verdicts = retain(&last(1), SystemClock.now(), &snapshots[snapshots.len() - 2..], None);
+        let verdicts =
+            retain(&last(1), SystemClock.now(), &snapshots[snapshots.len() - 2..], &Checked::default());
         assert_eq!(verdicts[1].anomaly.is_some(), flagged, "{dataset}");
         assert_eq!(verdicts[0].keep, flagged, "{dataset}");
         assert!(verdicts[1].keep);

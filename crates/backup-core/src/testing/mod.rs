@@ -1,6 +1,9 @@
 //! What the tests of this crate share: trees in memory that can be backed up, restored into and compared, and
 //! repositories in memory to do it with.
 
+mod hooked;
+mod index;
+mod paired;
 mod target;
 mod tree;
 
@@ -10,6 +13,9 @@ use keepwell_crypto::keyfile::KeyFile;
 use keepwell_crypto::trust::Roles;
 use keepwell_storage::{Memory, ObjectStore, Recording};
 
+pub(crate) use hooked::{Hook, Hooked};
+pub(crate) use index::{data_pack, say};
+pub(crate) use paired::Paired;
 pub(crate) use target::MemoryTarget;
 pub(crate) use tree::{MemorySource, Part, Thing, TreeModel, assert_same, key, noise, tree_model};
 

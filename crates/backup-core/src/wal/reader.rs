@@ -1,5 +1,6 @@
 //! Reading an archived log.
 
+use bytes::Bytes;
 use keepwell_catalog::WalHeader;
 use keepwell_catalog::wal::{self, WAL_PIECE_BYTES_MAX, WalHash, WalName, WalPlace};
 use keepwell_crypto::trust::Roles;
@@ -9,8 +10,10 @@ use keepwell_storage::Key;
 use crate::Error;
 use crate::repository::Repository;
 
-/// What a sealed piece may have beyond its plaintext: header, signature, frames.
+/// What a piece may have beyond its plaintext: header, signature, frames.
 const OVERHEAD_MAX: u64 = 1 << 20;
+/// Largest piece that is opened.
+const OPENED_MAX: u64 = WAL_PIECE_BYTES_MAX as u64 + OVERHEAD_MAX;
 
 /// A piece of the log, opened and verified.
 #[derive(Debug, Clone)]
@@ -114,22 +117,26 @@ impl WalReader {
     /// Fetches a piece, and proves that a member archived exactly these bytes as this part of this log.
     pub async fn read(&self, name: &WalName) -> Result<WalPiece, Error> {
         let key = name.key();
-        let most = WAL_PIECE_BYTES_MAX as u64 + OVERHEAD_MAX;
-        if self.repository.store().head(&key).await?.size > 2 * most {
+        if self.repository.store().head(&key).await?.size > 2 * OPENED_MAX {
             return Err(Error::damaged(key, "it is larger than any piece"));
         }
         let sealed = self.repository.store().get(&key).await?;
+        self.prove(name, sealed).await
+    }
+
+    /// The same of stored bytes that are at hand.
+    pub(super) async fn prove(&self, name: &WalName, sealed: Bytes) -> Result<WalPiece, Error> {
         let (this, name) = (self.clone(), *name);
-        let opened = tokio::task::spawn_blocking(move || this.open(&name, &sealed, most));
+        let opened = tokio::task::spawn_blocking(move || this.open(&name, &sealed));
         opened.await.map_err(|e| Error::Task(e.to_string()))?
     }
 
-    fn open(&self, name: &WalName, sealed: &[u8], most: u64) -> Result<WalPiece, Error> {
+    fn open(&self, name: &WalName, sealed: &[u8]) -> Result<WalPiece, Error> {
         let repository = &self.repository;
         let damaged = |reason: &dyn std::fmt::Display| Error::damaged(name, reason);
         let mut keys = repository.access().domains().filter(|domain| !domain.identities.is_empty());
         let opened = keys.find_map(|domain| {
-            let opened = keepwell_crypto::open(&domain.identities, sealed, most).ok()?;
+            let opened = keepwell_crypto::open(&domain.identities, sealed, OPENED_MAX).ok()?;
             Some((domain, opened))
         });
         let (domain, opened) = opened.ok_or_else(|| damaged(&"no key at hand opens it"))?;

@@ -102,7 +102,9 @@ async fn a_piece_that_is_not_what_its_name_says_is_refused() {
     }
     // What somebody sealed who knows the recipient and has no signing key of a member.
     let recipient = world.repository.domain().recipient.clone();
-    let forged = keepwell_catalog::wal::encode_piece(b"no signature", b"text", 1).unwrap();
+    let mut encoder = keepwell_catalog::wal::PieceEncoder::new(1).unwrap();
+    let (head, compressed) = encoder.encode(b"no signature", b"text").unwrap();
+    let forged = [&head, compressed].concat();
     let forged = keepwell_crypto::seal(&[recipient], &forged).unwrap();
     let target = WalName { place: bytes(2, 0, 4), ..name };
     world.store.put_new(&target.key(), Bytes::from(forged)).await.unwrap();

@@ -7,6 +7,7 @@ use keepwell_crypto::MemberId;
 use keepwell_storage::ObjectInfo;
 
 use crate::Error;
+use crate::planted::planted;
 use crate::prune::{PruneOptions, delete_all, settle_sessions};
 use crate::repository::Repository;
 
@@ -42,7 +43,8 @@ impl Repository {
     ///
     /// Of a cluster without a floor nothing is removed but the latter; history files stay. Needs the keeper role. Before
     /// anything is deleted, running sessions are waited for as in a prune, and `floors` is asked again: a base backup that
-    /// was being taken has been committed by then, or never will be. A piece goes by another one only after that was read and
+    /// was being taken has been committed by then, or never will be. Of both answers the lower floor counts: a base backup that began meanwhile
+    /// needs nothing before the first, and may not show in the second. A piece goes by another one only after that was read and
     /// proved to hold the same bytes, which takes a credential that can read. Costs a listing of the archive, twice if
     /// something goes, and reading each piece by which others go.
     pub async fn trim_wal<E, F, Fut>(&self, options: &PruneOptions, floors: F) -> Result<WalTrimReport, E>
@@ -57,12 +59,14 @@ impl Repository {
         if self.wal_systems().await?.is_empty() {
             return Ok(WalTrimReport::default());
         }
-        let planned = self.outdated_wal(&floors(self.clone()).await?).await?;
+        let before = floors(self.clone()).await?;
+        let planned = self.outdated_wal(&before).await?;
         if options.dry_run || planned.0.is_idle() {
             return Ok(planned.0);
         }
         settle_sessions(self, options.fence_after).await?;
-        let (mut report, mut going) = self.outdated_wal(&floors(self.clone()).await?).await?;
+        let floors = lower(before, floors(self.clone()).await?);
+        let (mut report, mut going) = self.outdated_wal(&floors).await?;
         self.prove_covers(&mut report, &mut going).await?;
         let keys: Vec<String> = going.into_iter().map(|piece| piece.name.key().to_string()).collect();
         delete_all(self, &keys).await?;
@@ -128,6 +132,21 @@ impl Repository {
         }
         Ok((report, all_going))
     }
+}
+
+/// What has to stay by both, of clusters that both name.
+fn lower(before: Vec<WalFloor>, now: Vec<WalFloor>) -> Vec<WalFloor> {
+    if planted("log-floors-once") {
+        return before;
+    }
+    if planted("log-floors-rise") {
+        return now;
+    }
+    let both = |floor: WalFloor| {
+        let other = before.iter().find(|other| other.system == floor.system)?;
+        Some(WalFloor { file: floor.file.min(other.file), ..floor })
+    };
+    now.into_iter().filter_map(both).collect()
 }
 
 /// A stretch of a file in the archive.
@@ -268,17 +287,33 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn floors_are_asked_again_after_running_sessions_have_ended() {
+    async fn floors_are_asked_again_after_running_sessions_have_ended_and_the_lower_counts() {
+        // A base backup that was committed meanwhile needs more; or the oldest of those that were retired meanwhile needed
+        // more, and so may one that has begun since and is still being taken.
+        for (first, second) in [(6, 4), (4, 6)] {
+            let world = world().await;
+            let asked = std::sync::atomic::AtomicU64::new(0);
+            let floors = |_| {
+                let is_first = asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
+                let file = if is_first { first } else { second };
+                std::future::ready(Ok::<_, Error>(vec![WalFloor { system: 7, file }]))
+            };
+            let report = world.repository.trim_wal(&PruneOptions::default(), floors).await.unwrap();
+            assert_eq!((report.outdated, report.superseded), (1, 2), "{first}, then {second}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cluster_whose_first_base_backup_appears_meanwhile_keeps_its_log() {
         let world = world().await;
         let asked = std::sync::atomic::AtomicU64::new(0);
-        let options = PruneOptions::default();
         let floors = |_| {
-            // A base backup that was committed meanwhile needs more.
-            let file = if asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 { 6 } else { 4 };
-            std::future::ready(Ok::<_, Error>(vec![WalFloor { system: 7, file }]))
+            let is_first = asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
+            let floors = if is_first { Vec::new() } else { vec![WalFloor { system: 7, file: 6 }] };
+            std::future::ready(Ok::<_, Error>(floors))
         };
-        let report = world.repository.trim_wal(&options, floors).await.unwrap();
-        assert_eq!((report.outdated, report.superseded), (1, 2));
+        let report = world.repository.trim_wal(&PruneOptions::default(), floors).await.unwrap();
+        assert_eq!((report.outdated, report.superseded), (0, 2));
     }
 
     #[tokio::test]

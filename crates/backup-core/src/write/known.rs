@@ -75,7 +75,7 @@ impl Known {
 
 /// Ids are keyed hashes already: their first eight bytes will do.
 #[derive(Debug, Default)]
-pub(crate) struct IdHasher(u64);
+struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     fn finish(&self) -> u64 {

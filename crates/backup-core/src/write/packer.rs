@@ -4,7 +4,7 @@ use keepwell_catalog::PackClass;
 use keepwell_crypto::{ChunkId, DomainId, Recipient};
 
 use super::Uploads;
-use crate::pack::{FrameBuilder, PackError, PackWriter};
+use crate::pack::{FRAME_PLAIN_MAX, FrameBuilder, PackError, PackWriter};
 use crate::repository::Repository;
 use crate::{BackupOptions, Error};
 
@@ -81,10 +81,14 @@ impl<'a> Packer<'a> {
         })
     }
 
-    /// Stores a small chunk together with its neighbours.
+    /// Stores a small chunk together with its neighbours, as far as a frame has room: one that moves may be as large as that.
     pub fn add(&mut self, id: ChunkId, chunk: &[u8]) -> Result<(), Error> {
+        if self.frame.len() + chunk.len() > FRAME_PLAIN_MAX {
+            self.flush_frame()?;
+        }
         self.frame.push(id, chunk);
-        if self.frame.len() >= self.settings.frame_bytes { self.flush_frame() } else { Ok(()) }
+        let full = self.frame.len() >= self.settings.frame_bytes || self.frame.is_full();
+        if full { self.flush_frame() } else { Ok(()) }
     }
 
     /// Stores a frame that was put together elsewhere.
@@ -110,6 +114,9 @@ impl<'a> Packer<'a> {
         plain: usize,
         chunks: &[(ChunkId, u32)],
     ) -> Result<(), Error> {
+        if self.pack.as_ref().is_some_and(|pack| !pack.has_room_for(chunks.len())) {
+            self.finish_pack()?;
+        }
         let full = {
             let pack = open_pack(&mut self.pack, &self.settings)?;
             pack.append(stored, plain, chunks)?;
@@ -152,5 +159,86 @@ fn open_pack<'p>(
             let capacity = settings.pack_bytes + (settings.pack_bytes >> 2);
             Ok(none.insert(PackWriter::new(settings.class, settings.domain, &settings.recipient, capacity)?))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::begin_uploads;
+    use crate::pack::PackDirectory;
+    use crate::testing::World;
+
+    fn short_chunks(count: u32) -> impl Iterator<Item = (ChunkId, [u8; 4])> {
+        (0..count).map(|n| (ChunkId::from_bytes(*blake3::hash(&n.to_le_bytes()).as_bytes()), n.to_le_bytes()))
+    }
+
+    /// The directory of a pack, whose length before compression has the last word.
+    fn directory(repository: &Repository, stored: &[u8]) -> PackDirectory {
+        let plain =
+            keepwell_crypto::open(&repository.domain().identities, stored, stored.len() as u64).unwrap();
+        PackDirectory::of_plaintext(&plain).unwrap()
+    }
+
+    #[tokio::test]
+    async fn packs_of_very_short_chunks_are_finished_before_their_directories_are_too_long() {
+        let world = World::new().await;
+        let repository = &world.repository;
+        let uploads = begin_uploads(repository).await.unwrap();
+        let settings = PackSettings::for_moved(repository, PackClass::Data, repository.domain().id).unwrap();
+        let packing = uploads.clone();
+        let packed = tokio::task::spawn_blocking(move || {
+            let mut packer = Packer::new(&packing, settings)?;
+            short_chunks(300_000).try_for_each(|(id, chunk)| packer.add(id, &chunk))?;
+            packer.finish()
+        });
+        packed.await.unwrap().unwrap();
+        uploads.flush().await.unwrap();
+        let mut chunks = 0;
+        let packs = world.names("data/").await;
+        for name in &packs {
+            let stored = repository.store().get(&name.parse().unwrap()).await.unwrap();
+            let directory = directory(repository, &stored);
+            assert!(directory.encode().len() <= FRAME_PLAIN_MAX);
+            chunks += directory.frames.iter().map(|frame| frame.chunks.len()).sum::<usize>();
+        }
+        assert_eq!((packs.len(), chunks), (2, 300_000));
+    }
+
+    #[tokio::test]
+    async fn no_chunk_makes_a_frame_larger_than_readers_take() {
+        let world = World::new().await;
+        let repository = &world.repository;
+        let uploads = begin_uploads(repository).await.unwrap();
+        let settings = PackSettings::for_moved(repository, PackClass::Data, repository.domain().id).unwrap();
+        let packing = uploads.clone();
+        let packed = tokio::task::spawn_blocking(move || {
+            let mut packer = Packer::new(&packing, settings)?;
+            for (n, length) in [(1, 1000), (2, FRAME_PLAIN_MAX), (3, 1000)] {
+                packer.add(ChunkId::from_bytes([n; 32]), &vec![n; length])?;
+            }
+            packer.finish()
+        });
+        packed.await.unwrap().unwrap();
+        uploads.flush().await.unwrap();
+        let mut lengths = Vec::new();
+        for name in &world.names("data/").await {
+            let stored = repository.store().get(&name.parse().unwrap()).await.unwrap();
+            lengths.extend(directory(repository, &stored).frames.iter().map(|frame| frame.plain));
+        }
+        assert_eq!(lengths, [1000, FRAME_PLAIN_MAX as u32, 1000]);
+    }
+
+    #[tokio::test]
+    async fn a_pack_with_a_longer_directory_is_read() {
+        let world = World::new().await;
+        let domain = world.repository.domain();
+        let mut pack = PackWriter::new(PackClass::Data, domain.id, &domain.recipient, 1 << 20).unwrap();
+        let chunks: Vec<(ChunkId, u32)> = short_chunks(300_000).map(|(id, _)| (id, 4)).collect();
+        let plain: Vec<u8> = short_chunks(300_000).flat_map(|(_, chunk)| chunk).collect();
+        pack.append(&zstd::bulk::compress(&plain, 1).unwrap(), plain.len(), &chunks).unwrap();
+        let directory = directory(&world.repository, &pack.finish([0; 4]).unwrap().bytes);
+        assert!(directory.encode().len() > FRAME_PLAIN_MAX);
+        assert_eq!(directory.frames[0].chunks.len(), 300_000);
     }
 }

@@ -48,6 +48,20 @@ pub(crate) struct Ending {
 }
 
 impl Ending {
+    /// The end of a session that publishes a snapshot again, here or in another store; `origin` is the commit that it is
+    /// made from, as stored. What the session created is to be added.
+    pub fn again(commit: &Commit, manifest: Option<(ContentName, SnapshotId)>, origin: Vec<u8>) -> Self {
+        Self {
+            kind: CommitKind::Snapshot,
+            manifest,
+            complete: commit.complete,
+            logical_bytes: commit.logical_bytes,
+            capture: commit.capture,
+            origin: Some(origin),
+            ..Self::index_only(Vec::new())
+        }
+    }
+
     /// The end of a session that only moved chunks or merged index segments.
     pub fn index_only(created: Vec<(String, u64)>) -> Self {
         Self {
@@ -84,10 +98,14 @@ impl Session {
                 nonce: (!planted("claim-without-nonce")).then(|| repository.random()),
             };
             let signed = repository.sign(Record::KIND, record.encode())?;
-            if repository.put_own(&names::session_key(writer, n, 0), signed).await? {
-                break;
+            match repository.put_own(&names::session_key(writer, n, 0), signed).await {
+                Ok(true) => break,
+                // An open session of this writer, at work or dead, has the number.
+                Ok(false) => {}
+                // One had it, and a keeper ended it and swept its claim before we could see whose it was.
+                Err(Error::Storage(gone)) if gone.is_not_found() => {}
+                Err(error) => return Err(error),
             }
-            // An open session of this writer, at work or dead, has the number.
             n = repository.next_session(writer, n).await?;
         }
         let alive = AliveFile::create(repository.cache(), writer, n);
@@ -116,10 +134,7 @@ impl Session {
         let list = match self.put_list(ending.created).await {
             Ok(Some(list)) => list,
             Ok(None) => return Err(self.list_is_taken().await),
-            Err(error) => {
-                self.abandon().await;
-                return Err(error);
-            }
+            Err(error) => return Err(self.fail(error).await),
         };
         let commit = Commit {
             store: repository.store_id(),
@@ -147,9 +162,19 @@ impl Session {
         if committed || planted("fenced-is-fine") { Ok(commit) } else { Err(self.was_fenced()) }
     }
 
-    /// Ends the session without publishing anything, after a failure. If that fails too, a keeper will do it.
+    /// Ends the session without publishing anything. If that fails, a keeper will do it.
     pub async fn abandon(self) {
         let _ = fence(&self.repository, self.writer, self.n, self.previous.clone()).await;
+    }
+
+    /// The same for a failure, which it gives; or [`Error::Fenced`] where something was not found that the session had stored,
+    /// because a keeper has ended the session and removed it.
+    pub async fn fail(self, failure: Error) -> Error {
+        let ended = fence(&self.repository, self.writer, self.n, self.previous.clone()).await;
+        match (&failure, ended) {
+            (Error::Storage(gone), Ok(false)) if gone.is_not_found() => self.was_fenced(),
+            _ => failure,
+        }
     }
 
     /// `None` if the session has another list already.
@@ -241,8 +266,51 @@ async fn beat(repository: Repository, writer: MemberId, n: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use keepwell_storage::{Memory, ObjectStore, Operation};
+
     use super::*;
-    use crate::testing::World;
+    use crate::testing::{Hook, Hooked, World};
+
+    /// A keeper that ends sessions and sweeps their claims just before somebody looks at them.
+    #[derive(Debug)]
+    struct Sweeps;
+
+    #[async_trait]
+    impl Hook for Sweeps {
+        async fn before(&self, inner: &Memory, operation: Operation, subject: &str) {
+            if operation == Operation::Get && subject.starts_with("sessions/") {
+                inner.delete(&subject.parse().unwrap()).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_is_swept_before_it_is_looked_at_keeps_nobody_from_the_next_number() {
+        let world = World::new().await;
+        let first = Session::claim(&world.repository).await.unwrap();
+        let store = Arc::new(Hooked::new(world.store.inner().clone(), Sweeps));
+        let there = Repository::builder(store).open(world.key.clone()).await.unwrap();
+        let second = Session::claim(&there).await.unwrap();
+        assert_eq!([first.n(), second.n()], [0, 1]);
+    }
+
+    #[tokio::test]
+    async fn what_a_keeper_removed_after_it_had_ended_the_session_is_a_fence() {
+        let world = World::new().await;
+        let key = "state/x".parse().unwrap();
+        let gone = || Error::from(keepwell_storage::StorageError::not_found("get", &key));
+        let alive = Session::claim(&world.repository).await.unwrap();
+        assert!(matches!(alive.fail(gone()).await, Error::Storage(_)), "nobody else has ended it");
+        let fenced = Session::claim(&world.repository).await.unwrap();
+        assert!(fence(&world.repository, fenced.writer(), fenced.n(), Vec::new()).await.unwrap());
+        assert!(matches!(fenced.fail(gone()).await, Error::Fenced { .. }));
+        let broken = Session::claim(&world.repository).await.unwrap();
+        assert!(fence(&world.repository, broken.writer(), broken.n(), Vec::new()).await.unwrap());
+        assert!(matches!(broken.fail(Error::Cancelled).await, Error::Cancelled), "that is not why it failed");
+    }
 
     /// Chosen before the first was fenced and swept, claimed afterwards.
     #[tokio::test]

@@ -7,6 +7,7 @@ use keepwell_crypto::ChunkId;
 
 use super::entry::IndexEntry;
 use crate::error::CatalogError;
+use crate::varint::put_varint;
 
 /// Largest block before compression that is read.
 pub(crate) const BLOCK_BYTES_MAX: usize = 64 << 10;
@@ -48,7 +49,7 @@ impl BlockBuilder {
         self.ids.extend_from_slice(entry.id.as_bytes());
         let numbers = [entry.pack, entry.frame_offset, entry.frame_length, entry.offset, entry.length];
         for number in numbers {
-            put_varint(&mut self.numbers, number);
+            put_varint(&mut self.numbers, u64::from(number));
         }
         self.count += 1;
     }
@@ -156,14 +157,6 @@ impl Iterator for BlockEntries<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         (self.position < self.block.count).then(|| self.read())
     }
-}
-
-fn put_varint(out: &mut Vec<u8>, mut number: u32) {
-    while number >= 0x80 {
-        out.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    out.push(number as u8);
 }
 
 fn take_varint(bytes: &mut &[u8]) -> Result<u32, CatalogError> {

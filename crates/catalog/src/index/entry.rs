@@ -6,8 +6,8 @@ use keepwell_crypto::{ChunkId, DomainId};
 
 use crate::names::{ContentName, ObjectName};
 
-/// A pack, as an index segment describes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A pack, as an index segment describes it. Ordered by name, then the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PackRef {
     /// Its content name.
     pub name: ContentName,
@@ -55,19 +55,9 @@ impl PackSet {
         self.0.insert(name);
     }
 
-    /// Takes a pack out, as when a plan releases it.
-    pub fn remove(&mut self, name: &ContentName) {
-        self.0.remove(name);
-    }
-
     /// Whether the pack counts as gone.
     pub fn contains(&self, name: &ContentName) -> bool {
         !self.0.is_empty() && self.0.contains(name)
-    }
-
-    /// Number of packs.
-    pub fn len(&self) -> usize {
-        self.0.len()
     }
 
     /// Whether nothing is condemned.

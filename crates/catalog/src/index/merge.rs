@@ -101,7 +101,7 @@ impl MergedEntries<'_> {
     }
 
     fn take(&mut self, located: LocatedEntry) {
-        let place = |item: &LocatedEntry| (item.pack.name, item.entry.frame_offset, item.entry.offset);
+        let place = |item: &LocatedEntry| (item.pack, item.entry.frame_offset, item.entry.offset);
         let known = self.ready.iter().any(|other| place(other) == place(&located));
         if !known && !(self.is_dead)(&located.pack, &located.entry) {
             self.ready.push(located);

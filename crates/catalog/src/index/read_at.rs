@@ -21,6 +21,12 @@ pub trait ReadAt: Send + Sync {
     fn renew(&self) -> Result<bool, CatalogError> {
         Ok(false)
     }
+
+    /// Whether every read costs a request to a store. Of such a segment no more is read than an answer needs; one that is
+    /// far may come near later, never the reverse.
+    fn is_far(&self) -> bool {
+        false
+    }
 }
 
 impl ReadAt for Bytes {

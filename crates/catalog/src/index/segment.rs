@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use keepwell_crypto::{ChunkId, GroupId, MemberId};
 
@@ -10,7 +10,7 @@ use super::block::{BLOCK_BYTES_MAX, Block};
 use super::cache::BlockCache;
 use super::entry::{IndexEntry, PackRef};
 use super::filter::Filter;
-use super::layout::{BlockRef, FILTER_MAGIC, TABLES_MAGIC, TRAILER_LEN, Tables, Trailer, hash16};
+use super::layout::{BlockRef, FILTER_MAGIC, Hash16, TABLES_MAGIC, TRAILER_LEN, Tables, Trailer, hash16};
 use super::read_at::ReadAt;
 use crate::error::CatalogError;
 use crate::frame;
@@ -38,13 +38,23 @@ pub struct Segment {
 
 /// Where the entries are.
 enum Body {
-    Stored { source: Box<dyn ReadAt>, blocks: Vec<BlockRef>, filter: Filter },
+    Stored { source: Box<dyn ReadAt>, blocks: Vec<BlockRef>, filter: StoredFilter },
     Memory(Arc<[IndexEntry]>),
+}
+
+/// A filter that is read once it is near.
+struct StoredFilter {
+    offset: u64,
+    len: u32,
+    hash: Hash16,
+    read: OnceLock<Filter>,
 }
 
 impl Segment {
     /// Opens the plaintext of a segment: reads trailer, tables and filter, and checks the signature before it
     /// believes anything. Memory afterwards: the filter (10 bits per entry), 56 bytes per pack, 72 per block.
+    ///
+    /// Of one that is far ([`ReadAt::is_far`]) the filter is left where it is, and every lookup costs a block.
     pub fn open(source: Box<dyn ReadAt>, verify: VerifySegment<'_>) -> Result<Self, CatalogError> {
         let trailer = read_trailer(source.as_ref())?;
         let tables_cbor = read_tables(source.as_ref(), &trailer)?;
@@ -54,7 +64,10 @@ impl Segment {
         if tables.blocks_end() != trailer.filter_offset {
             return Err(malformed("its filter does not follow its blocks"));
         }
-        let filter = read_filter(source.as_ref(), &trailer, &tables)?;
+        let filter = StoredFilter::of(&trailer, &tables);
+        if !source.is_far() {
+            filter.get(source.as_ref())?;
+        }
         Ok(Segment {
             group: tables.group,
             class: tables.class,
@@ -101,10 +114,18 @@ impl Segment {
         self.signer
     }
 
+    /// Whether a lookup costs a request to a store; see [`ReadAt::is_far`].
+    pub fn is_far(&self) -> bool {
+        match &self.body {
+            Body::Stored { source, .. } => source.is_far(),
+            Body::Memory(_) => false,
+        }
+    }
+
     /// `false` means that the id is not in the segment. Reads nothing.
     pub fn may_contain(&self, id: &ChunkId) -> bool {
         match &self.body {
-            Body::Stored { filter, .. } => filter.may_contain(id),
+            Body::Stored { filter, .. } => filter.read.get().is_none_or(|filter| filter.may_contain(id)),
             Body::Memory(entries) => entries.binary_search_by_key(id, |entry| entry.id).is_ok(),
         }
     }
@@ -165,9 +186,11 @@ impl Segment {
     ) -> Result<Vec<(u64, IndexEntry)>, CatalogError> {
         match &self.body {
             Body::Memory(entries) => Ok(find_in_memory(entries, id)),
-            Body::Stored { filter, .. } if !filter.may_contain(id) => Ok(Vec::new()),
-            Body::Stored { blocks, .. } => {
+            Body::Stored { source, blocks, filter } => {
                 let mut found = Vec::new();
+                if filter.get(source.as_ref())?.is_some_and(|filter| !filter.may_contain(id)) {
+                    return Ok(found);
+                }
                 for number in candidates(blocks, id) {
                     let block = load(self, number)?;
                     self.find_in_block(&block, blocks[number].first_ordinal, id, &mut found)?;
@@ -317,6 +340,27 @@ impl Iterator for SegmentEntries<'_> {
     }
 }
 
+impl StoredFilter {
+    fn of(trailer: &Trailer, tables: &Tables) -> Self {
+        let (offset, len) = (trailer.filter_offset, trailer.filter_len);
+        StoredFilter { offset, len, hash: tables.filter_hash, read: OnceLock::new() }
+    }
+
+    /// The filter; `None` as long as the segment is far.
+    fn get(&self, source: &dyn ReadAt) -> Result<Option<&Filter>, CatalogError> {
+        const WHAT: &str = "index filter";
+        if self.read.get().is_some() || source.is_far() {
+            return Ok(self.read.get());
+        }
+        let stored = source.read_at(self.offset, self.len as usize)?;
+        if hash16(&stored) != self.hash {
+            return Err(CatalogError::malformed(WHAT, "its hash is not the one in the tables"));
+        }
+        let filter = Filter::parse(frame::skippable_content(WHAT, FILTER_MAGIC, &stored)?)?;
+        Ok(Some(self.read.get_or_init(|| filter)))
+    }
+}
+
 /// Blocks that can hold the id: the last one that begins below it, and all that begin with it.
 fn candidates(blocks: &[BlockRef], id: &ChunkId) -> std::ops::Range<usize> {
     let from = blocks.partition_point(|block| block.first < *id).saturating_sub(1);
@@ -344,15 +388,6 @@ fn read_tables(source: &dyn ReadAt, trailer: &Trailer) -> Result<Vec<u8>, Catalo
     const WHAT: &str = "index tables";
     let stored = source.read_at(trailer.tables_offset, trailer.tables_len as usize)?;
     frame::decompress(WHAT, frame::skippable_content(WHAT, TABLES_MAGIC, &stored)?, TABLES_BYTES_MAX)
-}
-
-fn read_filter(source: &dyn ReadAt, trailer: &Trailer, tables: &Tables) -> Result<Filter, CatalogError> {
-    const WHAT: &str = "index filter";
-    let stored = source.read_at(trailer.filter_offset, trailer.filter_len as usize)?;
-    if hash16(&stored) != tables.filter_hash {
-        return Err(CatalogError::malformed(WHAT, "its hash is not the one in the tables"));
-    }
-    Filter::parse(frame::skippable_content(WHAT, FILTER_MAGIC, &stored)?)
 }
 
 fn malformed(reason: &str) -> CatalogError {

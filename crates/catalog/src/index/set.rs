@@ -22,13 +22,29 @@ const CACHE_BYTES: usize = 16 << 20;
 /// their filter in memory (10 bits per entry) and read one block per hit. So add the small ones first.
 ///
 /// ```
-/// # use keepwell_catalog::index::{IndexSet, PackSet};
-/// # use keepwell_crypto::ChunkId;
-/// let index = IndexSet::new(IndexSet::DEFAULT_MEMORY_BUDGET_BYTES);
+/// use bytes::Bytes;
+/// use keepwell_catalog::{ContentName, IndexEntry, IndexSet, PackClass, PackRef, PackSet, Segment, SegmentBuilder};
+/// use keepwell_crypto::{ChunkId, Digest, DomainId, GroupId, RepositoryId, SigningKey, verify_detached};
+///
+/// // A writer lists a pack with one chunk in it.
+/// let (key, repository) = (SigningKey::generate(), RepositoryId::generate());
+/// let name = ContentName::new(&Digest::of(b"the stored bytes of the pack"), [1, 2, 3, 4]);
+/// let mut builder = SegmentBuilder::new(GroupId::generate(), PackClass::Data);
+/// let pack = builder.add_pack(PackRef { name, size: 9000, header_len: 200, domain: DomainId::generate() });
 /// let id = ChunkId::from_bytes([7; 32]);
-/// assert!(!index.contains_live(&id, &PackSet::default())?);
-/// assert!(index.find(&id)?.is_empty());
-/// # Ok::<(), keepwell_catalog::CatalogError>(())
+/// builder.add(IndexEntry { id, pack, frame_offset: 0, frame_length: 700, offset: 0, length: 1000 });
+/// let segment = Bytes::from(builder.finish(repository, &key, Vec::new())?);
+///
+/// // Others believe it, because they know who signed.
+/// let index = IndexSet::new(IndexSet::DEFAULT_MEMORY_BUDGET_BYTES);
+/// let verify = |_: &_, tables: &[u8], signature: &[u8; 64]| {
+///     Ok(verify_detached(&key.verifying_key(), repository, "index", tables, signature)?)
+/// };
+/// index.add("a", Segment::open(Box::new(segment), &verify)?)?;
+/// assert_eq!(index.find(&id)?[0].pack.name, name);
+/// assert!(index.contains_live(&id, &PackSet::default())?);
+/// assert!(!index.contains_live(&id, &PackSet::from_iter([name]))?, "a plan condemns the pack");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct IndexSet {
@@ -47,8 +63,10 @@ struct State {
     /// Entries of the segments that are in memory.
     table: Table,
     /// The other segments, with their numbers.
-    stored: Arc<Vec<(usize, Arc<Segment>)>>,
+    stored: StoredSegments,
 }
+
+type StoredSegments = Arc<Vec<(usize, Arc<Segment>)>>;
 
 /// Where one copy of a chunk lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,14 +99,16 @@ impl IndexSet {
 
     /// Adds a segment under its object name and returns its number. A name that is there already is not added again.
     ///
-    /// Lookups go on while a small segment is decoded, and wait only for the table to take it in.
+    /// Lookups go on while a small segment is decoded, and wait only for the table to take it in. One that is far
+    /// ([`Segment::is_far`]) is never decoded.
     pub fn add(&self, name: &str, segment: Segment) -> Result<usize, CatalogError> {
         let _adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
         let (known, fits) = {
             let state = self.read();
             let known = state.numbers.get(name).copied();
             let used = state.table.bytes() + Table::cost_bytes(segment.len());
-            (known, used <= self.memory_budget_bytes && state.table.has_numbers_for(segment.len()))
+            let fits = used <= self.memory_budget_bytes && state.table.has_numbers_for(segment.len());
+            (known, fits && !segment.is_far())
         };
         if let Some(known) = known {
             return Ok(known);
@@ -106,31 +126,54 @@ impl IndexSet {
         Ok(number)
     }
 
-    /// `false` means that no segment has the id. Reads nothing; an id that is absent passes now and then.
-    pub fn may_contain(&self, id: &ChunkId) -> bool {
-        let state = self.read();
-        state.table.visit(id, |_, _, _| ControlFlow::Break(())).is_break()
-            || state.stored.iter().any(|(_, segment)| segment.may_contain(id))
-    }
-
     /// Every location of a chunk. A reader tries them all before it reports damage.
     pub fn find(&self, id: &ChunkId) -> Result<Vec<Location>, CatalogError> {
-        let mut found = Vec::new();
-        let stored = {
-            let state = self.read();
-            let _ = state.table.visit(id, |number, ordinal, entry| {
-                found.push(location(number, &state.segments[number].1, ordinal, *entry));
-                ControlFlow::<()>::Continue(())
-            });
-            Arc::clone(&state.stored)
-        };
+        let (mut found, stored) = self.find_in_memory(id);
         for (number, segment) in stored.iter() {
-            let entries = segment.find_cached(id, *number, &self.cache)?;
-            found.extend(
-                entries.into_iter().map(|(ordinal, entry)| location(*number, segment, ordinal, entry)),
-            );
+            self.find_stored(id, *number, segment, &mut found)?;
         }
         Ok(found)
+    }
+
+    /// The locations of a chunk in all segments that are near or, if there are none, in the first of the far ones that has
+    /// it; those of the class that it is expected in are asked first. What it does not find may be there all the same.
+    pub fn find_nearest(&self, id: &ChunkId, class: PackClass) -> Result<Vec<Location>, CatalogError> {
+        let (mut found, stored) = self.find_in_memory(id);
+        let (mut far, near): (Vec<_>, Vec<_>) = stored.iter().partition(|(_, segment)| segment.is_far());
+        for (number, segment) in near {
+            self.find_stored(id, *number, segment, &mut found)?;
+        }
+        far.sort_by_key(|(_, segment)| segment.class() != class);
+        for (number, segment) in far {
+            if !found.is_empty() {
+                break;
+            }
+            self.find_stored(id, *number, segment, &mut found)?;
+        }
+        Ok(found)
+    }
+
+    /// What the table has of a chunk, and the segments that are not in it.
+    fn find_in_memory(&self, id: &ChunkId) -> (Vec<Location>, StoredSegments) {
+        let mut found = Vec::new();
+        let state = self.read();
+        let _ = state.table.visit(id, |number, ordinal, entry| {
+            found.push(location(number, &state.segments[number].1, ordinal, *entry));
+            ControlFlow::<()>::Continue(())
+        });
+        (found, Arc::clone(&state.stored))
+    }
+
+    fn find_stored(
+        &self,
+        id: &ChunkId,
+        number: usize,
+        segment: &Segment,
+        found: &mut Vec<Location>,
+    ) -> Result<(), CatalogError> {
+        let entries = segment.find_cached(id, number, &self.cache)?;
+        found.extend(entries.into_iter().map(|(ordinal, entry)| location(number, segment, ordinal, entry)));
+        Ok(())
     }
 
     /// Whether the chunk lies in a pack that is not in `dead`: whether a writer may refer to it instead of storing

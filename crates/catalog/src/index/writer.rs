@@ -12,7 +12,7 @@ use super::layout::{BlockRef, FILTER_MAGIC, SIGNED_KIND, TABLES_MAGIC, Tables, T
 use super::merge::LocatedEntry;
 use crate::error::CatalogError;
 use crate::frame;
-use crate::names::{ContentName, PackClass};
+use crate::names::PackClass;
 
 /// Ids do not compress; the numbers beside them do at any level.
 const BLOCK_LEVEL: i32 = 1;
@@ -88,7 +88,7 @@ pub struct SortedSegmentWriter<W: Write> {
     group: GroupId,
     class: PackClass,
     packs: Vec<PackRef>,
-    ordinals: HashMap<ContentName, u32>,
+    ordinals: HashMap<PackRef, u32>,
     blocks: Vec<BlockRef>,
     filter: Filter,
     /// Entries of the newest id: they are ordered by pack before they are written.
@@ -126,9 +126,10 @@ impl<W: Write> SortedSegmentWriter<W> {
         })
     }
 
-    /// The ordinal of a pack, for the entries in it; a pack that is new is added to the table.
+    /// The ordinal of a pack, for the entries in it; a pack that is new is added to the table. Segments that do not agree
+    /// about a pack stay apart: what one says falsely harms no entry of another.
     pub fn add_pack(&mut self, pack: PackRef) -> u32 {
-        *self.ordinals.entry(pack.name).or_insert_with(|| {
+        *self.ordinals.entry(pack).or_insert_with(|| {
             self.packs.push(pack);
             self.packs.len() as u32 - 1
         })
@@ -157,11 +158,6 @@ impl<W: Write> SortedSegmentWriter<W> {
     /// Entries so far.
     pub fn entries(&self) -> u64 {
         self.entries + self.same_id.len() as u64
-    }
-
-    /// Bytes of blocks written so far; tables and filter will follow.
-    pub fn written_bytes(&self) -> u64 {
-        self.written
     }
 
     /// Writes filter, tables and trailer, and gives the output back. It is not flushed.

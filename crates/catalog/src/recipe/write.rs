@@ -6,8 +6,25 @@ use super::{FRAME_PLAIN_BYTES, LEVEL, MAGIC, NO_FINGERPRINT};
 use crate::error::{CatalogError, MapError};
 use crate::key::display_raw;
 use crate::map::{RECORD_KEY_BYTES_MAX, RECORD_VALUE_BYTES_MAX, shared_prefix};
+use crate::varint::put_varint;
 
 /// Writes a recipe front to back, in frames of about 256 KiB, which is also all the memory it takes.
+/// ```
+/// use keepwell_catalog::{Entry, EntryKind, MapKey, RecipeReader, RecipeWriter};
+///
+/// let (key, fingerprint) = (MapKey::from_components(["etc", "hosts"])?, [7; 16]);
+/// let value = Entry::new(EntryKind::File).encode()?;
+/// let mut writer = RecipeWriter::new(Vec::new())?;
+/// writer.push(key.as_bytes(), &fingerprint, &value)?;
+/// let stored = writer.finish()?;
+///
+/// // The next capture walks beside it: what has the same fingerprint need not be opened.
+/// let mut reader = RecipeReader::new(stored.as_slice())?;
+/// let known = reader.advance_to(key.as_bytes())?.expect("it was there");
+/// assert_eq!(known.fingerprint, fingerprint);
+/// assert_eq!(Entry::decode(known.value)?, Entry::new(EntryKind::File));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct RecipeWriter<W: Write> {
     out: W,
     compressor: zstd::bulk::Compressor<'static>,
@@ -30,11 +47,11 @@ impl<W: Write> RecipeWriter<W> {
     pub fn push(&mut self, key: &[u8], fingerprint: &[u8; 16], value: &[u8]) -> Result<(), CatalogError> {
         self.check(key, value)?;
         let shared = shared_prefix(&self.last_key, key);
-        put_varint(&mut self.plain, shared);
-        put_varint(&mut self.plain, key.len() - shared);
+        put_varint(&mut self.plain, shared as u64);
+        put_varint(&mut self.plain, (key.len() - shared) as u64);
         self.plain.extend_from_slice(&key[shared..]);
         self.plain.extend_from_slice(fingerprint);
-        put_varint(&mut self.plain, value.len());
+        put_varint(&mut self.plain, value.len() as u64);
         self.plain.extend_from_slice(value);
         self.last_key.truncate(shared);
         self.last_key.extend_from_slice(&key[shared..]);
@@ -83,12 +100,4 @@ impl<W: Write> std::fmt::Debug for RecipeWriter<W> {
 
 fn write_failed(source: io::Error) -> CatalogError {
     CatalogError::RecipeIo { operation: "write", source }
-}
-
-fn put_varint(out: &mut Vec<u8>, mut value: usize) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
 }

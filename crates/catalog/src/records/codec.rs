@@ -195,6 +195,11 @@ impl<'b> Reader<'b> {
         Ok(())
     }
 
+    /// One item of any type, as its bytes.
+    pub(crate) fn raw(&mut self) -> Result<&'b [u8], CatalogError> {
+        self.item(cbor::Reader::raw)
+    }
+
     /// Header of a map: how many pairs follow.
     pub(crate) fn map_len(&mut self) -> Result<u64, CatalogError> {
         self.item(cbor::Reader::map)

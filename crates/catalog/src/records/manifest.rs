@@ -67,6 +67,9 @@ pub struct Manifest {
     pub description: String,
     /// What sources store beside it, as a start LSN.
     pub extra: BTreeMap<String, Vec<u8>>,
+    /// Fields that a later version has added: their keys, ascending and above 25, and their values in CBOR. They stay when a
+    /// manifest is written anew.
+    pub later: Vec<(u64, Vec<u8>)>,
 }
 
 /// Something that a capture could not take.
@@ -155,6 +158,9 @@ impl Manifest {
         map.bool(23, self.keep_forever);
         map.text(24, &self.description);
         encode_extra(&self.extra, map.field(25));
+        for (key, value) in &self.later {
+            map.field(*key).extend_from_slice(value);
+        }
     }
 
     /// Reads a manifest; refuses other format versions.
@@ -220,6 +226,7 @@ struct Parts {
     keep_forever: bool,
     description: String,
     extra: BTreeMap<String, Vec<u8>>,
+    later: Vec<(u64, Vec<u8>)>,
 }
 
 impl Parts {
@@ -251,7 +258,7 @@ impl Parts {
             23 => self.keep_forever = reader.bool()?,
             24 => self.description = reader.text()?,
             25 => self.extra = decode_extra(reader)?,
-            _ => return Ok(false),
+            later => self.later.push((later, reader.raw()?.to_vec())),
         }
         Ok(true)
     }
@@ -284,6 +291,7 @@ impl Parts {
             keep_forever: self.keep_forever,
             description: self.description,
             extra: self.extra,
+            later: self.later,
         })
     }
 }

@@ -17,6 +17,36 @@ const SHRUNK_TO: u64 = 5;
 
 /// Decides about every candidate, in their order. `now` is in nanoseconds since 1970; `zone` is the dataset's, or that
 /// of the store. Pure: the same input gives the same decisions.
+/// ```
+/// use jiff::tz::TimeZone;
+/// use keepwell_catalog::retention::{Candidate, RetentionPolicy, Slots, decide};
+/// use keepwell_crypto::SnapshotId;
+///
+/// const HOUR: i64 = 3600 * 1_000_000_000;
+/// let taken = |n: u8, hours: i64| Candidate {
+///     id: SnapshotId::from_bytes([n; 32]),
+///     dataset: "home".into(),
+///     host: "web1".into(),
+///     capture: hours * HOUR,
+///     commit_time: hours * HOUR,
+///     stored: None,
+///     commit_order: n.into(),
+///     complete: true,
+///     proven: true,
+///     damaged: false,
+///     tags: Vec::new(),
+///     keep_until: None,
+///     keep_forever: false,
+///     logical_bytes: None,
+/// };
+/// // Two on the first day, one on each of the two days after it.
+/// let candidates = [taken(0, 1), taken(1, 13), taken(2, 25), taken(3, 49)];
+/// let policy = RetentionPolicy { daily: Some(Slots::Newest(2)), ..RetentionPolicy::default() };
+/// let decisions = decide(&policy, &TimeZone::UTC, 50 * HOUR, &candidates);
+/// let keep: Vec<bool> = decisions.iter().map(|decision| decision.keep).collect();
+/// assert_eq!(keep, [false, false, true, true]);
+/// assert!(decisions[3].reasons.iter().any(|reason| reason.starts_with("daily 1970-01-03")));
+/// ```
 pub fn decide(
     policy: &RetentionPolicy,
     zone: &TimeZone,
@@ -30,13 +60,39 @@ pub fn decide(
     let mut decisions: Vec<Option<Decision>> = vec![None; candidates.len()];
     for mut numbers in groups.into_values() {
         numbers.sort_by_key(|number| (candidates[*number].commit_order, candidates[*number].id));
-        let members = numbers.iter().map(|number| Member::new(&candidates[*number], zone)).collect();
-        let decided = Group { policy, now, members }.decide();
-        for (number, decision) in numbers.into_iter().zip(decided) {
-            decisions[number] = Some(decision);
+        let decide_with = |damage| {
+            let member = |number: &usize| Member::new(&candidates[*number], zone, damage);
+            Group { policy, now, members: numbers.iter().map(member).collect() }.decide()
+        };
+        let decided = decide_with(Damage::Counts);
+        let is_damaged = numbers.iter().any(|number| candidates[*number].damaged);
+        let as_if_whole = if is_damaged { decide_with(Damage::Unknown) } else { Vec::new() };
+        for (at, decision) in decided.into_iter().enumerate() {
+            let decision = match candidates[numbers[at]].damaged {
+                true => as_if_whole[at].of_damaged(),
+                false => decision,
+            };
+            decisions[numbers[at]] = Some(decision);
         }
     }
     decisions.into_iter().map(|decision| decision.expect("every candidate is in one group")).collect()
+}
+
+/// Whether a snapshot that is damaged counts for the rules.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Damage {
+    /// It does not: what happens to the others.
+    Counts,
+    /// As if it were whole: what happens to itself.
+    Unknown,
+}
+
+impl Decision {
+    fn of_damaged(&self) -> Self {
+        let mut reasons = vec!["damaged, does not count".to_owned()];
+        reasons.extend(self.reasons.iter().cloned());
+        Decision { reasons, ..self.clone() }
+    }
 }
 
 /// Snapshots that are counted together, in commit order.
@@ -50,6 +106,7 @@ struct Member<'a> {
     candidate: &'a Candidate,
     captured: Zoned,
     anomaly: Option<Anomaly>,
+    is_damaged: bool,
     /// Why it stays.
     reasons: Vec<String>,
     /// A rule keeps it.
@@ -57,15 +114,16 @@ struct Member<'a> {
 }
 
 impl<'a> Member<'a> {
-    fn new(candidate: &'a Candidate, zone: &TimeZone) -> Self {
+    fn new(candidate: &'a Candidate, zone: &TimeZone, damage: Damage) -> Self {
         let captured = Timestamp::from_nanosecond(i128::from(candidate.capture))
             .expect("every i64 of nanoseconds lies within the years that jiff knows")
             .to_zoned(zone.clone());
-        Member { candidate, captured, anomaly: None, reasons: Vec::new(), by_rule: false }
+        let is_damaged = candidate.damaged && damage == Damage::Counts;
+        Member { candidate, captured, anomaly: None, is_damaged, reasons: Vec::new(), by_rule: false }
     }
 
     fn is_credible(&self) -> bool {
-        self.candidate.complete && self.anomaly.is_none()
+        self.candidate.complete && self.anomaly.is_none() && !self.is_damaged
     }
 
     fn keep_by_rule(&mut self, reason: String) {

@@ -17,6 +17,9 @@
 //! was committed earlier. A complete one is also flagged if it is at least 80 % smaller than the complete one before
 //! it. A flagged snapshot stays, occupies no slot, and never makes another one go.
 //!
+//! **Damage.** A snapshot that is known to lack something stays as long as it would if it were whole, and counts for
+//! nothing: the rules keep of the others what they would keep if it were not there.
+//!
 //! **Never removed**, whatever the policy: the last complete and the last proven snapshot, the newest credible one
 //! before each flagged one, incomplete ones since the last complete one, what is to be kept until later or for ever,
 //! and everything if the policy has no rule.
@@ -136,6 +139,8 @@ pub struct Candidate {
     pub complete: bool,
     /// Someone who holds the data key has read all of it.
     pub proven: bool,
+    /// It is known to lack something. One that is proven is not.
+    pub damaged: bool,
     /// Its tags.
     pub tags: Vec<String>,
     /// Not to be removed before this time, in nanoseconds since 1970.

@@ -154,7 +154,7 @@ fn dataset_of(paths: &[PathBuf]) -> String {
 /// Opens the repository; the default one is made on its first use.
 async fn open_or_create(ctx: &Context) -> Result<Opened> {
     let location = Location::default_of(ctx);
-    let is_default = Location::named(ctx)?.is_none() && crate::secret::named_key(ctx).is_none();
+    let is_default = Location::named(ctx)?.is_none() && crate::secret::named_key(ctx)?.is_none();
     if is_default && !location.is_repository(ctx).await? {
         let made = super::init::create(ctx, &location, Protection::Plain, None).await?;
         let (key, printer) = (made.key_file.display(), &ctx.printer);

@@ -100,6 +100,12 @@ pub fn print(ctx: &Context, report: &CheckReport) {
         let sessions = text::count(report.open_sessions, "session is", "sessions are");
         printer.say(format_args!("  {sessions} open: at work, or dead"));
     }
+    if report.packs_archived > 0 {
+        let archived = text::count(report.packs_archived, "pack lies", "packs lie");
+        printer.warn(format_args!(
+            "{archived} in an archive and could not be read, so nothing is known of their content"
+        ));
+    }
     verdict(ctx, report.is_sound(), report.damaged_snapshots.len());
     let fields = json!({
         "sound": report.is_sound(),
@@ -111,6 +117,7 @@ pub fn print(ctx: &Context, report: &CheckReport) {
         "pack_bytes": report.pack_bytes,
         "packs_read": report.packs_read,
         "bytes_read": report.bytes_read,
+        "packs_archived": report.packs_archived,
         "orphans": report.orphans,
         "open_sessions": report.open_sessions,
         "findings": report.findings.len(),

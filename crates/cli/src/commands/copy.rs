@@ -1,13 +1,14 @@
 //! `keepwell copy`.
 
 mod all;
+mod retire;
 
 pub use all::warn_stale;
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use backup_core::{BackupOptions, RepositoryHint, Snapshot, SnapshotState};
+use backup_core::{BackupOptions, Snapshot, SnapshotState};
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_source_postgres::retention::wal_floors;
 use serde_json::json;
@@ -15,9 +16,9 @@ use serde_json::json;
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::location::Location;
-use crate::open::{self, Credential, Opened};
+use crate::open::{self, Opened};
 use crate::select::{self, Filter};
-use crate::{known, secret, text};
+use crate::{known, text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,8 +31,10 @@ Examples:
 
 Where there is no repository yet, one with the same keys is made: a copy that the same
 key file opens. Into a repository with other keys everything is encrypted anew. Only
-what is missing travels; an interrupted copy goes on where it was. `keepwell copies`
-shows what the copies of the profile hold, and how old they are.";
+what is missing travels; an interrupted copy goes on where it was. What the rules of a
+copy of the profile no longer keep is shown with the reasons, and forgotten there; on a
+terminal it is asked for, and `--dry-run` only shows it. `keepwell copies` shows what
+the copies of the profile hold, and how old they are.";
 
 /// Copy snapshots to another repository
 #[derive(Debug, clap::Args)]
@@ -134,27 +137,7 @@ async fn open_target(
             known::remember(ctx, place, from.repository.id(), file)?;
         }
     }
-    let store = place.open(ctx).await?;
-    let hint = RepositoryHint::read(&*store).await?;
-    let key = if hint.repository == key.file.repository.to_string() {
-        key.file.clone()
-    } else {
-        other_key(ctx, other_key_file, place, &hint.repository)?
-    };
-    Credential { location: place.clone(), store, key, key_file: None }.open(ctx).await
-}
-
-fn other_key(ctx: &Context, named: Option<&PathBuf>, place: &Location, id: &str) -> Result<KeyFile> {
-    let remembered = || known::Known::load(ctx).ok()?.key_file(place, id).map(PathBuf::from);
-    let file = named.cloned().or_else(remembered);
-    let file = file.unwrap_or_else(|| secret::default_key_file(ctx, id));
-    if !file.exists() {
-        let message = format!("there is no key at hand for the repository at `{place}`");
-        return Err(Complaint::new(Exit::WrongKey, message)
-            .hint("Name it: `--to-key-file FILE`, or `key-file` of the copy in the profile.")
-            .into());
-    }
-    secret::load_key(ctx, &secret::Origin::File(file))
+    open::further(ctx, place.clone(), &key.file, other_key_file).await
 }
 
 fn chosen(snapshots: &[Snapshot], args: &Args) -> Result<Vec<Snapshot>> {

@@ -38,10 +38,8 @@ pub struct Args {
 
 /// Runs `diff`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
-    let opened = open::repository(ctx).await?;
-    let snapshots = opened.repository.snapshots().await;
+    let (opened, snapshots) = open::with_snapshots(ctx).await?;
     opened.progress.end();
-    let snapshots = snapshots?;
     let before = select::select(&snapshots, &args.filter, &args.before)?;
     let after = select::select(&snapshots, &args.filter, &args.after)?;
     let visit = |change: &TreeChange| {

@@ -9,12 +9,20 @@ use crate::exit::{Exit, exit_of, one_line};
 use crate::location::Location;
 use crate::{open, text};
 
+const EXAMPLES: &str = "\
+Examples:
+  keepwell doctor
+  keepwell -r s3://acme-backup/web doctor
+  keepwell --key-file web1.key doctor       as the backup host that has this key
+  keepwell doctor --as-writer               are these credentials fit for one?";
+
 /// Test this machine, the repository's store and the key
 ///
 /// Races writers for names in the store, tries what the store's credentials may do to an object, asks how the bucket is set
 /// up (versions, locks, lifecycle rules, clock) or looks at the file system, and tries the key. Leaves nothing behind that it
 /// may delete. Exit code 1 when something needs attention.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Test as what a backup host should have: credentials that can neither delete nor overwrite
     ///

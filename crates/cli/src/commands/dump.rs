@@ -51,10 +51,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
             .into());
     }
     let part = Part::parse(&args.source)?;
-    let opened = open::for_reading(ctx).await?;
-    let snapshots = opened.repository.snapshots().await;
+    let (opened, snapshots) = open::with_snapshots(ctx).await?;
     opened.progress.end();
-    let snapshots = snapshots?;
     let snapshot = select::select(&snapshots, &args.filter, &part.name)?;
     let tree = opened.repository.tree(snapshot).await?;
     let key = part.path.unwrap_or_else(MapKey::root);

@@ -44,10 +44,8 @@ pub struct Args {
 /// Runs `find`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let patterns = globs::patterns(&args.pattern)?;
-    let opened = open::for_reading(ctx).await?;
-    let snapshots = opened.repository.snapshots().await;
+    let (opened, snapshots) = open::with_snapshots(ctx).await?;
     opened.progress.end();
-    let snapshots = snapshots?;
     let mut total = 0;
     for snapshot in searched(&snapshots, &args)? {
         // One that was named is tried all the same, and the error says what is wrong with it.

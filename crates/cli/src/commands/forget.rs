@@ -1,15 +1,16 @@
 //! `keepwell forget`.
 
 use anyhow::Result;
-use backup_core::{Snapshot, SnapshotState, Verdict, retain};
+use backup_core::{Checked, CopyRules, Snapshot, SnapshotState, Verdict, retain};
 use keepwell_catalog::Manifest;
-use keepwell_catalog::retention::RetentionPolicy;
 use serde_json::json;
 
 use super::prune::{self, DryRun};
 use crate::confirm::{Unattended, confirm};
 use crate::context::Context;
+use crate::copies;
 use crate::exit::{Complaint, Exit};
+use crate::location::Location;
 use crate::open::{self, Opened};
 use crate::retention::RetentionArgs;
 use crate::select::{self, Filter};
@@ -22,6 +23,7 @@ Examples:
   keepwell forget --keep-last 10 --prune       and give the space back
   keepwell forget 1a2b3c4d                     these, whatever the rules say
   keepwell forget                              by the rules of the profile
+  keepwell -r /mnt/disk/backup forget          by those of its copy there
 
 Rules count each dataset of each host by itself. The last complete snapshot always
 stays. The table says of each snapshot why it stays or goes.";
@@ -50,19 +52,19 @@ pub struct Args {
 
 /// Runs `forget`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
-    let policy = policy(ctx, &args)?;
+    if !args.snapshots.is_empty() && !args.retention.policy().is_empty() {
+        return Err(Complaint::usage("give rules or snapshots, not both").into());
+    }
     if args.prune_options.is_set() && !args.prune {
         return Err(Complaint::usage("how to prune is said, and `--prune` is not").into());
     }
     let opened = open::repository(ctx).await?;
     refuse_unable(&opened, &args)?;
     let snapshots = opened.repository.snapshots().await?;
-    let proved = opened.repository.proved_since().await?;
-    let verdicts = match &policy {
-        Some(policy) => {
-            retain(policy, ctx.now(), snapshots.iter().filter(|s| args.filter.accepts(s)), proved)
-        }
-        None => by_name(ctx, &snapshots, &args)?,
+    let checked = opened.repository.checked().await?;
+    let verdicts = match args.snapshots.is_empty() {
+        true => by_rules(ctx, &args, &opened.location, &snapshots, &checked)?,
+        false => by_name(ctx, &snapshots, &args)?,
     };
     print(ctx, &verdicts);
     let going: Vec<(&Snapshot, String)> =
@@ -104,22 +106,54 @@ fn refuse_unable(opened: &Opened, args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The rules in force; `None` when snapshots are named.
-fn policy(ctx: &Context, args: &Args) -> Result<Option<RetentionPolicy>> {
+fn by_rules<'s>(
+    ctx: &Context,
+    args: &Args,
+    place: &Location,
+    snapshots: &'s [Snapshot],
+    checked: &Checked,
+) -> Result<Vec<Verdict<'s>>> {
     let given = args.retention.policy();
-    match (args.snapshots.is_empty(), given.is_empty()) {
-        (false, true) => Ok(None),
-        (false, false) => Err(Complaint::usage("give rules or snapshots, not both").into()),
-        (true, false) => Ok(Some(given)),
-        (true, true) => {
-            let policy = ctx.profile.retention.as_ref().map(RetentionArgs::policy).filter(|p| !p.is_empty());
-            policy.map(Some).ok_or_else(|| {
-                Complaint::usage("nothing says what to keep")
-                    .hint("Say, for example, `--keep-daily 14 --keep-monthly 12`, or set `retention` in a profile.")
-                    .into()
-            })
+    let rules = match given.is_empty() {
+        false => vec![CopyRules { retention: given, ..CopyRules::default() }],
+        true => standing(ctx, place)?,
+    };
+    let mut verdicts: Vec<Verdict<'s>> = Vec::new();
+    for rules in &rules {
+        let theirs = snapshots.iter().filter(|s| args.filter.accepts(s) && rules.concern(s));
+        for verdict in retain(&rules.retention, ctx.now(), theirs, checked) {
+            match verdicts.iter_mut().find(|v| v.snapshot.id == verdict.snapshot.id) {
+                None => verdicts.push(verdict),
+                // What one of them keeps stays.
+                Some(known) if verdict.keep && !known.keep => *known = verdict,
+                Some(_) => {}
+            }
         }
     }
+    Ok(verdicts)
+}
+
+/// The rules that the configuration has for a place: those of the copies of the profile that lie there, and else of the
+/// profile that knows it. What is kept in one place says nothing of another.
+fn standing(ctx: &Context, place: &Location) -> Result<Vec<CopyRules>> {
+    let copies = place.copies(ctx);
+    let mut rules: Vec<CopyRules> = copies.iter().map(|copy| copies::rules(copy)).collect();
+    if copies.is_empty() {
+        let retention = place.profile(ctx).and_then(|profile| profile.retention.as_ref());
+        let retention = retention.map(RetentionArgs::policy).unwrap_or_default();
+        rules.push(CopyRules { retention, ..CopyRules::default() });
+    }
+    // One without retention keeps everything that it is about, whatever another at the same place says.
+    if rules.iter().any(|rules| !rules.retention.is_empty()) {
+        return Ok(rules);
+    }
+    Err(match copies.first() {
+        Some(copy) => Complaint::usage(format!("the copy {} keeps everything: it has no `retention`", copy.name()))
+            .hint("Say, for example, `--keep-daily 14 --keep-monthly 12`, or set `retention` of the copy in the profile."),
+        None => Complaint::usage("nothing says what to keep")
+            .hint("Say, for example, `--keep-daily 14 --keep-monthly 12`, or set `retention` in a profile."),
+    }
+    .into())
 }
 
 fn by_name<'s>(ctx: &Context, snapshots: &'s [Snapshot], args: &Args) -> Result<Vec<Verdict<'s>>> {
@@ -176,5 +210,73 @@ fn print(ctx: &Context, verdicts: &[Verdict<'_>]) {
     }
     if !table.is_empty() {
         table.print(&ctx.printer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROFILES: &str = r#"
+[profile.default]
+repository = "/srv/primary"
+retention = { last = 3 }
+[[profile.default.copy]]
+to = "/mnt/archive"
+retention = { yearly = 7 }
+[[profile.default.copy]]
+to = "/mnt/two"
+datasets = ["home"]
+retention = { daily = 9 }
+[[profile.default.copy]]
+to = "/mnt/two"
+datasets = ["mail"]
+retention = { weekly = 5 }
+[[profile.default.copy]]
+to = "/mnt/both"
+retention = { last = 1 }
+[[profile.default.copy]]
+to = "/mnt/both"
+tags = ["tax"]
+[[profile.default.copy]]
+name = "all"
+to = "/mnt/all"
+[profile.other]
+repository = "/srv/other"
+retention = { hourly = 2 }
+"#;
+
+    #[test]
+    fn each_place_forgets_by_its_own_rules() {
+        let ctx = Context::of_profiles(PROFILES);
+        let rules = |place: &str| standing(&ctx, &Location::parse(place).unwrap());
+        let only = |place: &str| rules(place).unwrap().pop().unwrap().retention;
+        assert!(only("/srv/primary").last.is_some());
+        let archive = only("/mnt/archive");
+        assert!(
+            archive.yearly.is_some() && archive.last.is_none(),
+            "the rules of another place: {archive:?}"
+        );
+        assert!(only("/srv/other").hourly.is_some());
+        let two = rules("/mnt/two").unwrap();
+        assert!(two.len() == 2 && two[0].datasets == ["home"] && two[1].retention.weekly.is_some());
+        let both = rules("/mnt/both").unwrap();
+        assert!(both.len() == 2 && both[1].retention.is_empty(), "one keeps what it is about");
+        for (place, why) in [("/mnt/all", "the copy all keeps everything"), ("/srv/unknown", "nothing says")]
+        {
+            let error = rules(place).unwrap_err();
+            assert!(error.to_string().contains(why), "{place}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_symlink_to_a_copy_is_that_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("real")).unwrap();
+        std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+        let mut ctx = Context::of_profiles(PROFILES);
+        ctx.profile.copies[0].to = dir.path().join("real").display().to_string();
+        let link = Location::parse(dir.path().join("link").to_str().unwrap()).unwrap();
+        assert!(standing(&ctx, &link).unwrap()[0].retention.yearly.is_some());
     }
 }

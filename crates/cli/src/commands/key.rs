@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::open;
+use crate::text;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,6 +24,19 @@ Examples:
   keepwell key enroll --name web1 --role writer       a credential that backs up and cannot decrypt
   keepwell key revoke web1                            and take it back
   keepwell key passphrase                             protect the key file";
+
+const ROTATE_EXAMPLES: &str = "\
+Example:
+  keepwell key rotate      after a key file was lost or seen by others, and was revoked
+
+Revoking rotates by itself. The old keys still open everything that was stored before,
+wherever it is: take the access to the store away as well.";
+
+const DOMAIN_EXAMPLES: &str = "\
+Examples:
+  keepwell key domain customer-17
+  keepwell backup /srv/customers/17 --domain customer-17
+  keepwell key erase customer-17             and nobody can read it any more";
 
 /// Manage keys, members and recovery kits
 #[derive(Debug, clap::Args)]
@@ -40,10 +54,12 @@ enum Action {
     /// Seal everything that is written from now on to fresh keys
     ///
     /// Revoked members and removed owners do not get them. What is stored already stays readable to whoever could read it.
+    #[command(after_help = ROTATE_EXAMPLES)]
     Rotate,
     Passphrase(passphrase::Args),
     Kit(kit::Args),
     /// Make a domain whose data can be erased by destroying its keys (`backup --domain NAME`)
+    #[command(after_help = DOMAIN_EXAMPLES)]
     Domain {
         /// Its name
         name: String,
@@ -68,8 +84,14 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
 async fn rotate(ctx: &Context) -> Result<Exit> {
     let opened = open::repository(ctx).await?;
     opened.repository.rotate_keys().await?;
-    opened.progress.end();
     ctx.printer.line("new data is sealed to fresh keys from now on");
+    let snapshots = opened.repository.snapshots().await;
+    opened.progress.end();
+    let snapshots = text::count(snapshots?.len() as u64, "snapshot", "snapshots");
+    ctx.printer.say(format_args!(
+        "The old keys still open what is stored so far, wherever it is: {snapshots}, and archived WAL."
+    ));
+    ctx.printer.say("Whoever has them, and must not read it, must not get at the store.");
     ctx.printer.json("rotate", json!({}));
     Ok(Exit::Done)
 }

@@ -39,8 +39,7 @@ pub struct Args {
 /// Runs `ls`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let part = Part::parse(&args.source)?;
-    let opened = open::for_reading(ctx).await?;
-    let snapshots = opened.repository.snapshots().await?;
+    let (opened, snapshots) = open::with_snapshots(ctx).await?;
     let snapshot = select::select(&snapshots, &args.filter, &part.name)?;
     let tree = opened.repository.tree(snapshot).await?;
     opened.progress.end();

@@ -1,6 +1,6 @@
 //! `keepwell mount`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -60,6 +60,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let mut mounted = keepwell_mount::mount(&opened.repository, &args.directory, options).await?;
     opened.progress.end();
     ctx.interrupt.ends_by_itself();
+    take_away_at_last(ctx, mounted.directory());
     let directory = mounted.directory().display().to_string();
     ctx.printer.line(format_args!("mounted on {directory}"));
     ctx.printer.say(format_args!("unmount it with Ctrl-C, or with `umount {directory}`"));
@@ -75,6 +76,15 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         ctx.printer.warn(format_args!("`{directory}` was in use; who still reads there gets errors"));
     }
     Ok(Exit::Done)
+}
+
+/// On a second Ctrl-C the file system goes with the process, instead of staying as a dead one.
+pub fn take_away_at_last(ctx: &Context, directory: &Path) {
+    let directory = directory.to_path_buf();
+    ctx.interrupt.before_the_end(move || {
+        // There is nobody left to be told.
+        let _ = keepwell_mount::take_away_now(&directory);
+    });
 }
 
 /// Says why something cannot be read; who asks for the same again and again hears it once.

@@ -1,16 +1,23 @@
 //! `keepwell pg`.
 
 mod backup;
+mod discard;
 mod dump;
 mod export;
 mod extract;
 mod helper;
 mod import;
+#[cfg(all(feature = "mount", target_os = "linux"))]
+mod instant;
 mod load;
+mod marked;
 mod moment;
 mod places;
+mod recover;
+mod report;
 mod restore;
 mod scratch;
+mod served;
 mod target;
 mod verify;
 
@@ -20,7 +27,7 @@ use clap::Subcommand;
 use crate::context::Context;
 use crate::exit::Exit;
 
-pub use helper::helper_socket;
+pub use helper::{ahead_note, helper_socket};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,6 +37,7 @@ Examples:
   keepwell pg restore latest~1 --to-immediate /srv/copy
   keepwell pg verify --level 4                                   prove it
   keepwell pg extract --at '2026-11-21 12:04:10+00' --table public.patients -o patients.sql
+  keepwell pg instant --at '2026-11-21 12:04:10+00'              a server on it, at once
   keepwell pg dump 'host=db1 user=backup'                        databases as definitions and rows
   keepwell pg load --to 'host=db2 user=admin'                    and back";
 
@@ -47,6 +55,8 @@ enum Action {
     Restore(Box<restore::Args>),
     Verify(Box<verify::Args>),
     Extract(Box<extract::Args>),
+    #[cfg(all(feature = "mount", target_os = "linux"))]
+    Instant(Box<instant::Args>),
     Dump(Box<dump::Args>),
     Load(Box<load::Args>),
     Export(Box<export::Args>),
@@ -60,6 +70,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         Action::Restore(args) => restore::run(ctx, *args).await,
         Action::Verify(args) => verify::run(ctx, *args).await,
         Action::Extract(args) => extract::run(ctx, *args).await,
+        #[cfg(all(feature = "mount", target_os = "linux"))]
+        Action::Instant(args) => instant::run(ctx, *args).await,
         Action::Dump(args) => dump::run(ctx, *args).await,
         Action::Load(args) => load::run(ctx, *args).await,
         Action::Export(args) => export::run(ctx, *args).await,

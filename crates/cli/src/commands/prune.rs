@@ -6,7 +6,7 @@ use backup_core::{PruneOptions, PruneReport, Repository};
 use keepwell_source_postgres::retention::wal_floors;
 use serde_json::json;
 
-use crate::confirm::{Unattended, can_ask, confirm};
+use crate::confirm::{Unattended, confirm};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::open::{self, Opened};
@@ -17,6 +17,7 @@ Examples:
   keepwell prune --dry-run
   keepwell prune --max-repack 10GiB
 
+The plan is shown before anything is removed, and on a terminal it is asked for.
 Others may back up, restore and check meanwhile. Interrupted, it loses nothing; the
 next run goes on.";
 
@@ -76,27 +77,27 @@ pub enum DryRun {
     No,
 }
 
-/// Prunes: on a terminal the plan is shown and confirmed first.
+/// Prunes. The plan is shown first, and on a terminal it is asked for.
 pub async fn execute(ctx: &Context, opened: Opened, options: &Options, dry_run: DryRun) -> Result<Exit> {
-    let plan = opened.repository.plan_prune(settings(options)).await;
-    let asks = can_ask(ctx) && !ctx.global.yes;
-    if dry_run == DryRun::Yes || asks {
-        let wal = trim(&opened, options, DryRun::Yes).await;
-        opened.progress.end();
-        let (plan, wal) = (plan.as_ref().map_err(Clone::clone)?.report(), wal?);
-        print_plan(ctx, plan, &wal);
-        if dry_run == DryRun::Yes {
-            return Ok(Exit::Done);
-        }
-        // With nothing to remove there is still something to do: dead sessions to end, locks to extend, indexes to merge.
-        if !is_idle(plan) || !wal.is_idle() {
-            confirm(ctx, "Remove this?", Unattended::Proceed)?;
-        }
-        opened.progress.begin();
+    let planned = async {
+        let plan = opened.repository.plan_prune(settings(options)).await?;
+        Ok::<_, anyhow::Error>((plan, trim(&opened, options, DryRun::Yes).await?))
+    };
+    let planned = planned.await;
+    opened.progress.end();
+    let (plan, wal) = planned?;
+    print_plan(ctx, plan.report(), &wal, None);
+    if dry_run == DryRun::Yes {
+        return Ok(Exit::Done);
     }
+    // With nothing to remove there is still something to do: dead sessions to end, locks to extend, indexes to merge.
+    if !is_idle(plan.report()) || !wal.is_idle() {
+        confirm(ctx, "Remove this?", Unattended::Proceed)?;
+    }
+    opened.progress.begin();
     ctx.interrupt.ends_by_itself();
     let pruned = async {
-        let report = opened.repository.carry_out(plan?).await?;
+        let report = opened.repository.carry_out(plan).await?;
         Ok::<_, anyhow::Error>((report, trim(&opened, options, DryRun::No).await?))
     };
     let pruned = pruned.await;
@@ -124,11 +125,13 @@ fn settings(options: &Options) -> PruneOptions {
     }
 }
 
-fn is_idle(plan: &PruneReport) -> bool {
+/// Whether no pack would be removed or rewritten.
+pub fn is_idle(plan: &PruneReport) -> bool {
     plan.packs_unused == 0 && plan.packs_repacked == 0
 }
 
-fn print_plan(ctx: &Context, plan: &PruneReport, wal: &WalTrimReport) {
+/// Shows what a prune would do: of the repository, or of a copy of the profile.
+pub fn print_plan(ctx: &Context, plan: &PruneReport, wal: &WalTrimReport, copy: Option<&str>) {
     let (packs, size) = (text::count(plan.packs, "pack", "packs"), text::bytes(plan.pack_bytes));
     ctx.printer
         .line(format_args!("stored: {size} in {packs}, {} of it unused", text::bytes(plan.unused_bytes)));
@@ -150,7 +153,9 @@ fn print_plan(ctx: &Context, plan: &PruneReport, wal: &WalTrimReport) {
             text::bytes(wal.bytes)
         ));
     }
-    ctx.printer.json("prune_plan", fields(plan, wal));
+    let mut fields = fields(plan, wal);
+    fields["copy"] = json!(copy);
+    ctx.printer.json("prune_plan", fields);
 }
 
 /// What the store holds back.

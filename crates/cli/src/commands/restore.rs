@@ -1,5 +1,6 @@
 //! `keepwell restore`.
 
+pub mod expect;
 pub mod globs;
 pub mod place;
 pub mod safety;
@@ -9,15 +10,18 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use backup_core::target::RestoreTarget;
-use backup_core::{RestoreOptions, RestorePlan, RestoreReport, Snapshot, Tree};
+use backup_core::{NeededPack, RestoreOptions, RestorePlan, RestoreReport, Snapshot, Tree};
 use keepwell_catalog::{Entry, MapKey};
 use keepwell_source_files::{FileTarget, TargetOptions};
+use keepwell_storage::LifecycleRule;
 use serde_json::json;
 
+use self::expect::Expected;
 use self::place::{Made, Scope, scopes};
 use super::warm_up;
 use crate::confirm::{Unattended, confirm};
 use crate::context::Context;
+use crate::copies;
 use crate::exit::{Complaint, Exit};
 use crate::open::{self, Opened};
 use crate::select::{self, Filter, Part};
@@ -31,6 +35,7 @@ Examples:
   keepwell restore latest --target /                    where it was
   keepwell restore latest --target /tmp/back --include '*.conf'
   keepwell restore 2026-11-20:/srv --target /srv --delete --dry-run
+  keepwell restore latest --target /tmp/back --expect web1/42
 
 Only what differs is written, so an interrupted restore can be run again.
 What stands in the target is backed up first; the last lines say how to undo.
@@ -62,12 +67,19 @@ pub struct Args {
     /// The snapshot is from somebody who must not gain rights here: leave out devices, setuid bits and security attributes
     #[arg(long)]
     untrusted: bool,
+    /// Refuse the store if its newest snapshot of this writer is older than this one, which is known to exist: SEQ is
+    /// the number of its commit. `show` says both
+    #[arg(long, value_name = "WRITER/SEQ")]
+    expect: Option<Expected>,
     /// Do not back up what stands in the target
     #[arg(long)]
     no_safety_snapshot: bool,
     /// Return only when everything is on the disk; without it, the system writes it out in its own time
     #[arg(long)]
     sync: bool,
+    /// Go on though packs lie in an archive: what is in them is named and not restored
+    #[arg(long)]
+    leave_archived: bool,
     /// Only show what would be done, and what must be thawed first
     #[arg(short = 'n', long, visible_alias = "plan")]
     dry_run: bool,
@@ -93,9 +105,12 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let part = Part::parse(&args.source)?;
     let target = std::path::absolute(&args.target).map_err(|e| Complaint::usage(e.to_string()))?;
     let select = globs::select(&args.include, &args.exclude)?;
-    let opened = open::for_reading(ctx).await?;
-    let snapshots = opened.repository.snapshots().await?;
+    let (opened, snapshots) = open::with_snapshots(ctx).await?;
+    let expected = args.expect.as_ref();
+    let checked =
+        expected.map(|expected| expect::check(&opened.repository, &snapshots, expected)).transpose()?;
     let snapshot = select::select(&snapshots, &args.filter, &part.name)?;
+    let newest = expect::newest(&snapshots, snapshot);
     let tree = opened.repository.tree(snapshot).await?;
     let scopes = scopes(&tree, snapshot, part.path, &target, args.delete).await?;
     let occupied = place::is_occupied(&target);
@@ -104,13 +119,16 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let planned = plan(&opened, snapshot, &tree, &target, &scopes, &args, select).await;
     let jobs = planned.inspect_err(|_| made.undo())?;
     describe(ctx, snapshot, &target, &jobs, &args, occupied);
+    let fits = RestorePlan::check_space_for_all(jobs.iter().map(|job| &job.plan));
     if args.dry_run {
         made.undo();
-        archived(ctx, &opened, snapshot, jobs).await?;
-        return Ok(Exit::Done);
+        archived(ctx, &opened, snapshot, &jobs).await?;
+        return Ok(fits.map(|()| Exit::Done)?);
     }
-    for job in &jobs {
-        job.plan.check_space().inspect_err(|_| made.undo())?;
+    fits.inspect_err(|_| made.undo())?;
+    if !args.leave_archived && may_be_archived(ctx, &opened).await.inspect_err(|_| made.undo())? {
+        let needed = needed(&opened, snapshot, &jobs).await;
+        needed.and_then(|needed| warm_up::demand_readable(&needed)).inspect_err(|_| made.undo())?;
     }
     if occupied {
         opened.progress.end();
@@ -125,7 +143,11 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let began = std::time::Instant::now();
     let report = execute(&opened, snapshot, jobs, &args).await;
     opened.progress.end();
-    let outcome = report.map(|report| print(ctx, &report, began.elapsed()));
+    let outcome = report.map(|report| {
+        let exit = print(ctx, &report, began.elapsed(), &newest.to_string());
+        expect::say(ctx, newest, checked);
+        exit
+    });
     if let Some(saved) = &saved {
         safety::say_how_to_undo(ctx, saved);
     }
@@ -133,20 +155,39 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
 }
 
 /// Says which packs of a store in the network must be thawed first.
-async fn archived(ctx: &Context, opened: &Opened, snapshot: &Snapshot, jobs: Vec<Job>) -> Result<()> {
-    let mut needed = Vec::new();
-    if opened.location.path().is_none() {
-        for job in jobs {
-            needed.extend(opened.repository.packs_needed(snapshot, job.options).await?);
-        }
-    }
+async fn archived(ctx: &Context, opened: &Opened, snapshot: &Snapshot, jobs: &[Job]) -> Result<()> {
+    let is_remote = opened.location.path().is_none();
+    let needed = if is_remote { needed(opened, snapshot, jobs).await? } else { Vec::new() };
     opened.progress.end();
-    needed.sort_by(|a, b| a.key.cmp(&b.key));
-    needed.dedup();
-    if opened.location.path().is_none() {
+    if is_remote {
         warm_up::describe(ctx, &needed);
     }
     Ok(())
+}
+
+/// The packs that these need, by name.
+async fn needed(opened: &Opened, snapshot: &Snapshot, jobs: &[Job]) -> Result<Vec<NeededPack>> {
+    let mut needed = Vec::new();
+    for job in jobs {
+        needed.extend(opened.repository.packs_needed(snapshot, job.options.clone()).await?);
+    }
+    needed.sort_by(|a, b| a.key.cmp(&b.key));
+    needed.dedup();
+    Ok(needed)
+}
+
+/// Whether packs may lie in an archive, as far as the settings or the rules of the bucket tell: to ask about each costs a
+/// request. What a copy with the same keys has is taken from there.
+async fn may_be_archived(ctx: &Context, opened: &Opened) -> Result<bool> {
+    if opened.location.path().is_some() || copies::at_hand(ctx).iter().any(|copy| copy.key_file.is_none()) {
+        return Ok(false);
+    }
+    if opened.location.archives(ctx)? || ctx.profile.warm_up_command.is_some() {
+        return Ok(true);
+    }
+    let Some(control) = opened.repository.store().control() else { return Ok(false) };
+    let lifecycle = control.bucket().await.lifecycle;
+    Ok(lifecycle.known().is_some_and(|rules| rules.iter().any(LifecycleRule::archives)))
 }
 
 async fn plan(
@@ -190,14 +231,9 @@ fn describe(ctx: &Context, snapshot: &Snapshot, target: &Path, jobs: &[Job], arg
     printer.say(format_args!("  {}, {}{room}", text::count(files, "file", "files"), text::bytes(bytes)));
     let removed = sum(|p| p.removed);
     if occupied {
-        let others = match removed {
-            _ if !args.delete => "everything else stays".to_owned(),
-            0 => "nothing is removed".to_owned(),
-            1 => "1 thing that the snapshot lacks is removed".to_owned(),
-            n => format!("{} things that the snapshot lacks are removed", text::number(n)),
-        };
+        let others = if args.delete { removal(removed) } else { "everything else stays".to_owned() };
         printer.say(format_args!("  the target is not empty: what differs is replaced, {others}"));
-        removals(ctx, jobs);
+        name_removed(ctx, jobs.iter().map(|job| (job.place.as_path(), &job.plan)));
         if !args.no_safety_snapshot {
             printer.say("  what stands there is backed up first");
         }
@@ -217,11 +253,20 @@ fn describe(ctx: &Context, snapshot: &Snapshot, target: &Path, jobs: &[Job], arg
     printer.json("restore_plan", fields);
 }
 
+/// How much will be removed, in words.
+pub fn removal(count: u64) -> String {
+    match count {
+        0 => "nothing is removed".to_owned(),
+        1 => "1 thing that the snapshot lacks is removed".to_owned(),
+        n => format!("{} things that the snapshot lacks are removed", text::number(n)),
+    }
+}
+
 /// Names some of what will be removed.
-fn removals(ctx: &Context, jobs: &[Job]) {
-    let named = jobs.iter().flat_map(|job| {
-        let place = job.place.display().to_string();
-        job.plan.removed_first.iter().map(move |path| format!("{}{path}", place.trim_end_matches('/')))
+pub fn name_removed<'p>(ctx: &Context, plans: impl IntoIterator<Item = (&'p Path, &'p RestorePlan)>) {
+    let named = plans.into_iter().flat_map(|(place, plan)| {
+        let place = place.display().to_string();
+        plan.removed_first.iter().map(move |path| format!("{}{path}", place.trim_end_matches('/')))
     });
     let named: Vec<String> = named.collect();
     for path in named.iter().take(REMOVALS_NAMED) {
@@ -250,7 +295,7 @@ async fn execute(opened: &Opened, snapshot: &Snapshot, jobs: Vec<Job>, args: &Ar
     Ok(sum)
 }
 
-fn print(ctx: &Context, report: &RestoreReport, took: std::time::Duration) -> Exit {
+fn print(ctx: &Context, report: &RestoreReport, took: std::time::Duration, newest: &str) -> Exit {
     let printer = &ctx.printer;
     let written = text::count(report.files_written, "file", "files");
     printer.line(format_args!(
@@ -284,6 +329,7 @@ fn print(ctx: &Context, report: &RestoreReport, took: std::time::Duration) -> Ex
         "removed": report.removed,
         "left_out": report.left_out,
         "problems": report.problem_count,
+        "newest_seen": newest,
     });
     printer.json("restore", fields);
     if report.problem_count > 0 || !report.left_out.is_empty() { Exit::Skipped } else { Exit::Done }

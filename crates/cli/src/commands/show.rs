@@ -1,8 +1,10 @@
 //! `keepwell show`.
 
 use anyhow::Result;
+use backup_core::Snapshot;
 use keepwell_catalog::{Manifest, MapKey, readable};
 
+use super::restore::expect;
 use super::snapshots;
 use crate::context::Context;
 use crate::exit::Exit;
@@ -28,10 +30,8 @@ pub struct Args {
 
 /// Runs `show`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
-    let opened = open::repository(ctx).await?;
-    let snapshots = opened.repository.snapshots().await;
+    let (opened, snapshots) = open::with_snapshots(ctx).await?;
     opened.progress.end();
-    let snapshots = snapshots?;
     let snapshot = select::select(&snapshots, &args.filter, &args.snapshot)?;
     let manifest = snapshot.manifest()?;
     let anomalies = snapshots::anomalies(ctx, &snapshots);
@@ -42,7 +42,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         ctx.printer.json("problem", serde_json::json!({ "item": path, "message": problem.message }));
     }
     ctx.printer.line(ctx.printer.strong(&format!("snapshot {}", snapshot.id)));
-    for (name, value) in facts(manifest, snapshot.commit.writer) {
+    for (name, value) in facts(manifest, snapshot) {
         ctx.printer.line(format_args!("  {name:<13}{}", readable(value)));
     }
     if let Some(anomaly) = anomaly {
@@ -66,7 +66,7 @@ fn problem_path(key: &[u8]) -> String {
     }
 }
 
-fn facts(m: &Manifest, writer: keepwell_crypto::MemberId) -> Vec<(&'static str, String)> {
+fn facts(m: &Manifest, snapshot: &Snapshot) -> Vec<(&'static str, String)> {
     let s = &m.statistics;
     let paths: Vec<_> = m.paths.iter().map(|p| String::from_utf8_lossy(p).into_owned()).collect();
     let took = u64::try_from(m.capture_end.saturating_sub(m.capture_start)).unwrap_or(0);
@@ -96,7 +96,8 @@ fn facts(m: &Manifest, writer: keepwell_crypto::MemberId) -> Vec<(&'static str, 
                 text::bytes(s.new_stored_bytes)
             ),
         ),
-        ("written by", format!("{writer} with {}", m.program)),
+        ("written by", format!("{} with {}", snapshot.commit.writer, m.program)),
+        ("witness", format!("{} (for `restore --expect`)", expect::witness(snapshot))),
     ];
     let mut optional = |name, value: Option<String>| {
         if let Some(value) = value.filter(|v| !v.is_empty()) {

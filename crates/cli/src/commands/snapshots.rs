@@ -5,12 +5,13 @@ mod across;
 use std::collections::HashMap;
 
 use anyhow::Result;
-use backup_core::{Snapshot, SnapshotState, retain};
+use backup_core::{Checked, Snapshot, SnapshotState, retain};
 use keepwell_catalog::Manifest;
 use keepwell_catalog::retention::RetentionPolicy;
 use keepwell_crypto::SnapshotId;
 use serde_json::{Value, json};
 
+use super::restore::expect;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::open;
@@ -23,7 +24,10 @@ Examples:
   keepwell snapshots
   keepwell snapshots --host web1 --tag weekly
   keepwell snapshots --last 1 --json
-  keepwell snapshots --copy /mnt/disk/backup     which store holds which";
+  keepwell snapshots --copy /mnt/disk/backup     which store holds which
+  keepwell snapshots --copy cloud --copy safe    the same for copies of the profile
+
+With `--copy`, exit code 3 means: a store could not be listed. It is named.";
 
 /// List the snapshots, oldest first
 #[derive(Debug, clap::Args)]
@@ -34,8 +38,9 @@ pub struct Args {
     /// Only the newest N
     #[arg(long, visible_alias = "latest", value_name = "N")]
     last: Option<usize>,
-    /// List the snapshots of this copy too, and say which store holds which; repeatable
-    #[arg(long, value_name = "PLACE", conflicts_with = "last")]
+    /// List the snapshots of this copy too, a place or the name of a copy of the profile, and say which store holds which;
+    /// repeatable
+    #[arg(long, value_name = "COPY", conflicts_with = "last")]
     copy: Vec<String>,
 }
 
@@ -44,10 +49,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     if !args.copy.is_empty() {
         return across::run(ctx, &args.filter, &args.copy).await;
     }
-    let opened = open::repository(ctx).await?;
-    let snapshots = opened.repository.snapshots().await;
+    let (opened, snapshots) = open::with_snapshots(ctx).await?;
     opened.progress.end();
-    let snapshots = snapshots?;
     let mut shown: Vec<&Snapshot> = snapshots.iter().filter(|s| args.filter.accepts(s)).collect();
     if let Some(last) = args.last {
         shown.drain(..shown.len().saturating_sub(last));
@@ -80,7 +83,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
 
 /// What speaks against snapshots, seen among all of them.
 pub fn anomalies(ctx: &Context, snapshots: &[Snapshot]) -> HashMap<SnapshotId, String> {
-    let verdicts = retain(&RetentionPolicy::default(), ctx.now(), snapshots, None);
+    let verdicts = retain(&RetentionPolicy::default(), ctx.now(), snapshots, &Checked::default());
     verdicts.into_iter().filter_map(|v| Some((v.snapshot.id, v.anomaly?))).collect()
 }
 
@@ -140,6 +143,7 @@ pub fn fields(snapshot: &Snapshot, anomaly: Option<&str>) -> Value {
         "committed": text::rfc3339(snapshot.commit.time),
         "writer": snapshot.commit.writer.to_string(),
         "seq": snapshot.commit.n,
+        "witness": expect::witness(snapshot),
         "bytes": snapshot.commit.logical_bytes,
         "complete": snapshot.commit.complete,
         "anomaly": anomaly,

@@ -15,11 +15,17 @@ use crate::select;
 use crate::table::{Align, Table};
 use crate::text;
 
+const EXAMPLES: &str = "\
+Examples:
+  keepwell stats
+  keepwell stats --json          with every snapshot, and what only it needs";
+
 /// Of the growth, a table shows so many of the newest snapshots.
 const GROWTH_ROWS: usize = 30;
 
 /// Show how much is stored, for how much data, what each snapshot added, and what is unused
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {}
 
 #[derive(Debug, Default)]

@@ -2,8 +2,10 @@
 
 use anyhow::Result;
 use backup_core::{RewriteOptions, Snapshot};
+use keepwell_catalog::readable;
 use serde_json::json;
 
+use crate::confirm::{Unattended, confirm};
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::open::{self, Opened};
@@ -16,7 +18,8 @@ Examples:
   keepwell tag 1a2b3c4d --remove weekly --description 'the last good one'
 
 Nothing is ever changed in place: the snapshot is written anew, under a new id, and the
-old one is forgotten. Its content stays where it is.";
+old one is forgotten. Its content stays where it is. What changes is shown first, and on
+a terminal it is asked for.";
 
 /// Change the tags and the description of snapshots, and how long they are kept
 #[derive(Debug, clap::Args)]
@@ -46,6 +49,9 @@ pub struct Args {
     /// Let `forget` remove it
     #[arg(long, group = "keep")]
     allow_forget: bool,
+    /// Only show what would be done
+    #[arg(short = 'n', long)]
+    dry_run: bool,
     #[command(flatten)]
     filter: Filter,
 }
@@ -61,13 +67,60 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
             chosen.push(snapshot);
         }
     }
+    let changes = chosen.into_iter().map(|snapshot| Ok((snapshot, changed(&args, snapshot)?)));
+    let changes = changes.collect::<Result<Vec<(&Snapshot, RewriteOptions)>>>()?;
+    opened.progress.end();
+    if !args.dry_run && !opened.repository.access().is_keeper() {
+        return Err(Complaint::new(Exit::WrongKey, "this credential cannot forget the snapshot as it was")
+            .hint("Use a key file with the role keeper.")
+            .into());
+    }
+    for (snapshot, options) in &changes {
+        show(ctx, snapshot, options, args.dry_run)?;
+    }
+    if args.dry_run {
+        return Ok(Exit::Done);
+    }
+    let count = text::count(changes.len() as u64, "snapshot", "snapshots");
+    confirm(ctx, &format!("Write {count} anew, and forget the old?"), Unattended::Proceed)?;
+    opened.progress.begin();
     ctx.interrupt.ends_by_itself();
-    for snapshot in chosen {
-        let options = changed(&args, snapshot)?;
+    for (snapshot, options) in changes {
         change(ctx, &opened, snapshot, options).await?;
     }
     opened.progress.end();
     Ok(Exit::Done)
+}
+
+/// Shows what becomes of a snapshot.
+fn show(ctx: &Context, snapshot: &Snapshot, options: &RewriteOptions, dry_run: bool) -> Result<()> {
+    let before = RewriteOptions::of(snapshot)?;
+    let kept = |options: &RewriteOptions| match options.keep_until {
+        _ if options.keep_forever => "for ever".to_owned(),
+        Some(until) => format!("until {}", text::time(until)),
+        None => "as the rules say".to_owned(),
+    };
+    let tags = |options: &RewriteOptions| format!("[{}]", options.tags.join(", "));
+    let described = |options: &RewriteOptions| format!("`{}`", options.description);
+    let changes = [
+        ("tags", tags(&before), tags(options)),
+        ("description", described(&before), described(options)),
+        ("kept", kept(&before), kept(options)),
+    ];
+    ctx.printer.say(format_args!("snapshot {} is written anew, and forgotten as it was:", snapshot.short()));
+    for (what, before, after) in changes.iter().filter(|(_, before, after)| before != after) {
+        ctx.printer.say(readable(format!("  {what}: {before} -> {after}")));
+    }
+    let fields = json!({
+        "snapshot": snapshot.id.to_string(),
+        "tags": options.tags,
+        "description": options.description,
+        "keep_until": options.keep_until.map(text::rfc3339),
+        "keep_forever": options.keep_forever,
+        "dry_run": dry_run,
+    });
+    ctx.printer.json("tag_plan", fields);
+    Ok(())
 }
 
 fn changed(args: &Args, snapshot: &Snapshot) -> Result<RewriteOptions> {
@@ -102,11 +155,6 @@ fn changed(args: &Args, snapshot: &Snapshot) -> Result<RewriteOptions> {
 }
 
 async fn change(ctx: &Context, opened: &Opened, snapshot: &Snapshot, options: RewriteOptions) -> Result<()> {
-    if !opened.repository.access().is_keeper() {
-        return Err(Complaint::new(Exit::WrongKey, "this credential cannot forget the snapshot as it was")
-            .hint("Use a key file with the role keeper.")
-            .into());
-    }
     let tags = options.tags.clone();
     let report = opened.repository.rewrite(snapshot, options).await?;
     let new = &report.snapshot;

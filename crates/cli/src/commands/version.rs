@@ -6,8 +6,13 @@ use serde_json::json;
 use crate::context::Context;
 use crate::exit::Exit;
 
+const EXAMPLES: &str = "\
+Example:
+  keepwell version --json";
+
 /// Print the version of the program and of the repository format
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {}
 
 /// Runs `version`.

@@ -24,7 +24,7 @@ Examples:
   keepwell warm-up latest --days 3 --speed bulk --no-wait
 
 A store that has no such request of its own gets a command, which finds the names of the
-objects on its standard input, one on each line:
+objects on its standard input, one on each line, with the prefix or path of the repository:
   keepwell warm-up latest --command 'xargs -n 1 our-tape-robot fetch'";
 
 /// The first pause between two looks, which doubles …
@@ -112,10 +112,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
 
 /// Hands the names of archived packs to a command, as the store knows them.
 fn ask_by_command(opened: &Opened, packs: &[NeededPack], command: &str) -> Result<()> {
-    let prefix = opened.location.prefix();
-    let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+    let above = opened.location.above_keys();
     let archived = packs.iter().filter(|pack| !pack.tier.is_readable());
-    let names: String = archived.map(|pack| format!("{prefix}{}\n", pack.key)).collect();
+    let names: String = archived.map(|pack| format!("{above}{}\n", pack.key)).collect();
     let mut child = Command::new("/bin/sh").arg("-c").arg(command).stdin(Stdio::piped()).spawn()?;
     // A command that does not want to know them all is right to say so by its exit code.
     let written = child.stdin.take().map(|mut input| input.write_all(names.as_bytes()));
@@ -147,6 +146,26 @@ async fn wait(ctx: &Context, opened: &Opened, snapshot: &Snapshot, options: Rest
         }
         pause = (pause * 2).min(LOOK_LAST);
     }
+}
+
+/// Fails if packs that are needed must be thawed first.
+pub fn demand_readable(packs: &[NeededPack]) -> Result<()> {
+    let waiting: Vec<&NeededPack> = packs.iter().filter(|pack| !pack.tier.is_readable()).collect();
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    let (count, bytes) = (waiting.len() as u64, waiting.iter().map(|pack| pack.size).sum());
+    let thawing = waiting.iter().filter(|pack| pack.tier == Tier::Thawing).count();
+    let on_its_way = if thawing > 0 { format!(", {thawing} of them on the way") } else { String::new() };
+    let message = format!(
+        "{} ({}) must be thawed first{on_its_way}; nothing was restored",
+        text::count(count, "pack", "packs"),
+        text::bytes(bytes)
+    );
+    Err(Complaint::failed(message)
+        .hint("`keepwell warm-up` with the same snapshot and path asks for them and waits.")
+        .hint("With `--leave-archived` everything else is restored, and what lies in them is named.")
+        .into())
 }
 
 /// Says what of these packs lies in an archive.
@@ -191,5 +210,20 @@ fn name(tier: Tier) -> &'static str {
         Tier::Archived => "archived",
         Tier::Thawing => "thawing",
         Tier::Thawed(_) => "thawed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packs_that_must_be_thawed_are_counted() {
+        let pack = |tier| NeededPack { key: "data/x".parse().unwrap(), size: 1 << 20, tier };
+        assert!(demand_readable(&[pack(Tier::Ready), pack(Tier::Thawed(None))]).is_ok());
+        assert!(demand_readable(&[]).is_ok());
+        let waiting = [pack(Tier::Ready), pack(Tier::Archived), pack(Tier::Thawing)];
+        let error = demand_readable(&waiting).unwrap_err().to_string();
+        assert!(error.contains("2 packs (2.00 MiB) must be thawed first, 1 of them on the way"), "{error}");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use backup_core::env::Clock;
-use backup_core::{BackupOptions, CreateOptions, Created, Snapshot};
+use backup_core::{Approval, BackupOptions, Checked, CreateOptions, Created, Retirement, Snapshot};
 use keepwell_source_files::{FileOptions, FileSource};
 use keepwell_storage::Memory;
 
@@ -26,6 +26,12 @@ impl Clock for SetClock {
     fn monotonic(&self) -> Duration {
         Duration::ZERO
     }
+}
+
+struct Agrees;
+
+impl Approval for Agrees {
+    type Error = backup_core::Error;
 }
 
 async fn open_at(store: &Memory, key: &KeyFile, clock: &Arc<SetClock>) -> Repository {
@@ -76,7 +82,7 @@ async fn each_copy_has_its_own_choice_and_its_own_memory() {
             let wanted: Vec<Snapshot> = wanted.into_iter().cloned().collect();
             copied[n] += repository.copy_to_store(copy, &wanted).await.unwrap().copied.len();
             let there = copy.snapshots().await.unwrap();
-            let going = rules.going(now, &there, None);
+            let going = rules.going(now, &there, &Checked::default());
             if !going.is_empty() {
                 copy.forget(&going).await.unwrap();
             }
@@ -118,6 +124,15 @@ async fn a_copy_forgets_only_what_its_own_rules_are_about() {
         Some(1),
         "mail is not its business"
     );
-    assert_eq!(rules(&config).retire(clock.now(), &copy, None).await.unwrap(), (1, 0));
+    let everything = |dataset: &str| CopyRules { datasets: vec![dataset.to_owned()], ..CopyRules::default() };
+    let beside = |dataset| CopyRules { beside: vec![everything(dataset)], ..rules(&config) };
+    assert_eq!(
+        beside("home").going(clock.now(), &there, &Checked::default()).len(),
+        0,
+        "another copy there keeps it"
+    );
+    assert_eq!(beside("mail").going(clock.now(), &there, &Checked::default()).len(), 1);
+    let done = rules(&config).retire(clock.now(), &copy, None, &mut Agrees).await.unwrap();
+    assert_eq!(done, Retirement { forgotten: 1, bytes_freed: 0 });
     assert_eq!(days(&copy.snapshots().await.unwrap()), [1, 2, 3, 4]);
 }

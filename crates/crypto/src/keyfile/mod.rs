@@ -18,6 +18,24 @@ use crate::trust::Roles;
 pub const KEYFILE_VERSION: u32 = 1;
 
 /// What a key file holds.
+/// ```
+/// use keepwell_crypto::keyfile::{KeyFile, OwnerKeys};
+/// use keepwell_crypto::{Digest, Identity, RepositoryId, SigningKey};
+///
+/// let key = KeyFile {
+///     repository: RepositoryId::generate(),
+///     genesis: Digest::of(b"the stored bytes of trust/0000000000"),
+///     name: "ann".into(),
+///     owner: Some(OwnerKeys { identity: Identity::generate(), root: SigningKey::generate() }),
+///     member: None,
+///     store_hint: Some("/srv/backup".into()),
+/// };
+/// let text = key.to_toml(); // a secret; `KeyFile::protect` puts it under a passphrase
+/// assert_eq!(KeyFile::parse(text.expose())?.genesis, key.genesis);
+/// // What is printed and locked away reads back as well.
+/// assert!(KeyFile::parse(key.recovery_kit_text()?.expose())?.owner.is_some());
+/// # Ok::<(), keepwell_crypto::keyfile::KeyFileError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct KeyFile {
     /// The repository that the keys belong to.
@@ -92,7 +110,8 @@ pub enum UnprotectError {
 }
 
 impl KeyFile {
-    /// The text of the file, with a short comment on what it is.
+    /// The text of the file, with a short comment on what it is. An identity in a device is not in it, and without one it
+    /// cannot be parsed again.
     pub fn to_toml(&self) -> Secret {
         write::key_file(self)
     }

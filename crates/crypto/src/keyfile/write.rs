@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use zeroize::Zeroizing;
 
 use super::{KEYFILE_VERSION, KeyFile, MemberKeys, OwnerKeys};
+use crate::recipient::Identity;
 use crate::secret::Secret;
 
 const KEY_FILE_HEADER: &str = "\
@@ -80,15 +81,24 @@ fn start(header: &str, file: &KeyFile) -> Zeroizing<String> {
 }
 
 fn put_owner(text: &mut String, owner: &OwnerKeys) {
-    put(text, format_args!("\n[owner]\nidentity = \"{}\"\n", owner.identity.to_secret_string().expose()));
+    put(text, format_args!("\n[owner]\n"));
+    put_identity(text, &owner.identity);
     put(text, format_args!("root = \"{}\"\n", owner.root.to_secret_string().expose()));
 }
 
 fn put_member(text: &mut String, member: &MemberKeys) {
-    put(text, format_args!("\n[member]\nidentity = \"{}\"\n", member.identity.to_secret_string().expose()));
+    put(text, format_args!("\n[member]\n"));
+    put_identity(text, &member.identity);
     put(text, format_args!("signing = \"{}\"\n", member.signing.to_secret_string().expose()));
     let roles: Vec<_> = member.roles.names().map(quoted).collect();
     put(text, format_args!("roles = [{}]\n", roles.join(", ")));
+}
+
+fn put_identity(text: &mut String, identity: &Identity) {
+    match identity.to_secret_string() {
+        Some(secret) => put(text, format_args!("identity = \"{}\"\n", secret.expose())),
+        None => put(text, format_args!("# identity: in a device, as {}\n", identity.recipient())),
+    }
 }
 
 fn put(text: &mut String, line: std::fmt::Arguments<'_>) {

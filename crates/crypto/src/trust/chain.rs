@@ -15,6 +15,41 @@ pub const KIND: &str = "trust";
 pub const FORMAT_VERSION: u64 = 1;
 
 /// A verified trust chain and what it adds up to.
+/// ```
+/// use keepwell_crypto::trust::{Body, Chain, Group, KeyringRef, Member, Owner, Roles};
+/// use keepwell_crypto::{Digest, GroupId, Identity, RepositoryId, Signed, SigningKey};
+///
+/// let (root, identity) = (SigningKey::generate(), Identity::generate());
+/// let ann = Owner { name: "ann".into(), recipient: identity.recipient(), key: root.verifying_key() };
+/// let (mut chain, genesis) = Chain::genesis(&root, 0, RepositoryId::generate(), vec![ann])?;
+///
+/// // The owner lets a host in that writes.
+/// let id = GroupId::generate();
+/// let group = Group { id, name: "all".into(), recipient: Identity::generate().recipient(), epoch: 0 };
+/// let host = SigningKey::generate();
+/// let member = Member {
+///     name: "web1".into(),
+///     key: host.verifying_key(),
+///     recipient: Identity::generate().recipient(),
+///     roles: Roles::WRITER,
+///     group: id,
+/// };
+/// let keyring = KeyringRef {
+///     name: format!("keys/{}/0000000000", member.id()),
+///     digest: Digest::of(b"the stored bytes of its keyring"),
+/// };
+/// let second = chain.append(&root, 1, Body::Group(group))?;
+/// let third = chain.append(&root, 2, Body::Enrol { member, keyring })?;
+/// let stored = [genesis, second, third];
+///
+/// // Whoever has the fingerprint in a key file believes that host, as far as its roles go.
+/// let chain = Chain::load(&stored, Some(chain.fingerprint()))?;
+/// let commit = Signed::sign(&host, chain.repository_id(), "commit", vec![0xa0]);
+/// assert_eq!(chain.verify_member(&commit, "commit", Roles::WRITER, None)?.name, "web1");
+/// assert!(chain.verify_member(&commit, "commit", Roles::KEEPER, None).is_err());
+/// assert!(Chain::load(&stored[1..], None).is_err(), "nothing can be left out");
+/// # Ok::<(), keepwell_crypto::trust::TrustError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Chain {
     state: State,

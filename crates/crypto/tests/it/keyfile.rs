@@ -101,7 +101,7 @@ fn no_error_repeats_a_secret() {
     let text = file.to_toml();
     let text = text.expose();
     let owner = file.owner.as_ref().unwrap();
-    let secrets = [owner.identity.to_secret_string(), owner.root.to_secret_string()];
+    let secrets = [owner.identity.to_secret_string().unwrap(), owner.root.to_secret_string()];
     for secret in &secrets {
         let secret = secret.expose();
         let (middle, lower) = (&secret[30..60], secret.to_lowercase());

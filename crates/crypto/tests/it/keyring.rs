@@ -45,7 +45,7 @@ fn a_writer_cannot_read_but_still_deduplicates() {
     assert_eq!(bare.domains[0].id_key.expose(), full.domains[0].id_key.expose());
     assert_eq!(bare.index_identities[0].recipient(), full.index_identities[0].recipient());
     let stored = writer.to_bytes();
-    let read_key = full.domains[0].identities[0].to_secret_string();
+    let read_key = full.domains[0].identities[0].to_secret_string().unwrap();
     assert!(!stored.windows(40).any(|window| window == &read_key.expose().as_bytes()[20..60]));
 }
 

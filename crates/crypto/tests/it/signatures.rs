@@ -116,7 +116,7 @@ fn signing_keys_as_text() {
     assert!(text.expose().starts_with("KEEPWELL-SIGNING-KEY-1"));
     assert_eq!(SigningKey::parse(text.expose()).unwrap().member_id(), key.member_id());
     assert_eq!(SigningKey::parse(&text.expose().to_lowercase()).unwrap().member_id(), key.member_id());
-    let identity = keepwell_crypto::Identity::generate().to_secret_string();
+    let identity = keepwell_crypto::Identity::generate().to_secret_string().unwrap();
     let mut typo = text.expose().to_owned();
     let last = if typo.pop() == Some('Q') { 'P' } else { 'Q' };
     typo.push(last);

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use backup_core::OpenFile;
@@ -21,6 +21,7 @@ use super::names::Names;
 use super::pending::{FetchError, Pending};
 use super::{Files, StandIn};
 use crate::attributes::time;
+use crate::lock;
 
 /// Of how a file is opened, this reaches the directory beneath: reading, writing, and writing through to the disk.
 pub(super) const OPEN_FLAGS: OFlags = OFlags::RWMODE.union(OFlags::DSYNC).union(OFlags::SYNC);
@@ -160,7 +161,7 @@ impl Hollow {
         match error {
             FetchError::Snapshot(error) => {
                 let item = String::from_utf8_lossy(path);
-                self.files.monitor.problem(&item, &crate::filesystem::one_line(error));
+                self.files.monitor.problem(&item, &backup_core::one_line(error));
                 Errno::EIO
             }
             FetchError::Directory(error) => failed(error),
@@ -178,7 +179,7 @@ impl Hollow {
         ) -> Result<(), FetchError>,
     ) -> Option<Answer<()>> {
         let (pending, source) = handle.hollow.as_ref()?;
-        let read = |offset: u64, length: usize| source.read_at(offset, length);
+        let read = |offset: u64, length: usize| self.files.fetch(source, offset, length);
         Some(run(pending, &read).map_err(|error| self.say(&self.path(ino).unwrap_or_default(), &error)))
     }
 
@@ -366,8 +367,4 @@ fn stamp(time: Option<TimeOrNow>) -> Timespec {
             },
         },
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -16,7 +16,8 @@ use fuser::{
 use rustix::fs::{self as at};
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, RawMode};
 
-use super::beneath::{Answer, Handle, Hollow, OPEN_FLAGS, failed, lock, refused};
+use super::beneath::{Answer, Handle, Hollow, OPEN_FLAGS, failed, refused};
+use crate::lock;
 
 /// Nobody else changes what stands beneath.
 const FOR_EVER: Duration = Duration::from_secs(24 * 3600);

@@ -7,6 +7,7 @@
 
 mod beneath;
 mod filesystem;
+mod left;
 mod names;
 mod pending;
 
@@ -17,10 +18,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use backup_core::monitor::Monitor;
-use backup_core::{Cancel, Error, Tree};
+use backup_core::{Cancel, Error, OpenFile, Tree};
+use bytes::Bytes;
 use fuser::{Config, MountOption, SessionACL};
 use keepwell_catalog::MapKey;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
@@ -28,6 +31,11 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 use self::beneath::Hollow;
 use self::pending::{FetchError, Pending};
 use crate::{MountError, Mounted, THREADS, Unmounted, error};
+
+pub use left::take_away_left;
+
+/// What the kernel calls such a file system.
+const NAME: &str = "keepwell-instant";
 
 /// A file that is a hole.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,13 +76,16 @@ struct Files {
     directory: OwnedFd,
     tree: Tree,
     pending: RwLock<ByInode>,
+    /// Bytes that were fetched.
+    fetched: AtomicU64,
     monitor: Arc<dyn Monitor>,
 }
 
 /// Puts a file system over a directory that fetches what is read of these files.
 ///
-/// Whoever uses the directory before or beside it sees holes. Everybody may use it, as far as owners and modes allow.
-/// Must be called within a multi-threaded tokio runtime, which must live as long as the file system. Files that are not
+/// Whoever uses the directory before or beside it sees holes. If we are root, everybody may use it, as far as owners and
+/// modes allow; else only our own user, without root. The process itself should leave it alone: killed while it waits for
+/// its own answer, it would not end. Must be called within a multi-threaded tokio runtime, which must live as long as the file system. Files that are not
 /// there, or have another size, are refused.
 pub async fn fill_as_needed(
     tree: &Tree,
@@ -86,12 +97,9 @@ pub async fn fill_as_needed(
     let directory = error::usable(directory)?;
     let files = Arc::new(Files::open(&directory, tree.clone(), files, monitor)?);
     let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::FSName("keepwell-instant".to_owned()),
-        MountOption::NoAtime,
-        MountOption::DefaultPermissions,
-    ];
-    config.acl = SessionACL::All;
+    config.mount_options =
+        vec![MountOption::FSName(NAME.to_owned()), MountOption::NoAtime, MountOption::DefaultPermissions];
+    config.acl = if nix::unistd::geteuid().is_root() { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(THREADS);
     let hollow = Hollow::new(Arc::clone(&files), stand_in);
     let mounted = crate::start(hollow, directory, config, |_| Ok(())).await?;
@@ -102,6 +110,11 @@ impl Filling {
     /// Bytes that are to be fetched yet, to a block of 8 KiB.
     pub fn missing_bytes(&self) -> u64 {
         self.files.hollow().values().map(|(_, pending)| pending.missing_bytes()).sum()
+    }
+
+    /// Bytes that were fetched so far, of what is in the files.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.files.fetched.load(Ordering::Relaxed)
     }
 
     /// Fetches what is missing, file by file, while the directory is in use. Whoever cancels may call it again.
@@ -144,7 +157,15 @@ impl Files {
             }
             pending.insert(found.st_ino, (file.path, Arc::new(Pending::new(file.key, file.size))));
         }
-        Ok(Self { directory: beneath, tree, pending: RwLock::new(pending), monitor })
+        let (pending, fetched) = (RwLock::new(pending), AtomicU64::new(0));
+        Ok(Self { directory: beneath, tree, pending, fetched, monitor })
+    }
+
+    /// Fetches a stretch of a file in the snapshot.
+    fn fetch(&self, source: &OpenFile, offset: u64, length: usize) -> Result<Bytes, Error> {
+        let data = source.read_at(offset, length)?;
+        self.fetched.fetch_add(data.len() as u64, Ordering::Relaxed);
+        Ok(data)
     }
 
     fn fetch_all(&self, cancel: &Cancel) -> Result<(), MountError> {
@@ -173,7 +194,7 @@ impl Files {
             return Err(failed(&path, std::io::Error::other("another file stands in its place")));
         }
         let source = pending.source(&self.tree)?;
-        let read = |offset: u64, length: usize| source.read_at(offset, length);
+        let read = |offset: u64, length: usize| self.fetch(&source, offset, length);
         let done = pending.fetch_all(&file, &read, &|| !cancel.is_cancelled());
         done.map_err(|error| match error {
             FetchError::Snapshot(error) => error.into(),

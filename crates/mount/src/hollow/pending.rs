@@ -37,6 +37,14 @@ impl Blocks {
         self.there.get((block / 64) as usize).is_some_and(|word| word >> (block % 64) & 1 == 1)
     }
 
+    /// The first stretch of a range that is missing, as far as `most` blocks.
+    fn first_missing(&self, range: &Range<u64>, most: u64) -> Option<Range<u64>> {
+        let first = range.clone().find(|block| !self.is_there(*block))?;
+        let most = range.end.min(first.saturating_add(most));
+        let end = (first..most).find(|block| self.is_there(*block)).unwrap_or(most);
+        Some(first..end)
+    }
+
     fn mark(&mut self, blocks: Range<u64>, count: u64) {
         if self.there.is_empty() && !blocks.is_empty() {
             self.there = vec![0; count.div_ceil(64) as usize];
@@ -86,11 +94,7 @@ impl Pending {
 
     /// The first stretch of blocks in a range that is missing, of a length that is fetched at once.
     fn first_missing(&self, range: &Range<u64>) -> Option<Range<u64>> {
-        let blocks = self.lock();
-        let first = range.clone().find(|block| !blocks.is_there(*block))?;
-        let most = range.end.min(first + FETCH_BYTES_MAX / BLOCK);
-        let end = (first..most).find(|block| blocks.is_there(*block)).unwrap_or(most);
-        Some(first..end)
+        self.lock().first_missing(range, FETCH_BYTES_MAX / BLOCK)
     }
 
     /// Makes these bytes stand in `file`, as far as the snapshot has them. `read` gives a stretch of the snapshot's file.
@@ -112,14 +116,13 @@ impl Pending {
                 return Err(Error::Invalid("the file in the snapshot ends early".to_owned()).into());
             }
             let mut blocks = self.lock();
-            for block in wanted {
-                if blocks.is_there(block) {
-                    continue;
-                }
-                let from = block * BLOCK - start;
-                let to = (from + BLOCK).min(data.len() as u64);
+            let mut left = wanted;
+            while let Some(run) = blocks.first_missing(&left, left.end) {
+                let from = run.start * BLOCK - start;
+                let to = (run.end * BLOCK - start).min(data.len() as u64);
                 file.write_all_at(&data[from as usize..to as usize], start + from)?;
-                blocks.mark(block..block + 1, self.count());
+                left.start = run.end;
+                blocks.mark(run, self.count());
             }
         }
         Ok(())

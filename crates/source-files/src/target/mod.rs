@@ -307,6 +307,10 @@ impl RestoreTarget for FileTarget {
             fstatvfs(&self.base.fd).map_err(|error| self.base.failed("ask the free space of", b"", error))?;
         Ok(Some(found.f_bavail.saturating_mul(found.f_frsize)))
     }
+
+    fn file_system(&self) -> Result<Option<u64>, TargetError> {
+        Ok(Some(self.base.dev))
+    }
 }
 
 /// The metadata of what stands at `at`, and its size.

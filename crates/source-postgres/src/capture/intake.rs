@@ -62,7 +62,7 @@ pub(super) struct Intake<'v, 'b> {
     /// What an incremental backup builds on.
     basis: Option<&'b Basis>,
     /// For a server that does not say what changed.
-    map: Option<PageMap<'b>>,
+    map: Option<PageMap>,
     space: Option<u32>,
     roots: BTreeSet<MapKey>,
     tape: Tape,
@@ -125,12 +125,7 @@ impl Check {
 impl<'v, 'b> Intake<'v, 'b> {
     /// `judge` is where the backup begins, if pages bear checksums; `basis` what an incremental one builds on;
     /// `map` what pages are compared with.
-    pub fn new(
-        visit: Visit<'v>,
-        judge: Option<Lsn>,
-        basis: Option<&'b Basis>,
-        map: Option<PageMap<'b>>,
-    ) -> Self {
+    pub fn new(visit: Visit<'v>, judge: Option<Lsn>, basis: Option<&'b Basis>, map: Option<PageMap>) -> Self {
         Self {
             visit,
             judge,
@@ -183,7 +178,7 @@ impl<'v, 'b> Intake<'v, 'b> {
     }
 
     /// The stream is over.
-    pub fn finish(self) -> Result<(Taken, Option<PageMap<'b>>), CaptureError> {
+    pub fn finish(self) -> Result<(Taken, Option<PageMap>), CaptureError> {
         self.end_archive()?;
         Ok((self.taken, self.map))
     }
@@ -345,11 +340,12 @@ impl OrStop for ControlFlow<()> {
     }
 }
 
-fn entry(kind: EntryKind, head: &Head) -> Entry {
+pub(super) fn entry(kind: EntryKind, head: &Head) -> Entry {
     Entry { mode: head.mode, uid: head.uid, gid: head.gid, mtime: (head.mtime, 0), ..Entry::new(kind) }
 }
 
-fn directory(key: MapKey, head: &Head) -> Found {
+/// An item for a directory.
+pub(super) fn directory(key: MapKey, head: &Head) -> Found {
     let item = Item { key, kind: EntryKind::Directory, size: 0, fingerprint: [0; 16], hard_link: None };
     Found::Opened(item, Box::new(Opened { entry: entry(EntryKind::Directory, head), content: None }))
 }

@@ -1,12 +1,15 @@
 //! Base backups: a cluster as a source of snapshots (format.md §16).
 //!
 //! One connection streams the backup, another holds a temporary slot so that no WAL is removed meanwhile; the WAL comes
-//! along in the stream. Relation files are checked page by page as they pass, and go to the engine's workers.
+//! along in the stream. Relation files are checked page by page as they pass, and go to the engine's workers. Or the workers
+//! read the files themselves, on the server's own host or through its SQL functions ([`files`]).
 
 mod basis;
 mod config;
 mod content;
+mod error;
 mod facts;
+mod files;
 mod intake;
 mod manifest;
 mod page;
@@ -16,15 +19,17 @@ mod place;
 mod report;
 mod tape;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use backup_core::env::Clock;
 use backup_core::source::{Found, Item, Opened, Order, Preflight, Previous, Source, SourceError};
-use keepwell_catalog::MapError;
 use tokio::runtime::Handle;
 
 use self::basis::{Basis, Origin};
+pub use self::error::CaptureError;
 use self::facts::Facts;
+pub use self::files::LocalError;
 use self::intake::{Intake, OrStop, Taken, Visit};
 use self::pagemap::PageMap;
 pub use self::pagemap::PageMaps;
@@ -39,12 +44,32 @@ use crate::wire::{Client, PgError};
 /// First version that says which blocks changed.
 const SUMMARIES_MAJOR: u32 = 17;
 
+/// Where the files come from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Reading {
+    /// The server sends them, on one connection.
+    #[default]
+    Sent,
+    /// They are read on the server's own host, by as many threads as the engine has workers. The process must be one that
+    /// may read the data directory, and the role one that may call `pg_backup_start` and `pg_backup_stop`.
+    Local {
+        /// The data directory as it is called here; `None` for the path that the server gives.
+        directory: Option<PathBuf>,
+    },
+    /// They are read by the server's SQL functions, over as many ordinary connections as the engine has workers. The role must
+    /// be one that may call `pg_backup_start`, `pg_backup_stop`, `pg_ls_dir`, `pg_stat_file` and `pg_read_binary_file`. Owners
+    /// are on record only where it may read all files of the server (`pg_read_server_files`); elsewhere root is.
+    Sql,
+}
+
 /// How to capture.
 #[derive(Debug, Clone)]
 pub struct CaptureOptions {
+    /// Where the files come from.
+    pub reading: Reading,
     /// How the backup begins.
     pub checkpoint: Checkpoint,
-    /// At most this many kilobytes per second; `None` for no limit.
+    /// At most this many kilobytes per second; `None` for no limit. Counts for what is sent.
     pub max_rate_kb: Option<u32>,
     /// Whether pages whose checksum does not fit are only noted. Otherwise they are problems, and the snapshot does not
     /// count as complete.
@@ -59,70 +84,12 @@ pub struct CaptureOptions {
 impl Default for CaptureOptions {
     fn default() -> Self {
         Self {
+            reading: Reading::Sent,
             checkpoint: Checkpoint::Fast,
             max_rate_kb: None,
             allow_bad_pages: false,
             label: "keepwell".to_owned(),
             page_maps: None,
-        }
-    }
-}
-
-/// Why a cluster could not be captured.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CaptureError {
-    /// The server.
-    #[error(transparent)]
-    Server(#[from] PgError),
-    /// An archive that cannot be read.
-    #[error(transparent)]
-    Tape(#[from] TapeError),
-    /// A name that cannot be a key.
-    #[error(transparent)]
-    Name(#[from] MapError),
-    /// The server is built in a way that is not supported.
-    #[error("the server is built with {what} of {size} bytes, and {supported} are supported")]
-    Build {
-        /// Pages or segments.
-        what: &'static str,
-        /// Their size.
-        size: u64,
-        /// The size that is supported.
-        supported: u64,
-    },
-    /// WAL that recovery needs did not come along.
-    #[error("the server did not send all WAL from {start} to {stop}: `{file}` is missing")]
-    WalMissing {
-        /// Where the backup begins.
-        start: Lsn,
-        /// Where it ends.
-        stop: Lsn,
-        /// The file.
-        file: String,
-    },
-    /// The server does what no server does.
-    #[error("{0}")]
-    Odd(String),
-    /// A content was given up before its end.
-    #[error("a file of the base backup was not read to its end")]
-    NotRead,
-    /// The engine wants no more.
-    #[error("interrupted")]
-    Stopped,
-}
-
-impl CaptureError {
-    /// What the operator may do about it, if there is something to say.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Server(error) => error.hint(),
-            Self::WalMissing { .. } => Some(
-                "Nothing was committed. Free a replication slot (`max_replication_slots`), or raise `wal_keep_size`, and \
-                 run it again."
-                    .into(),
-            ),
-            _ => None,
         }
     }
 }
@@ -145,13 +112,13 @@ pub struct PgSource {
     done: Mutex<Option<Cluster>>,
 }
 
-/// What a stream brought, apart from the items.
-struct Streamed<'b> {
+/// What was read, apart from the items.
+struct Streamed {
     started: Started,
     taken: Taken,
     end: (Lsn, Timeline),
     increment: Option<Increment>,
-    map: Option<PageMap<'b>>,
+    map: Option<PageMap>,
 }
 
 impl PgSource {
@@ -207,8 +174,14 @@ impl PgSource {
         let begun = self.clock.now();
         let keeper = self.hold_wal(visit).await?;
         let basis = self.previous.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let basis = self.usable(basis, visit)?;
-        let streamed = self.stream(&mut client, basis.as_ref(), visit).await?;
+        let basis = self.usable(basis, visit)?.map(Arc::new);
+        let streamed = match &self.options.reading {
+            Reading::Sent => self.stream(&mut client, basis.as_ref(), visit).await?,
+            Reading::Local { .. } | Reading::Sql => {
+                let slot = keeper.as_ref().map(|(_, slot)| slot);
+                files::capture(self, &mut client, slot, basis.as_ref(), visit).await?
+            }
+        };
         let Streamed { started, mut taken, end, increment, map } = streamed;
         report::check_wal(&taken, started.start, end.0, self.segment)?;
         let configuration = config::capture(&mut client, &self.facts, taken.owner, visit).await?;
@@ -235,7 +208,7 @@ impl PgSource {
         }
         visit(report::cluster_file(&cluster, &origin, ended, taken.owner)?).or_stop()?;
         *self.done.lock().unwrap_or_else(PoisonError::into_inner) = Some(cluster);
-        if let Some(keeper) = keeper {
+        if let Some((keeper, _)) = keeper {
             keeper.close().await;
         }
         client.close().await;
@@ -244,11 +217,11 @@ impl PgSource {
 
     fn origin(&self, cluster: &Cluster, time: i64) -> Origin {
         Origin {
-            system: cluster.system_identifier.clone(),
+            system: cluster.system_identifier.to_string(),
             major: self.facts.server_version_num / 10_000,
-            timeline: cluster.timeline,
-            start: cluster.start_lsn.clone(),
-            stop: cluster.stop_lsn.clone(),
+            timeline: cluster.timeline.get(),
+            start: cluster.start_lsn.to_string(),
+            stop: cluster.stop_lsn.to_string(),
             time,
         }
     }
@@ -291,11 +264,11 @@ impl PgSource {
     }
 
     /// Opens the page map, where one is of use.
-    fn page_map<'b>(
+    fn page_map(
         &self,
-        basis: Option<&'b Basis>,
+        basis: Option<&Arc<Basis>>,
         visit: Visit<'_>,
-    ) -> Result<Option<PageMap<'b>>, CaptureError> {
+    ) -> Result<Option<PageMap>, CaptureError> {
         let Some(maps) = self.options.page_maps.as_ref().filter(|_| !self.has_summaries()) else {
             return Ok(None);
         };
@@ -318,7 +291,7 @@ impl PgSource {
     }
 
     /// Makes the server keep all WAL from now on, for as long as the connection lasts.
-    async fn hold_wal(&self, visit: Visit<'_>) -> Result<Option<Client>, CaptureError> {
+    async fn hold_wal(&self, visit: Visit<'_>) -> Result<Option<(Client, SlotName)>, CaptureError> {
         let mut keeper = Client::connect(&self.connect).await?;
         // It says nothing until all is over.
         keeper.query("SET idle_session_timeout = 0", "keep the session").await?;
@@ -327,7 +300,7 @@ impl PgSource {
         let name = rows.first("pid").and_then(|pid| SlotName::new(&format!("keepwell_backup_{pid}")));
         let name = name.ok_or_else(|| CaptureError::Odd("the session has no number".to_owned()))?;
         match keeper.create_slot(&name, true).await {
-            Ok(()) => Ok(Some(keeper)),
+            Ok(()) => Ok(Some((keeper, name))),
             Err(PgError::Server { error, .. }) => {
                 let text = format!(
                     "no slot holds WAL for the backup ({error}); if the server removes some too early, it fails"
@@ -351,12 +324,12 @@ impl PgSource {
         }
     }
 
-    async fn stream<'b>(
+    async fn stream(
         &self,
         client: &mut Client,
-        basis: Option<&'b Basis>,
+        basis: Option<&Arc<Basis>>,
         visit: Visit<'_>,
-    ) -> Result<Streamed<'b>, CaptureError> {
+    ) -> Result<Streamed, CaptureError> {
         let mut patched = basis.filter(|_| self.has_summaries());
         if let Some(last) = patched
             && !self.offer(client, last, visit).await?
@@ -379,7 +352,7 @@ impl PgSource {
             _ => None,
         };
         let judge = self.facts.data_checksums.then_some(started.start);
-        let mut intake = Intake::new(visit, judge, patched, map);
+        let mut intake = Intake::new(visit, judge, patched.map(Arc::as_ref), map);
         while let Some(event) = stream.next().await? {
             match event {
                 BackupEvent::Archive(space) => intake.archive(space.as_ref())?,
@@ -389,12 +362,16 @@ impl PgSource {
         }
         let end = stream.end().ok_or_else(|| CaptureError::Odd("the base backup has no end".to_owned()))?;
         let (taken, map) = intake.finish()?;
-        let increment = basis.zip(method).map(|(basis, method)| Increment {
-            start_lsn: basis.origin.start.clone(),
-            timeline: basis.origin.timeline,
-            method: method.to_owned(),
-        });
+        let increment = basis.zip(method).map(|(basis, method)| increment(basis, method));
         Ok(Streamed { started, taken, end, increment, map })
+    }
+}
+
+fn increment(basis: &Basis, method: &str) -> Increment {
+    Increment {
+        start_lsn: basis.origin.start.clone(),
+        timeline: basis.origin.timeline,
+        method: method.to_owned(),
     }
 }
 
@@ -434,4 +411,11 @@ impl Source for PgSource {
     fn open(&self, item: &Item) -> Result<Option<Opened>, SourceError> {
         Err(SourceError::Other(format!("`{}` came without its content", item.key.display_path())))
     }
+}
+
+/// Feeds what a server may send of a base backup to its decoders; for the fuzzer.
+#[doc(hidden)]
+pub fn fuzz_base_backup(bytes: &[u8]) {
+    tape::fuzz(bytes);
+    patch::fuzz(bytes);
 }

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use keepwell_catalog::MapKey;
@@ -35,24 +36,26 @@ pub struct PageMaps {
 }
 
 /// The map of the last capture, and that of this one in the making.
-pub(super) struct PageMap<'b> {
+#[derive(Debug)]
+pub(super) struct PageMap {
     key: [u8; 32],
-    basis: Option<&'b Basis>,
+    basis: Option<Arc<Basis>>,
     old: Option<Old>,
     out: BufWriter<File>,
     partial: PathBuf,
     path: PathBuf,
 }
 
+#[derive(Debug)]
 struct Old {
     file: File,
     /// Where the hashes of a file begin, and how many they are.
     places: HashMap<Vec<u8>, (u64, u32)>,
 }
 
-impl<'b> PageMap<'b> {
+impl PageMap {
     /// Opens the map of `basis`, if it is there, and begins a new one.
-    pub fn open(maps: &PageMaps, basis: Option<&'b Basis>) -> io::Result<Self> {
+    pub fn open(maps: &PageMaps, basis: Option<&Arc<Basis>>) -> io::Result<Self> {
         let found = basis.and_then(|basis| open_old(&maps.path, &basis.origin).ok());
         if let Some(directory) = maps.path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
@@ -64,7 +67,7 @@ impl<'b> PageMap<'b> {
         let (key, old) = found.map_or((maps.key, None), |(key, old)| (key, Some(old)));
         out.write_all(&MAGIC)?;
         out.write_all(&key)?;
-        Ok(Self { key, basis, old, out, partial, path: maps.path.clone() })
+        Ok(Self { key, basis: basis.cloned(), old, out, partial, path: maps.path.clone() })
     }
 
     /// Whether there is something to compare with.
@@ -79,7 +82,7 @@ impl<'b> PageMap<'b> {
     }
 
     fn hashes_of(&self, key: &MapKey) -> Option<Vec<u8>> {
-        let size = self.basis?.files.get(key)?;
+        let size = self.basis.as_ref()?.files.get(key)?;
         let old = self.old.as_ref()?;
         let (offset, count) = old.places.get(key.as_bytes())?;
         let pages = u64::from(*count).min(size / PAGE as u64);
@@ -108,7 +111,7 @@ impl<'b> PageMap<'b> {
     }
 }
 
-impl Drop for PageMap<'_> {
+impl Drop for PageMap {
     fn drop(&mut self) {
         // Gone already if it was finished.
         let _ = fs::remove_file(&self.partial);
@@ -222,7 +225,7 @@ impl Compare {
     fn pages(&mut self, mut data: Bytes, out: &mut Vec<Part>) {
         let mut new = 0;
         while data.len() > new {
-            if self.is_as_it_was(new, &data) {
+            if self.is_as_it_was(&data[new..new + PAGE]) {
                 if new > 0 {
                     out.push(Part::Data(data.split_to(new)));
                     new = 0;
@@ -239,8 +242,9 @@ impl Compare {
         }
     }
 
-    fn is_as_it_was(&mut self, from: usize, data: &[u8]) -> bool {
-        let hash = blake3::keyed_hash(&self.key, &data[from..from + PAGE]);
+    /// Whether the next page is as it was.
+    pub fn is_as_it_was(&mut self, page: &[u8]) -> bool {
+        let hash = blake3::keyed_hash(&self.key, page);
         let hash = &hash.as_bytes()[..HASH];
         self.new.extend_from_slice(hash);
         let same = self.old.get(self.at..self.at + HASH) == Some(hash);
@@ -274,7 +278,7 @@ mod tests {
         Origin { system: "7".into(), major: 15, timeline: 1, start: text(), stop: text(), time }
     }
 
-    fn compare(map: &mut PageMap<'_>, pages: &[u8], step: usize) -> String {
+    fn compare(map: &mut PageMap, pages: &[u8], step: usize) -> String {
         let key = MapKey::from_components(["data", "1"]).unwrap();
         let content: Vec<u8> = pages.iter().flat_map(|byte| [*byte; PAGE]).collect();
         let (mut compare, mut parts) = (map.begin(&key), Vec::new());
@@ -302,7 +306,7 @@ mod tests {
                     MapKey::from_components(["data", "1"]).unwrap(),
                     (pages * PAGE) as u64,
                 )]);
-                Basis { origin: origin(time), files }
+                Arc::new(Basis { origin: origin(time), files })
             };
             let mut first = PageMap::open(&maps, None).unwrap();
             assert_eq!(compare(&mut first, b"abcd", step), "abcd");

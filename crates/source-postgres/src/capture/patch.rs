@@ -142,8 +142,26 @@ impl Patch {
     }
 }
 
+/// Reads an incremental file in two pieces, as the first byte says, and looks whether it describes every block once.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let Some((split, rest)) = bytes.split_first() else { return };
+    let (first, second) = rest.split_at(usize::from(*split).min(rest.len()));
+    let (mut patch, mut parts) = (Patch::new(5 * PAGE as u64), Vec::new());
+    for piece in [first, second] {
+        let mut data = Bytes::copy_from_slice(piece);
+        if patch.head(&mut data).is_err() || patch.body(data, &mut parts).is_err() {
+            return;
+        }
+    }
+    if patch.end(&mut parts).is_ok() {
+        assert!(patch.size() <= SEGMENT_PAGES as u64 * PAGE as u64);
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn file(blocks: &[u32], length: u32) -> Vec<u8> {
@@ -222,6 +240,23 @@ mod tests {
             b"abc",
         ] {
             assert!(read(bad, 5, 1000).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_incremental_file_makes_it_panic(
+            blocks in prop::collection::vec(0u32..20, 0..6),
+            length: u32,
+            at in prop::collection::vec((0usize..40, any::<u8>()), 0..3),
+            split: u8,
+        ) {
+            let mut bytes = file(&blocks, length);
+            for (at, to) in at {
+                let length = bytes.len();
+                bytes[at % length] = to;
+            }
+            fuzz(&[&[split][..], &bytes].concat());
         }
     }
 }

@@ -9,7 +9,7 @@ use keepwell_catalog::{Entry, EntryKind, MapKey};
 use super::basis::{ORIGIN, Origin};
 use super::facts::relation_name;
 use super::intake::{BadFile, OrStop, Taken, Visit, own_file};
-use super::{CaptureError, PgSource};
+use super::{CaptureError, PgSource, Reading};
 use crate::cluster::{BadPage, CLUSTER_FILE, Cluster, Space};
 use crate::lsn::{Lsn, Segment, SegmentSize, Timeline};
 use crate::replication::Started;
@@ -39,10 +39,6 @@ pub(super) fn check_wal(taken: &Taken, start: Lsn, stop: Lsn, size: SegmentSize)
     }
 }
 
-fn rfc3339(time: Timestamp) -> String {
-    jiff::Timestamp::from_nanosecond(time.into()).map_or_else(|_| String::new(), |time| time.to_string())
-}
-
 /// What is known when the stream is over; the caller adds configuration and damaged pages.
 pub(super) fn cluster(
     source: &PgSource,
@@ -59,17 +55,17 @@ pub(super) fn cluster(
     let facts = &source.facts;
     Cluster {
         format: 1,
-        system_identifier: source.identity.system_id.to_string(),
-        timeline: timeline.get(),
+        system_identifier: source.identity.system_id,
+        timeline,
         server_version_num: facts.server_version_num,
         version: facts.version.clone(),
-        start_lsn: started.start.to_string(),
-        stop_lsn: stop.to_string(),
-        start_time: rfc3339(start_time),
-        stop_time: rfc3339(stop_time),
+        start_lsn: started.start,
+        stop_lsn: stop,
+        start_time,
+        stop_time,
         from_standby: facts.from_standby,
         wal: "included".to_owned(),
-        wal_segment_size: source.segment.get(),
+        wal_segment_size: source.segment,
         block_size: facts.block_size,
         data_checksums: facts.data_checksums,
         data_directory: facts.data_directory.clone(),
@@ -77,7 +73,12 @@ pub(super) fn cluster(
         databases: source.databases.clone(),
         settings: facts.settings.clone(),
         configuration: Vec::new(),
-        capture: "stream".to_owned(),
+        capture: match source.options.reading {
+            Reading::Sent => "stream",
+            Reading::Local { .. } => "local",
+            Reading::Sql => "sql",
+        }
+        .to_owned(),
         increment: None,
         bad_pages: 0,
         bad_page_examples: Vec::new(),
@@ -174,10 +175,7 @@ mod tests {
         let noise = ("archive_status".to_owned(), 0);
         assert_eq!(check(vec![file(1, 2), file(2, 3), noise.clone()], 2 * bytes + 40, 4 * bytes), Ok(()));
         let error = check(vec![file(1, 2), noise], 2 * bytes + 40, 3 * bytes + 1).unwrap_err();
-        assert_eq!(
-            error,
-            "the server did not send all WAL from 0/2000028 to 0/3000001: `…0000000000000003` is missing"
-        );
+        assert_eq!(error, "not all WAL from 0/2000028 to 0/3000001 is there: `…0000000000000003` is missing");
         assert!(check(vec![(file(1, 2).0, 100)], 2 * bytes, 2 * bytes + 9).is_err());
     }
 

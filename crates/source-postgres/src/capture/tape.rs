@@ -133,8 +133,36 @@ fn path(bytes: &[u8]) -> Result<Vec<String>, TapeError> {
     if names.iter().all(fine) { Ok(names) } else { Err(refused()) }
 }
 
+/// Reads an archive in pieces of some length, as the first byte says, until it ends or is refused.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let Some((step, rest)) = bytes.split_first() else { return };
+    let (mut tape, mut open) = (Tape::default(), None);
+    for piece in rest.chunks(usize::from(*step) * 4 + 1) {
+        let mut data = Bytes::copy_from_slice(piece);
+        loop {
+            match tape.next(&mut data) {
+                Err(_) => return,
+                Ok(None) => break,
+                Ok(Some(Step::Entry(head))) => {
+                    assert!(
+                        !head.path.iter().any(|name| name.is_empty() || name == ".." || name.contains('/'))
+                    );
+                    open = Some(head.size);
+                }
+                Ok(Some(Step::Data(content))) => {
+                    let left = open.expect("content belongs to an entry");
+                    open = Some(left.checked_sub(content.len() as u64).expect("no more than was announced"));
+                }
+                Ok(Some(Step::EntryEnd)) => assert_eq!(open.take(), Some(0)),
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
@@ -208,5 +236,30 @@ mod tests {
         link.set_gid(0);
         link.set_cksum();
         assert!(read(link.as_bytes(), 512).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_archive_makes_it_panic_or_leads_astray(
+            at in prop::collection::vec((0usize..6000, any::<u8>()), 0..4),
+            sums: bool,
+            step: u8,
+        ) {
+            let content = vec![7; 1300];
+            let mut bytes = archive(&[("./base/", b""), ("base/1", &content), ("empty", b""), ("global/x", b"abc")]);
+            for (at, to) in at {
+                let length = bytes.len();
+                bytes[at % length] = to;
+            }
+            // Heads that were changed, with checksums that fit.
+            for block in bytes.chunks_exact_mut(BLOCK).filter(|_| sums) {
+                if block.get(257..262) == Some(b"ustar") {
+                    block[148..156].copy_from_slice(b"        ");
+                    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+                    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+                }
+            }
+            fuzz(&[&[step][..], &bytes].concat());
+        }
     }
 }

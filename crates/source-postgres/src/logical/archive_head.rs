@@ -67,15 +67,16 @@ impl Input<'_> {
     /// A sign, then the bytes of the number, the least first.
     fn number(&mut self) -> Option<i32> {
         let negative = self.byte()? != 0;
-        let mut value: i32 = 0;
+        let mut value: u32 = 0;
         for at in 0..self.int_size {
-            let byte = i32::from(self.byte()?);
+            let byte = u32::from(self.byte()?);
             match at {
-                0..=3 => value = value.checked_add(byte.checked_shl(8 * at as u32)?)?,
+                0..=3 => value |= byte << (8 * at),
                 _ if byte == 0 => {}
                 _ => return None,
             }
         }
+        let value = i32::try_from(value).ok()?;
         Some(if negative { -value } else { value })
     }
 
@@ -89,6 +90,8 @@ impl Input<'_> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -112,6 +115,16 @@ mod tests {
         );
         for length in 0..head.len() {
             assert!(archive_head(&head[..length]).is_none(), "{length}");
+        }
+        // The least number there is, of which there is no positive one.
+        head[11..16].copy_from_slice(&[1, 0, 0, 0, 0x80]);
+        assert!(archive_head(&head).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn no_head_makes_it_panic(rest in prop::collection::vec(any::<u8>(), 0..120), minor in 3u8..18, sizes in 0u8..9) {
+            crate::logical::fuzz_archive_head(&[&b"PGDMP\x01"[..], &[minor, 0, sizes, 8, 1], &rest].concat());
         }
     }
 }

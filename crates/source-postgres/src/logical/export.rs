@@ -1,18 +1,21 @@
 //! A database out of a snapshot as what others read: a script for `psql`.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::process::Stdio;
 
 use tokio::runtime::Handle;
 
 use super::DumpError;
 use super::describe::{DatabaseDump, LARGE_OBJECTS_FILE, SCHEMA_FILE, Table};
-use super::load::schema::Archive;
+use super::load::schema::{Archive, for_server};
 use super::load::{LoadOptions, Loaded, chosen, sequence_commands, without_of};
 use super::names::{literal, qualified};
 use super::programs::Running;
 use super::snapshot::DumpSnapshot;
 use super::source::columns;
+
+/// The settings of a script of `pg_restore` are shorter.
+const SETTINGS_BYTES: u64 = 4096;
 
 /// Writes a script that makes a database: definitions, rows, large objects, sequences, and what is built on the rows. `psql`
 /// runs it in an empty database; nothing is kept on the way but definitions.
@@ -34,7 +37,8 @@ pub fn write_sql(
     let mut archive = Archive::new(&options.directory, "schema.dump", &bytes)?;
     archive.without(&without, options)?;
     let put = |out: &mut (dyn Write + Send), text: &[u8]| out.write_all(text).map_err(output);
-    put(out, &archive.script("pre-data", &without, options)?)?;
+    let major = from.dump().major();
+    put(out, &for_server(&archive.script("pre-data", &without, options)?, major))?;
     // What a script of `pg_restore` sets holds for the session, and so for everything between.
     put(out, format!("\nSET client_encoding = {};\n", literal(&dumped.properties.encoding)).as_bytes())?;
     for table in &tables {
@@ -46,7 +50,7 @@ pub fn write_sql(
     for command in sequence_commands(&dumped, &tables, &options.selection) {
         put(out, format!("{command};\n").as_bytes())?;
     }
-    put(out, &archive.script("post-data", &without, options)?)?;
+    put(out, &for_server(&archive.script("post-data", &without, options)?, major))?;
     out.flush().map_err(output)?;
     Ok(Loaded {
         tables: tables.len() as u64,
@@ -96,7 +100,14 @@ fn large_objects(
     };
     std::thread::scope(|scope| {
         let feed = scope.spawn(move || handle.block_on(from.write(database, LARGE_OBJECTS_FILE, &mut input)));
-        let copied = io::copy(&mut script, out).map_err(output);
+        let mut copied = || {
+            // What such a script sets stands within the first kilobyte.
+            let mut head = Vec::new();
+            (&mut script).take(SETTINGS_BYTES).read_to_end(&mut head)?;
+            out.write_all(&for_server(&head, from.dump().major()))?;
+            io::copy(&mut script, out)
+        };
+        let copied = copied().map_err(output);
         let fed = feed.join().unwrap_or_else(|_| Err(DumpError::Odd("a thread broke".to_owned())));
         let finished = running.finish();
         copied?;

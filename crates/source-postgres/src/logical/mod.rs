@@ -11,7 +11,7 @@ mod describe;
 mod export;
 mod import;
 mod load;
-mod names;
+pub(crate) mod names;
 mod out;
 mod programs;
 mod selection;
@@ -38,6 +38,15 @@ pub use self::selection::Selection;
 pub use self::server::{ScratchPlace, ScratchServer};
 pub use self::snapshot::DumpSnapshot;
 pub use self::source::{DumpOptions, DumpSource};
+
+/// Reads the head of an archive of `pg_dump`; for the fuzzer.
+#[doc(hidden)]
+pub fn fuzz_archive_head(bytes: &[u8]) {
+    if let Some(head) = archive_head::archive_head(bytes) {
+        assert!(head.database.len() + head.server.len() <= 3 * bytes.len());
+        let _ = head.time(&jiff::tz::TimeZone::UTC);
+    }
+}
 use crate::recovery::ServerError;
 use crate::wire::PgError;
 
@@ -121,6 +130,17 @@ pub enum DumpError {
         /// In the database.
         found: u64,
     },
+    /// A database that was closed while names were exchanged could not be opened again.
+    #[error("the database `{name}` takes no connections")]
+    Closed {
+        /// Its name by now.
+        name: String,
+        /// Whether the new one is in its place.
+        is_exchanged: bool,
+        /// Why not.
+        #[source]
+        source: Box<PgError>,
+    },
     /// A description that cannot be read.
     #[error("`{name}` cannot be read: {reason}")]
     Description {
@@ -192,6 +212,10 @@ impl DumpError {
             Self::Server(error) => error.hint(),
             Self::Repository(error) => error.hint(),
             Self::Scratch(error) => error.hint(),
+            Self::Closed { name, .. } => Some(format!(
+                "Open it again: `ALTER DATABASE {} ALLOW_CONNECTIONS true`.",
+                names::ident(name)
+            )),
             Self::NoPrograms { .. } => {
                 Some("Install the client programs, or name their directory: `--bin-dir DIR`.".into())
             }

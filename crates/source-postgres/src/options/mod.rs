@@ -1,5 +1,6 @@
 //! Where and how to connect: connection strings, URIs, service files, `PG*` variables and `.pgpass`, as libpq reads them.
 
+mod files;
 mod parse;
 mod resolve;
 
@@ -185,6 +186,21 @@ impl Default for KeepAlive {
 /// Everything needed to connect; made by [`ConnectOptions::resolve`].
 ///
 /// `Debug` shows no password.
+/// ```
+/// use keepwell_source_postgres::options::{ConnectOptions, SslMode, Surroundings};
+///
+/// let surroundings = Surroundings {
+///     variables: [("PGUSER", "backup"), ("PGPASSWORD", "secret")].into_iter().collect(),
+///     ..Surroundings::default()
+/// };
+/// let text = "postgresql://db1,db2:5433/orders?sslmode=require";
+/// let options = ConnectOptions::resolve(text, &surroundings, "my service")?;
+/// let hosts: Vec<String> = options.hosts.iter().map(|host| host.describe()).collect();
+/// assert_eq!(hosts, ["db1:5432", "db2:5433"]);
+/// assert_eq!((options.user.as_str(), options.ssl_mode), ("backup", SslMode::Require));
+/// assert!(!format!("{options:?}").contains("secret"));
+/// # Ok::<(), keepwell_source_postgres::options::OptionsError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
     /// Servers in the order in which they are tried; at least one.

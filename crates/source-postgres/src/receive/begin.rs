@@ -135,7 +135,12 @@ async fn after(
         if end.last() > identity.position && !standby {
             return Err(diverged(format!("has come only to {}", identity.position)));
         }
-        return Ok(resume(end, size));
+        let begin = resume(end, size, None);
+        return match begin.at > identity.position {
+            // A server streams nothing from where it has not come yet.
+            true => Err(ReceiveError::Behind { position: identity.position, archived: end.last() }),
+            false => Ok(begin),
+        };
     }
     let Some(switch) = history.end_of(end.timeline) else {
         return Err(diverged(format!(
@@ -143,19 +148,18 @@ async fn after(
             identity.timeline
         )));
     };
-    if end.at() < switch {
-        return Ok(resume(end, size));
-    }
     // What was archived beyond the switch is the past of nobody; it stays, and recovery does not go there.
     let timeline = history.timeline_at(switch);
     let at = size.start_of(size.number_at(switch));
     let file = Segment { timeline, number: size.number_at(switch) }.file_number(size);
     let names = archive.pieces_of(timeline.get(), file).await?;
-    Ok(Begin { timeline, at, names, durable: switch, behind: None })
+    let next = Begin { timeline, at, names, durable: switch, behind: None };
+    if end.at() < switch { Ok(resume(end, size, Some(next))) } else { Ok(next) }
 }
 
-/// Each place is where to go on if the server no longer has what is missing at those before it.
-fn resume(end: &ArchiveEnd, size: SegmentSize) -> Begin {
+/// Each place is where to go on if the server no longer has what is missing at those before it. `next` is where another
+/// timeline begins: no server has what is behind that of this one.
+fn resume(end: &ArchiveEnd, size: SegmentSize, next: Option<Begin>) -> Begin {
     let block = u64::from(block_bytes(size));
     let from = |place: Lsn, behind| Begin {
         timeline: end.timeline,
@@ -167,7 +171,11 @@ fn resume(end: &ArchiveEnd, size: SegmentSize) -> Begin {
     let mut behind = None;
     for pair in end.places.windows(2).rev() {
         let [(_, is_gap), (place, _)] = pair else { continue };
-        behind = Some(Box::new(Behind { begin: from(*place, behind), is_gap: *is_gap }));
+        let begin = match &next {
+            Some(next) if *place >= next.durable => next.clone(),
+            _ => from(*place, behind),
+        };
+        behind = Some(Box::new(Behind { begin, is_gap: *is_gap }));
     }
     from(end.at(), behind)
 }
@@ -370,6 +378,47 @@ mod tests {
             found.push(next.at);
         }
         assert_eq!(found, [at(6, 0), at(10, 0)]);
+    }
+
+    #[tokio::test]
+    async fn behind_a_hole_before_a_switch_lies_the_next_timeline() {
+        let world = World::new().await;
+        let places = vec![(at(6, 10), true), (at(7, 4000), true), (at(9, 500), true)];
+        let end = ArchiveEnd { timeline: Timeline::FIRST, places, names: Vec::new() };
+        let second = Timeline::new(2).unwrap();
+        let history = History::parse(second, format!("1\t{}\tx\n", at(8, 100)).as_bytes()).unwrap();
+        let archive = world.archive().await;
+        let identity = identity(2, at(13, 0));
+        let begin = after(&archive, &end, &history, &identity, false, size()).await.unwrap();
+        assert_eq!((begin.timeline, begin.at), (Timeline::FIRST, at(6, 0)));
+        let begin = begin.behind.unwrap().begin;
+        assert_eq!((begin.timeline, begin.at), (Timeline::FIRST, at(7, 0)));
+        let behind = begin.behind.unwrap();
+        assert!(behind.is_gap);
+        let begin = behind.begin;
+        assert_eq!((begin.timeline, begin.at, begin.durable), (second, at(8, 0), at(8, 100)));
+        assert_eq!(begin.behind, None, "of the first one nobody has what was archived behind that");
+    }
+
+    #[tokio::test]
+    async fn a_standby_that_has_less_than_the_archive_is_waited_for() {
+        let world = World::new().await;
+        let end = |last: Lsn| ArchiveEnd {
+            timeline: Timeline::FIRST,
+            places: vec![(last, true)],
+            names: Vec::new(),
+        };
+        let (archive, history) = (world.archive().await, History::root(Timeline::FIRST));
+        let after = async |last: Lsn, at: Lsn, standby: bool| {
+            after(&archive, &end(last), &history, &identity(1, at), standby, size()).await
+        };
+        let refused = after(at(9, 500), at(8, 100), true).await.unwrap_err();
+        assert!(matches!(refused, ReceiveError::Behind { .. }) && refused.is_passing(), "{refused}");
+        // It is in the same block, from whose beginning it streams.
+        assert_eq!(after(at(9, 500), at(9, 100), true).await.unwrap().at, at(9, 0));
+        assert_eq!(after(at(9, 0), at(9, 0), true).await.unwrap().at, at(9, 0));
+        let refused = after(at(9, 500), at(9, 100), false).await.unwrap_err();
+        assert!(matches!(refused, ReceiveError::Diverged { .. }) && !refused.is_passing(), "{refused}");
     }
 
     #[tokio::test]

@@ -5,11 +5,13 @@
 
 mod begin;
 mod block;
+mod heartbeat;
 mod session;
 #[cfg(test)]
 mod tests;
 mod uploads;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +46,9 @@ pub struct ReceiveOptions {
     pub rebind: bool,
     /// End when the WAL is durable up to here.
     pub until: Option<Lsn>,
+    /// Have the server commit an empty transaction this often while it streams, so that the last commit in the archive
+    /// shows how much could be lost, also when nobody writes. Needs a primary, and a second connection.
+    pub heartbeat: Option<Duration>,
 }
 
 impl Default for ReceiveOptions {
@@ -56,6 +61,7 @@ impl Default for ReceiveOptions {
             synchronous: false,
             rebind: false,
             until: None,
+            heartbeat: None,
         }
     }
 }
@@ -128,6 +134,14 @@ pub enum ReceiveError {
         /// Where the server is instead.
         reason: String,
     },
+    /// A standby that has received less than the archive has; it will have more, or be promoted.
+    #[error("the server is a standby that has come only to {position}, and the archive to {archived}")]
+    Behind {
+        /// How far it is.
+        position: Lsn,
+        /// The end of the archive.
+        archived: Lsn,
+    },
     /// There is no such slot, and none may be created.
     #[error("there is no replication slot `{slot}`")]
     NoSlot {
@@ -190,7 +204,12 @@ impl ReceiveError {
     }
 
     fn is_passing(&self) -> bool {
-        matches!(self, Self::Server(error) if error.is_passing())
+        match self {
+            Self::Server(error) => error.is_passing(),
+            Self::Repository(backup_core::Error::Storage(error)) => uploads::passes(error),
+            Self::Behind { .. } => true,
+            _ => false,
+        }
     }
 }
 
@@ -204,6 +223,8 @@ pub struct Receiver {
     progress: watch::Sender<Progress>,
     stop: watch::Receiver<bool>,
     archive: Option<WalWriter>,
+    /// Where gaps begin that were told of.
+    gaps: BTreeSet<Lsn>,
 }
 
 impl Receiver {
@@ -216,7 +237,7 @@ impl Receiver {
         stop: watch::Receiver<bool>,
     ) -> Self {
         let progress = watch::Sender::new(Progress::default());
-        Self { repository, connect, options, clock, progress, stop, archive: None }
+        Self { repository, connect, options, clock, progress, stop, archive: None, gaps: BTreeSet::new() }
     }
 
     /// Follows how far it is.

@@ -7,10 +7,11 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::begin::{self, Begin, Behind};
 use super::block::{Block, Different};
+use super::heartbeat;
 use super::uploads::Uploads;
 use super::{ReceiveError, Receiver, told};
 use crate::lsn::{Lsn, SegmentSize};
-use crate::replication::{Begun, StreamEnd, SystemId, WalMessage, WalStream};
+use crate::replication::{Begun, Identity, StreamEnd, SystemId, WalMessage, WalStream};
 use crate::wire::{Client, PgError};
 
 /// The server hears from us at least this often; it gives up after `wal_sender_timeout`, 60 s by default.
@@ -28,6 +29,19 @@ enum Over {
     Us,
 }
 
+/// Why a stream of one timeline came to a bad end.
+struct Ended {
+    error: ReceiveError,
+    /// More is durable than where it began.
+    is_further: bool,
+}
+
+impl<E: Into<ReceiveError>> From<E> for Ended {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), is_further: false }
+    }
+}
+
 impl Receiver {
     /// Connects and streams until the server goes away, or we are to stop.
     pub(super) async fn session(&mut self) -> Result<(), ReceiveError> {
@@ -40,19 +54,27 @@ impl Receiver {
             p.system = Some(identity.system_id);
             p.server_end = identity.position;
         });
-        let slot = begin::slot(&mut client, &self.options).await?;
-        let mut begin = begin::find(&mut client, &archive, &identity, size, slot.as_ref()).await?;
+        let mut begin = self.find(&mut client, &archive, &identity, size).await?;
+        let _heart = self
+            .options
+            .heartbeat
+            .map(|every| heartbeat::start(self.connect.clone(), every, self.repository.clone()));
         loop {
             let end = match self.timeline(&mut client, &archive, size, &begin).await {
                 Ok(end) => end,
-                Err(ReceiveError::Server(error)) if is_gone(&error) => {
+                Err(Ended { error: ReceiveError::Server(error), is_further }) if is_gone(&error) => {
                     begin = match begin.behind.take() {
+                        // What belongs where this began came.
+                        _ if is_further => {
+                            let identity = client.identify().await?;
+                            self.find(&mut client, &archive, &identity, size).await?
+                        }
                         Some(behind) => self.across_hole(&begin, *behind),
                         None => self.across_gap(&mut client, size, &begin).await?,
                     };
                     continue;
                 }
-                Err(error) => return Err(error),
+                Err(ended) => return Err(ended.error),
             };
             let Some(StreamEnd::Switch { next, at }) = end else { return Ok(()) };
             let history = client.history(next).await?;
@@ -62,6 +84,17 @@ impl Receiver {
                 .note(&format!("timeline {next} goes on where {} ended, at {at}", begin.timeline));
             begin = Begin { timeline: next, durable: at, ..begin::fresh(&history, at, size) };
         }
+    }
+
+    async fn find(
+        &self,
+        client: &mut Client,
+        archive: &WalWriter,
+        identity: &Identity,
+        size: SegmentSize,
+    ) -> Result<Begin, ReceiveError> {
+        let slot = begin::slot(client, &self.options).await?;
+        begin::find(client, archive, identity, size, slot.as_ref()).await
     }
 
     async fn archive_of(&mut self, system: SystemId, size: SegmentSize) -> Result<WalWriter, ReceiveError> {
@@ -79,8 +112,8 @@ impl Receiver {
     }
 
     /// The server has removed what never reached the archive, and what follows did: goes on behind that.
-    fn across_hole(&self, begin: &Begin, behind: Behind) -> Begin {
-        if behind.is_gap {
+    fn across_hole(&mut self, begin: &Begin, behind: Behind) -> Begin {
+        if behind.is_gap && self.gaps.insert(begin.durable) {
             self.progress.send_modify(|p| p.gaps += 1);
             self.repository.monitor().note(&format!(
                 "the server has removed WAL from {} on that never reached the archive, which has a gap there; recovery needs a base backup taken after it",
@@ -112,6 +145,7 @@ impl Receiver {
                 reason: "has removed the WAL that follows".to_owned(),
             });
         }
+        self.gaps.insert(begin.durable);
         self.progress.send_modify(|p| p.gaps += 1);
         self.repository.monitor().note(&format!(
             "the server has removed WAL from {} on; the archive has a gap up to {}, and recovery needs a base backup taken after it",
@@ -127,7 +161,7 @@ impl Receiver {
         archive: &WalWriter,
         size: SegmentSize,
         begin: &Begin,
-    ) -> Result<Option<StreamEnd>, ReceiveError> {
+    ) -> Result<Option<StreamEnd>, Ended> {
         let stream = match client.start_wal(self.options.slot.as_ref(), begin.at, begin.timeline).await? {
             Begun::Stream(stream) => stream,
             Begun::Ended(end) => return Ok(Some(end)),
@@ -146,10 +180,21 @@ impl Receiver {
             block: Block::new(size, begin.timeline, begin.at, &begin.names),
             tail_due: None,
         };
-        let over = flow.run().await?;
+        let over = match flow.run().await {
+            // The server may be gone for good, and have been the last to have it.
+            Err(ReceiveError::Server(error)) => {
+                flow.archive_rest().await?;
+                let is_further = self.progress.borrow().durable > begin.durable;
+                return Err(Ended { error: error.into(), is_further });
+            }
+            over => over?,
+        };
         flow.last_words(&over).await?;
         match over {
-            Over::Server => flow.stream.end(true).await.map(Some).map_err(Into::into),
+            Over::Server if flow.uploads.is_empty() => Ok(Some(flow.stream.end(true).await?)),
+            // We are told to stop, and gave up what the store did not take: nobody may hear on the next timeline that all of
+            // this one is durable.
+            Over::Server => Ok(None),
             Over::Us => {
                 // The server may be dead or far ahead; the archive is complete either way.
                 let _ = tokio::time::timeout(Duration::from_secs(5), flow.stream.end(false)).await;
@@ -271,7 +316,23 @@ impl Flow<'_> {
 
     /// Archives what there is, and tells the server, before the stream ends.
     async fn last_words(&mut self, over: &Over) -> Result<(), ReceiveError> {
+        match over {
+            Over::Server => self.archive_rest().await,
+            Over::Us => {
+                tokio::time::timeout(LAST_WAIT, self.archive_rest()).await.unwrap_or(Ok(()))?;
+                self.report().await
+            }
+        }
+    }
+
+    /// Archives what there is. A store that is away is waited for, but not for long when we are told to stop.
+    async fn archive_rest(&mut self) -> Result<(), ReceiveError> {
         self.send_tail();
+        let mut stop = self.receiver.stop.clone();
+        let waited_enough = async {
+            told(&mut stop).await;
+            tokio::time::sleep(LAST_WAIT).await;
+        };
         let rest = async {
             while !self.uploads.is_empty() {
                 let durable = self.uploads.next().await?;
@@ -280,15 +341,15 @@ impl Flow<'_> {
                     p.pieces += 1;
                 });
             }
-            Ok::<(), ReceiveError>(())
+            Ok(())
         };
-        match over {
-            Over::Server => rest.await?,
-            Over::Us => tokio::time::timeout(LAST_WAIT, rest).await.unwrap_or(Ok(()))?,
-        }
-        match over {
-            Over::Server => Ok(()),
-            Over::Us => self.report().await,
+        tokio::select! {
+            biased;
+            archived = rest => archived,
+            () = waited_enough => Ok(()),
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

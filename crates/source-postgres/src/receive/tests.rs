@@ -1,6 +1,8 @@
 use keepwell_catalog::wal::{WalHash, WalName, WalPlace};
 use keepwell_crypto::MemberId;
+use keepwell_storage::{StorageError, StorageErrorKind};
 
+use super::ReceiveError;
 use super::block::{Block, Different, block_bytes};
 use crate::lsn::{Lsn, SegmentSize, Timeline};
 
@@ -111,4 +113,20 @@ fn pieces_of_the_file_before_say_nothing_about_this_one() {
     let mut block = Block::new(size(), Timeline::FIRST, start(), &[before]);
     assert_eq!(block.take(&[2; 200], hash), Ok(200));
     assert_eq!(block.unsent(), 200);
+}
+
+#[test]
+fn a_store_that_is_away_is_waited_for_also_when_a_connection_begins() {
+    use StorageErrorKind as Kind;
+    for (kind, passes) in [
+        (Kind::Unavailable, true),
+        (Kind::Throttled, true),
+        (Kind::NoSpace, true),
+        (Kind::NotMounted, true),
+        (Kind::PermissionDenied, false),
+        (Kind::Suspect, false),
+    ] {
+        let error = StorageError::new(kind, "list", "wal/", "no");
+        assert_eq!(ReceiveError::from(backup_core::Error::from(error)).is_passing(), passes, "{kind:?}");
+    }
 }

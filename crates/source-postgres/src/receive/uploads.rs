@@ -60,7 +60,7 @@ impl Drop for Uploads {
 }
 
 /// What an operator can make good while the server keeps the WAL for us.
-fn passes(error: &StorageError) -> bool {
+pub(super) fn passes(error: &StorageError) -> bool {
     error.is_retryable() || matches!(error.kind, StorageErrorKind::NoSpace | StorageErrorKind::NotMounted)
 }
 

@@ -6,9 +6,8 @@ use backup_core::{Depth, Repository, Snapshot, SnapshotState, Tree};
 use keepwell_catalog::{EntryKind, MapKey};
 
 use super::PlanError;
-use super::cluster::{CLUSTER_BYTES_MAX, Cluster};
 use crate::archive::ArchiveError;
-use crate::cluster::{CLUSTER_FILE, DATA};
+use crate::cluster::{CLUSTER_BYTES_MAX, CLUSTER_FILE, Cluster, DATA};
 use crate::history::{HISTORY_BYTES_MAX, History};
 use crate::lsn::Segment;
 

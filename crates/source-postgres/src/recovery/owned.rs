@@ -11,12 +11,19 @@ pub(super) struct Owned {
     inner: Arc<dyn RestoreTarget>,
     owner: Option<(u32, u32)>,
     only: Option<Vec<Vec<u8>>>,
+    /// A directory in the root of which no content is seen.
+    without: Option<&'static str>,
 }
 
 impl Owned {
     /// With `only`, no other names are seen in the root: whoever removes what the snapshot lacks leaves them alone.
     pub fn new(inner: Arc<dyn RestoreTarget>, owner: Option<(u32, u32)>, only: Option<Vec<Vec<u8>>>) -> Self {
-        Self { inner, owner, only }
+        Self { inner, owner, only, without: None }
+    }
+
+    /// The same with a directory in the root that seems empty.
+    pub fn without(self, name: &'static str) -> Self {
+        Self { without: Some(name), ..self }
     }
 
     fn own(&self, entry: &Entry) -> Entry {
@@ -67,6 +74,12 @@ impl RestoreTarget for Owned {
     }
 
     fn list_dir(&self, key: Option<&MapKey>) -> Result<Vec<Vec<u8>>, TargetError> {
+        let is_hidden = |name: &str| {
+            key.is_some_and(|key| key.components().next().is_some_and(|first| *first == *name.as_bytes()))
+        };
+        if self.without.is_some_and(is_hidden) {
+            return Ok(Vec::new());
+        }
         let mut names = self.inner.list_dir(key)?;
         if let (None, Some(only)) = (key, &self.only) {
             names.retain(|name| only.contains(name));
@@ -84,6 +97,10 @@ impl RestoreTarget for Owned {
 
     fn free_bytes(&self) -> Result<Option<u64>, TargetError> {
         self.inner.free_bytes()
+    }
+
+    fn file_system(&self) -> Result<Option<u64>, TargetError> {
+        self.inner.file_system()
     }
 }
 

@@ -4,9 +4,9 @@ use backup_core::Repository;
 use backup_core::wal::WalReader;
 
 use super::backups::BaseBackup;
-use super::cluster::ClusterError;
 use super::target::{Target, TargetTime, sql_time};
 use crate::archive::ArchiveError;
+use crate::cluster::ClusterError;
 use crate::history::History;
 use crate::log::{Gap, LogMap, LogReader, Reach, Record, RecordKind};
 use crate::lsn::{Lsn, Timeline};
@@ -491,117 +491,4 @@ fn stretches(history: &History, from: Lsn, to: Lsn) -> Vec<(Timeline, Lsn, Lsn)>
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::recovery::Bound;
-    use crate::testing::{Made, SYSTEM, World, put_committed, put_history, size};
-
-    fn lsn(segment: u64, offset: u64) -> Lsn {
-        size().start_of(segment).plus(offset)
-    }
-
-    fn at(seconds: i64) -> Target {
-        Target::Time(TargetTime::new(seconds * 1_000_000_000).unwrap(), Bound::Inclusive)
-    }
-
-    const NINE: i64 = 1_795_248_000;
-    const HOUR: i64 = 3600;
-
-    #[tokio::test]
-    async fn a_time_at_which_the_cluster_lived_on_a_branch_that_was_left_is_refused() {
-        let world = World::new().await;
-        let by = &world.repository;
-        let backup = Made::new(SYSTEM, lsn(3, 40), lsn(3, 80), NINE, "").back_up(&world, "db").await;
-        // Timeline 2 branched off at ten and lived until twelve; then 3 branched off at half past nine.
-        put_committed(by, 1, 3, &[NINE - 60, NINE + 60]).await;
-        put_committed(by, 1, 4, &[NINE + HOUR / 2 - 60]).await;
-        put_committed(by, 1, 5, &[NINE + HOUR - 60]).await;
-        put_history(by, 2, &format!("1\t{}\tx\n", lsn(6, 0))).await;
-        put_committed(by, 2, 6, &[NINE + 2 * HOUR, NINE + 3 * HOUR]).await;
-        put_history(by, 3, &format!("1\t{}\tx\n", lsn(5, 0))).await;
-        put_committed(by, 3, 5, &[NINE + 4 * HOUR, NINE + 5 * HOUR]).await;
-        let planner = Planner::new(world.repository.clone(), vec![backup]).unwrap();
-        let refused = planner.plan(&at(NINE + 2 * HOUR), None).await.unwrap_err();
-        let left = |error: &PlanError| match error {
-            PlanError::TwoPasts { left, .. } => left.get(),
-            other => panic!("{other}"),
-        };
-        assert_eq!(left(&refused), 2);
-        assert_eq!(left(&planner.plan(&at(NINE + HOUR - 60), None).await.unwrap_err()), 1);
-        let two = Timeline::new(2);
-        let plan = planner.plan(&at(NINE + 2 * HOUR), two).await.unwrap();
-        assert_eq!(Some(plan.history.timeline()), two);
-        assert_eq!(planner.plan(&at(NINE + 120), None).await.unwrap().history.timeline(), Timeline::FIRST);
-        assert_eq!(planner.plan(&at(NINE + 4 * HOUR), None).await.unwrap().history.timeline().get(), 3);
-    }
-
-    #[tokio::test]
-    async fn a_base_backup_in_which_a_later_transaction_ended_is_too_new_whatever_its_host_says() {
-        let world = World::new().await;
-        let by = &world.repository;
-        // The clock of the host that took the second one was an hour behind the server's.
-        let backups = vec![
-            Made::new(SYSTEM, lsn(3, 40), lsn(3, 80), NINE - 2 * HOUR, "").back_up(&world, "db").await,
-            Made::new(SYSTEM, lsn(5, 40), lsn(5, 110), NINE - HOUR, "").back_up(&world, "db").await,
-        ];
-        put_committed(by, 1, 3, &[NINE - 2 * HOUR]).await;
-        put_committed(by, 1, 4, &[NINE - 20]).await;
-        put_committed(by, 1, 5, &[NINE - 10, NINE, NINE + 60]).await;
-        let planner = Planner::new(world.repository.clone(), backups).unwrap();
-        let begun = async |target| planner.plan(&target, None).await.unwrap().backup.cluster.start_lsn;
-        assert_eq!(begun(at(NINE - 30)).await, lsn(3, 40));
-        assert_eq!(begun(at(NINE + 30)).await, lsn(5, 40));
-    }
-
-    #[tokio::test]
-    async fn a_base_backup_that_is_not_whole_is_the_last_resort() {
-        let world = World::new().await;
-        put_committed(&world.repository, 1, 3, &[NINE, NINE + 1]).await;
-        put_committed(&world.repository, 1, 4, &[NINE + 2, NINE + 3]).await;
-        let made = |number| Made::new(SYSTEM, lsn(number, 40), lsn(number, 80), NINE, "");
-        let whole = made(3).back_up(&world, "db").await;
-        let torn = made(4).incomplete().back_up(&world, "db").await;
-        assert!(!torn.snapshot.commit.complete);
-        for (backups, expected) in [(vec![whole.clone(), torn.clone()], &whole), (vec![torn.clone()], &torn)]
-        {
-            let planner = Planner::new(world.repository.clone(), backups).unwrap();
-            let plan = planner.plan(&Target::Latest, None).await.unwrap();
-            assert_eq!(plan.backup.snapshot.id, expected.snapshot.id);
-        }
-    }
-
-    #[tokio::test]
-    async fn of_several_clusters_none_is_taken_by_chance() {
-        let world = World::new().await;
-        let made = |system| Made::new(system, lsn(3, 40), lsn(3, 80), NINE, "");
-        let orders = made(1).back_up(&world, "orders").await;
-        let old = made(2).back_up(&world, "clinic").await;
-        let clinic = made(3).back_up(&world, "clinic").await;
-        let planner = |backups| Planner::new(world.repository.clone(), backups);
-        let refused = planner(vec![orders, clinic.clone()]).unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "there are base backups of 2 clusters here: 3 (`host/clinic`), 1 (`host/orders`)"
-        );
-        let upgraded = planner(vec![old, clinic]).unwrap();
-        assert_eq!(
-            upgraded.newest().cluster.system_identifier.get(),
-            3,
-            "the new one took the old one's place"
-        );
-    }
-
-    #[test]
-    fn each_timeline_contributes_its_stretch() {
-        let t = |n| Timeline::new(n).unwrap();
-        let history = History::parse(t(3), b"1\t0/500\tx\n2\t0/900\tx\n").unwrap();
-        let of = |from, to| stretches(&history, Lsn::new(from), Lsn::new(to));
-        let at = Lsn::new;
-        assert_eq!(
-            of(0x100, 0x1000),
-            [(t(1), at(0x100), at(0x500)), (t(2), at(0x500), at(0x900)), (t(3), at(0x900), at(0x1000))]
-        );
-        assert_eq!(of(0x600, 0x700), [(t(2), at(0x600), at(0x700))]);
-        assert_eq!(of(0x900, 0x901), [(t(3), at(0x900), at(0x901))]);
-    }
-}
+mod tests;

@@ -1,5 +1,8 @@
 //! Putting the files of a cluster back.
 
+mod hollow;
+mod standing;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,6 +21,8 @@ use super::backups::{BaseBackup, child};
 use super::owned::Owned;
 use super::settings::{RecoverySettings, tablespace_map};
 use crate::cluster::{DATA, TABLESPACES};
+
+pub use hollow::{HOLLOW_CONTROL_FILE, HollowPart, LeftHollow, complete, restore_hollow};
 
 const CONTROL_FILE: [&str; 2] = ["global", "pg_control"];
 /// It has 8 KiB.
@@ -69,8 +74,24 @@ pub enum RestoreError {
     Running {
         /// The data directory.
         directory: String,
-        /// The process in its `postmaster.pid`.
+        /// Its process, or one of its processes.
         pid: u32,
+    },
+    /// A cluster stands in a directory below the place, which would be removed.
+    #[error("`{cluster}`, a data directory, stands in `{directory}`, and would be removed")]
+    AboveCluster {
+        /// The place.
+        directory: String,
+        /// The directory in it.
+        cluster: String,
+    },
+    /// Nothing of a cluster stands in the place, and other things, which would be removed.
+    #[error("`{directory}` is no data directory, and what stands in it would be removed, such as `{name}`")]
+    NoCluster {
+        /// The place.
+        directory: String,
+        /// One of the things.
+        name: String,
     },
     /// A base backup is made of files and directories; anything else could lead a restore out of its place.
     #[error("`{path}` in the snapshot is a {kind}, which no base backup has")]
@@ -123,6 +144,12 @@ impl RestoreError {
         match self {
             Self::Engine(error) => error.hint(),
             Self::Running { directory, .. } => Some(format!("Stop it first: `pg_ctl stop -D {directory}`.")),
+            Self::AboveCluster { cluster, .. } => {
+                Some(format!("Name the data directory itself: `{cluster}`, or one that is empty."))
+            }
+            Self::NoCluster { .. } => {
+                Some("Name the data directory itself, or one that is empty or not there yet.".into())
+            }
             Self::Incomplete { .. } => {
                 Some("`keepwell check` says what is damaged; a copy may have it.".into())
             }
@@ -166,14 +193,6 @@ impl Layout {
         Ok(parts)
     }
 
-    /// The process of a server that runs in the data directory.
-    pub fn running(&self) -> Option<u32> {
-        let text = fs::read_to_string(self.directory.join("postmaster.pid")).ok()?;
-        let pid: u32 = text.lines().next()?.trim().parse().ok()?;
-        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        String::from_utf8_lossy(&command).contains("postgres").then_some(pid)
-    }
-
     /// Says what would be written where; changes nothing but that directories are made.
     pub async fn plan(
         &self,
@@ -182,8 +201,14 @@ impl Layout {
         places: &dyn Places,
     ) -> Result<Vec<(PathBuf, RestorePlan)>, RestoreError> {
         let mut plans = Vec::new();
+        let saves_wal = self.standing_wal()?.is_some();
         for part in self.parts(&backup.tree(repository).await?, backup).await? {
-            let target = self.open(places, &part.place, part.only.clone())?;
+            let mut target = self.owned(places, &part.place, part.only.clone())?;
+            if saves_wal && part.place == self.directory {
+                // It is moved aside, and not removed.
+                target = target.without("pg_wal");
+            }
+            let target = Arc::new(target);
             let plan = repository.plan_restore(&backup.snapshot, target, part.options(None)).await?;
             plans.push((part.place, plan));
         }
@@ -238,7 +263,8 @@ async fn refuse_others(tree: &Tree, backup: &BaseBackup) -> Result<(), RestoreEr
 ///
 /// Only what differs is written; what the snapshot does not have is removed. `pg_control` goes first and comes back last,
 /// when everything else is on the disk: a restore that was interrupted leaves a directory that no server starts in, and
-/// is completed by restoring again. Fails with [`RestoreError::Running`] while a server runs there.
+/// is completed by restoring again. Fails with [`RestoreError::Running`] while a server runs there, and as
+/// [`Layout::check_place`] does.
 pub async fn restore(
     repository: &Repository,
     backup: &BaseBackup,
@@ -249,6 +275,7 @@ pub async fn restore(
     if let Some(pid) = layout.running() {
         return Err(RestoreError::Running { directory: layout.directory.display().to_string(), pid });
     }
+    layout.check_place()?;
     let tree = backup.tree(repository).await?;
     refuse_others(&tree, backup).await?;
     let mut report = ClusterReport { saved_wal: save_wal(layout)?, ..ClusterReport::default() };
@@ -268,7 +295,7 @@ pub async fn restore(
     link_tablespaces(backup, layout, &data)?;
     write_settings(&data, settings)?;
     places.sync().map_err(backup_core::Error::from)?;
-    report.files.bytes_written += data.put_control(&tree, &control).await?;
+    report.files.bytes_written += data.put_control(&tree, &control, CONTROL_FILE).await?;
     report.files.files_written += 1;
     places.sync().map_err(backup_core::Error::from)?;
     Ok(report)
@@ -285,8 +312,17 @@ impl Layout {
         directory: &Path,
         only: Option<Vec<Vec<u8>>>,
     ) -> Result<Arc<dyn RestoreTarget>, RestoreError> {
+        Ok(Arc::new(self.owned(places, directory, only)?))
+    }
+
+    fn owned(
+        &self,
+        places: &dyn Places,
+        directory: &Path,
+        only: Option<Vec<Vec<u8>>>,
+    ) -> Result<Owned, RestoreError> {
         let target = places.open(directory).map_err(backup_core::Error::from)?;
-        Ok(Arc::new(Owned::new(target, self.owner, only)))
+        Ok(Owned::new(target, self.owner, only))
     }
 
     /// Makes a thing the owner's; takes away permissions beyond `mode`.
@@ -392,8 +428,8 @@ impl Data {
         Ok(String::from_utf8_lossy(&content).into_owned())
     }
 
-    /// Puts `pg_control` back; gives its length.
-    async fn put_control(&self, tree: &Tree, control: &MapKey) -> Result<u64, RestoreError> {
+    /// Puts `pg_control` back under a name; gives its length.
+    async fn put_control(&self, tree: &Tree, control: &MapKey, name: [&str; 2]) -> Result<u64, RestoreError> {
         let entry = tree.entry(control).await?.filter(|entry| entry.size <= CONTROL_BYTES_MAX);
         let Some(entry) = entry.filter(|entry| entry.kind.has_content()) else {
             return Err(RestoreError::Incomplete {
@@ -404,7 +440,7 @@ impl Data {
         };
         let mut content = Vec::new();
         tree.dump_file(control, &mut content).await?;
-        let written = self.target.write_file(&Self::key(CONTROL_FILE)?, &entry, &content);
+        let written = self.target.write_file(&Self::key(name)?, &entry, &content);
         written.map_err(backup_core::Error::from)?;
         Ok(entry.size)
     }

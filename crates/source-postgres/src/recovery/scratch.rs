@@ -8,9 +8,13 @@ use std::time::Duration;
 
 use backup_core::Repository;
 
-use super::restore::{ClusterReport, Layout, Places, RestoreError, restore};
+use super::extensions::{self, MissingExtension};
+use super::restore::{
+    ClusterReport, HollowPart, Layout, Places, RestoreError, complete, restore, restore_hollow,
+};
 use super::server::{Binaries, RunningServer, Said, ServerError, Start, StopSignal, Until, command};
 use super::settings::{Archiving, Mode, RecoverySettings};
+use super::watch::Watch;
 use super::{BaseBackup, RecoveryPlan};
 use crate::options::{ConnectOptions, Surroundings};
 use crate::wire::{Client, PgError, Rows};
@@ -33,13 +37,17 @@ pub struct ScratchOptions {
     pub superuser: String,
 }
 
-/// A scratch cluster. Dropping it stops its server, if that runs, and may take some seconds.
+/// A scratch cluster. Dropping it stops its server, if that runs, and may take some seconds; the server also ends when
+/// this process dies. After [`Scratch::keep`] it does neither.
 #[derive(Debug)]
 pub struct Scratch {
     options: ScratchOptions,
     layout: Layout,
     binaries: Binaries,
     server: Option<RunningServer>,
+    watch: Option<Watch>,
+    more: Vec<(String, String)>,
+    is_kept: bool,
 }
 
 impl Scratch {
@@ -51,19 +59,56 @@ impl Scratch {
         options: ScratchOptions,
         places: &dyn Places,
     ) -> Result<(Self, ClusterReport), RestoreError> {
-        let layout = layout(&plan.backup, &options);
-        let settings = RecoverySettings {
+        let scratch = Self::new(&plan.backup, binaries, options);
+        let settings = scratch.recovery(plan);
+        let report = restore(repository, &plan.backup, &scratch.layout, &settings, places).await?;
+        Ok((scratch, report))
+    }
+
+    /// The same with the larger files left as holes, as [`restore_hollow`] does: before a server starts, somebody must
+    /// stand over the directories who fills them as they are read.
+    pub async fn restore_hollow(
+        repository: &Repository,
+        plan: &RecoveryPlan,
+        binaries: Binaries,
+        options: ScratchOptions,
+        places: &dyn Places,
+    ) -> Result<(Self, Vec<HollowPart>), RestoreError> {
+        let scratch = Self::new(&plan.backup, binaries, options);
+        let settings = scratch.recovery(plan);
+        let parts = restore_hollow(repository, &plan.backup, &scratch.layout, &settings, places).await?;
+        Ok((scratch, parts))
+    }
+
+    fn new(backup: &BaseBackup, binaries: Binaries, options: ScratchOptions) -> Self {
+        let layout = layout(backup, &options);
+        Self { options, layout, binaries, server: None, watch: None, more: Vec::new(), is_kept: false }
+    }
+
+    fn recovery(&self, plan: &RecoveryPlan) -> RecoverySettings {
+        RecoverySettings {
             mode: Mode::Recover {
                 target: plan.target.clone(),
                 timeline: plan.history.timeline(),
                 action: "promote".to_owned(),
             },
-            restore_command: options.restore_command.clone(),
+            restore_command: self.options.restore_command.clone(),
             archiving: Archiving::Off,
             more: Vec::new(),
-        };
-        let report = restore(repository, &plan.backup, &layout, &settings, places).await?;
-        Ok((Self { options, layout, binaries, server: None }, report))
+        }
+    }
+
+    /// Gives its server settings that count more than ours, from its next start on.
+    pub fn set(&mut self, more: Vec<(String, String)>) {
+        self.more = more;
+    }
+
+    /// Makes it a cluster to keep, as [`complete`] does. Its server must have been stopped in order; from its next start on
+    /// it waits for the disk, vacuums, and goes on when this is dropped.
+    pub fn keep(&mut self, backup: &BaseBackup, places: &dyn Places) -> Result<(), RestoreError> {
+        complete(backup, &self.layout, places)?;
+        self.is_kept = true;
+        Ok(())
     }
 
     /// Starts a server that nobody else can reach and that does nothing by itself, and waits until it has recovered.
@@ -78,13 +123,33 @@ impl Scratch {
             log: self.options.directory.join("server.log"),
         };
         // From here on it is ours to stop, also when nobody waits for it any more.
-        let said = self.server.insert(start.run()?).wait(Until::Open, at_most).await;
+        let server = self.server.insert(start.run()?);
+        if !self.is_kept {
+            let watch = Watch::over(server.pid(), &self.layout.directory, self.options.owner);
+            self.watch =
+                Some(watch.map_err(|source| ServerError::Run { program: "/bin/sh".to_owned(), source })?);
+        }
+        let said = server.wait(Until::Open, at_most).await;
         match &said {
             Ok(_) => {}
             Err(ServerError::TooSlow { .. }) => self.stop().await?,
-            Err(_) => self.server = None,
+            Err(_) => self.forget_server(),
         }
         said
+    }
+
+    fn forget_server(&mut self) {
+        (self.server, self.watch) = (None, None);
+    }
+
+    /// Returns when its server has ended by itself, or was ended by somebody else.
+    pub async fn ended(&mut self) -> Result<(), ServerError> {
+        let ended = match &mut self.server {
+            Some(server) => server.ended().await,
+            None => Ok(()),
+        };
+        self.forget_server();
+        ended
     }
 
     fn settings(&self, backup: &BaseBackup) -> Result<Vec<(String, String)>, ServerError> {
@@ -110,11 +175,11 @@ impl Scratch {
             ("session_preload_libraries", ""),
             ("local_preload_libraries", ""),
             ("archive_mode", "off"),
-            ("autovacuum", "off"),
+            ("autovacuum", if self.is_kept { "on" } else { "off" }),
             ("hot_standby", "off"),
             ("wal_level", "replica"),
             ("max_wal_senders", "5"),
-            ("fsync", "off"),
+            ("fsync", if self.is_kept { "on" } else { "off" }),
             ("ssl", "off"),
             ("synchronous_standby_names", ""),
             ("primary_conninfo", ""),
@@ -129,6 +194,7 @@ impl Scratch {
                 settings.push((name.to_owned(), value.clone()));
             }
         }
+        settings.extend(self.more.iter().cloned());
         Ok(settings)
     }
 
@@ -166,6 +232,11 @@ impl Scratch {
         Some(command(&program, self.options.owner, &self.options.directory))
     }
 
+    /// Extensions of the cluster that are not installed beside its programs; `None` when nobody can say.
+    pub fn missing_extensions(&self, backup: &BaseBackup) -> Option<Vec<MissingExtension>> {
+        self.binaries.missing_extensions(&backup.cluster)
+    }
+
     /// Where its data is.
     pub fn data(&self) -> &Path {
         &self.layout.directory
@@ -176,18 +247,34 @@ impl Scratch {
         self.options.directory.join(name)
     }
 
+    /// The process of its server, if that runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.server.as_ref().map(RunningServer::pid)
+    }
+
     /// Stops the server at once, if it runs.
     pub async fn stop(&mut self) -> Result<(), ServerError> {
-        match self.server.take() {
-            Some(server) => server.stop(StopSignal::Immediate).await,
+        self.stop_by(StopSignal::Immediate).await
+    }
+
+    /// Stops the server in order, if it runs: its files are whole then.
+    pub async fn stop_in_order(&mut self) -> Result<(), ServerError> {
+        self.stop_by(StopSignal::Fast).await
+    }
+
+    async fn stop_by(&mut self, signal: StopSignal) -> Result<(), ServerError> {
+        let stopped = match self.server.take() {
+            Some(server) => server.stop(signal).await,
             None => Ok(()),
-        }
+        };
+        self.watch = None;
+        stopped
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Some(mut server) = self.server.take() {
+        if let Some(mut server) = self.server.take().filter(|_| !self.is_kept) {
             server.stop_now();
         }
     }
@@ -222,6 +309,9 @@ pub(crate) async fn run(mut program: Command) -> Result<(), ServerError> {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
+    if let Some(missing) = extensions::missing_in(&text) {
+        return Err(ServerError::NoExtension { program: name, name: missing.to_owned() });
+    }
     let from = text.len().saturating_sub(COMPLAINT_BYTES_MAX);
     let from = (from..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
     Err(ServerError::Failed { program: name, reason: text[from..].trim().replace('\n', "; ") })
@@ -254,8 +344,7 @@ mod tests {
         };
         let made = Made::new(SYSTEM, Lsn::new(0x28), Lsn::new(0x100), 0, "");
         let backup = made.back_up(&World::new().await, "db").await;
-        let layout = layout(&backup, &options);
-        let mut scratch = Scratch { options, layout, binaries, server: None };
+        let mut scratch = Scratch::new(&backup, binaries, options);
         let waited = async {
             while !path("data/pid").exists() {
                 tokio::time::sleep(Duration::from_millis(10)).await;

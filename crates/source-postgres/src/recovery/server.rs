@@ -1,11 +1,16 @@
 //! Running a server on a restored cluster.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+
+use rustix::fs::OFlags;
+
+use super::extensions;
 
 /// So much of the end of a log is looked at.
 const LOG_BYTES_MAX: u64 = 1 << 20;
@@ -46,6 +51,14 @@ pub enum ServerError {
         #[source]
         source: io::Error,
     },
+    /// A program needs an extension, or its library, that is not on this host.
+    #[error("`{program}` needs the extension `{name}`, which is not installed on this host")]
+    NoExtension {
+        /// The program.
+        program: String,
+        /// The extension, or the library as the server names it.
+        name: String,
+    },
     /// A program failed.
     #[error("`{program}` failed: {reason}")]
     Failed {
@@ -63,6 +76,15 @@ impl ServerError {
             Self::NoBinaries { .. } => {
                 Some("Install that major, or name the directory of its programs: `--bin-dir DIR`.".into())
             }
+            Self::NoExtension { name, .. } => Some(format!(
+                "Install the package of this major that has `{name}`; the server's own extensions are in `postgresql-contrib`."
+            )),
+            Self::Ended { reason, .. } => extensions::missing_in(reason).map(|name| {
+                format!(
+                    "The server loads `{name}` at its start, which is not installed on this host: install it, or leave it out \
+                     by `--set shared_preload_libraries=`."
+                )
+            }),
             _ => None,
         }
     }
@@ -90,6 +112,11 @@ impl Binaries {
     pub fn program(&self, name: &str) -> Option<PathBuf> {
         Some(self.directory.join(name)).filter(|path| path.is_file())
     }
+
+    /// Where they are.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
 }
 
 /// `postgres (PostgreSQL) 15.18 (Debian …)` gives 15.
@@ -112,6 +139,31 @@ pub(crate) fn command(program: &Path, owner: Option<(u32, u32)>, directory: &Pat
     command
 }
 
+/// Opens a log for appending, which becomes its owner's alone. The directory that it is in may be another user's: what
+/// stands there already must be such a log, and no link is followed.
+fn open_log(path: &Path, owner: Option<(u32, u32)>) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    let open =
+        |is_new| File::options().append(true).create_new(is_new).mode(0o600).custom_flags(flags).open(path);
+    let log = match open(true) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let (log, own) = (open(false)?, rustix::process::geteuid().as_raw());
+            let found = log.metadata()?;
+            let is_ours = found.uid() == own || owner.is_some_and(|(user, _)| user == found.uid());
+            if !found.is_file() || found.nlink() != 1 || !is_ours {
+                return Err(io::Error::other("it is no log of ours"));
+            }
+            log
+        }
+        opened => opened?,
+    };
+    log.set_permissions(Permissions::from_mode(0o600))?;
+    if let Some((user, group)) = owner.filter(|_| rustix::process::geteuid().is_root()) {
+        fchown(&log, Some(user), Some(group))?;
+    }
+    Ok(log)
+}
+
 /// How a server is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Start {
@@ -123,7 +175,8 @@ pub struct Start {
     pub owner: Option<(u32, u32)>,
     /// Settings that count more than those in its files.
     pub options: Vec<(String, String)>,
-    /// Where what it says goes; appended to.
+    /// Where what it says goes, until it is started anew by somebody else. Appended to, and the owner's alone; what stands
+    /// there must be a file of the owner's or ours, and no link.
     pub log: PathBuf,
 }
 
@@ -175,7 +228,10 @@ impl Start {
     pub fn run(&self) -> Result<RunningServer, ServerError> {
         let program = self.binaries.directory.join("postgres");
         let failed = |source| ServerError::Run { program: program.display().to_string(), source };
-        let log = File::options().create(true).append(true).open(&self.log).map_err(failed)?;
+        let log = open_log(&self.log, self.owner).map_err(|source| ServerError::Run {
+            program: format!("open the log {}", self.log.display()),
+            source,
+        })?;
         let log_began = log.metadata().map_err(failed)?.len();
         let mut command = command(&program, self.owner, &self.directory);
         command.arg("-D").arg(&self.directory);
@@ -232,8 +288,21 @@ impl RunningServer {
         Ok(())
     }
 
-    /// The same from where nobody can wait; gives up after ten seconds.
-    pub(super) fn stop_now(&mut self) {
+    /// Waits until it has ended by itself. Fails unless that was in order.
+    pub(super) async fn ended(&mut self) -> Result<(), ServerError> {
+        loop {
+            match self.child.try_wait().map_err(|source| self.failed(source))? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => {
+                    return Err(ServerError::Ended { status: status.to_string(), reason: self.complaint() });
+                }
+                None => tokio::time::sleep(POLL_EVERY).await,
+            }
+        }
+    }
+
+    /// Ends it at once from where nobody can wait; gives up after ten seconds.
+    pub(crate) fn stop_now(&mut self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
         for _ in 0..100 {
@@ -345,7 +414,34 @@ mod tests {
             assert_eq!(ended.is_ok(), fine, "{said} {code}: {ended:?}");
             let ended = start.run().unwrap().wait(Until::Open, Duration::from_secs(60)).await;
             assert!(matches!(ended, Err(ServerError::Ended { .. })));
+            // Statements that fail stand in it.
+            let log = fs::metadata(dir.path().join("log")).unwrap();
+            assert_eq!(std::os::unix::fs::PermissionsExt::mode(&log.permissions()) & 0o777, 0o600);
         }
+    }
+
+    #[test]
+    fn a_log_is_its_owners_alone_and_nothing_else_is_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let mode = |name: &str| fs::metadata(path(name)).unwrap().permissions().mode() & 0o777;
+        let own = Some((rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()));
+        fs::write(path("old"), "of an earlier run\n").unwrap();
+        fs::set_permissions(path("old"), Permissions::from_mode(0o644)).unwrap();
+        for name in ["new", "old"] {
+            io::Write::write_all(&mut open_log(&path(name), own).unwrap(), b"more").unwrap();
+            assert_eq!(mode(name), 0o600, "{name}");
+        }
+        assert_eq!(fs::read_to_string(path("old")).unwrap(), "of an earlier run\nmore");
+        fs::write(path("theirs"), "").unwrap();
+        std::os::unix::fs::symlink(path("theirs"), path("link")).unwrap();
+        std::os::unix::fs::symlink(path("nowhere"), path("dangling")).unwrap();
+        fs::hard_link(path("theirs"), path("second")).unwrap();
+        fs::create_dir(path("directory")).unwrap();
+        for name in ["link", "dangling", "second", "directory"] {
+            assert!(open_log(&path(name), own).is_err(), "{name}");
+        }
+        assert!(!path("nowhere").exists());
     }
 
     #[test]

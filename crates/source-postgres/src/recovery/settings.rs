@@ -87,17 +87,9 @@ impl RecoverySettings {
     /// The `postgresql.auto.conf` with these settings and without those of an earlier recovery.
     pub fn apply(&self, before: &str) -> String {
         let list = self.list();
-        let goes = |line: &str| {
-            let name =
-                line.trim_start().split([' ', '\t', '=']).next().unwrap_or_default().to_ascii_lowercase();
-            OF_RECOVERY.contains(&name.as_str())
-                || list.iter().any(|(own, _)| own.eq_ignore_ascii_case(&name))
-        };
-        let mut text = String::new();
-        for line in before.lines().filter(|line| !goes(line)) {
-            text.push_str(line);
-            text.push('\n');
-        }
+        let mut text = forget(before, |name| {
+            OF_RECOVERY.contains(&name) || list.iter().any(|(own, _)| own.eq_ignore_ascii_case(name))
+        });
         for (name, value) in &list {
             text.push_str(&format!("{name} = '{}'\n", value.replace('\\', "\\\\").replace('\'', "''")));
         }
@@ -111,6 +103,24 @@ impl RecoverySettings {
             Mode::Recover { .. } => "recovery.signal",
         }
     }
+}
+
+/// The `postgresql.auto.conf` of a cluster whose recovery is over.
+pub(super) fn forget_recovery(before: &str) -> String {
+    forget(before, |name| OF_RECOVERY.contains(&name))
+}
+
+/// The lines that set something else; names are given in lower case.
+fn forget(before: &str, goes: impl Fn(&str) -> bool) -> String {
+    let mut text = String::new();
+    for line in before.lines() {
+        let name = line.trim_start().split([' ', '\t', '=']).next().unwrap_or_default();
+        if !goes(&name.to_ascii_lowercase()) {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
 }
 
 /// The `tablespace_map` of a cluster whose tablespaces lie there.
@@ -156,6 +166,12 @@ mod tests {
              recovery_target_timeline = '3'\nrecovery_target_time = '2026-11-21 12:00:01.500000+00'\n\
              recovery_target_action = 'promote'\nrecovery_target_inclusive = 'off'\narchive_mode = 'off'\n"
         );
+    }
+
+    #[test]
+    fn a_recovery_that_is_over_leaves_no_settings_behind() {
+        let after = recover(Target::Immediate).apply("shared_buffers = '1GB'\n");
+        assert_eq!(forget_recovery(&after), "shared_buffers = '1GB'\narchive_mode = 'off'\n");
     }
 
     #[test]

@@ -4,11 +4,14 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use backup_core::{ArchiveFormat, Repository, Tree};
+use backup_core::target::TargetError;
+use backup_core::{ArchiveFormat, Error as CoreError, Repository, Tree};
 use keepwell_catalog::MapKey;
 
 use super::plan::RecoveryPlan;
+use super::restore::RestoreError;
 use super::scratch::{Scratch, run};
+use super::server::ServerError;
 use super::target::sql_time;
 
 /// How far to go.
@@ -182,10 +185,23 @@ impl<'r> Ladder<'r> {
                 program
                     .args(["-n", "-q", "-i", "tablespace_map", "-i", "postgresql.auto.conf"])
                     .arg(scratch.data());
-                run(program).await.map(|()| "no difference".to_owned()).map_err(failed)
+                run(program).await.map(|()| "no difference".to_owned()).map_err(fault)
             }
         };
         self.note(Level::Files, "pg_verifybackup", began, result);
+    }
+
+    /// Level 3, before the server starts: what the cluster needs beside its programs.
+    pub fn extensions(&mut self, scratch: &Scratch, plan: &RecoveryPlan) {
+        let result = match scratch.missing_extensions(&plan.backup) {
+            None => Err(Outcome::Unavailable("where this server has its extensions is not known".into())),
+            Some(missing) if missing.is_empty() => Ok(String::new()),
+            Some(missing) => {
+                let names: Vec<_> = missing.iter().map(ToString::to_string).collect();
+                Err(Outcome::Unavailable(format!("not installed on this host: {}", names.join(", "))))
+            }
+        };
+        self.note(Level::Start, "the cluster's extensions are here", Instant::now(), result);
     }
 
     /// Level 4: structure of tables and indexes, and every row.
@@ -196,7 +212,7 @@ impl<'r> Ladder<'r> {
             Some(mut program) => {
                 program.args(["--install-missing=pg_catalog", "--all", "--heapallindexed", "--rootdescend"]);
                 program.arg("--maintenance-db").arg(scratch.connection("postgres"));
-                run(program).await.map(|()| "nothing found".to_owned()).map_err(failed)
+                run(program).await.map(|()| "nothing found".to_owned()).map_err(fault)
             }
         };
         self.note(Level::Content, "pg_amcheck of all databases", began, result);
@@ -213,7 +229,7 @@ impl<'r> Ladder<'r> {
                 None => Err(Outcome::Unavailable("pg_dump is not on this host".into())),
                 Some(mut program) => {
                     program.args(["-Fp", "-d"]).arg(scratch.connection(&database));
-                    run(program).await.map(|()| String::new()).map_err(failed)
+                    run(program).await.map(|()| String::new()).map_err(fault)
                 }
             };
             self.note(Level::Content, &format!("every row of `{database}` is read"), began, result);
@@ -240,9 +256,38 @@ impl<'r> Ladder<'r> {
     }
 }
 
+/// Why a program of the server failed, as the outcome of a check. What it lacks on this host, an extension, room on the disk
+/// or itself, says nothing about the backup.
+pub fn fault(error: ServerError) -> Outcome {
+    let is_full = |reason: &str| reason.contains("No space left on device");
+    match &error {
+        ServerError::NoExtension { .. } | ServerError::Run { .. } => {
+            Outcome::Unavailable(crate::one_line(&error))
+        }
+        ServerError::Ended { reason, .. } | ServerError::Failed { reason, .. } if is_full(reason) => {
+            Outcome::Unavailable(crate::one_line(&error))
+        }
+        _ => failed(error),
+    }
+}
+
 /// An error as the outcome of a check.
 pub fn failed(error: impl std::error::Error) -> Outcome {
     Outcome::Failed(crate::one_line(&error))
+}
+
+/// Why a scratch cluster could not be restored, as the outcome of a check. What its directory lacks (room, permissions, a
+/// disk) says nothing about the backup.
+pub fn not_restored(error: RestoreError) -> Outcome {
+    let is_of_host = match &error {
+        RestoreError::Io { .. } | RestoreError::Engine(CoreError::NoSpace { .. }) => true,
+        RestoreError::Engine(CoreError::Target(target)) => matches!(**target, TargetError::Io { .. }),
+        _ => false,
+    };
+    match is_of_host {
+        true => Outcome::Unavailable(crate::one_line(&error)),
+        false => failed(error),
+    }
 }
 
 struct Counter(u64);
@@ -278,6 +323,25 @@ mod tests {
         ] {
             assert_eq!(expect.holds(answer), holds, "{expect:?} {answer:?}");
         }
+    }
+
+    #[test]
+    fn a_full_disk_of_this_host_is_no_fault_of_the_backup() {
+        let io = || TargetError::Io {
+            operation: "write",
+            path: "data/base/1/2".into(),
+            source: io::ErrorKind::StorageFull.into(),
+        };
+        let engine = |error: CoreError| not_restored(RestoreError::Engine(error));
+        assert!(matches!(engine(io().into()), Outcome::Unavailable(_)));
+        let refused = TargetError::Refused { path: "..".into(), reason: "it leads out".into() };
+        assert!(matches!(engine(refused.into()), Outcome::Failed(_)));
+        let damaged = CoreError::Damaged { object: "o".into(), reason: "r".into() };
+        assert!(matches!(engine(damaged), Outcome::Failed(_)));
+        let ended = |reason: &str| fault(ServerError::Ended { status: "1".into(), reason: reason.into() });
+        let full = ended("could not write to file \"pg_wal/xlogtemp.29\": No space left on device");
+        assert!(matches!(full, Outcome::Unavailable(_)));
+        assert!(matches!(ended("invalid checkpoint record"), Outcome::Failed(_)));
     }
 
     #[tokio::test]

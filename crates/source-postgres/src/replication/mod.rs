@@ -80,6 +80,14 @@ pub struct SlotState {
     pub lag_bytes: Option<i64>,
 }
 
+/// Reads a message of the stream; for the fuzzer.
+#[doc(hidden)]
+pub fn fuzz_stream(bytes: &[u8]) {
+    if let Ok(WalMessage::Data { data, .. }) = WalMessage::parse(bytes::Bytes::copy_from_slice(bytes)) {
+        assert_eq!(data.len() + 25, bytes.len());
+    }
+}
+
 fn odd(what: &str) -> PgError {
     PgError::Protocol(format!("its answer to {what} cannot be read"))
 }

@@ -131,10 +131,15 @@ impl Client {
 
     /// Runs one command up to its end, or up to where a COPY begins.
     pub(crate) async fn run(&mut self, command: &str, action: &str) -> Result<Answer, PgError> {
+        self.send(command).await?;
+        self.answer(action).await
+    }
+
+    /// Sends one command; others may be under way. [`Client::answer`] has the answers, in their order.
+    pub(crate) async fn send(&mut self, command: &str) -> Result<(), PgError> {
         frontend::query(command, &mut self.wire.output)
             .map_err(|_| protocol("a command holds a zero byte"))?;
-        self.wire.flush().await?;
-        self.answer(action).await
+        self.wire.flush().await
     }
 
     /// Collects tables until the server is ready for the next command, or a COPY begins.

@@ -103,6 +103,8 @@ async fn one_host(options: &ConnectOptions, host: &HostOptions) -> Result<Client
         };
         let other_way_may_help = match &error {
             PgError::Tls { .. } => true,
+            // A server may have it and not be able to.
+            PgError::Broken(_) => *attempt == Attempt::TlsIfOffered,
             // pg_hba.conf may have a line for one way and not for the other.
             PgError::Refused { error, .. } => error.code.starts_with("28"),
             _ => false,
@@ -146,8 +148,13 @@ async fn open(
         |error: String| PgError::Tls { host: host.describe(), fact: format!("fails at TLS: {error}") };
     let config = tls::config(options)?;
     let name = ServerName::try_from(host.name.clone()).map_err(|error| broken(error.to_string()))?;
+    let stream = TlsConnector::from(config).connect(name, stream).await;
     let stream =
-        TlsConnector::from(config).connect(name, stream).await.map_err(|error| broken(error.to_string()))?;
+        stream.map_err(|error| match error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+            true => broken(error.to_string()),
+            // Nothing is the matter with TLS: the server, or what stands before it, went away.
+            false => PgError::Broken(error),
+        })?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let end_point = certificate.and_then(|certificate| tls::end_point(certificate));
     Ok((Box::new(stream), Channel::Tls { end_point }))
@@ -266,5 +273,25 @@ mod tests {
         let stream = dial(&options.hosts[0]).await.unwrap();
         watch_over(&stream, &options).unwrap();
         assert!(!SockRef::from(&stream).keepalive().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_server_that_goes_away_in_the_middle_of_a_handshake_may_come_back() {
+        for mode in ["prefer", "require"] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let server = tokio::spawn(async move {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    // Whoever asks for TLS is promised some; whoever does not hears nothing that makes sense.
+                    let _ = stream.read_exact(&mut [0; 8]).await;
+                    let _ = stream.write_all(b"S").await;
+                }
+            });
+            let text = format!("host=127.0.0.1 port={port} user=ann dbname=x sslmode={mode}");
+            let options = ConnectOptions::resolve(&text, &Surroundings::default(), "t").unwrap();
+            let error = Client::connect(&options).await.expect_err("it went away");
+            assert!(error.is_passing(), "{mode}: {error:?}");
+            server.abort();
+        }
     }
 }

@@ -130,13 +130,21 @@ impl PgError {
             Self::Refused { error, .. } => refused_hint(error),
             Self::Server { error, .. } => server_hint(error),
             Self::TooOld { .. } => {
-                Some("Logical dumps of an older server can be captured as the output of `pg_dump`.".into())
+                Some("Dump it with its own `pg_dump`, and keep the file by `keepwell pg import`.".into())
             }
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused => Some(
                 "Nothing listens there: check host and port, and `listen_addresses` of the server.".into(),
             ),
-            Self::Connect { source, .. } if source.kind() == io::ErrorKind::NotFound => Some(
+            Self::Connect { host, source } if host.starts_with('/') && source.kind() == io::ErrorKind::NotFound => Some(
                 "There is no such socket: check the directory and the port, and whether the server runs."
+                    .into(),
+            ),
+            Self::Connect { .. } => {
+                Some("Check the name of the host and the way there; `psql` with the same words fails as well.".into())
+            }
+            Self::Timeout { .. } => Some(
+                "Something on the way swallows what is sent, a firewall perhaps, or the server hangs; `connect_timeout` says \
+                 how long to wait."
                     .into(),
             ),
             Self::Tls { .. } => {
@@ -151,6 +159,7 @@ impl PgError {
         match self {
             Self::Connect { .. } | Self::Timeout { .. } | Self::Broken(_) | Self::NoServer { .. } => true,
             Self::WrongKind { .. } => true,
+            Self::Refused { error, .. } if is_closed_to_replication(error) => false,
             Self::Refused { error, .. } | Self::Server { error, .. } => {
                 // Shutting down, starting up, crash of a sibling, too many connections, slot still in use.
                 matches!(error.code.as_str(), "57P01" | "57P02" | "57P03" | "53300" | "55006")
@@ -173,6 +182,9 @@ fn refused_hint(error: &ServerError) -> Option<String> {
             "`GRANT CONNECT ON DATABASE …` to the role, run by the owner of the database."
         }
         "42501" => REPLICATION_HINT,
+        "53300" if is_closed_to_replication(error) => {
+            "The server lets nobody replicate: set `wal_level = replica` and `max_wal_senders = 10`, and restart it."
+        }
         "53300" => {
             "All connections or all walsenders are taken: see `max_connections` and `max_wal_senders`."
         }
@@ -180,6 +192,11 @@ fn refused_hint(error: &ServerError) -> Option<String> {
         _ => return error.hint.clone(),
     };
     Some(hint.to_owned())
+}
+
+/// `number of requested standby connections exceeds max_wal_senders (currently 0)`, as with `wal_level = minimal`.
+fn is_closed_to_replication(error: &ServerError) -> bool {
+    error.code == "53300" && error.message.ends_with("(currently 0)")
 }
 
 const REPLICATION_HINT: &str =
@@ -191,7 +208,16 @@ fn server_hint(error: &ServerError) -> Option<String> {
         "53400" => {
             "All replication slots are taken: raise `max_replication_slots` or drop one that nobody uses."
         }
+        "55000" if error.message.starts_with("replication slots can only be used") => {
+            "Set `wal_level = replica` and `max_replication_slots = 10`, and restart the server."
+        }
         "58P01" => "The server has removed this WAL already. A new backup begins a new, complete history.",
+        "55006" if error.message.contains("subscription") => {
+            "`DROP SUBSCRIPTION` in that database first, with `slot_name = NONE` where the publisher is gone."
+        }
+        "55006" if !error.message.contains("slot") => {
+            "Somebody is connected or at work there; see `pg_stat_activity`."
+        }
         "55006" => {
             "The slot is in use, perhaps by a receiver that still runs; `pg_stat_replication` shows whose."
         }

@@ -201,9 +201,11 @@ async fn every_common_refusal_says_what_to_do() {
     }
     let says = [auth(0, b""), parameter("server_version", "13.22"), ready()];
     let (result, _) = against(&says, &options(""), Channel::Clear).await;
+    let old = result.err().unwrap();
+    assert_eq!(old.to_string(), "db:5432 runs PostgreSQL 13.22; 14 is the oldest supported");
     assert_eq!(
-        result.err().unwrap().to_string(),
-        "db:5432 runs PostgreSQL 13.22; 14 is the oldest supported"
+        old.hint().as_deref(),
+        Some("Dump it with its own `pg_dump`, and keep the file by `keepwell pg import`.")
     );
     let (result, _) = against(&[auth(7, b"")], &options(""), Channel::Clear).await;
     assert_eq!(result.err().unwrap().to_string(), "db:5432 asks for Kerberos, which is not supported");

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use backup_core::env::SystemClock;
-use backup_core::{BackupOptions, Snapshot};
+use backup_core::{BackupOptions, Cancel, Snapshot};
 use keepwell_source_postgres::logical::{
     Destination, DumpOptions, DumpSnapshot, DumpSource, LoadOptions, Loaded, Loader, Owners, Privileges,
     Programs, Proof, Roles, Selection,
@@ -41,6 +41,7 @@ async fn load(world: &World, server: &Server, snapshot: &Snapshot, name: &str, i
         roles: Roles::MakeMissing,
         proof: Proof::Content,
         directory: directory.path().to_path_buf(),
+        cancel: Cancel::default(),
     };
     let to = crate::server::options(&server.socket());
     let mut loader = Loader::new(&world.repository, snapshot, &to, options).await.unwrap();

@@ -4,6 +4,8 @@
 
 mod capture;
 mod client;
+mod errors;
+mod files;
 mod logical;
 mod receive;
 mod server;

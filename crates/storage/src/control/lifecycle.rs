@@ -2,12 +2,17 @@
 
 use std::fmt;
 
-/// Storage classes whose objects cannot be read before they are thawed.
+/// Storage classes of S3 services whose objects cannot be read before they are thawed.
 pub(crate) const ARCHIVES: &[&str] =
     &["GLACIER", "DEEP_ARCHIVE", "ARCHIVE", "COLD_ARCHIVE", "DEEP_COLD_ARCHIVE"];
 
+/// Whether objects of a storage class of S3 cannot be read before they are thawed.
+pub fn is_archive_class(class: &str) -> bool {
+    ARCHIVES.contains(&class)
+}
+
 /// Days that nobody should have less of to notice that something was deleted.
-const NOTICE_DAYS: u32 = 14;
+pub(crate) const NOTICE_DAYS: u32 = 14;
 
 /// A rule by which a bucket deletes or moves objects by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,11 +35,20 @@ pub struct LifecycleRule {
     pub abort_incomplete_days: Option<u32>,
 }
 
+impl LifecycleRule {
+    /// Whether it moves objects of ours to a class from which they must be thawed.
+    pub fn archives(&self) -> bool {
+        self.enabled && !self.tagged && self.transitions.iter().any(|to| is_archive_class(&to.class))
+    }
+}
+
 /// A move to another storage class.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transition {
     /// The class.
     pub class: String,
+    /// Its objects cannot be read before they are thawed.
+    pub archive: bool,
     /// When.
     pub when: When,
 }
@@ -81,8 +95,8 @@ impl LifecycleRule {
             )));
         }
         let packs_only = self.prefix.starts_with(&format!("{prefix}data/"));
-        for Transition { class, when } in &self.transitions {
-            if !ARCHIVES.contains(&class.as_str()) {
+        for Transition { class, archive, when } in &self.transitions {
+            if !archive {
                 dangers.push(Danger::Note(format!(
                     "The lifecycle rule `{name}` moves objects to {class} {when}; they can still be read at once."
                 )));
@@ -141,12 +155,21 @@ mod tests {
     }
 
     fn moving(prefix: &str, class: &str) -> LifecycleRule {
-        let transition = Transition { class: class.into(), when: When::Days(1) };
+        let archive = class.starts_with("GLACIER") || class.ends_with("ARCHIVE");
+        let transition = Transition { class: class.into(), archive, when: When::Days(1) };
         LifecycleRule { transitions: vec![transition], ..rule(prefix) }
     }
 
     fn is_problem(dangers: &[Danger]) -> bool {
         dangers.iter().any(|danger| matches!(danger, Danger::Problem(_)))
+    }
+
+    #[test]
+    fn only_rules_in_force_that_lead_into_an_archive_archive() {
+        assert!(moving("", "DEEP_ARCHIVE").archives());
+        assert!(!moving("", "STANDARD_IA").archives() && !moving("", "GLACIER_IR").archives());
+        assert!(!LifecycleRule { enabled: false, ..moving("", "GLACIER") }.archives());
+        assert!(!LifecycleRule { tagged: true, ..moving("", "GLACIER") }.archives());
     }
 
     #[test]

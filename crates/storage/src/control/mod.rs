@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "s3")]
 pub(crate) use lifecycle::ARCHIVES;
-pub use lifecycle::{Danger, LifecycleRule, Transition, When};
+pub(crate) use lifecycle::NOTICE_DAYS;
+pub use lifecycle::{Danger, LifecycleRule, Transition, When, is_archive_class};
 
 use crate::{Key, StorageError};
 
@@ -28,11 +29,17 @@ pub trait Control: Send + Sync + fmt::Debug {
     async fn bucket(&self) -> BucketFacts;
 
     /// Stores an object whatever is there: what our own writers never do, and an attacker would. Returns the id of the
-    /// version, where the bucket keeps versions.
+    /// version, where the bucket keeps versions and [`delete_version`](Self::delete_version) can be tried on it.
     async fn overwrite(&self, key: &Key, body: Bytes) -> Result<Option<String>, StorageError>;
 
     /// Removes one version of an object for good.
     async fn delete_version(&self, key: &Key, version: &str) -> Result<(), StorageError>;
+
+    /// Whether single objects can be locked, as in S3. Where they cannot, a bucket may still keep all of them from being
+    /// deleted for a time ([`ObjectLock::Retention`]), and asking for the lock of one fails.
+    fn locks_objects(&self) -> bool {
+        true
+    }
 
     /// Until when the newest version of an object cannot be deleted; `None` if it can be.
     ///
@@ -65,6 +72,11 @@ pub struct BucketFacts {
     pub lifecycle: Answer<Vec<LifecycleRule>>,
     /// How it encrypts by default: `AES256`, `aws:kms`, …
     pub encryption: Answer<Option<String>>,
+    /// For how many days it keeps what is deleted or overwritten beside its versions, out of reach of whoever may delete
+    /// objects; 0 if it does not.
+    pub undelete_days: Answer<u32>,
+    /// Whether the service itself removes what uploads leave behind that were broken off.
+    pub clears_uploads: bool,
 }
 
 /// What came of a question to a store.
@@ -112,6 +124,11 @@ pub enum ObjectLock {
         /// `GOVERNANCE` or `COMPLIANCE`.
         mode: String,
         /// For how long. A year counts as 365.
+        days: u32,
+    },
+    /// No object can be deleted or replaced before it is so old, and nothing can be locked for longer than others.
+    Retention {
+        /// The age, rounded up.
         days: u32,
     },
 }

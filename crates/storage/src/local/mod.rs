@@ -9,6 +9,7 @@ mod open;
 mod probe;
 mod put;
 mod read;
+mod spare;
 #[cfg(test)]
 mod tests;
 
@@ -67,12 +68,30 @@ impl Default for LocalOptions {
 /// # Cost
 ///
 /// A put costs two syncs (measured on ext4: 3 to 6 ms for a small object, nothing to 12 % for a pack of 16 MiB);
-/// puts at the same time share them. `get` and `get_range` are one open and one read. Every listed page reads
+/// puts at the same time share them. `get` and `get_range` are one open and one read, and those of 4 MiB or more use
+/// memory of earlier ones again, of which at most 64 MiB is kept. Every listed page reads
 /// the directories on the way to its first key once, sorts at most 1000 names of each, and asks for the size of
 /// each object; a directory of n objects is thus read n/1000 times, and keys are best spread over directories of
 /// at most some ten thousand.
 ///
 /// All calls run on tokio's blocking threads, and go on there when the future is dropped.
+/// # Example
+///
+/// ```
+/// use keepwell_storage::{LocalFs, LocalOptions, ObjectStore, StorageErrorKind, list_all};
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let dir = tempfile::tempdir()?;
+/// let root = dir.path().join("repository");
+/// let store = LocalFs::create(&root, &LocalOptions::default()).await?;
+/// store.put_new(&"data/2a/pack".parse()?, "sealed bytes".into()).await?; // durable from here on
+///
+/// let store = LocalFs::open(&root, &LocalOptions::default()).await?;
+/// assert_eq!(list_all(&store, "data/").await?.len(), 1);
+/// assert_eq!(std::fs::read(root.join("data/2a/pack"))?, b"sealed bytes");
+/// let again = store.put_new(&"data/2a/pack".parse()?, "other bytes".into()).await.unwrap_err();
+/// assert_eq!(again.kind, StorageErrorKind::AlreadyExists);
+/// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
 #[derive(Clone)]
 pub struct LocalFs {
     disk: Arc<Disk>,
@@ -85,6 +104,7 @@ struct Disk {
     suspect: AtomicBool,
     /// Directories whose own name is known to be durable.
     durable: Mutex<HashMap<String, DirectoryId>>,
+    spare: spare::Spare,
     sync: SyncCalls,
 }
 
@@ -167,7 +187,8 @@ async fn blocking<T: Send + 'static>(
 impl Disk {
     fn new(root: OwnedFd, path: PathBuf) -> Self {
         let (suspect, durable) = (AtomicBool::new(false), Mutex::default());
-        Self { root, path, suspect, durable, sync: SyncCalls::default() }
+        let (spare, sync) = (spare::Spare::default(), SyncCalls::default());
+        Self { root, path, suspect, durable, spare, sync }
     }
 
     /// Refuses writes after a failed sync.

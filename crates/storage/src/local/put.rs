@@ -9,6 +9,7 @@ use super::Disk;
 use super::beneath::open_directory;
 use super::errno::storage_error;
 use crate::key::RESERVED_COMPONENT;
+use crate::random::random_name;
 use crate::{Key, StorageError, StorageErrorKind};
 
 /// Name of the directory of unfinished files.
@@ -68,9 +69,8 @@ impl Disk {
             }
             result => result?,
         };
-        let mut random = [0; 16];
-        getrandom::fill(&mut random).map_err(|_| Errno::IO)?;
-        let name = format!("{}{TEMP_SUFFIX}", hex::encode(random));
+        let name = random_name().map_err(|_| Errno::IO)?;
+        let name = format!("{name}{TEMP_SUFFIX}");
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(&directory, &name, flags, OBJECT_MODE)?;
         Ok(Temp { directory, name, file })

@@ -1,4 +1,4 @@
-//! Reading objects: one open, exact reads into memory that is not zeroed first.
+//! Reading objects: one open, exact reads into memory that is used again or not zeroed first.
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,6 +11,7 @@ use rustix::io::{Errno, retry_on_intr};
 use super::Disk;
 use super::beneath::open_beneath;
 use super::errno::storage_error;
+use super::spare::LARGE_BYTES;
 use crate::{Key, ObjectInfo, StorageError, StorageErrorKind};
 
 /// Not blocking, because a pipe that someone put there would otherwise hold us for ever.
@@ -20,7 +21,7 @@ impl Disk {
     pub(super) fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
         let (file, facts) = self.open_object("get", key, READ)?;
         let size = size_of(&facts);
-        read_exact("get", key, file.as_fd(), 0..size)
+        self.read_exact("get", key, file.as_fd(), 0..size)
     }
 
     pub(super) fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
@@ -29,7 +30,7 @@ impl Disk {
         if range.start > range.end || range.end > size {
             return Err(StorageError::out_of_range(key, &range, size));
         }
-        read_exact("get range", key, file.as_fd(), range)
+        self.read_exact("get range", key, file.as_fd(), range)
     }
 
     pub(super) fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
@@ -54,6 +55,53 @@ impl Disk {
             }
         }
     }
+
+    fn read_exact(
+        &self,
+        operation: &'static str,
+        key: &Key,
+        file: BorrowedFd<'_>,
+        range: Range<u64>,
+    ) -> Result<Bytes, StorageError> {
+        let fail = |error| storage_error(operation, key, error);
+        let length = usize::try_from(range.end - range.start).map_err(|_| fail(Errno::NOMEM))?;
+        if length >= LARGE_BYTES {
+            let mut lent = self.spare.take(length).ok_or_else(|| fail(Errno::NOMEM))?;
+            fill(operation, key, file, range.start, lent.bytes_mut())?;
+            return Ok(lent.into_bytes());
+        }
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(length).map_err(|_| fail(Errno::NOMEM))?;
+        while bytes.len() < length {
+            let offset = range.start + bytes.len() as u64;
+            let read = retry_on_intr(|| rustix::io::pread(file, spare_capacity(&mut bytes), offset));
+            if read.map_err(fail)? == 0 {
+                return Err(cut(operation, key, offset));
+            }
+        }
+        bytes.truncate(length); // the allocation may have been larger than asked for
+        Ok(bytes.into())
+    }
+}
+
+/// Reads as many bytes as `into` has.
+fn fill(
+    operation: &'static str,
+    key: &Key,
+    file: BorrowedFd<'_>,
+    start: u64,
+    into: &mut [u8],
+) -> Result<(), StorageError> {
+    let mut filled = 0;
+    while filled < into.len() {
+        let offset = start + filled as u64;
+        let read = retry_on_intr(|| rustix::io::pread(file, &mut into[filled..], offset));
+        match read.map_err(|error| storage_error(operation, key, error))? {
+            0 => return Err(cut(operation, key, offset)),
+            count => filled += count,
+        }
+    }
+    Ok(())
 }
 
 /// What a listing says about a file with these facts.
@@ -68,25 +116,7 @@ fn size_of(facts: &Stat) -> u64 {
     facts.st_size.try_into().unwrap_or(0)
 }
 
-fn read_exact(
-    operation: &'static str,
-    key: &Key,
-    file: BorrowedFd<'_>,
-    range: Range<u64>,
-) -> Result<Bytes, StorageError> {
-    let fail = |error| storage_error(operation, key, error);
-    let mut bytes = Vec::new();
-    let length = usize::try_from(range.end - range.start).map_err(|_| fail(Errno::NOMEM))?;
-    bytes.try_reserve_exact(length).map_err(|_| fail(Errno::NOMEM))?;
-    while bytes.len() < length {
-        let offset = range.start + bytes.len() as u64;
-        let read =
-            retry_on_intr(|| rustix::io::pread(file, spare_capacity(&mut bytes), offset)).map_err(fail)?;
-        if read == 0 {
-            let message = format!("the object was cut at byte {offset} while it was read");
-            return Err(StorageError::new(StorageErrorKind::Other, operation, key, message));
-        }
-    }
-    bytes.truncate(length); // the allocation may have been larger than asked for
-    Ok(bytes.into())
+fn cut(operation: &'static str, key: &Key, offset: u64) -> StorageError {
+    let message = format!("the object was cut at byte {offset} while it was read");
+    StorageError::new(StorageErrorKind::Other, operation, key, message)
 }

@@ -53,7 +53,7 @@ settings! {
     path_style: bool = "path-style",
     /// Storage class of new objects (S3, GCS). Default: the bucket's.
     storage_class: String = "storage-class",
-    /// Storage class of new data packs, the objects beneath `data/`, which only restores read. Default: `storage_class`.
+    /// Storage class of new data packs of 4 MiB or more (beneath `data/`), which only restores read. Default: `storage_class`.
     cold_class: String = "cold-class",
     /// Encryption by the S3 service, beside our own.
     sse: ServerEncryption = "sse",
@@ -80,7 +80,7 @@ settings! {
     tls_min: TlsVersion = "tls-min",
     /// Allows plain http also to hosts other than this one. Default: no.
     allow_http: bool = "allow-http",
-    /// Objects above this size are uploaded in parts of it; at least 5. Default: 64.
+    /// Objects above this size are uploaded in parts of it; at least 5. Default: 64, on Azure 256.
     part_size_mib: u32 = "part-size-mib",
     /// Parts of one object on their way at a time. Default: 4.
     parallel_parts: u32 = "parallel-parts",

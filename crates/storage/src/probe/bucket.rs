@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::{ProbeOptions, ProbeReport};
-use crate::control::{Answer, BucketFacts, Danger, LifecycleRule, ObjectLock, Versioning};
+use crate::control::{Answer, BucketFacts, Danger, LifecycleRule, NOTICE_DAYS, ObjectLock, Versioning};
 use crate::{Control, StorageError};
 
 /// Clocks further apart than this are worth a word.
@@ -25,6 +25,12 @@ pub struct BucketReport {
     pub default_lock_mode: Option<String>,
     /// Days for which new objects are locked, if they are.
     pub default_lock_days: Option<u32>,
+    /// Days that an object must have been there before anybody may delete it; 0 if there is no such rule.
+    #[serde(default)]
+    pub retention_days: Option<u32>,
+    /// Days for which what is deleted can be brought back, beside versions.
+    #[serde(default)]
+    pub undelete_days: Option<u32>,
     /// Names of the lifecycle rules that are in force.
     pub lifecycle_rules: Option<Vec<String>>,
     /// What lifecycle rules do that loses backups or puts them out of reach, as sentences that name the rule.
@@ -63,11 +69,20 @@ fn summary(facts: &BucketFacts, clock_ahead_seconds: Option<i64>) -> BucketRepor
     let active = |rules: &Vec<LifecycleRule>| {
         rules.iter().filter(|rule| rule.enabled).map(|rule| rule.id.clone()).collect()
     };
+    let retention = |lock: &ObjectLock| match lock {
+        ObjectLock::Retention { days } => *days,
+        _ => 0,
+    };
     BucketReport {
         versioning: facts.versioning.known().copied(),
-        object_lock: facts.lock.known().map(|lock| *lock != ObjectLock::Off),
+        object_lock: facts
+            .lock
+            .known()
+            .map(|lock| matches!(lock, ObjectLock::On | ObjectLock::Default { .. })),
         default_lock_mode,
         default_lock_days,
+        retention_days: facts.lock.known().map(retention),
+        undelete_days: facts.undelete_days.known().copied(),
         lifecycle_rules: facts.lifecycle.known().map(active),
         lifecycle_problems: Vec::new(),
         encryption: facts.encryption.known().cloned().flatten(),
@@ -105,10 +120,13 @@ fn describe_clock(clock: Result<i64, StorageError>, report: &mut ProbeReport) {
 }
 
 fn describe_versions(facts: &BucketFacts, report: &mut ProbeReport) {
+    let undelete = facts.undelete_days.known().copied().unwrap_or(0);
+    describe_undelete(undelete, report);
     match &facts.versioning {
         Answer::Known(Versioning::Enabled) => report.findings.push(
             "The bucket keeps old versions: what is deleted or overwritten can be brought back until they expire.".into(),
         ),
+        Answer::Known(Versioning::Off) if undelete > 0 => {}
         Answer::Known(Versioning::Off) => report.notes.push(
             "The bucket keeps no old versions: what is deleted or overwritten there is gone. Versions are the second line \
              against stolen credentials; switch them on if they can be paid for."
@@ -129,8 +147,27 @@ fn describe_versions(facts: &BucketFacts, report: &mut ProbeReport) {
              undeletable for a time."
                 .into(),
         ),
+        Answer::Known(ObjectLock::Retention { days }) => report.notes.push(format!(
+            "The bucket lets nobody delete or replace an object before it is {days} days old: `prune` leaves younger packs, \
+             and what else it tidies up may be refused. A time for which deleted objects can be brought back protects as \
+             well, and is not in its way."
+        )),
         Answer::Known(ObjectLock::Off) => {}
         other => not_known(report, "object lock", other),
+    }
+}
+
+/// Says for how long the bucket keeps what is gone, if it does.
+fn describe_undelete(days: u32, report: &mut ProbeReport) {
+    match days {
+        0 => {}
+        NOTICE_DAYS.. => report.findings.push(format!(
+            "The bucket keeps what is deleted or overwritten for {days} days, out of reach of whoever may delete objects."
+        )),
+        _ => report.notes.push(format!(
+            "The bucket keeps what is deleted or overwritten for {days} days: what an attacker or a mistake deletes can be \
+             brought back only until then. {NOTICE_DAYS} or more are advised."
+        )),
     }
 }
 
@@ -159,7 +196,7 @@ fn describe_lifecycle(facts: &BucketFacts, prefix: &str, report: &mut ProbeRepor
     if harmless {
         report.findings.push("No lifecycle rule deletes what is ours, or puts it out of reach.".into());
     }
-    if !rules.iter().any(|rule| rule.cleans_uploads(prefix)) {
+    if !facts.clears_uploads && !rules.iter().any(|rule| rule.cleans_uploads(prefix)) {
         report.notes.push(
             "No lifecycle rule removes the parts of uploads that were broken off, which are paid for and not seen: \
              `keepwell policy lifecycle` prints one."

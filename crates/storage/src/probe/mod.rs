@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use bucket::BucketReport;
 pub use rights::{Right, Rights};
 
+use crate::random::random_name;
 use crate::{Key, ObjectStore, StorageError, StorageErrorKind};
 
 /// What a live self-test found out about a store.
@@ -170,13 +171,11 @@ pub(crate) fn judge(report: &mut ProbeReport, role: Role) {
 
 /// A name under `probe/` that nobody else has.
 fn fresh_key(store: &dyn ObjectStore) -> Result<Key, StorageError> {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|error| {
+    let name = random_name().map_err(|error| {
         let message = format!("no random bytes: {error}");
         StorageError::new(StorageErrorKind::Other, "probe", store.describe(), message)
     })?;
-    Ok(Key::new(&format!("probe/{}", hex::encode(random)))
-        .expect("`probe/` and hexadecimal digits make a key"))
+    Ok(Key::new(&format!("probe/{name}")).expect("`probe/` and hexadecimal digits make a key"))
 }
 
 #[cfg(test)]

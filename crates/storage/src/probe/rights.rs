@@ -139,14 +139,22 @@ pub(super) fn judge(report: &mut ProbeReport, role: Role) {
     if rights.list == Right::No {
         report.problems.push("These credentials may not list objects, which every command must.".into());
     }
+    let retention = report.bucket.as_ref().and_then(|bucket| bucket.retention_days).filter(|days| *days > 0);
+    if let Some(days) = retention.filter(|_| rights.delete == Right::No || rights.overwrite == Right::No) {
+        report.notes.push(format!(
+            "Deleting or overwriting was refused, but the bucket refuses that to everybody before an object is {days} days \
+             old: whether these credentials may do it later was not found out."
+        ));
+    }
     match role {
-        Role::Keeper => judge_keeper(report, rights),
-        Role::Writer => judge_writer(report, rights),
+        Role::Keeper => judge_keeper(report, rights, retention.is_some()),
+        Role::Writer => judge_writer(report, rights, retention.is_some()),
     }
 }
 
-fn judge_keeper(report: &mut ProbeReport, rights: Rights) {
+fn judge_keeper(report: &mut ProbeReport, rights: Rights, retained: bool) {
     match rights.delete {
+        Right::No if retained => {}
         Right::Yes => report.findings.push("These credentials may delete, as `prune` must.".into()),
         Right::No => report.notes.push(
             "These credentials may not delete: backups and restores work, `prune` does not. A few small objects remain \
@@ -160,7 +168,7 @@ fn judge_keeper(report: &mut ProbeReport, rights: Rights) {
     }
 }
 
-fn judge_writer(report: &mut ProbeReport, rights: Rights) {
+fn judge_writer(report: &mut ProbeReport, rights: Rights, retained: bool) {
     let versioning = report.bucket.as_ref().and_then(|bucket| bucket.versioning);
     let kept = versioning == Some(Versioning::Enabled) && rights.delete_version == Right::No;
     let remedy = match report.file_system {
@@ -172,6 +180,8 @@ fn judge_writer(report: &mut ProbeReport, rights: Rights) {
     };
     let mut say = |right: Right, done: &str, refused: &str, unknown: &str| {
         match right {
+        // Everybody is refused that: it says nothing of this writer.
+        Right::No if retained => {}
         Right::No => report.findings.push(refused.into()),
         Right::Unknown => report.notes.push(unknown.into()),
         Right::Yes if kept => report.notes.push(format!(

@@ -175,6 +175,8 @@ fn facts() -> BucketFacts {
         lock: Answer::Known(ObjectLock::Off),
         lifecycle: Answer::Known(Vec::new()),
         encryption: Answer::Known(None),
+        undelete_days: Answer::Known(0),
+        clears_uploads: false,
     }
 }
 
@@ -223,6 +225,9 @@ async fn a_writer_that_can_only_add_is_as_it_should_be() {
     let report = test(&Odd::new(Fault::MayOnlyAdd).with_bucket(facts()), Role::Writer).await;
     assert_eq!(report.problems, [""; 0]);
     assert_eq!((report.rights.delete, report.rights.overwrite), (Right::No, Right::No));
+    for found in ["cannot delete: it was tried", "cannot overwrite: it was tried"] {
+        assert!(report.findings.iter().any(|finding| finding.contains(found)), "{report:?}");
+    }
     assert_eq!(report.races, 1);
 }
 
@@ -299,7 +304,44 @@ async fn what_may_not_be_asked_is_said() {
         lock: Answer::Unknown("the store answered 501".into()),
         lifecycle: Answer::Denied,
         encryption: Answer::Denied,
+        undelete_days: Answer::Denied,
+        clears_uploads: false,
     };
     let report = test(&Odd::new(Fault::None).with_bucket(bucket), Role::Keeper).await;
     assert_eq!(report.notes.iter().filter(|note| note.starts_with("Not checked")).count(), 4, "{report:?}");
+}
+
+#[tokio::test]
+async fn what_the_bucket_keeps_of_deleted_objects_is_said_and_a_short_time_noted() {
+    for (days, finding, note) in [(0, 0, 0), (7, 0, 1), (30, 1, 0)] {
+        let bucket = BucketFacts { undelete_days: Answer::Known(days), ..facts() };
+        let report = test(&Odd::new(Fault::None).with_bucket(bucket), Role::Keeper).await;
+        let about =
+            |texts: &[String]| texts.iter().filter(|text| text.contains("keeps what is deleted")).count();
+        assert_eq!((about(&report.findings), about(&report.notes)), (finding, note), "{days}: {report:?}");
+        let none = report.notes.iter().any(|text| text.contains("keeps no old versions"));
+        assert_eq!(none, days == 0, "{report:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_that_age_explains_is_no_comfort() {
+    let bucket = BucketFacts { lock: Answer::Known(ObjectLock::Retention { days: 3 }), ..facts() };
+    for role in [Role::Keeper, Role::Writer] {
+        let store = Odd::new(Fault::MayOnlyAdd).with_bucket(bucket.clone());
+        let report = test(&store, role).await;
+        assert!(report.notes.iter().any(|note| note.contains("3 days old: whether")), "{report:?}");
+        assert!(!report.notes.iter().any(|note| note.contains("may not delete")), "{report:?}");
+        assert!(!report.findings.iter().any(|finding| finding.contains("tried, and refused")), "{report:?}");
+        assert_eq!(report.bucket.unwrap().object_lock, Some(false));
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_clears_uploads_needs_no_rule_for_them() {
+    for (clears, notes) in [(false, 1), (true, 0)] {
+        let bucket = BucketFacts { clears_uploads: clears, ..facts() };
+        let report = test(&Odd::new(Fault::None).with_bucket(bucket), Role::Keeper).await;
+        assert_eq!(report.notes.iter().filter(|note| note.contains("broken off")).count(), notes);
+    }
 }

@@ -5,6 +5,7 @@ use std::error::Error as _;
 use opendal::ErrorKind;
 
 use super::Service;
+use super::transport::{PLAIN_HTTP_HINT, PlainHttp};
 use crate::{Key, StorageError, StorageErrorKind as Kind};
 
 /// Longest part of a server's own words in a message.
@@ -15,7 +16,7 @@ const CREDENTIALS_HINT: &str = "Check the access key or token that this machine 
 
 /// Where a store's objects are, for messages.
 #[derive(Clone, Debug)]
-pub(super) struct Site {
+pub(crate) struct Site {
     pub(super) service: Service,
     /// The bucket or container; for other services the place.
     pub(super) container: String,
@@ -36,6 +37,17 @@ struct Facts {
 }
 
 impl Site {
+    /// Of a bucket of S3.
+    #[cfg(feature = "s3")]
+    pub(crate) fn s3(bucket: &str, prefix: &str, server: &str) -> Self {
+        Self {
+            service: Service::S3,
+            container: bucket.to_owned(),
+            prefix: prefix.to_owned(),
+            server: server.to_owned(),
+        }
+    }
+
     /// Translates the failure of `operation` on `subject`: a key, or the prefix of a listing.
     pub(super) fn failure(
         &self,
@@ -73,6 +85,9 @@ impl Site {
             "ExpiredToken" | "TokenRefreshRequired" => {
                 new(Kind::PermissionDenied, format!("the credentials have expired{said}"))
                     .with_hint(CREDENTIALS_HINT)
+            }
+            "InvalidObjectState" if operation == "thaw" => {
+                new(Kind::Invalid, format!("the object is in no class that must be thawed{said}"))
             }
             "InvalidObjectState" | "BlobArchived" | "BlobBeingRehydrated" => {
                 new(Kind::Archived, "the object is in an archive class".into())
@@ -120,6 +135,9 @@ impl Site {
         let new = |kind, message: String| StorageError::new(kind, operation, subject, message);
         let place = format!("{} `{}`", self.service.container_noun(), self.container);
         let denied = matches!(facts.status, Some(401 | 403 | 407));
+        if PlainHttp::is_said_by(&facts.words) {
+            return new(Kind::Invalid, facts.words.clone()).with_hint(PLAIN_HTTP_HINT);
+        }
         match error.kind() {
             ErrorKind::NotFound => new(Kind::NotFound, "no such object".into()),
             ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists if operation == "put" => {
@@ -158,6 +176,28 @@ impl Site {
         }
     }
 
+    /// The error that an answer means to a request that OpenDAL does not know, `None` if it says nothing special. `right`
+    /// is what the request takes, on the object `subject` or, if that is none, on the whole bucket.
+    #[cfg(feature = "s3")]
+    pub(crate) fn refusal(
+        &self,
+        operation: &'static str,
+        subject: Option<&Key>,
+        right: &str,
+        (status, code, words): (u16, &str, &str),
+    ) -> Option<StorageError> {
+        let facts = Facts { status: Some(status), code: code.to_owned(), words: one_line(words) };
+        let shown = subject.map_or_else(|| format!("s3://{}", self.container), ToString::to_string);
+        let by_code = self.by_code(operation, &shown, &facts);
+        by_code.or_else(|| {
+            let resource = match subject {
+                Some(key) => format!("arn:aws:s3:::{}/{}{key}", self.container, self.prefix),
+                None => format!("arn:aws:s3:::{}", self.container),
+            };
+            matches!(status, 401 | 403).then(|| self.lacks(operation, &shown, (right, &resource), &facts))
+        })
+    }
+
     /// A right is missing: says which one.
     fn denied(&self, operation: &'static str, subject: &str, facts: &Facts) -> StorageError {
         let right = self.service.right(operation);
@@ -168,15 +208,32 @@ impl Site {
             (_, "list") => format!("{} `{}`", self.service.container_noun(), self.container),
             _ => format!("`{object}` in {} `{}`", self.service.container_noun(), self.container),
         };
+        self.lacks(operation, subject, (right, &resource), facts)
+    }
+
+    fn lacks(
+        &self,
+        operation: &'static str,
+        subject: &str,
+        (right, resource): (&str, &str),
+        facts: &Facts,
+    ) -> StorageError {
+        // The key that the bucket encrypts with has rights of its own, and only the answer tells.
+        let (right, resource) = facts.kms_right().unwrap_or((right, resource));
         let message = format!("the credentials lack {right} on {resource}{}", facts.said());
-        StorageError::new(Kind::PermissionDenied, operation, subject, message).with_hint(match self.service {
+        let hint = match self.service {
+            Service::S3 if right.starts_with("kms:") => {
+                "Grant `kms:GenerateDataKey` (to store) and `kms:Decrypt` (to read, and for uploads in parts) on the key, \
+                 in the policy of these credentials or of the key."
+            }
             Service::S3 | Service::Gcs | Service::Azblob => {
                 "Grant it in the policy of these credentials or of the bucket, or use others."
             }
             Service::Webdav | Service::Other => {
                 "Check the user, the password, and what the server lets this user do."
             }
-        })
+        };
+        StorageError::new(Kind::PermissionDenied, operation, subject, message).with_hint(hint)
     }
 
     /// Nothing came within the time.
@@ -238,6 +295,15 @@ impl Facts {
             (None, None) => message.to_owned(),
         };
         Self { status, code, words: one_line(&words) }
+    }
+
+    /// The right to use a key of the key service, and the key, if that is what the words say is missing.
+    fn kms_right(&self) -> Option<(&str, &str)> {
+        let mut words =
+            self.words.split(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | ',' | '(' | ')'));
+        let right = words.clone().find(|word| word.starts_with("kms:"))?;
+        let key = words.find(|word| word.starts_with("arn:") && word.contains(":kms:"));
+        Some((right.trim_end_matches(['.', ':']), key.unwrap_or("the key that the bucket encrypts with")))
     }
 
     /// What the server said, in brackets.
@@ -308,6 +374,46 @@ mod tests {
             assert_eq!(error.kind, kind, "{error}");
             assert!(error.to_string().contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn a_missing_right_to_a_key_is_told_from_one_to_the_bucket() {
+        let words = "User: arn:aws:iam::1:user/x is not authorized to perform: kms:GenerateDataKey on resource: \
+                     arn:aws:kms:eu-central-1:1:key/2 because no identity-based policy allows the kms:GenerateDataKey action";
+        let message = format!("S3Error {{ code: \"AccessDenied\", message: \"{words}\", resource: \"\" }}");
+        let error =
+            site(Service::S3).failure("put", "data/x", &Error::new(ErrorKind::PermissionDenied, message));
+        let text = error.to_string();
+        assert!(text.contains("lack kms:GenerateDataKey on arn:aws:kms:eu-central-1:1:key/2 ("), "{text}");
+        assert!(error.hint.is_some_and(|hint| hint.contains("`kms:Decrypt`")));
+        let facts = Facts { words: "no right to kms:Decrypt.".into(), ..Facts::default() };
+        assert_eq!(facts.kms_right(), Some(("kms:Decrypt", "the key that the bucket encrypts with")));
+        assert_eq!(Facts::default().kms_right(), None);
+    }
+
+    #[cfg(feature = "s3")]
+    #[test]
+    fn requests_beyond_objects_are_refused_in_the_same_words() {
+        let key: Key = "data/x".parse().unwrap();
+        let refusal = |operation, key, status, code| {
+            site(Service::S3).refusal(operation, key, "s3:GetObjectRetention", (status, code, "no"))
+        };
+        let denied = refusal("retention", Some(&key), 403, "AccessDenied").unwrap();
+        assert_eq!(denied.kind, Kind::PermissionDenied);
+        let text = denied.to_string();
+        assert!(
+            text.contains(
+                "lack s3:GetObjectRetention on arn:aws:s3:::b/p/data/x (AccessDenied, no, HTTP 403)"
+            ),
+            "{text}"
+        );
+        assert!(denied.hint.is_some());
+        let whole = refusal("probe", None, 403, "").unwrap().to_string();
+        assert!(whole.contains("on arn:aws:s3:::b (no, HTTP 403)"), "{whole}");
+        let expired = refusal("probe", None, 403, "ExpiredToken").unwrap().to_string();
+        assert!(expired.contains("expired"), "{expired}");
+        assert_eq!(refusal("thaw", Some(&key), 403, "InvalidObjectState").unwrap().kind, Kind::Invalid);
+        assert!(refusal("probe", None, 500, "").is_none());
     }
 
     #[test]

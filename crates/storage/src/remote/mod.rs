@@ -1,18 +1,20 @@
 //! Stores in the network, through OpenDAL. Nothing outside this module names it.
 
-mod failure;
+#[cfg(any(feature = "gcs", feature = "azblob"))]
+mod control;
+pub(crate) mod failure;
+#[cfg(all(test, feature = "s3"))]
+mod headers_tests;
 mod listing;
 mod services;
 mod store;
-mod transport;
+pub(crate) mod transport;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::connect::{ConnectOptions, Purpose};
-#[cfg(feature = "s3")]
-use crate::location::Place;
-use crate::location::{Location, Settings};
+use crate::location::{Location, Place, Settings};
 use crate::{Control, ObjectStore, StorageError};
 
 /// What speaks on the other side.
@@ -29,6 +31,12 @@ impl Service {
     /// Whether it creates an object only where there is none, whole and in one step.
     fn creates_conditionally(self) -> bool {
         matches!(self, Self::S3 | Self::Gcs | Self::Azblob)
+    }
+
+    /// Whether it refuses a create under a taken name for the right to replace it that is missing, instead of for our
+    /// condition.
+    fn looks_at_rights_first(self) -> bool {
+        matches!(self, Self::Gcs | Self::Azblob)
     }
 
     /// Whether it has directories, which are no objects.
@@ -53,15 +61,18 @@ struct Limits {
 impl Limits {
     const TIMEOUT_SECONDS: u32 = 60;
     const PART_MIB: u32 = 64;
+    /// Azure counts an upload in parts as a right to replace, which backup hosts should not have.
+    const AZURE_PART_MIB: u32 = 256;
     const PARALLEL_PARTS: u32 = 4;
 
     fn new(service: Service, settings: &Settings) -> Self {
+        let part_mib = if service == Service::Azblob { Self::AZURE_PART_MIB } else { Self::PART_MIB };
         let parallel = settings.parallel_parts.unwrap_or(Self::PARALLEL_PARTS).clamp(1, 64);
         Self {
             timeout: Duration::from_secs(
                 settings.timeout_seconds.unwrap_or(Self::TIMEOUT_SECONDS).max(1).into(),
             ),
-            part_bytes: u64::from(settings.part_size_mib.unwrap_or(Self::PART_MIB).clamp(5, 5120)) << 20,
+            part_bytes: u64::from(settings.part_size_mib.unwrap_or(part_mib).clamp(5, 5120)) << 20,
             parallel_parts: parallel as usize,
             conditional_create: service.creates_conditionally()
                 && settings.conditional_create.unwrap_or(true),
@@ -80,10 +91,10 @@ pub(crate) async fn open(
     let service = parts.site.service;
     let limits = Limits::new(service, settings);
     let client = transport::client(settings, options.ambient, limits.timeout)?;
-    let control = control(location, settings, options, &client, limits.timeout);
-    let transport = transport::transport(client);
-    let store =
-        store::OpendalStore::new(parts, transport, limits, location.place.to_string()).with_control(control);
+    let transport = transport::transport(client.clone());
+    let store = store::OpendalStore::new(parts, transport, limits, location.place.to_string());
+    let control = control(&store, location, settings, options, client);
+    let store = store.with_control(control);
     if service.has_directories() {
         store.check_root(purpose).await?;
     }
@@ -91,30 +102,72 @@ pub(crate) async fn open(
 }
 
 /// What the service knows beyond objects.
-#[cfg(feature = "s3")]
+#[cfg_attr(not(any(feature = "s3", feature = "gcs", feature = "azblob")), expect(unused_variables))]
 fn control(
+    store: &store::OpendalStore,
     location: &Location,
     settings: &Settings,
     options: &ConnectOptions,
-    client: &reqwest::Client,
-    timeout: Duration,
+    client: transport::Http,
 ) -> Option<Arc<dyn Control>> {
     match &location.place {
+        #[cfg(feature = "s3")]
         Place::S3 { bucket, prefix } => {
-            let client = crate::s3::connect(bucket, prefix, settings, options, client.clone(), timeout)?;
+            let client = crate::s3::connect(bucket, prefix, settings, options, client, store.limits.timeout)?;
             Some(Arc::new(client))
+        }
+        #[cfg(feature = "gcs")]
+        Place::Gcs { bucket, .. } => {
+            let url = settings.endpoint.as_deref().unwrap_or(crate::gcs::ENDPOINT).to_owned();
+            let asked =
+                crate::gcs::Client::new(bucket, settings, options, client.clone(), store.limits.timeout);
+            Some(Arc::new(control::CloudControl { bucket: asked, ..store.cloud_control(client, url) }))
+        }
+        #[cfg(feature = "azblob")]
+        Place::Azblob { .. } => {
+            let url = store.site.server.clone();
+            Some(Arc::new(store.cloud_control(client, url)))
         }
         _ => None,
     }
 }
 
-#[cfg(not(feature = "s3"))]
-fn control(
-    _: &Location,
-    _: &Settings,
-    _: &ConnectOptions,
-    _: &reqwest::Client,
-    _: Duration,
-) -> Option<Arc<dyn Control>> {
-    None
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn open(place: &str) -> Result<Arc<dyn ObjectStore>, StorageError> {
+        let location: Location = place.parse().unwrap();
+        crate::connect(&location, &ConnectOptions::default(), Purpose::Create).await
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_service_is_opened_by_its_name_in_opendal() {
+        let store = open("opendal:memory").await.unwrap();
+        let key: crate::Key = "data/x".parse().unwrap();
+        store.put_new(&key, bytes::Bytes::from_static(b"hello")).await.unwrap();
+        assert_eq!(&store.get(&key).await.unwrap()[..], b"hello");
+        assert_eq!(&store.get_range(&key, 1..3).await.unwrap()[..], b"el");
+        store.delete(&key).await.unwrap();
+        assert_eq!(store.get(&key).await.unwrap_err().kind, crate::StorageErrorKind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn what_the_build_has_not_is_named_with_what_would_help() {
+        let error = open("opendal:fs?root=x").await.unwrap_err();
+        assert_eq!(error.kind, crate::StorageErrorKind::Invalid, "{error}");
+        assert!(error.to_string().contains("no service `fs`"), "{error}");
+        assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("all-services")), "{error:?}");
+    }
+
+    #[cfg(feature = "webdav")]
+    #[tokio::test]
+    async fn no_option_of_a_service_leads_to_plain_http() {
+        let location: Location = "opendal:webdav?endpoint=http://192.0.2.2:9".parse().unwrap();
+        let refused =
+            crate::connect(&location, &ConnectOptions::default(), Purpose::Create).await.unwrap_err();
+        assert_eq!(refused.kind, crate::StorageErrorKind::Invalid, "{refused}");
+        assert!(refused.to_string().contains("plain http to `192.0.2.2` is refused"), "{refused}");
+        assert!(refused.hint.as_deref().is_some_and(|hint| hint.contains("allow-http")), "{refused:?}");
+    }
 }

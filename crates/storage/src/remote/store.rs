@@ -28,6 +28,8 @@ const UPLOAD_RATE_MIN: u64 = 32 << 10;
 const PARTS_MAX: u64 = 9_000;
 /// The objects that may have a storage class of their own begin with this.
 const COLD_PREFIX: &str = "data/";
+/// Smaller ones have it not: a prune reads them to merge them into larger ones, which it cannot do in an archive.
+const COLD_BYTES_MIN: u64 = 4 << 20;
 
 /// Objects in a bucket, container or directory of a service that OpenDAL speaks to.
 ///
@@ -58,6 +60,24 @@ impl OpendalStore {
         Self { control, ..self }
     }
 
+    /// The requests beyond objects, of a service that has none for locks and tells nothing about the bucket.
+    #[cfg(any(feature = "gcs", feature = "azblob"))]
+    pub(super) fn cloud_control(
+        &self,
+        http: super::transport::Http,
+        url: String,
+    ) -> super::control::CloudControl {
+        super::control::CloudControl {
+            operator: self.hot.clone(),
+            site: self.site.clone(),
+            timeout: self.limits.timeout,
+            http,
+            url,
+            #[cfg(feature = "gcs")]
+            bucket: None,
+        }
+    }
+
     /// Makes the directory, or makes sure that it is there.
     pub(super) async fn check_root(&self, purpose: Purpose) -> Result<(), StorageError> {
         let time = self.limits.timeout;
@@ -67,8 +87,8 @@ impl OpendalStore {
         }
     }
 
-    fn operator_for(&self, key: &Key) -> &Operator {
-        self.cold.as_ref().filter(|_| key.as_str().starts_with(COLD_PREFIX)).unwrap_or(&self.hot)
+    fn operator_for(&self, key: &Key, size: u64) -> &Operator {
+        self.cold.as_ref().filter(|_| is_cold(key, size)).unwrap_or(&self.hot)
     }
 
     /// One call with a time limit.
@@ -125,7 +145,7 @@ impl OpendalStore {
             content_type: Some("application/octet-stream".into()),
             ..WriteOptions::default()
         };
-        let operator = self.operator_for(key);
+        let operator = self.operator_for(key, size);
         let opened = operator.writer_options(key.as_str(), options);
         let mut writer = self.limited("put", key.as_str(), self.limits.timeout, opened).await?;
         let part_bytes = self.limits.part_bytes.max(size.div_ceil(PARTS_MAX));
@@ -242,6 +262,11 @@ impl OpendalStore {
     }
 }
 
+/// Whether a new object may have a storage class of its own.
+fn is_cold(key: &Key, size: u64) -> bool {
+    key.as_str().starts_with(COLD_PREFIX) && size >= COLD_BYTES_MIN
+}
+
 async fn send(writer: &mut Writer, body: &Bytes, part_bytes: u64) -> opendal::Result<Metadata> {
     let part = usize::try_from(part_bytes).unwrap_or(usize::MAX);
     let mut rest = body.clone();
@@ -258,7 +283,17 @@ impl ObjectStore for OpendalStore {
         if !self.limits.conditional_create {
             self.check_free(key).await?;
         }
-        self.upload(key, &body).await
+        match self.upload(key, &body).await {
+            Err(denied)
+                if denied.kind == StorageErrorKind::PermissionDenied
+                    && self.limits.conditional_create
+                    && self.site.service.looks_at_rights_first()
+                    && listing::is_there(self, key).await =>
+            {
+                Err(StorageError::already_exists(key))
+            }
+            done => done,
+        }
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
@@ -337,5 +372,23 @@ impl ObjectStore for OpendalStore {
 impl fmt::Debug for OpendalStore {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "OpendalStore({})", self.place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_data_packs_are_cold() {
+        for (key, size, cold) in [
+            ("data/00/x", 4 << 20, true),
+            ("data/00/x", u64::MAX, true),
+            ("data/00/x", (4 << 20) - 1, false),
+            ("meta/00/x", 64 << 20, false),
+            ("index/x", 64 << 20, false),
+        ] {
+            assert_eq!(is_cold(&key.parse().unwrap(), size), cold, "{key} {size}");
+        }
     }
 }

@@ -1,15 +1,17 @@
 //! How requests reach a store: TLS, proxies, redirects, and bounds on what comes back.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::Ipv6Addr;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use http::{Method, Request, Response};
-use opendal::{Buffer, Error, ErrorKind, HttpBody, HttpTransport, HttpTransporter};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use opendal::{Buffer, Error, ErrorKind, HttpBody, HttpRedirect, HttpTransport, HttpTransporter};
 use opendal_http_transport_reqwest::ReqwestTransport;
 use reqwest::{Certificate, redirect, tls};
+use tokio::time::Instant;
 use url::{Host, Url};
 
 use crate::location::{Settings, TlsVersion};
@@ -22,20 +24,88 @@ const ANSWER_BYTES_MAX: u64 = 64 << 20;
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const REDIRECTS_MAX: usize = 5;
+/// Where Amazon hands out credentials to a machine and to a container.
+const METADATA_V6: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)];
 /// Parts of the query of a request that asks for names, not for an object.
 const LISTING_WORDS: &[&str] = &["list-type=", "comp=list", "prefix=", "delimiter=", "maxResults="];
 
+/// What to do about [`PlainHttp`].
+pub(crate) const PLAIN_HTTP_HINT: &str = "Use https. Where the network itself is safe, say `allow-http=true`. What is not in the location comes from a variable \
+     such as `AWS_ENDPOINT_URL`, from the files of the vendor's tools, or from a server that redirects.";
+
 /// The transport of one store.
-pub(super) fn transport(client: reqwest::Client) -> HttpTransporter {
-    HttpTransporter::new(Bounded(ReqwestTransport::new(client)))
+pub(super) fn transport(http: Http) -> HttpTransporter {
+    HttpTransporter::new(Bounded {
+        inner: ReqwestTransport::new(http.client),
+        allow_http: http.allow_http,
+        gate: Gate { longest: http.timeout / 2, opens: Mutex::default() },
+    })
+}
+
+/// A request that would go over plain http to another machine, which nobody allowed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("plain http to `{host}` is refused")]
+pub(crate) struct PlainHttp {
+    host: String,
+}
+
+impl PlainHttp {
+    fn to(url: &Url) -> Self {
+        Self { host: url.host_str().unwrap_or_default().to_owned() }
+    }
+
+    /// Whether that is what a text says that was made of such an error.
+    pub(super) fn is_said_by(text: &str) -> bool {
+        text.contains("plain http to `")
+    }
+}
+
+/// The connections of one store. Whatever configured an address, nothing goes over plain http to another machine unless
+/// `allow-http` was given.
+#[derive(Clone)]
+pub(crate) struct Http {
+    client: reqwest::Client,
+    allow_http: bool,
+    /// Longest wait for an answer, or the next piece of one.
+    timeout: Duration,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoAnswer {
+    /// The request was not sent, or not to where the server redirected it.
+    #[error(transparent)]
+    Plain(#[from] PlainHttp),
+    /// The network. The message has no URL, which may hold more than a message should.
+    #[error("{0}")]
+    Lost(#[source] reqwest::Error),
+}
+
+impl From<reqwest::Error> for NoAnswer {
+    fn from(error: reqwest::Error) -> Self {
+        let mut cause = std::error::Error::source(&error);
+        while let Some(deeper) = cause {
+            if let Some(plain) = deeper.downcast_ref::<PlainHttp>() {
+                return Self::Plain(plain.clone());
+            }
+            cause = deeper.source();
+        }
+        Self::Lost(error.without_url())
+    }
+}
+
+impl Http {
+    #[cfg(any(feature = "s3", feature = "gcs", feature = "azblob"))]
+    pub(crate) async fn execute(&self, request: reqwest::Request) -> Result<reqwest::Response, NoAnswer> {
+        check_plain(request.url(), self.allow_http)?;
+        Ok(self.client.execute(request).await?)
+    }
 }
 
 /// The connections of one store.
-pub(super) fn client(
-    settings: &Settings,
-    ambient: bool,
-    timeout: Duration,
-) -> Result<reqwest::Client, StorageError> {
+pub(super) fn client(settings: &Settings, ambient: bool, timeout: Duration) -> Result<Http, StorageError> {
+    let allow_http = settings.allow_http == Some(true);
     let version = match settings.tls_min {
         Some(TlsVersion::Tls13) => tls::Version::TLS_1_3,
         Some(TlsVersion::Tls12) | None => tls::Version::TLS_1_2,
@@ -43,7 +113,7 @@ pub(super) fn client(
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("keepwell/", env!("CARGO_PKG_VERSION")))
         .tls_version_min(version)
-        .redirect(redirect::Policy::custom(follow))
+        .redirect(redirect::Policy::custom(move |attempt| follow(attempt, allow_http)))
         .connect_timeout(CONNECT_TIMEOUT.min(timeout))
         .tcp_user_timeout(timeout) // a peer that died while we send: nothing else notices for a quarter of an hour
         .tcp_nodelay(true);
@@ -53,27 +123,54 @@ pub(super) fn client(
     if let Some(file) = &settings.ca_file {
         builder = builder.tls_certs_merge(certificates(file)?);
     }
-    builder.build().map_err(|error| invalid("the connection cannot be set up", &error))
+    let client = builder.build().map_err(|error| invalid("the connection cannot be set up", &error))?;
+    Ok(Http { client, allow_http, timeout })
 }
 
 /// Refuses plain http, but to this host, or if it was asked for.
 pub(super) fn check_protocol(url: &str, settings: &Settings) -> Result<Url, StorageError> {
     let parsed = Url::parse(url).map_err(|error| invalid(&format!("`{url}` is no URL"), &error))?;
-    let is_loopback = match parsed.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(address)) => IpAddr::V4(address).is_loopback(),
-        Some(Host::Ipv6(address)) => IpAddr::V6(address).is_loopback(),
-        None => false,
-    };
     match parsed.scheme() {
         "https" => Ok(parsed),
-        "http" if is_loopback || settings.allow_http == Some(true) => Ok(parsed),
-        "http" => Err(StorageError::new(StorageErrorKind::Invalid, "open", url, "plain http is refused")
-            .with_hint("Use https. Where the network itself is safe, say `allow-http=true`.")),
+        "http" if settings.allow_http == Some(true) || is_here(&parsed) => Ok(parsed),
+        "http" => {
+            let plain = PlainHttp::to(&parsed).to_string();
+            Err(StorageError::new(StorageErrorKind::Invalid, "open", url, plain).with_hint(PLAIN_HTTP_HINT))
+        }
         other => {
             let message = format!("`{other}` is neither https nor http");
             Err(StorageError::new(StorageErrorKind::Invalid, "open", url, message))
         }
+    }
+}
+
+/// Refuses plain http to another machine. The services that hand out credentials to a virtual machine or a container are
+/// not another machine: they speak nothing else, at addresses that no router passes on. They are no store.
+fn check_plain(url: &Url, allow_http: bool) -> Result<(), PlainHttp> {
+    if url.scheme() != "http" || allow_http || is_here(url) || hands_out_credentials(url) {
+        return Ok(());
+    }
+    Err(PlainHttp::to(url))
+}
+
+fn is_here(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => {
+            let name = name.trim_end_matches('.');
+            name == "localhost" || name.ends_with(".localhost")
+        }
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
+        None => false,
+    }
+}
+
+fn hands_out_credentials(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name.trim_end_matches('.') == "metadata.google.internal",
+        Some(Host::Ipv4(address)) => address.is_link_local(),
+        Some(Host::Ipv6(address)) => METADATA_V6.contains(&address),
+        None => false,
     }
 }
 
@@ -92,11 +189,14 @@ fn invalid(message: &str, error: &dyn std::error::Error) -> StorageError {
     StorageError::new(StorageErrorKind::Invalid, "open", "the store", format!("{message}: {error}"))
 }
 
-/// Follows a few redirects, never from https to http.
-fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
+/// Follows a few redirects, never from https to http, nor to another machine over plain http.
+fn follow(attempt: redirect::Attempt<'_>, allow_http: bool) -> redirect::Action {
     let was_safe = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
     if was_safe && attempt.url().scheme() != "https" {
         return attempt.error("the server redirects from https to http");
+    }
+    if let Err(plain) = check_plain(attempt.url(), allow_http) {
+        return attempt.error(plain);
     }
     if attempt.previous().len() > REDIRECTS_MAX {
         return attempt.error("the server redirects too often");
@@ -104,15 +204,65 @@ fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
     attempt.follow()
 }
 
-/// Bounds what a server can make us hold in memory. Objects are bounded by who reads them.
-struct Bounded(ReqwestTransport);
+/// Bounds what a server can make us hold in memory, and where requests go. Objects are bounded by who reads them.
+struct Bounded {
+    inner: ReqwestTransport,
+    allow_http: bool,
+    gate: Gate,
+}
+
+/// Holds requests back while the store asks for that with `Retry-After`, in seconds; a date is not heeded.
+struct Gate {
+    /// The longest pause that is heeded: it counts against the time that a request may take.
+    longest: Duration,
+    opens: Mutex<Option<Instant>>,
+}
+
+impl Gate {
+    async fn pass(&self) {
+        let opens = *self.opens.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opens) = opens {
+            tokio::time::sleep_until(opens).await;
+        }
+    }
+
+    fn heed(&self, status: StatusCode, headers: &HeaderMap) {
+        if !matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            return;
+        }
+        let asked =
+            headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let Some(seconds) = asked else { return };
+        let opens = Instant::now() + Duration::from_secs(seconds).min(self.longest);
+        let mut latest = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
+        *latest = Some(latest.map_or(opens, |before| before.max(opens)));
+    }
+}
+
+impl Bounded {
+    fn check(&self, request: &Request<Buffer>) -> opendal::Result<()> {
+        let redirected = request.extensions().get::<HttpRedirect>();
+        let targets =
+            [Some(request.uri().to_string()), redirected.map(|to| to.uri().original_uri().to_owned())];
+        for target in targets.into_iter().flatten() {
+            // What is no URL is not sent either, and the sender says so.
+            let Ok(url) = Url::parse(&target) else { continue };
+            check_plain(&url, self.allow_http)
+                .map_err(|plain| Error::new(ErrorKind::ConfigInvalid, plain.to_string()))?;
+        }
+        Ok(())
+    }
+}
 
 impl HttpTransport for Bounded {
     async fn fetch(&self, request: Request<Buffer>) -> opendal::Result<Response<HttpBody>> {
+        self.check(&request)?;
         let is_object = asks_for_object(&request);
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let response = self.0.fetch(request).await?;
+        self.gate.pass().await;
+        let response = self.inner.fetch(request).await?;
         let status = response.status();
+        self.gate.heed(status, response.headers());
         tracing::trace!(%method, %path, status = status.as_u16(), "request");
         let limit = match (status.is_success(), is_object) {
             (false, _) => ERROR_BYTES_MAX,
@@ -140,4 +290,160 @@ fn bounded(body: HttpBody, limit: u64) -> HttpBody {
             Ok(piece)
         }))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A documentation address: nobody is there, and nobody is asked.
+    const FOREIGN: &str = "http://192.0.2.2:9";
+
+    fn settings(allow_http: bool) -> Settings {
+        Settings { allow_http: Some(allow_http), ..Settings::default() }
+    }
+
+    fn http(allow_http: bool) -> Http {
+        client(&settings(allow_http), false, Duration::from_secs(5)).unwrap()
+    }
+
+    #[test]
+    fn plain_http_stays_on_this_machine() {
+        let here = [
+            "http://localhost:1",
+            "http://s3.localhost",
+            "http://127.0.0.1:9000",
+            "http://127.9.9.9",
+            "http://[::1]:80",
+            "http://[::ffff:127.0.0.1]",
+            "https://192.0.2.2",
+            "https://example.org",
+        ];
+        let elsewhere = [
+            FOREIGN,
+            "http://example.org",
+            "http://localhost.example.org",
+            "http://10.0.0.1",
+            "http://[2001:db8::1]",
+            "http://xlocalhost",
+            "http://[::ffff:192.0.2.2]",
+            "http://0.0.0.0",
+            "HTTP://EXAMPLE.ORG",
+        ];
+        for url in here {
+            assert!(check_protocol(url, &settings(false)).is_ok(), "{url}");
+        }
+        for url in elsewhere {
+            let refused = check_protocol(url, &settings(false)).unwrap_err();
+            assert_eq!(refused.kind, StorageErrorKind::Invalid, "{refused}");
+            assert!(PlainHttp::is_said_by(&refused.to_string()), "{refused}");
+            assert!(check_protocol(url, &settings(true)).is_ok(), "{url}");
+        }
+        // Credentials are asked for there; nothing is stored.
+        for url in [
+            "http://169.254.169.254/latest",
+            "http://169.254.7.7:9000",
+            "http://[fd00:ec2::254]/latest",
+            "http://metadata.google.internal/x",
+        ] {
+            assert_eq!(check_plain(&Url::parse(url).unwrap(), false), Ok(()), "{url}");
+            assert!(check_protocol(url, &settings(false)).is_err(), "{url}");
+            assert!(check_protocol(url, &settings(true)).is_ok(), "{url}");
+        }
+        assert!(check_protocol("ftp://localhost", &settings(true)).is_err());
+        assert!(check_protocol("localhost:9000", &settings(true)).is_err());
+    }
+
+    /// Answers every request with a redirect to `target`, and counts them.
+    fn redirecting(target: String) -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let seen = Arc::new(AtomicUsize::new(0));
+        let counter = seen.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut request = Vec::new();
+                let mut byte = [0];
+                while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
+                    request.push(byte[0]);
+                }
+                counter.fetch_add(1, Ordering::SeqCst);
+                let answer = format!(
+                    "HTTP/1.1 307 Temporary Redirect\r\nlocation: {target}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                );
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        (url, seen)
+    }
+
+    fn get(url: &str) -> Request<Buffer> {
+        Request::get(url).body(Buffer::new()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_transport_refuses_plain_http_to_others() {
+        let transport = transport(http(false));
+        let error = transport.fetch(get(FOREIGN)).await.map(drop).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+        assert!(PlainHttp::is_said_by(error.message()), "{error}");
+        // A destination that an earlier redirect led to.
+        let mut again = get("http://127.0.0.1:1/x");
+        again.extensions_mut().insert(HttpRedirect::new(FOREIGN.parse().unwrap()));
+        let error = transport.fetch(again).await.map(drop).unwrap_err();
+        assert!(PlainHttp::is_said_by(error.message()), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_redirect_to_plain_http_elsewhere_is_not_followed() {
+        let (url, seen) = redirecting(format!("{FOREIGN}/x"));
+        let error = transport(http(false)).fetch(get(&url)).await.map(drop).unwrap_err();
+        assert!(format!("{error:?}").contains("plain http to `192.0.2.2` is refused"), "{error:?}");
+        assert_eq!(seen.load(Ordering::SeqCst), 1);
+        // On this machine it is followed, up to a bound.
+        let (near, _) = redirecting(format!("{FOREIGN}/x"));
+        let (first, first_seen) = redirecting(near);
+        let error = transport(http(false)).fetch(get(&first)).await.map(drop).unwrap_err();
+        assert!(format!("{error:?}").contains("plain http to `192.0.2.2` is refused"), "{error:?}");
+        assert_eq!(first_seen.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_asks_for_a_pause_gets_it() {
+        let gate = Gate { longest: Duration::from_secs(30), opens: Mutex::default() };
+        let after = |text: &str| HeaderMap::from_iter([(header::RETRY_AFTER, text.parse().unwrap())]);
+        let waited = async || {
+            let start = Instant::now();
+            gate.pass().await;
+            start.elapsed().as_secs()
+        };
+        assert_eq!(waited().await, 0);
+        gate.heed(StatusCode::SERVICE_UNAVAILABLE, &HeaderMap::new());
+        gate.heed(StatusCode::SERVICE_UNAVAILABLE, &after("Wed, 21 Oct 2026 07:28:00 GMT"));
+        gate.heed(StatusCode::OK, &after("5"));
+        assert_eq!(waited().await, 0);
+        gate.heed(StatusCode::SERVICE_UNAVAILABLE, &after("7"));
+        gate.heed(StatusCode::TOO_MANY_REQUESTS, &after("2"));
+        assert_eq!(waited().await, 7, "the later end counts");
+        assert_eq!(waited().await, 0, "once");
+        gate.heed(StatusCode::TOO_MANY_REQUESTS, &after("18446744073709551615"));
+        assert_eq!(waited().await, 30, "no longer than a request may wait");
+    }
+
+    #[cfg(feature = "s3")]
+    #[tokio::test]
+    async fn requests_outside_the_transport_follow_the_same_rule() {
+        let request = |url: &str| reqwest::Request::new(Method::GET, Url::parse(url).unwrap());
+        let (url, _) = redirecting(format!("{FOREIGN}/x"));
+        for url in [FOREIGN, &url] {
+            let refused = http(false).execute(request(url)).await.unwrap_err();
+            assert!(matches!(&refused, NoAnswer::Plain(plain) if plain.host == "192.0.2.2"), "{refused:?}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ use url::Url;
 use super::client::{Bucket, Client};
 use crate::connect::ConnectOptions;
 use crate::location::Settings;
+use crate::remote::transport::Http;
 
 /// The region that services with an endpoint of their own mostly do not care for.
 const ANY_REGION: &str = "us-east-1";
@@ -19,7 +20,7 @@ pub(crate) fn client(
     prefix: &str,
     settings: &Settings,
     options: &ConnectOptions,
-    http: reqwest::Client,
+    http: Http,
     timeout: Duration,
 ) -> Option<Client> {
     let ambient = |names: &[&str]| {

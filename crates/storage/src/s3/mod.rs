@@ -18,7 +18,7 @@ pub(crate) use connect::client as connect;
 use url::form_urlencoded;
 
 use crate::control::{ARCHIVES, Answer, BucketFacts, Control, ObjectLock, ThawSpeed, Tier};
-use crate::{Key, StorageError, StorageErrorKind};
+use crate::{Key, StorageError, StorageErrorKind, date};
 
 /// What a refusal is called when the setting was never made.
 const UNSET: &[&str] = &[
@@ -37,7 +37,7 @@ impl Control for Client {
         // A refusal carries the time as well.
         let request = Request::new("probe", Method::HEAD, None, "");
         let response = self.send(&request).await?;
-        http_date(&response.headers, header::DATE.as_str()).ok_or_else(|| {
+        date::of_header(&response.headers, header::DATE.as_str()).ok_or_else(|| {
             StorageError::new(
                 StorageErrorKind::Other,
                 "probe",
@@ -53,6 +53,8 @@ impl Control for Client {
             lock: self.ask("object-lock", xml::object_lock, Some(ObjectLock::Off)).await,
             lifecycle: self.ask("lifecycle", xml::lifecycle, Some(Vec::new())).await,
             encryption: self.ask("encryption", xml::encryption, Some(None)).await,
+            undelete_days: Answer::Known(0),
+            clears_uploads: false,
         }
     }
 
@@ -137,8 +139,11 @@ impl Client {
             return read(&response.body).map_or_else(Answer::Unknown, Answer::Known);
         }
         let refusal = xml::refusal(&response.body);
+        // A service that does not know locks cannot have any. Of other settings it may have its own.
+        let no_locks = query == "object-lock"
+            && matches!(response.status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED);
         match unset {
-            Some(unset) if UNSET.contains(&refusal.code.as_str()) => Answer::Known(unset),
+            Some(unset) if no_locks || UNSET.contains(&refusal.code.as_str()) => Answer::Known(unset),
             _ if response.status == StatusCode::FORBIDDEN => Answer::Denied,
             _ => Answer::Unknown(self.refused(&request, &response).message),
         }
@@ -217,19 +222,10 @@ fn tier(headers: &HeaderMap) -> Tier {
         None => Tier::Archived,
         Some(restore) if restore.contains("ongoing-request=\"true\"") => Tier::Thawing,
         Some(restore) => {
-            let date = restore.split("expiry-date=\"").nth(1).and_then(|rest| rest.split('"').next());
-            Tier::Thawed(date.and_then(parse_http_date))
+            let expiry = restore.split("expiry-date=\"").nth(1).and_then(|rest| rest.split('"').next());
+            Tier::Thawed(expiry.and_then(date::parse))
         }
     }
-}
-
-fn http_date(headers: &HeaderMap, name: &str) -> Option<SystemTime> {
-    parse_http_date(headers.get(name)?.to_str().ok()?)
-}
-
-fn parse_http_date(text: &str) -> Option<SystemTime> {
-    let zoned = jiff::fmt::rfc2822::parse(text).ok()?;
-    Some(zoned.timestamp().into())
 }
 
 fn rfc3339(time: SystemTime) -> Option<String> {
@@ -249,7 +245,7 @@ mod tests {
     fn a_tier_follows_from_class_and_restore_state() {
         let class = ("x-amz-storage-class", "GLACIER");
         let expiry = "ongoing-request=\"false\", expiry-date=\"Sat, 21 Nov 2026 00:00:00 GMT\"";
-        let until = parse_http_date("Sat, 21 Nov 2026 00:00:00 GMT");
+        let until = date::parse("Sat, 21 Nov 2026 00:00:00 GMT");
         assert!(until.is_some());
         let cases: [(&[_], _); 7] = [
             (&[], Tier::Ready),
@@ -273,7 +269,7 @@ mod tests {
         let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(1_795_000_000_999);
         assert_eq!(rfc3339(time).as_deref(), Some("2026-11-18T11:06:40Z"));
         let date = headers(&[("date", "Wed, 18 Nov 2026 11:06:40 GMT")]);
-        let parsed = http_date(&date, "date").unwrap();
+        let parsed = date::of_header(&date, "date").unwrap();
         assert_eq!(rfc3339(parsed).as_deref(), Some("2026-11-18T11:06:40Z"));
     }
 }

@@ -4,7 +4,7 @@ use quick_xml::events::Event;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::control::{LifecycleRule, ObjectLock, Transition, Versioning, When};
+use crate::control::{ARCHIVES, LifecycleRule, ObjectLock, Transition, Versioning, When};
 
 /// Reads one document with that root.
 ///
@@ -166,6 +166,7 @@ fn rule(rule: Rule) -> LifecycleRule {
             .transitions
             .into_iter()
             .map(|transition| Transition {
+                archive: ARCHIVES.contains(&transition.storage_class.as_str()),
                 class: transition.storage_class,
                 when: when(transition.days, transition.date).unwrap_or(When::Days(0)),
             })
@@ -309,8 +310,8 @@ mod tests {
         };
         let date = When::Date("2027-01-01T00:00:00Z".into());
         let moves = vec![
-            Transition { class: "GLACIER".into(), when: When::Days(1) },
-            Transition { class: "DEEP_ARCHIVE".into(), when: date.clone() },
+            Transition { class: "GLACIER".into(), archive: true, when: When::Days(1) },
+            Transition { class: "DEEP_ARCHIVE".into(), archive: true, when: date.clone() },
         ];
         let expected = [
             LifecycleRule { expires: Some(When::Days(30)), ..on("old style", "logs/") },

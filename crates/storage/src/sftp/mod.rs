@@ -19,6 +19,7 @@ use tokio::sync::Mutex;
 
 use crate::connect::Purpose;
 use crate::location::{Location, Place, Settings};
+use crate::random::random_name;
 use crate::store::check_prefix;
 use crate::tree::{self, Child, Directories};
 use crate::{Capabilities, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind as Kind};
@@ -160,11 +161,10 @@ impl SftpStore {
 
     /// Writes an unfinished object and returns its path.
     async fn write_temp(&self, key: &Key, body: &Bytes) -> Result<String, StorageError> {
-        let mut random = [0; 16];
-        getrandom::fill(&mut random).map_err(|error| {
+        let name = random_name().map_err(|error| {
             StorageError::new(Kind::Other, "put", key, format!("no random bytes: {error}"))
         })?;
-        let path = self.path(&format!("{TEMP_DIRECTORY}/{}", hex::encode(random)));
+        let path = self.path(&format!("{TEMP_DIRECTORY}/{name}"));
         let mut written = self.try_write(key, body, &path).await;
         if written.as_ref().is_err_and(|error| error.is_not_found()) {
             self.make_directories(&self.path(TEMP_DIRECTORY)).await;

@@ -2,12 +2,15 @@
 //! and is never written again: a new version of the format gets a new directory.
 //!
 //! ```text
-//! cargo run -p keepwell-e2e --example make_fixture -- DIR      DIR is new; its path becomes part of the snapshots
+//! cargo run -p keepwell-e2e --example make_fixture -- DIR [copy]      DIR is new; its path becomes part of the snapshots
 //! ```
 //!
-//! DIR then holds `repository/`, `key.toml`, and `expected/<snapshot>.txt` for each snapshot that is still there.
+//! DIR then holds `repository/`, `key.toml`, and `expected/<snapshot>.txt` for each snapshot that is still there. With
+//! `copy` it is a copy under other keys with an archived log, whose pieces are in `wal.txt`.
 
+mod copy;
 mod manifest;
+mod pieces;
 
 use std::error::Error;
 use std::ffi::OsStr;
@@ -31,6 +34,9 @@ type Done<T = ()> = Result<T, Box<dyn Error>>;
 #[tokio::main]
 async fn main() -> Done {
     let top = PathBuf::from(std::env::args().nth(1).ok_or("usage: make_fixture DIR")?);
+    if std::env::args().nth(2).as_deref() == Some("copy") {
+        return copy::make(&top).await;
+    }
     fs::create_dir(&top)?;
     let tree = top.join("tree");
     let key = create(&top).await?;

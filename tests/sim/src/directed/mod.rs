@@ -8,13 +8,14 @@ mod checkpoints;
 #[allow(dead_code, clippy::unwrap_used, reason = "the end-to-end tests have it, too, and use all of it")]
 mod gate;
 mod keepers;
+mod logs;
 mod stage;
 mod trust;
 
 use crate::oracle::Wrong;
 
 /// The planted faults for which there is a directed world.
-pub const DIRECTED: [&str; 9] = [
+pub const DIRECTED: [&str; 11] = [
     "sessions-before-plan",
     "rescan-ignores-others",
     "verdict-not-binding",
@@ -24,6 +25,8 @@ pub const DIRECTED: [&str; 9] = [
     "lists-checkpoints",
     "believe-revoked",
     "chunk-id-unchecked",
+    "log-floors-once",
+    "log-floors-rise",
 ];
 
 /// Lives through the world for this fault; the fault itself is on only if the environment says so.
@@ -44,6 +47,8 @@ pub fn run_directed(fault: &str) -> Result<(), Wrong> {
             "lists-checkpoints" => checkpoints::a_capture_dies_after_a_checkpoint().await,
             "believe-revoked" => trust::a_revoked_writer_commits().await,
             "chunk-id-unchecked" => trust::the_index_names_the_wrong_place().await,
+            "log-floors-once" => logs::a_base_backup_is_at_work().await,
+            "log-floors-rise" => logs::a_base_backup_begins_while_a_keeper_waits().await,
             _ => panic!("there is no directed world for `{fault}`"),
         }
     })

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use super::gate::Gate;
 use crate::check::line;
 use crate::clock::HostClock;
+use crate::log::Log;
 use crate::oracle::{Given, Wrong};
 use crate::tree::{Node, SlowTree, Tree, content, key};
 use crate::work::{open, restore};
@@ -34,6 +35,8 @@ const SIZES: ChunkSizes = ChunkSizes { min: 16 << 10, average: 32 << 10, max: 64
 pub(super) struct Stage {
     pub memory: Memory,
     pub key: KeyFile,
+    /// The log of the database of which every backup is a base backup.
+    pub log: Log,
     given: Mutex<Given>,
 }
 
@@ -125,7 +128,7 @@ impl Stage {
             CreateOptions { owner: "ann".into(), member: "ann".into(), store_hint: None, probe: None };
         let created = Created::generate(&options, 0).map_err(said)?;
         let key = created.store(&memory).await.map_err(said)?;
-        Ok(Self { memory, key, given: Mutex::default() })
+        Ok(Self { memory, key, log: Log::default(), given: Mutex::default() })
     }
 
     /// Whose key it is.
@@ -186,15 +189,23 @@ impl Stage {
             ..BackupOptions::default()
         };
         let repository = host.repository.clone();
-        let source = Arc::new(SlowTree { tree, waits, wait });
+        let log = self.log.clone();
+        let begin = Box::new(move || log.begin(attempt));
+        let source = Arc::new(SlowTree { tree, waits, wait, begin });
         let task = tokio::spawn(async move { repository.backup(source, options).await });
         Capture { task, reached, go_on }
     }
 
     /// Forgets every snapshot that there is.
     pub async fn forget_all(&self) -> Result<(), Wrong> {
+        self.forget_all_but(0).await
+    }
+
+    /// Forgets every snapshot but so many of the newest.
+    pub async fn forget_all_but(&self, newest: usize) -> Result<(), Wrong> {
         let repository = self.host().await?.repository;
-        let snapshots = repository.snapshots().await.map_err(said)?;
+        let mut snapshots = repository.snapshots().await.map_err(said)?;
+        snapshots.truncate(snapshots.len().saturating_sub(newest));
         let list: Vec<_> = snapshots.iter().map(|snapshot| (snapshot, "test".to_owned())).collect();
         repository.forget(&list).await.map_err(said)
     }

@@ -23,7 +23,7 @@ pub struct About {
     /// Read back and prove everything that was stored before the snapshot counts
     #[arg(long)]
     verify: bool,
-    /// zstd level, 1 (fast) to 22 (small) [default: 2]
+    /// zstd level, 1 (fast) to 22 (small) [default: 3]
     #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(1..=22))]
     compression_level: Option<i32>,
     /// Do not let `forget` remove the snapshot before this time
@@ -41,7 +41,10 @@ impl About {
     /// The options of the engine, with what the profile says where nothing was said here.
     pub fn options(&self, ctx: &Context, repository: &Repository, dataset: String) -> Result<BackupOptions> {
         let profile = &ctx.profile;
-        let level = self.compression_level.or(profile.compression_level).unwrap_or(2);
+        let level = self
+            .compression_level
+            .or(profile.compression_level)
+            .unwrap_or(BackupOptions::default().compression_level);
         if !(1..=22).contains(&level) {
             return Err(Complaint::usage(format!("the compression level {level} is not from 1 to 22")).into());
         }

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use backup_core::{CheckOptions, PruneOptions, ReadData, Snapshot};
+use backup_core::{CheckOptions, Checked, ReadData, Retirement, Snapshot};
 use serde_json::json;
 
+use super::retire;
 use super::{Key, Sums, copy, leave_out_erased, open_target};
 use crate::commands::check;
+use crate::commands::prune::DryRun;
 use crate::config::CopyConfig;
 use crate::context::Context;
 use crate::copies;
@@ -168,19 +170,18 @@ async fn one(
     let target = open_target(ctx, from, key, &place, config.key_file.as_ref()).await?;
     verify(ctx, config, &target).await?;
     let there = target.repository.snapshots().await?;
-    let rules = copies::rules(config);
+    let rules = copies::rules_at(ctx, &place, config);
     let mut wanted = rules.wanted(ctx.now(), snapshots, &there);
     leave_out_erased(ctx, from, &mut wanted);
     let sums = copy(from, &target, &wanted).await?;
-    let prune = config.prune.then(PruneOptions::default);
-    let (forgotten, freed) = rules.retire(ctx.now(), &target.repository, prune).await?;
+    let Retirement { forgotten, bytes_freed } = retire::retire(ctx, config, &rules, &target).await?;
     let there = target.repository.snapshots().await?;
     target.progress.end();
     let newest = copies::newest(&rules, &there);
     copies::remember(ctx, config, newest)?;
     let exit = if sums.failed.is_empty() && sums.unread == 0 { Exit::Done } else { Exit::Damage };
     let state = if exit == Exit::Done { "up to date" } else { "incomplete" };
-    Ok(Outcome { state, exit, sums, forgotten, freed, held: Some(there.len()), newest })
+    Ok(Outcome { state, exit, sums, forgotten, freed: bytes_freed, held: Some(there.len()), newest })
 }
 
 /// Whether the place is there, which may be waited for.
@@ -204,7 +205,7 @@ async fn attached(ctx: &Context, config: &CopyConfig, place: &Location, wait: bo
     }
 }
 
-/// What would be copied.
+/// What would be copied, and what would be forgotten then.
 async fn plan(
     ctx: &Context,
     config: &CopyConfig,
@@ -212,20 +213,22 @@ async fn plan(
     key: &Key,
     snapshots: &[Snapshot],
 ) -> Result<Outcome> {
-    let there = match place.is_repository(ctx).await? {
+    let (there, checked) = match place.is_repository(ctx).await? {
         true => {
-            let key_file = config.key_file.as_ref().or(key.path.as_ref());
-            let target = open::credential_at(ctx, place.clone(), key_file).await?.open(ctx).await?;
+            let target = open::further(ctx, place.clone(), &key.file, config.key_file.as_ref()).await?;
             target.progress.end();
-            target.repository.snapshots().await?
+            (target.repository.snapshots().await?, target.repository.checked().await?)
         }
-        false => Vec::new(),
+        false => (Vec::new(), Checked::default()),
     };
-    let rules = copies::rules(config);
-    let copied = rules.wanted(ctx.now(), snapshots, &there).len();
-    let (newest, held) = (copies::newest(&rules, &there), Some(there.len()));
-    let sums = Sums { copied, ..Sums::default() };
-    Ok(Outcome { state: "would copy", sums, held, newest, ..Outcome::away() })
+    let rules = copies::rules_at(ctx, place, config);
+    let wanted = rules.wanted(ctx.now(), snapshots, &there);
+    let (copied, held, newest) = (wanted.len(), there.len(), copies::newest(&rules, &there));
+    let then: Vec<Snapshot> = there.into_iter().chain(wanted).collect();
+    let going = rules.going(ctx.now(), &then, &checked);
+    retire::show(ctx, config, &going, DryRun::Yes);
+    let (forgotten, sums) = (going.len(), Sums { copied, ..Sums::default() });
+    Ok(Outcome { state: "would copy", sums, forgotten, held: Some(held), newest, ..Outcome::away() })
 }
 
 /// Reads and proves what was not read for too long, before anything relies on it.
@@ -233,6 +236,12 @@ async fn verify(ctx: &Context, config: &CopyConfig, target: &Opened) -> Result<(
     let Some(age) = config.verify else { return Ok(()) };
     let read = ReadData::OlderThan(check::length(ctx, age)?);
     let found = target.repository.check(CheckOptions { read }).await?;
+    if found.packs_archived > 0 {
+        let archived = crate::text::count(found.packs_archived, "pack", "packs");
+        let name = config.name();
+        ctx.printer
+            .warn(format_args!("{archived} of the copy {name} lie in an archive and were not verified"));
+    }
     if found.is_sound() {
         return Ok(());
     }

@@ -9,12 +9,14 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
+use crate::secret::NewPassphrase;
 use crate::{open, secret};
 
 const EXAMPLES: &str = "\
 Examples:
   keepwell key kit | lpr
   keepwell key kit --output /media/usb/kit.txt
+  keepwell key kit --output kit.txt --new-passphrase-file passphrase.txt
 
 The kit is a key file: `keepwell --key-file kit.txt restore latest --target DIR`.";
 
@@ -25,9 +27,11 @@ pub struct Args {
     /// Write it to a new file that only you can read
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Protect it by a passphrase
+    /// Protect it by a passphrase, which is asked for
     #[arg(long)]
     passphrase: bool,
+    #[command(flatten)]
+    new_passphrase: NewPassphrase,
 }
 
 /// Runs `key kit`.
@@ -37,8 +41,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         Complaint::new(Exit::WrongKey, error.to_string())
             .hint("Use the key file of an owner: that of `init`.")
     })?;
-    let kit = match args.passphrase {
-        true => Secret::new(protect_text(&kit, &secret::ask_twice(ctx)?).context("protect the kit")?),
+    let kit = match args.passphrase || args.new_passphrase.is_named() {
+        true => Secret::new(protect_text(&kit, &args.new_passphrase.read(ctx)?).context("protect the kit")?),
         false => kit,
     };
     match &args.output {

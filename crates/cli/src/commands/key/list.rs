@@ -10,8 +10,14 @@ use crate::exit::Exit;
 use crate::open;
 use crate::table::{Align, Table};
 
+const EXAMPLES: &str = "\
+Examples:
+  keepwell key list
+  keepwell key list --json";
+
 /// List owners, members and erasable domains
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {}
 
 /// Shows who holds keys, as the trust chain says.

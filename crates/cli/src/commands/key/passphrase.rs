@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::open;
-use crate::secret::{self, Origin};
+use crate::secret::{self, NewPassphrase};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,11 +21,10 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Store the key file without a passphrase
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["new_passphrase_file", "new_passphrase_command"])]
     remove: bool,
-    /// Read the new passphrase from a file instead of asking for it
-    #[arg(long, value_name = "FILE", conflicts_with = "remove")]
-    new_passphrase_file: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    new_passphrase: NewPassphrase,
 }
 
 /// Runs `key passphrase`.
@@ -37,10 +36,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let text = if args.remove {
         credential.key.to_toml()
     } else {
-        let passphrase = match &args.new_passphrase_file {
-            Some(file) => secret::passphrase_from(&Origin::File(file.clone()))?,
-            None => secret::ask_twice(ctx)?,
-        };
+        let passphrase = args.new_passphrase.read(ctx)?;
         keepwell_crypto::Secret::new(credential.key.protect(&passphrase).context("protect the key file")?)
     };
     secret::replace_private(path, &text)?;

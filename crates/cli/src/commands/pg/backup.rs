@@ -1,12 +1,13 @@
 //! `keepwell pg backup`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use backup_core::env::{Rng, SystemClock, SystemRng};
 use backup_core::{BackupOptions, BackupReport, Repository};
-use keepwell_source_postgres::capture::{CaptureOptions, PageMaps, PgSource};
+use keepwell_source_postgres::capture::{CaptureOptions, PageMaps, PgSource, Reading};
 use keepwell_source_postgres::cluster::Cluster;
 use keepwell_source_postgres::replication::Checkpoint;
 use serde_json::json;
@@ -16,12 +17,21 @@ use crate::context::Context;
 use crate::exit::Exit;
 use crate::{open, text};
 
+const EXAMPLES: &str = "\
+Examples:
+  keepwell pg backup 'host=db1 user=keepwell' --dataset orders
+  keepwell pg backup postgresql://keepwell@db1/ --dataset orders --json";
+
 /// Take a base backup of a PostgreSQL cluster
 ///
 /// The server sends its files over an ordinary connection; nothing is installed on its host. The role needs REPLICATION.
 /// The WAL from begin to end is part of the snapshot, so that it recovers by itself. Pages whose checksum does not fit are
 /// named, the exit code is 3, and the snapshot does not count as complete.
+///
+/// On the server's own host, as a user who may read its files, `--local` reads them itself, by several threads. From
+/// elsewhere, `--parallel` reads them over several connections, through functions that the role must be allowed to call.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The server, as psql takes it; several hosts may be named
     #[arg(default_value = "")]
@@ -35,8 +45,18 @@ pub struct Args {
     /// Let the server spread the checkpoint at the start, which may take minutes, instead of making it at once
     #[arg(long)]
     spread_checkpoint: bool,
+    /// Read the files here, on the server's host, with as many threads as --threads says, instead of having them sent
+    #[arg(long)]
+    local: bool,
+    /// The data directory as it is called here, if the server calls it otherwise or does not tell
+    #[arg(long, value_name = "DIR", requires = "local")]
+    data_directory: Option<PathBuf>,
+    /// Read the files through the server's SQL functions, over as many connections as --threads says, instead of having
+    /// them sent on one
+    #[arg(long, conflicts_with = "local")]
+    parallel: bool,
     /// Let the server send at most so much per second, such as 50MiB
-    #[arg(long, value_name = "SIZE", value_parser = text::parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = text::parse_bytes, conflicts_with_all = ["local", "parallel"])]
     max_rate: Option<u64>,
     /// Only note pages whose checksum does not fit
     #[arg(long)]
@@ -51,7 +71,13 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let opened = open::repository(ctx).await?;
     let about = args.about.options(ctx, &opened.repository, args.dataset.clone())?;
     let options = BackupOptions { reread: args.full, ..about };
+    let reading = match (args.local, args.parallel) {
+        (true, _) => Reading::Local { directory: args.data_directory },
+        (_, true) => Reading::Sql,
+        _ => Reading::Sent,
+    };
     let capture = CaptureOptions {
+        reading,
         checkpoint: if args.spread_checkpoint { Checkpoint::Spread } else { Checkpoint::Fast },
         // What the server takes: from 32 KiB to 1 GiB.
         max_rate_kb: args.max_rate.map(|bytes| (bytes / 1024).clamp(32, 1 << 20) as u32),

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -17,6 +17,7 @@ use keepwell_source_postgres::logical::{
 use keepwell_source_postgres::recovery::Binaries;
 use serde_json::json;
 
+use super::discard::Discarded;
 use super::dump::SelectArgs;
 use super::helper::private_directory;
 use super::load::{Private, find_dump};
@@ -100,8 +101,13 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let began = Instant::now();
     let Some(database) = args.database.clone() else {
         let sql = from.globals().await?;
-        let mut file = create(&args.output)?;
+        let (output, mut file) = Output::file(&args.output)?;
         file.write_all(sql.as_bytes()).and_then(|()| file.sync_all()).with_context(|| wrote(&args.output))?;
+        output.keep();
+        opened.progress.end();
+        let (shown, took) = (args.output.display(), began.elapsed());
+        ctx.printer.line(format_args!("{shown}: roles and tablespaces, in {}", text::duration(took)));
+        ctx.printer.json("exported", fields(&args, &Loaded::default(), began));
         return Ok(Exit::Done);
     };
     let private = Private::new()?;
@@ -114,29 +120,29 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         roles: Roles::MakeMissing,
         proof: Proof::Counts,
         directory: private.0.clone(),
+        cancel: ctx.interrupt.cancel(),
     };
     ctx.interrupt.ends_by_itself();
-    let written = match args.format {
+    let (output, loaded) = match args.format {
         FormatArg::Plain => {
-            let output = args.output.clone();
-            let written = tokio::task::spawn_blocking(move || script(&from, &database, &options, &output));
-            written.await?
+            let (output, file) = Output::file(&args.output)?;
+            let path = args.output.clone();
+            let written =
+                tokio::task::spawn_blocking(move || script(&from, &database, &options, file, &path));
+            (output, written.await??)
         }
-        FormatArg::Custom => archive(ctx, &opened, &snapshot, &from, options, Format::Custom, &args).await,
+        FormatArg::Custom => {
+            let (output, _) = Output::file(&args.output)?;
+            (output, archive(ctx, &opened, &snapshot, &from, options, Format::Custom, &args).await?)
+        }
         FormatArg::Directory => {
-            archive(ctx, &opened, &snapshot, &from, options, Format::Directory, &args).await
+            let output = Output::directory(&args.output)?;
+            (output, archive(ctx, &opened, &snapshot, &from, options, Format::Directory, &args).await?)
         }
     };
+    output.keep();
     opened.progress.end();
-    if written.is_err() {
-        // Half a file must not be taken for a whole one.
-        let _ = if args.output.is_dir() {
-            fs::remove_dir_all(&args.output)
-        } else {
-            fs::remove_file(&args.output)
-        };
-    }
-    print(ctx, &args, &written?, began);
+    print(ctx, &args, &loaded, began);
     Ok(Exit::Done)
 }
 
@@ -151,22 +157,65 @@ fn print(ctx: &Context, args: &Args, loaded: &Loaded, began: Instant) {
     for note in &loaded.notes {
         ctx.printer.say(format_args!("  {note}"));
     }
-    let fields = json!({ "output": args.output, "tables": loaded.tables, "rows": loaded.rows,
-        "notes": loaded.notes, "seconds": began.elapsed().as_secs_f64() });
-    ctx.printer.json("exported", fields);
+    ctx.printer.json("exported", fields(args, loaded, began));
+}
+
+fn fields(args: &Args, loaded: &Loaded, began: Instant) -> serde_json::Value {
+    json!({ "output": args.output, "tables": loaded.tables, "rows": loaded.rows,
+        "notes": loaded.notes, "seconds": began.elapsed().as_secs_f64() })
 }
 
 fn wrote(path: &Path) -> String {
     format!("write `{}`", path.display())
 }
 
-/// For us alone: it holds what the database holds.
-fn create(path: &Path) -> Result<File> {
-    File::options().write(true).create_new(true).mode(0o600).open(path).with_context(|| wrote(path))
+/// What this run makes, for us alone: it holds what the database holds. Half of it must not be taken for the whole, and is
+/// removed when this is dropped, unless it is kept.
+#[derive(Debug)]
+struct Output {
+    path: PathBuf,
+    is_whole: bool,
 }
 
-fn script(from: &DumpSnapshot, database: &str, options: &LoadOptions, output: &Path) -> Result<Loaded> {
-    let file = create(output)?;
+impl Output {
+    /// A new file.
+    fn file(path: &Path) -> Result<(Self, File)> {
+        let file = File::options().write(true).create_new(true).mode(0o600).open(path);
+        let file = file.with_context(|| wrote(path))?;
+        Ok((Self { path: path.to_path_buf(), is_whole: false }, file))
+    }
+
+    /// A new directory.
+    fn directory(path: &Path) -> Result<Self> {
+        fs::DirBuilder::new().mode(0o700).create(path).with_context(|| wrote(path))?;
+        Ok(Self { path: path.to_path_buf(), is_whole: false })
+    }
+
+    fn keep(mut self) {
+        self.is_whole = true;
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if self.is_whole {
+            return;
+        }
+        // What cannot be removed is left in plain sight, beside the error that is reported.
+        let _ = match fs::symlink_metadata(&self.path) {
+            Ok(found) if found.is_dir() => fs::remove_dir_all(&self.path),
+            _ => fs::remove_file(&self.path),
+        };
+    }
+}
+
+fn script(
+    from: &DumpSnapshot,
+    database: &str,
+    options: &LoadOptions,
+    file: File,
+    output: &Path,
+) -> Result<Loaded> {
     let compress = output.extension().is_some_and(|extension| extension == "gz");
     let finish =
         |done: io::Result<File>| done.and_then(|file| file.sync_all()).with_context(|| wrote(output));
@@ -183,32 +232,25 @@ fn script(from: &DumpSnapshot, database: &str, options: &LoadOptions, output: &P
 }
 
 /// Directories of a scratch server; removed when this is dropped.
-struct Place(ScratchPlace);
+struct Place {
+    place: ScratchPlace,
+    _directory: Discarded,
+}
 
 impl Place {
-    fn make(args: &Args, name: &str) -> Result<Self> {
-        let name = format!("keepwell-export-{}-{name}", std::process::id());
-        let path = args.scratch.join(name);
-        let directory = std::path::absolute(path).map_err(|e| Complaint::usage(e.to_string()))?;
+    fn make(ctx: &Context, scratch: &Path) -> Result<Self> {
         let owner = places::server_owner()?;
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&directory)
-            .with_context(|| format!("create `{}`", directory.display()))?;
+        let directory = Discarded::make(ctx, scratch, owner)?;
         let socket = private_directory(owner)?;
-        let place = Self(ScratchPlace { directory, socket, owner });
-        if let Some((user, group)) = owner {
-            chown(&place.0.directory, Some(user), Some(group)).context("hand over the scratch directory")?;
-        }
-        Ok(place)
+        let place = ScratchPlace { directory: directory.path().to_path_buf(), socket, owner };
+        Ok(Self { place, _directory: directory })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // Nobody uses them any more; what cannot be removed is left in plain sight.
-        let _ = fs::remove_dir_all(&self.0.directory);
-        let _ = fs::remove_dir_all(&self.0.socket);
+        // Nobody uses it any more; what cannot be removed is left in plain sight.
+        let _ = fs::remove_dir_all(&self.place.socket);
     }
 }
 
@@ -235,8 +277,12 @@ async fn archive(
 ) -> Result<Loaded> {
     let binaries = server(ctx, from, &options, args)?;
     let database = args.database.clone().unwrap_or_default();
-    let place = Place::make(args, &snapshot.short())?;
-    let server = ScratchServer::start(&binaries, &place.0).await?;
+    let place = Place::make(ctx, &args.scratch)?;
+    let stopped = || anyhow::Error::from(Complaint::failed("stopped"));
+    let server = tokio::select! {
+        server = ScratchServer::start(&binaries, &place.place) => server?,
+        () = ctx.interrupt.requested() => return Err(stopped()),
+    };
     let work = async {
         let mut loader = Loader::new(&opened.repository, snapshot, server.connect(), options.clone()).await?;
         loader.make_roles().await?;
@@ -246,9 +292,41 @@ async fn archive(
         server.archive(name, format, &options, &args.output).await?;
         Ok::<_, anyhow::Error>(loaded)
     };
-    let written = work.await;
-    let stopped = server.stop().await;
+    let written = tokio::select! {
+        written = work => written,
+        // What runs is ended, and what was made is removed.
+        () = ctx.interrupt.requested() => Err(stopped()),
+    };
+    let ended = server.stop().await;
     let loaded = written?;
-    stopped?;
+    ended?;
     Ok(loaded)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn only_what_this_run_made_is_removed_and_only_if_it_is_not_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("theirs"), "theirs").unwrap();
+        fs::create_dir(path("their-directory")).unwrap();
+        assert!(Output::file(&path("theirs")).is_err() && Output::directory(&path("theirs")).is_err());
+        assert!(Output::directory(&path("their-directory")).is_err());
+        assert_eq!(fs::read_to_string(path("theirs")).unwrap(), "theirs");
+        assert!(path("their-directory").exists());
+        drop(Output::file(&path("half")).unwrap());
+        let half = Output::directory(&path("half-directory")).unwrap();
+        fs::write(path("half-directory/toc.dat"), "half").unwrap();
+        drop(half);
+        assert!(!path("half").exists() && !path("half-directory").exists());
+        Output::file(&path("whole")).unwrap().0.keep();
+        Output::directory(&path("whole-directory")).unwrap().keep();
+        let mode = |name: &str| fs::metadata(path(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("whole"), mode("whole-directory")), (0o600, 0o700));
+    }
 }

@@ -1,19 +1,18 @@
 //! `pg extract`.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use keepwell_source_postgres::recovery::{Planner, Scratch};
+use keepwell_source_postgres::recovery::Scratch;
 use serde_json::json;
 
-use super::restore::{find_backups, find_binaries, warn_of_incomplete};
-use super::scratch::{self, Place, ScratchArgs};
-use super::target::TargetArgs;
+use super::recover::{RecoverArgs, warn_of_incomplete};
+use super::scratch::{self, Place};
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::open;
-use crate::select::Filter;
 use crate::text;
 
 const EXAMPLES: &str = "\
@@ -50,28 +49,22 @@ pub struct Args {
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
     #[command(flatten)]
-    target: TargetArgs,
-    #[command(flatten)]
-    scratch: ScratchArgs,
-    #[command(flatten)]
-    filter: Filter,
+    recover: RecoverArgs,
 }
 
 /// Runs `pg extract`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
-    let target = args.target.target()?;
+    let target = args.recover.target.target()?;
     let tables: Vec<(String, String)> = args.table.iter().map(|name| table(name)).collect::<Result<_>>()?;
     let opened = open::for_reading(ctx).await?;
-    let backups = find_backups(&opened, args.snapshot.as_deref(), &args.filter).await?;
-    let planner = Planner::new(opened.repository.clone(), backups)?;
-    let plan = planner.plan(&target, args.target.timeline).await?;
-    let binaries = find_binaries(ctx, plan.backup.cluster.major(), args.scratch.bin_dir.as_deref())?;
+    let plan = args.recover.plan(&opened, args.snapshot.as_deref(), &target).await?;
+    let binaries = args.recover.binaries(ctx, &plan)?;
     for program in ["pg_dump", "psql"] {
         if binaries.program(program).is_none() {
             return Err(Complaint::failed(format!("`{program}` of this major is not on this host")).into());
         }
     }
-    let place = Place::make(&opened, &plan, &args.scratch)?;
+    let place = Place::make(ctx, &opened, &plan, &args.recover.scratch)?;
     ctx.interrupt.ends_by_itself();
     ctx.printer.say(format_args!("restoring snapshot {} to recover {target}", plan.backup.snapshot.short()));
     warn_of_incomplete(ctx, &plan);
@@ -225,16 +218,20 @@ async fn load(scratch: &Scratch, dump: std::process::Command, into: &str) -> Res
 
 /// Runs a command that writes a dump; half a dump is not left behind, and takes the place of nothing.
 async fn dump_to(mut dump: std::process::Command, output: &Path) -> Result<()> {
-    let create = |path: &Path| File::create(path).with_context(|| format!("create `{}`", path.display()));
+    let create = |options: &mut OpenOptions, path: &Path| {
+        options.write(true).open(path).with_context(|| format!("create `{}`", path.display()))
+    };
     // Of a terminal or a pipe nothing can be taken back.
     if fs::metadata(output).is_ok_and(|found| !found.is_file()) {
-        dump.stdout(create(output)?);
+        dump.stdout(create(&mut File::options(), output)?);
         return finish(dump, "pg_dump").await;
     }
     let mut partial = output.as_os_str().to_owned();
     partial.push(".partial");
     let partial = Partial(PathBuf::from(partial));
-    dump.stdout(create(&partial.0)?);
+    // For us alone: it holds what the tables hold. What a killed run left may be open to others.
+    let _ = fs::remove_file(&partial.0);
+    dump.stdout(create(File::options().create_new(true).mode(0o600), &partial.0)?);
     finish(dump, "pg_dump").await?;
     fs::rename(&partial.0, output).with_context(|| format!("create `{}`", output.display()))
 }
@@ -260,6 +257,8 @@ async fn finish(command: std::process::Command, name: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -280,7 +279,9 @@ mod tests {
             command.arg("-c").arg(script);
             command
         };
+        fs::write(dir.path().join("tables.sql.partial"), "of a killed run").unwrap();
         dump_to(shell("echo whole"), &output).await.unwrap();
+        assert_eq!(fs::metadata(&output).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(dump_to(shell("echo half; exit 3"), &output).await.is_err());
         assert_eq!(fs::read_to_string(&output).unwrap(), "whole\n");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

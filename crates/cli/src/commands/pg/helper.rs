@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use backup_core::wal::WalReader;
@@ -27,7 +28,11 @@ pub struct Helper {
 impl Helper {
     /// Begins to serve; only `owner` (and root) can ask.
     pub fn start(reader: WalReader, owner: Option<(u32, u32)>) -> Result<Self> {
-        let directory = private_directory(owner)?;
+        Self::start_in(private_directory(owner)?, WalServer::new(reader), owner)
+    }
+
+    /// The same in a directory that is there already, and is removed in the end. Its name must be short.
+    pub fn start_in(directory: PathBuf, server: Arc<WalServer>, owner: Option<(u32, u32)>) -> Result<Self> {
         let socket = directory.join("wal");
         let listener = UnixListener::bind(&socket).context("listen on a socket")?;
         fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))
@@ -36,7 +41,7 @@ impl Helper {
             chown(&socket, Some(user), Some(group)).context("hand over the socket")?;
         }
         let (stop, stopped) = watch::channel(false);
-        tokio::spawn(WalServer::new(reader).run(listener, None, stopped));
+        tokio::spawn(server.run(listener, None, stopped));
         Ok(Self { directory, _stop: stop })
     }
 
@@ -110,6 +115,20 @@ pub fn lasting_command(ctx: &Context, opened: &Opened, plan: &RecoveryPlan) -> R
     Ok(command_line(words))
 }
 
+/// Files that such a command reads with the rights of the server's user.
+pub fn read_by_it(ctx: &Context, opened: &Opened) -> Result<Vec<PathBuf>> {
+    let (options, environment) = (&ctx.global, &ctx.environment);
+    let key = match secret::find_key(ctx, &opened.location, &opened.repository.id().to_string())? {
+        Origin::File(path) => Some(path),
+        Origin::Command(_) | Origin::Descriptor(_) => None,
+    };
+    let hint = opened.location.path().map(|path| path.join("keepwell.json"));
+    let config = options.config.clone().or_else(|| environment.config.clone());
+    let passphrase = options.passphrase_file.clone().or_else(|| environment.passphrase_file.clone());
+    let files = [Some(PathBuf::from(program()?)), key, hint, config, passphrase];
+    Ok(files.into_iter().flatten().map(|path| PathBuf::from(absolute(&path))).collect())
+}
+
 fn own_until(plan: &RecoveryPlan) -> Vec<String> {
     plan.own_until.map_or_else(Vec::new, |at| vec!["--own-until".to_owned(), at.to_string()])
 }
@@ -141,6 +160,17 @@ fn command_line(words: Vec<String>) -> String {
 /// Where a helper for the log of a cluster listens that `wal get --prefetch` starts: one for each repository, and for each
 /// way to open it.
 pub fn helper_socket(ctx: &Context, system: u64) -> PathBuf {
+    ctx.cache_dir().join(format!("wal-{system:016x}-{}.socket", repository_tag(ctx)))
+}
+
+/// Where `wal push` notes what it archived ahead.
+pub fn ahead_note(ctx: &Context, system: u64, dataset: &str) -> PathBuf {
+    let dataset = keepwell_crypto::Digest::of(dataset.as_bytes()).to_string();
+    ctx.cache_dir().join(format!("wal-{system:016x}-{}-{}.ahead", repository_tag(ctx), &dataset[..16]))
+}
+
+/// Stands for a repository and a way to open it, without opening it.
+fn repository_tag(ctx: &Context) -> String {
     let (options, environment) = (&ctx.global, &ctx.environment);
     let meant = format!(
         "{:?}",
@@ -151,8 +181,9 @@ pub fn helper_socket(ctx: &Context, system: u64) -> PathBuf {
             (&environment.config, &environment.profile, ctx.profile.repository.as_ref()),
         )
     );
-    let digest = keepwell_crypto::Digest::of(meant.as_bytes()).to_string();
-    ctx.cache_dir().join(format!("wal-{system:016x}-{}.socket", &digest[..16]))
+    let mut digest = keepwell_crypto::Digest::of(meant.as_bytes()).to_string();
+    digest.truncate(16);
+    digest
 }
 
 /// Whether what is meant depends on where we run.

@@ -6,8 +6,8 @@ use std::time::Instant;
 use anyhow::Result;
 use backup_core::Snapshot;
 use keepwell_source_postgres::logical::{
-    DUMP_KIND, Destination, DumpSnapshot, LoadOptions, Loaded, Loader, Owners, Privileges, Programs, Proof,
-    Roles,
+    DUMP_KIND, Destination, DumpError, DumpSnapshot, LoadOptions, Loaded, Loader, Owners, Privileges,
+    Programs, Proof, Roles,
 };
 use serde_json::json;
 
@@ -22,6 +22,8 @@ use crate::text;
 
 /// A server has it from the beginning.
 const OWN_DATABASE: &str = "postgres";
+/// The longest name of a database.
+const NAME_BYTES_MAX: usize = 63;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,7 +39,7 @@ only then the two change names in one transaction. The old one is kept.";
 ///
 /// Into new databases, unless `--replace` or `--clean` is given. Missing roles are made; rows go over several connections;
 /// the rows of every table are counted against the backup, and statistics are gathered, before it is called done. A new
-/// database that could not be filled is dropped again.
+/// database that could not be filled, or whose load was interrupted, is dropped again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -148,14 +150,20 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         roles: if args.no_roles { Roles::Leave } else { Roles::MakeMissing },
         proof: if args.verify { Proof::Content } else { Proof::Counts },
         directory: private.0.clone(),
+        cancel: ctx.interrupt.cancel(),
     };
     let mut loader = Loader::new(&opened.repository, &snapshot, &connect, options).await?;
     let names = plan(ctx, &mut loader, &args).await?;
+    // From here on half a database may be there, which must not be taken for a whole one.
+    ctx.interrupt.ends_by_itself();
     let roles = loader.make_roles().await?;
     if !roles.is_empty() {
         ctx.printer.say(format_args!("made roles: {}", roles.join(", ")));
     }
     for (name, into) in names {
+        if ctx.interrupt.is_requested() {
+            return Err(Complaint::failed("stopped").into());
+        }
         let began = Instant::now();
         if args.replace {
             replace(ctx, &mut loader, &name, &into, args.drop_old).await?;
@@ -213,14 +221,25 @@ async fn plan(ctx: &Context, loader: &mut Loader, args: &Args) -> Result<Vec<(St
 async fn replace(ctx: &Context, loader: &mut Loader, name: &str, into: &str, drop_old: bool) -> Result<()> {
     let began = Instant::now();
     let stamp = text::rfc3339(ctx.now()).replace(['-', ':'], "").to_lowercase();
-    let stamp = stamp.split('.').next().unwrap_or_default().to_owned();
-    let short: String = into.chars().take(40).collect();
-    let (new, old) = (format!("{short}_new_{stamp}"), format!("{short}_old_{stamp}"));
+    let stamp = stamp.split('.').next().unwrap_or_default();
+    let (new, old) = (beside(into, "new", stamp), beside(into, "old", stamp));
     let loaded = loader.load(name, &new, Destination::New).await?;
+    if ctx.interrupt.is_requested() {
+        loader.drop_database(&new).await?;
+        return Err(Complaint::failed("stopped").into());
+    }
     if let Err(error) = loader.swap(&new, into, &old).await {
         // What was loaded is whole; whoever wants it can rename it.
-        let told = Complaint::failed(format!("the new database is `{new}`; `{into}` is as it was"));
-        return Err(anyhow::Error::from(error).context(told));
+        let told = match &error {
+            DumpError::Closed { is_exchanged: true, .. } => format!("`{into}` is the new database"),
+            DumpError::Closed { .. } => format!("the new database is `{new}`"),
+            _ => format!("the new database is `{new}`; `{into}` is as it was"),
+        };
+        if matches!(error, DumpError::Closed { .. }) {
+            // Also when somebody has interrupted us, which would be all that is told then.
+            ctx.printer.warn(&error);
+        }
+        return Err(anyhow::Error::from(error).context(Complaint::failed(told)));
     }
     print(ctx, name, into, &loaded, began);
     if drop_old {
@@ -231,6 +250,13 @@ async fn replace(ctx: &Context, loader: &mut Loader, name: &str, into: &str, dro
     }
     ctx.printer.json("replaced", json!({ "database": into, "old": (!drop_old).then_some(old) }));
     Ok(())
+}
+
+/// A name for another database beside one. The server cuts off what is too long, be it what tells the two apart.
+fn beside(name: &str, word: &str, stamp: &str) -> String {
+    let end = format!("_{word}_{stamp}");
+    let short = name.floor_char_boundary(NAME_BYTES_MAX.saturating_sub(end.len()));
+    format!("{}{end}", &name[..short])
 }
 
 fn print(ctx: &Context, name: &str, into: &str, loaded: &Loaded, began: Instant) {
@@ -247,4 +273,19 @@ fn print(ctx: &Context, name: &str, into: &str, loaded: &Loaded, began: Instant)
     let fields = json!({ "database": name, "into": into, "tables": loaded.tables, "rows": loaded.rows,
         "bytes": loaded.bytes, "notes": loaded.notes, "seconds": began.elapsed().as_secs_f64() });
     ctx.printer.json("loaded", fields);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_beside_a_long_one_are_different_ones() {
+        assert_eq!(beside("clinic", "old", "20261121t190722"), "clinic_old_20261121t190722");
+        for long in ["x".repeat(NAME_BYTES_MAX), "\u{5e93}".repeat(NAME_BYTES_MAX / 3)] {
+            let [new, old] = ["new", "old"].map(|word| beside(&long, word, "20261121t190722"));
+            assert!(new.len() <= NAME_BYTES_MAX && new.ends_with("_new_20261121t190722"), "{new}");
+            assert!(old != new && old != long, "{old}");
+        }
+    }
 }

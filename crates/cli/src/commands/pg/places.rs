@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Result;
 use backup_core::target::{RestoreTarget, TargetError};
 use keepwell_source_files::{FileTarget, TargetOptions};
-use keepwell_source_postgres::recovery::{Cluster, Layout, Places};
+use keepwell_source_postgres::cluster::Cluster;
+use keepwell_source_postgres::recovery::{Layout, Places};
 
 use crate::commands::restore::place::is_occupied;
 use crate::context::Context;
@@ -146,18 +147,25 @@ fn account(name: &str) -> Option<(u32, u32)> {
 }
 
 /// The first directory on the way to `path` that a user cannot pass, as far as modes tell.
-pub fn obstacle(path: &Path, (user, group): (u32, u32)) -> Option<PathBuf> {
-    let passes = |directory: &Path| {
-        let Ok(found) = fs::metadata(directory) else { return true };
-        let bit = match () {
-            () if user == 0 => return true,
-            () if found.uid() == user => 0o100,
-            () if found.gid() == group => 0o010,
-            () => 0o001,
-        };
-        found.mode() & bit != 0
+pub fn obstacle(path: &Path, owner: (u32, u32)) -> Option<PathBuf> {
+    path.ancestors().skip(1).find(|directory| !allows(directory, owner, 0o1)).map(Path::to_path_buf)
+}
+
+/// What keeps a user from reading a file, as far as modes tell: a directory on the way, or the file itself.
+pub fn unreadable(path: &Path, owner: (u32, u32)) -> Option<PathBuf> {
+    obstacle(path, owner).or_else(|| (!allows(path, owner, 0o4)).then(|| path.to_path_buf()))
+}
+
+/// Whether a user has a right, as the last three bits of a mode have it. What cannot be looked at is left to others to judge.
+fn allows(path: &Path, (user, group): (u32, u32), right: u32) -> bool {
+    let Ok(found) = fs::metadata(path) else { return true };
+    let right = match () {
+        () if user == 0 => return true,
+        () if found.uid() == user => right << 6,
+        () if found.gid() == group => right << 3,
+        () => right,
     };
-    path.ancestors().skip(1).find(|directory| !passes(directory)).map(Path::to_path_buf)
+    found.mode() & right != 0
 }
 
 #[cfg(test)]
@@ -195,5 +203,30 @@ mod tests {
         assert_eq!(layout(&data, &[]).unwrap(), fast, "in its own place");
         fs::remove_dir(fast.join("PG_15_202209061")).unwrap();
         assert_eq!(layout(&copy, &[]).unwrap(), fast, "nothing is there");
+    }
+
+    #[test]
+    fn what_a_user_cannot_read_is_named() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key");
+        fs::write(&key, "").unwrap();
+        let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let found = fs::metadata(&key).unwrap();
+        let (own, other) = ((found.uid(), found.gid()), (found.uid() + 1, found.gid() + 1));
+        set(dir.path(), 0o700);
+        set(&key, 0o600);
+        assert_eq!(unreadable(&key, own), None);
+        assert_eq!(unreadable(&key, other), Some(dir.path().to_owned()));
+        // Directories above may be closed to others as well.
+        for (mode, by_group, by_others) in [(0o600, false, false), (0o640, true, false), (0o604, false, true)]
+        {
+            set(&key, mode);
+            let reads = [(other.0, own.1), other].map(|who| allows(&key, who, 0o4));
+            assert_eq!(reads, [by_group, by_others], "{mode:o}");
+        }
+        set(&key, 0o200);
+        assert_eq!(unreadable(&key, own), (own.0 != 0).then(|| key.clone()));
+        assert_eq!(unreadable(&dir.path().join("missing"), own), None, "that is another error");
     }
 }

@@ -1,24 +1,26 @@
 //! `pg verify`.
 
 use std::fs;
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use keepwell_source_postgres::recovery::{
-    Expect, Ladder, Level, Outcome, Planner, Question, RecoveryPlan, Scratch, Step, failed,
+    Expect, Ladder, Level, Outcome, Question, RecoveryPlan, Said, Scratch, Step, Target, failed, fault,
+    not_restored,
 };
 use serde::Deserialize;
-use serde_json::json;
 
-use super::restore::{find_backups, find_binaries, warn_of_incomplete};
-use super::scratch::{self, Place, ScratchArgs};
-use super::target::TargetArgs;
+use super::recover::{RecoverArgs, warn_of_incomplete};
+use super::report::{self, RecoveryPoint, Report, StepReport};
+use super::scratch::{self, Place};
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::open::{self, Opened};
-use crate::select::Filter;
 use crate::text;
+
+const RESTORED: &str = "the files are restored";
+const RECOVERED: &str = "a server recovers and opens";
 
 const EXAMPLES: &str = "\
 Levels, each with those before it:
@@ -41,7 +43,8 @@ A file of questions:
   at-least = 1000            # or at-most, or equals = \"text\"
 
 Exit code 13 if a check fails. What cannot be checked on this host is reported as
-such, and is no failure.";
+such, and is no failure. A report is signed with your key; --check-report shows one,
+and ends with 13 if it was changed, nobody in force signed it, or a check failed.";
 
 /// Prove that a base backup recovers, and measure how long that takes
 #[derive(Debug, clap::Args)]
@@ -55,19 +58,21 @@ pub struct Args {
     /// A file of questions for level 5
     #[arg(long, value_name = "FILE")]
     questions: Option<PathBuf>,
-    /// Write the report, as JSON, to this file too
+    /// Write the report, signed JSON, to this file too
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Verify nothing; show such a report, and who signed it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["snapshot", "level", "questions", "report", "target"])]
+    check_report: Option<PathBuf>,
     #[command(flatten)]
-    target: TargetArgs,
-    #[command(flatten)]
-    scratch: ScratchArgs,
-    #[command(flatten)]
-    filter: Filter,
+    recover: RecoverArgs,
 }
 
 /// Runs `pg verify`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
+    if let Some(file) = &args.check_report {
+        return report::check(ctx, file).await;
+    }
     let level = Level::of(args.level).ok_or_else(|| Complaint::usage("levels go from 0 to 5"))?;
     let questions = match (&args.questions, level) {
         (Some(file), _) => read_questions(file)?,
@@ -76,11 +81,15 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         }
         (None, _) => Vec::new(),
     };
-    let target = args.target.target()?;
+    let target = args.recover.target.target()?;
     let opened = open::for_reading(ctx).await?;
-    let backups = find_backups(&opened, args.snapshot.as_deref(), &args.filter).await?;
-    let planner = Planner::new(opened.repository.clone(), backups)?;
-    let plan = planner.plan(&target, args.target.timeline).await?;
+    if let Some(file) = &args.report {
+        // Whoever cannot sign, or not write there, is to hear it now.
+        opened.repository.sign_statement("{\"type\": \"nothing\"}")?;
+        demand_writable(file)?;
+    }
+    let asked = ctx.now();
+    let plan = args.recover.plan(&opened, args.snapshot.as_deref(), &target).await?;
     ctx.printer.say(format_args!(
         "verify snapshot {} of cluster {}, up to level {}",
         plan.backup.snapshot.short(),
@@ -91,26 +100,21 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     ctx.interrupt.ends_by_itself();
     let printer = std::sync::Arc::clone(&ctx.printer);
     let mut report = move |step: &Step| {
-        let (word, why) = words(&step.outcome);
-        let detail = if why.is_empty() { &step.detail } else { why };
-        let detail = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
-        printer.line(format_args!(
-            "level {}  {word:<11}  {}{detail}, {}",
-            step.level.number(),
-            step.name,
-            text::duration(step.took)
-        ));
-        printer.json("pg_verify_step", step_json(step));
+        let step = StepReport::of(step);
+        printer.line(step.line());
+        printer.json("pg_verify_step", serde_json::to_value(&step).unwrap_or_default());
     };
     let mut ladder = Ladder::new(&mut report);
     let began = Instant::now();
-    climb(ctx, &opened, &plan, level, &questions, &args, &mut ladder).await;
+    let said = climb(ctx, &opened, &plan, level, &questions, &args, &mut ladder).await;
     opened.progress.end();
     if ctx.interrupt.is_requested() {
         return Err(Complaint::failed("stopped").into());
     }
     let (sound, steps) = (ladder.is_sound(), ladder.into_steps());
-    finish(ctx, &plan, &steps, sound, began, &args)?;
+    let report = Report { sound, ..made(ctx, &plan, &steps, began, args.level) };
+    let report = Report { recovery_point: recovery_point(&plan, said.as_ref(), asked), ..report };
+    finish(ctx, &opened, &report, &args)?;
     Ok(if sound { Exit::Done } else { Exit::Damage })
 }
 
@@ -122,16 +126,16 @@ async fn climb(
     questions: &[Question],
     args: &Args,
     ladder: &mut Ladder<'_>,
-) {
+) -> Option<Said> {
     ladder.chunks(&opened.repository, plan).await;
     if level >= Level::Log {
         ladder.log(plan);
     }
     if level < Level::Files {
-        return;
+        return None;
     }
     let began = Instant::now();
-    let binaries = match find_binaries(ctx, plan.backup.cluster.major(), args.scratch.bin_dir.as_deref()) {
+    let binaries = match args.recover.binaries(ctx, plan) {
         Ok(binaries) => binaries,
         Err(error) => {
             let reason = crate::exit::one_line(&error);
@@ -143,126 +147,154 @@ async fn climb(
                     Err(Outcome::Unavailable(reason.clone())),
                 );
             }
-            return;
+            return None;
         }
     };
-    let place = match Place::make(opened, plan, &args.scratch) {
+    let place = match Place::make(ctx, opened, plan, &args.recover.scratch) {
         Ok(place) => place,
         Err(error) => {
-            let reason = crate::exit::one_line(&error);
-            ladder.note(Level::Files, "a place for a scratch cluster", began, Err(Outcome::Failed(reason)));
-            return;
+            ladder.note(Level::Files, "a place for a scratch cluster", began, Err(no_place(&error)));
+            return None;
         }
     };
     if let Some(obstacle) = place.obstacle() {
         let reason = format!("the server's user cannot pass `{}`; say `--scratch DIR`", obstacle.display());
         ladder.note(Level::Files, "a place for a scratch cluster", began, Err(Outcome::Unavailable(reason)));
-        return;
+        return None;
     }
     let mut scratch = match place.restore(opened, plan, binaries).await {
         Ok(scratch) => scratch,
         Err(error) => {
-            ladder.note(Level::Files, "the files are restored", began, Err(failed(error)));
-            return;
+            ladder.note(Level::Files, RESTORED, began, Err(not_restored(error)));
+            return None;
         }
     };
-    ladder.note(Level::Files, "the files are restored", began, Ok(String::new()));
+    ladder.note(Level::Files, RESTORED, began, Ok(String::new()));
     let climbed = with_server(&mut scratch, plan, level, questions, ladder);
-    tokio::select! {
-        () = climbed => {}
+    let said = tokio::select! {
+        said = climbed => said,
         // What runs is ended, and what was made is removed.
-        () = ctx.interrupt.requested() => {}
-    }
+        () = ctx.interrupt.requested() => None,
+    };
     let began = Instant::now();
     if let Err(error) = scratch.stop().await {
         ladder.note(Level::Start, "the scratch server stops", began, Err(failed(error)));
     }
+    said
 }
 
-/// The levels that need programs of the server.
+/// That this host has no place for a scratch cluster says nothing about the backup; that the repository fails does.
+fn no_place(error: &anyhow::Error) -> Outcome {
+    let reason = crate::exit::one_line(error);
+    match error.chain().any(|cause| cause.is::<backup_core::Error>()) {
+        true => Outcome::Failed(reason),
+        false => Outcome::Unavailable(reason),
+    }
+}
+
+/// The levels that need programs of the server; gives what it said when it was open.
 async fn with_server(
     scratch: &mut Scratch,
     plan: &RecoveryPlan,
     level: Level,
     questions: &[Question],
     ladder: &mut Ladder<'_>,
-) {
+) -> Option<Said> {
     ladder.manifest(scratch).await;
-    if level >= Level::Start {
-        let began = Instant::now();
-        let said = scratch::start(scratch, plan).await;
-        let open = said.is_ok();
-        let detail = said.map_err(failed).map(|said| {
-            said.stopped
-                .or(said.last_transaction.map(|at| format!("the last transaction ended at {at}")))
-                .unwrap_or_default()
-        });
-        ladder.note(Level::Start, "a server recovers and opens", began, detail);
-        if open && level >= Level::Content {
-            ladder.content(scratch).await;
-        }
-        if open && level >= Level::Questions {
-            ladder.questions(scratch, questions).await;
-        }
+    if level < Level::Start {
+        return None;
+    }
+    ladder.extensions(scratch, plan);
+    let began = Instant::now();
+    let said = scratch::start(scratch, plan).await;
+    let detail = |said: &Said| {
+        let last = said.last_transaction.as_ref().map(|at| format!("the last transaction ended at {at}"));
+        said.stopped.clone().or(last).unwrap_or_default()
+    };
+    let (said, noted) = match said {
+        Ok(said) => (Some(said.clone()), Ok(detail(&said))),
+        Err(error) => (None, Err(fault(error))),
+    };
+    ladder.note(Level::Start, RECOVERED, began, noted);
+    if said.is_some() && level >= Level::Content {
+        ladder.content(scratch).await;
+    }
+    if said.is_some() && level >= Level::Questions {
+        ladder.questions(scratch, questions).await;
+    }
+    said
+}
+
+/// How long restoring and recovering took, if both came about.
+fn recovery_time(steps: &[Step]) -> Option<Duration> {
+    let took = |name: &str| {
+        let passed = |step: &&Step| step.name == name && step.outcome == Outcome::Passed;
+        steps.iter().find(passed).map(|step| step.took)
+    };
+    Some(took(RESTORED)? + took(RECOVERED)?)
+}
+
+/// The report, as far as it does not say how much would be lost.
+fn made(ctx: &Context, plan: &RecoveryPlan, steps: &[Step], began: Instant, level: u8) -> Report {
+    let (kind, format) = Report::kind();
+    Report {
+        kind,
+        format,
+        snapshot: plan.backup.snapshot.id.to_string(),
+        backup_ended: text::rfc3339(plan.backup.cluster.stop_time),
+        system: plan.backup.cluster.system_identifier.to_string(),
+        major: plan.backup.cluster.major(),
+        target: plan.target.to_string(),
+        level,
+        time: text::rfc3339(ctx.now()),
+        host: ctx.host(),
+        program: concat!("keepwell ", env!("CARGO_PKG_VERSION")).to_owned(),
+        sound: false,
+        seconds: report::rounded(began.elapsed()),
+        recovery_seconds: recovery_time(steps).map(report::rounded),
+        last_transaction: plan.last_end.map(text::rfc3339),
+        recovery_point: None,
+        steps: steps.iter().map(StepReport::of).collect(),
     }
 }
 
-fn finish(
-    ctx: &Context,
-    plan: &RecoveryPlan,
-    steps: &[Step],
-    sound: bool,
-    began: Instant,
-    args: &Args,
-) -> Result<()> {
-    let count = |wanted: &str| steps.iter().filter(|step| words(&step.outcome).0 == wanted).count();
-    let restored =
-        |step: &&Step| step.name == "the files are restored" || step.name == "a server recovers and opens";
-    let recovery: std::time::Duration = steps.iter().filter(restored).map(|step| step.took).sum();
-    let fields = json!({
-        "snapshot": plan.backup.snapshot.id.to_string(),
-        "system": plan.backup.cluster.system_identifier.to_string(),
-        "target": plan.target.to_string(),
-        "level": args.level,
-        "time": text::rfc3339(ctx.now()),
-        "host": ctx.host(),
-        "program": concat!("keepwell ", env!("CARGO_PKG_VERSION")),
-        "sound": sound,
-        "seconds": began.elapsed().as_secs_f64(),
-        "recovery_seconds": (args.level >= 3).then_some(recovery.as_secs_f64()),
-        "last_transaction": plan.last_end.map(text::rfc3339),
-        "steps": steps.iter().map(step_json).collect::<Vec<_>>(),
-    });
-    if let Some(file) = &args.report {
-        fs::write(file, format!("{fields:#}\n")).with_context(|| format!("write `{}`", file.display()))?;
+/// How old the newest thing was that came back, when the end of the log was looked for.
+fn recovery_point(plan: &RecoveryPlan, said: Option<&Said>, asked: i64) -> Option<RecoveryPoint> {
+    if plan.target != Target::Latest {
+        return None;
+    }
+    let recovered = said.and_then(|said| said.last_transaction.as_ref()?.parse::<jiff::Timestamp>().ok());
+    let recovered = recovered.and_then(|at| i64::try_from(at.as_nanosecond()).ok());
+    let last = recovered.or(plan.last_end)?;
+    // Clocks of two hosts may differ by more than what lies between.
+    let between = Duration::from_nanos(u64::try_from(asked.saturating_sub(last)).unwrap_or(0));
+    Some(RecoveryPoint {
+        asked: text::rfc3339(asked),
+        last_transaction: text::rfc3339(last),
+        recovered: recovered.is_some(),
+        seconds: report::rounded(between),
+    })
+}
+
+/// Fails if a file cannot be made, or what it holds not be replaced; one that is new is left empty until there is a report.
+fn demand_writable(file: &Path) -> Result<()> {
+    let opened = fs::File::options().create(true).append(true).open(file);
+    opened.map(drop).with_context(|| format!("write `{}`", file.display()))
+}
+
+fn finish(ctx: &Context, opened: &Opened, report: &Report, args: &Args) -> Result<()> {
+    let mut fields = serde_json::to_value(report).context("write the report")?;
+    if let Some(fields) = fields.as_object_mut() {
+        fields.remove("type");
     }
     ctx.printer.json("pg_verify", fields);
-    let took = match args.level {
-        3.. => format!("; restoring and recovering took {}", text::duration(recovery)),
-        _ => String::new(),
-    };
-    ctx.printer.line(format_args!(
-        "{} passed, {} failed, {} could not be checked here{took}",
-        count("passed"),
-        count("failed"),
-        count("unavailable")
-    ));
-    Ok(())
-}
-
-fn words(outcome: &Outcome) -> (&'static str, &String) {
-    static NOTHING: String = String::new();
-    match outcome {
-        Outcome::Passed => ("passed", &NOTHING),
-        Outcome::Failed(why) => ("failed", why),
-        Outcome::Unavailable(why) => ("unavailable", why),
+    report.summary().into_iter().for_each(|line| ctx.printer.line(line));
+    // Last: what was found is said, whatever becomes of the file.
+    if let Some(file) = &args.report {
+        let text = report.signed(opened)?;
+        fs::write(file, text).with_context(|| format!("write `{}`", file.display()))?;
     }
-}
-
-fn step_json(step: &Step) -> serde_json::Value {
-    let (outcome, why) = words(&step.outcome);
-    json!({ "level": step.level.number(), "name": step.name, "outcome": outcome, "reason": why,
-        "detail": step.detail, "seconds": step.took.as_secs_f64() })
+    Ok(())
 }
 
 #[derive(Deserialize)]
@@ -282,7 +314,7 @@ struct Asked {
     at_most: Option<i64>,
 }
 
-fn read_questions(file: &std::path::Path) -> Result<Vec<Question>> {
+fn read_questions(file: &Path) -> Result<Vec<Question>> {
     let text = fs::read_to_string(file).with_context(|| format!("read `{}`", file.display()))?;
     parse_questions(&text).map_err(|why| Complaint::usage(format!("`{}`: {why}", file.display())).into())
 }
@@ -303,6 +335,48 @@ fn parse_questions(text: &str) -> Result<Vec<Question>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_report_that_cannot_be_written_is_found_out_before_and_one_that_is_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(
+            demand_writable(&dir.path().join("missing/report")).unwrap_err().to_string().contains("write `")
+        );
+        let report = dir.path().join("report");
+        demand_writable(&report).unwrap();
+        fs::write(&report, "an older one").unwrap();
+        demand_writable(&report).unwrap();
+        assert_eq!(fs::read_to_string(&report).unwrap(), "an older one");
+    }
+
+    #[test]
+    fn only_a_recovery_that_came_about_has_a_time() {
+        let step = |level, name: &str, outcome| Step {
+            level,
+            name: name.to_owned(),
+            outcome,
+            detail: String::new(),
+            took: Duration::from_secs(2),
+        };
+        let restored = step(Level::Files, RESTORED, Outcome::Passed);
+        let recovered = |outcome| step(Level::Start, RECOVERED, outcome);
+        let missing = Outcome::Unavailable("there is no server".into());
+        let both = [restored.clone(), recovered(Outcome::Passed)];
+        assert_eq!(recovery_time(&both), Some(Duration::from_secs(4)));
+        assert_eq!(recovery_time(&[restored.clone(), recovered(Outcome::Failed("x".into()))]), None);
+        assert_eq!(recovery_time(&[restored]), None);
+        assert_eq!(recovery_time(&[step(Level::Start, "a server of this major", missing)]), None);
+        assert_eq!(recovery_time(&[]), None);
+    }
+
+    #[test]
+    fn a_host_without_a_place_says_nothing_about_the_backup() {
+        let missing = anyhow::Error::from(std::io::Error::from(std::io::ErrorKind::NotFound));
+        let outcome = no_place(&missing.context("list `/nowhere`"));
+        assert!(matches!(outcome, Outcome::Unavailable(reason) if reason.starts_with("list `/nowhere`: ")));
+        let damaged = backup_core::Error::Damaged { object: "o".into(), reason: "r".into() };
+        assert!(matches!(no_place(&damaged.into()), Outcome::Failed(_)));
+    }
 
     #[test]
     fn a_question_says_what_it_expects_once() {

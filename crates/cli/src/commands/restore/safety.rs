@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use backup_core::BackupOptions;
 use backup_core::env::SystemClock;
 use keepwell_crypto::SnapshotId;
+use keepwell_crypto::trust::Roles;
 use keepwell_source_files::{FileOptions, FileSource};
 use serde_json::json;
 
@@ -45,7 +46,7 @@ pub async fn back_up(
         return Ok(None);
     }
     let roles = opened.repository.access().roles();
-    if !roles.is_some_and(|roles| roles.contains(keepwell_crypto::trust::Roles::WRITER)) {
+    if !roles.is_some_and(|roles| roles.intersects(Roles::WRITER | Roles::KEEPER)) {
         return Err(Complaint::failed("this credential cannot back up what stands in the target")
             .hint("Restore into an empty directory, or say `--no-safety-snapshot`.")
             .into());

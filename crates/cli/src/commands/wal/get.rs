@@ -16,11 +16,19 @@ use crate::context::Context;
 use crate::exit::Exit;
 use crate::open;
 
+const EXAMPLES: &str = "\
+In postgresql.conf of a server that recovers:
+  restore_command = 'keepwell --repository PLACE --key-file FILE wal get %f %p'
+
+Example:
+  keepwell wal get 000000010000000000000003 /srv/copy/pg_wal/000000010000000000000003";
+
 /// Fetch one file of WAL for a recovering server, as its restore_command
 ///
 /// Exit code 0: it is there. 1: the archive does not have it, and has no gap here. 255: anything else; the server then
 /// stops instead of opening with less than there is.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Name of the file: %f
     file: String,
@@ -35,16 +43,18 @@ pub struct Args {
     /// Ask the `wal serve` that listens here
     #[arg(long, value_name = "SOCKET", conflicts_with_all = ["prefetch", "system"])]
     socket: Option<PathBuf>,
-    /// WAL before this position came with the base backup: where the archive lacks it, the server takes its own
+    /// WAL before this position came with the base backup: where the archive lacks it, or has less, the server takes its own
     #[arg(long, value_name = "LSN", hide = true)]
     own_until: Option<Lsn>,
 }
 
 /// Runs `wal get`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
-    let fetched = match obtain(ctx, &args).await {
-        Err(error) if is_gap(&error) && is_own(&args) => Fetched::Missing,
-        fetched => fetched?,
+    let fetched = match (obtain(ctx, &args).await, own(&args)) {
+        (Err(error), Some(_)) if is_gap(&error) => Fetched::Missing,
+        // The server would put it in the place of its own, and not get to the end of the base backup.
+        (Ok(Fetched::Found(content)), Some(own)) if has_more(&own, &content) => Fetched::Missing,
+        (fetched, _) => fetched?,
     };
     match fetched {
         Fetched::Found(content) => {
@@ -110,13 +120,22 @@ fn is_gap(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Whether the data directory has a file itself, that the archive need not have.
-fn is_own(args: &Args) -> bool {
-    let Some(until) = args.own_until else { return false };
+/// Where the data directory has a file itself, that the archive need not have.
+fn own(args: &Args) -> Option<PathBuf> {
+    let until = args.own_until?;
     let beside = args.path.with_file_name(&args.file);
-    let size = fs::metadata(&beside).ok().and_then(|found| SegmentSize::new(found.len()));
-    let segment = size.and_then(|size| Some((Segment::parse(&args.file, size).ok()?, size)));
-    segment.is_some_and(|(segment, size)| size.start_of(segment.number) < until)
+    let size = SegmentSize::new(fs::metadata(&beside).ok()?.len())?;
+    let segment = Segment::parse(&args.file, size).ok()?;
+    (size.start_of(segment.number) < until).then_some(beside)
+}
+
+/// Whether a file of the data directory begins with what is archived of it, and goes on where that ends, in zeros.
+fn has_more(own: &Path, archived: &[u8]) -> bool {
+    let end = archived.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let goes_on = |own: Vec<u8>| {
+        own.len() == archived.len() && own[..end] == archived[..end] && own[end..].iter().any(|b| *b != 0)
+    };
+    end < archived.len() && fs::read(own).is_ok_and(goes_on)
 }
 
 /// Puts the file there in one step: half a file would be taken for a whole one.
@@ -139,6 +158,36 @@ fn place(path: &Path, content: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_beginning_of_a_file_does_not_take_the_place_of_what_came_with_the_base_backup() {
+        let dir = tempfile::tempdir().unwrap();
+        let (size, end) = (1 << 20, 5000);
+        let args = |until: u64| Args {
+            file: "000000010000000000000003".to_owned(),
+            path: dir.path().join("RECOVERYXLOG"),
+            system: None,
+            prefetch: false,
+            socket: None,
+            own_until: Some(Lsn::new(until)),
+        };
+        assert_eq!(own(&args(4 << 20)), None, "it did not come");
+        let beside = dir.path().join("000000010000000000000003");
+        let whole = vec![7_u8; size];
+        fs::write(&beside, &whole).unwrap();
+        assert_eq!(own(&args(3 << 20)), None, "it begins behind the end of the base backup");
+        assert_eq!(own(&args((3 << 20) + 1)), Some(beside.clone()));
+        let archived = |fill: u8, end: usize| [vec![fill; end], vec![0; size - end]].concat();
+        assert!(has_more(&beside, &archived(7, end)));
+        assert!(has_more(&beside, &archived(7, 0)));
+        assert!(!has_more(&beside, &whole), "the archive has all of it");
+        assert!(!has_more(&beside, &archived(8, end)), "it has something else");
+        assert!(!has_more(&beside, &archived(7, end)[1..]));
+        // What the server took from the archive when less of it was there.
+        fs::write(&beside, archived(7, end)).unwrap();
+        assert!(!has_more(&beside, &archived(7, end + 1)) && !has_more(&beside, &archived(7, end)));
+        assert!(!has_more(&dir.path().join("missing"), &whole));
+    }
 
     #[test]
     fn a_file_that_could_not_be_put_in_place_leaves_nothing_behind() {

@@ -1,14 +1,24 @@
 //! `wal push`, an archive_command.
 
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
-use anyhow::Result;
-use keepwell_source_postgres::push::{Pushed, Pusher};
+use anyhow::{Context as _, Result};
+use keepwell_source_postgres::push::{Ahead, Pushed, Pusher, Turn, is_followed};
 use serde_json::json;
 
+use crate::commands::pg::ahead_note;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::open;
+
+const EXAMPLES: &str = "\
+In postgresql.conf:
+  archive_command = 'keepwell --repository PLACE --key-file FILE wal push %p'
+
+Example:
+  keepwell wal push pg_wal/000000010000000000000003";
 
 /// Archive one finished file of WAL, as a server's archive_command
 ///
@@ -16,6 +26,7 @@ use crate::open;
 /// one is stored, the next ones that are ready are stored too. For those who prefer it to `wal receive`, which loses
 /// seconds instead of files when the server's disk dies.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The file: %p
     path: PathBuf,
@@ -25,6 +36,13 @@ pub struct Args {
     /// System identifier of the cluster [default: that of the data directory in which the command runs]
     #[arg(long, value_name = "NUMBER")]
     system: Option<u64>,
+    /// Leave a process behind that archives what is ready while the server asks for one file after the other; it ends by
+    /// itself
+    #[arg(long)]
+    ahead: bool,
+    /// Be that process: archive what is ready behind the file
+    #[arg(long, hide = true)]
+    follow: bool,
 }
 
 /// Runs `wal push`.
@@ -33,9 +51,15 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         Some(system) => system,
         None => super::own_system()?,
     };
-    let opened = open::repository(ctx).await?;
-    opened.progress.end();
-    let pushed = Pusher::new(opened.repository.clone(), args.dataset).push(&args.path, system).await?;
+    let ahead = Ahead::new(ahead_note(ctx, system, &args.dataset));
+    if args.follow {
+        pusher(ctx, &args, ahead).await?.follow(&args.path, system).await?;
+        return Ok(Exit::Done);
+    }
+    let pushed = match ahead.has(&args.path) || (args.ahead && ahead.wait_for(&args.path).await) {
+        true => Pushed::Already,
+        false => push(ctx, &args, system, ahead).await?,
+    };
     let (word, text) = match pushed {
         Pushed::Stored => ("stored", "is archived"),
         Pushed::Already => ("already", "was archived already"),
@@ -44,4 +68,43 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     ctx.printer.verbose(format_args!("`{}` {text}", args.path.display()));
     ctx.printer.json("pushed", json!({ "file": args.path, "result": word }));
     Ok(Exit::Done)
+}
+
+/// Archives the file ourselves. What is ready behind it is left to a process of its own, if that is wanted and there is none.
+async fn push(ctx: &Context, args: &Args, system: u64, ahead: Ahead) -> Result<Pushed> {
+    // Without a file that can be locked, or a second look at a secret, one process has to do.
+    let turn = match args.ahead && !ctx.global.reads_descriptors() {
+        true => ahead.turn().ok(),
+        false => None,
+    };
+    let is_shared = turn.is_some();
+    if let Some(Some(turn)) = turn
+        && is_followed(&args.path)
+    {
+        leave_follower(ctx, args, system, turn)?;
+    }
+    let pusher = pusher(ctx, args, ahead).await?;
+    let pusher = if is_shared { pusher.alone() } else { pusher };
+    Ok(pusher.push(&args.path, system).await?)
+}
+
+async fn pusher(ctx: &Context, args: &Args, ahead: Ahead) -> Result<Pusher> {
+    let opened = open::repository(ctx).await?;
+    opened.progress.end();
+    Ok(Pusher::new(opened.repository.clone(), args.dataset.clone()).noting(ahead))
+}
+
+/// Starts ourselves once more, with our own options, to go on without us. The turn ends with that process.
+fn leave_follower(ctx: &Context, args: &Args, system: u64, turn: Turn) -> Result<()> {
+    let program = std::env::current_exe().context("find our own program")?;
+    let mut command = Command::new(program);
+    command
+        .args(ctx.global.again())
+        .args(["wal", "push", "--follow", "--dataset", &args.dataset, "--system"])
+        .arg(system.to_string())
+        .arg("--")
+        .arg(&args.path);
+    command.stdin(turn.into_file()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    command.spawn().context("start a process that archives ahead")?;
+    Ok(())
 }

@@ -16,12 +16,18 @@ use crate::exit::{Complaint, Exit};
 use crate::open;
 use crate::text;
 
+const EXAMPLES: &str = "\
+Examples:
+  keepwell wal receive 'host=db1 user=keepwell' --create-slot
+  keepwell wal receive 'host=db1,db2 user=keepwell' --dataset orders";
+
 /// Stream WAL from a server into the repository until it is interrupted
 ///
 /// The server hears that WAL is safe only when the repository has it. A server or a repository that is away is waited
 /// for. What is written reaches the repository after --tail-every at the latest, so that no more than that is lost with
 /// the server; with --synchronous and `synchronous_standby_names = 'keepwell'` on the server, nothing is.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The server, as psql takes it; several hosts may be named
     #[arg(default_value = "")]
@@ -50,6 +56,10 @@ pub struct Args {
     /// End when the WAL is archived up to here
     #[arg(long, value_name = "LSN")]
     until: Option<Lsn>,
+    /// Have the server commit an empty transaction every so many seconds, so that `pg verify` can tell how much would be
+    /// lost also when nobody writes; needs a primary
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    heartbeat: Option<u64>,
 }
 
 /// Runs `wal receive`.
@@ -68,6 +78,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         synchronous: args.synchronous,
         rebind: args.new_cluster,
         until: args.until,
+        heartbeat: args.heartbeat.map(Duration::from_secs),
     };
     let (stop, stopped) = watch::channel(false);
     let receiver = Receiver::new(opened.repository.clone(), connect, options, Arc::new(SystemClock), stopped);

@@ -12,8 +12,14 @@ use crate::open;
 use crate::table::{Align, Table};
 use crate::text;
 
+const EXAMPLES: &str = "\
+Examples:
+  keepwell wal status
+  keepwell wal status 'host=db1 user=keepwell'     and how far the slot is behind";
+
 /// Show what is archived, up to where, and how far the server is ahead
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Also ask this server about its slot
     connection: Option<String>,

@@ -187,16 +187,19 @@ pub(super) async fn check_extensions(client: &mut Client, database: &DatabaseDum
 }
 
 /// Puts the database `new` in the place of `name`, which becomes `old`. Connections to it are ended, and none can come in
-/// between; both renames are one transaction. If that fails, `name` is what it was.
+/// between; both renames are one transaction. If that fails, `name` is what it was; [`DumpError::Closed`] if the old one takes
+/// no connections then, whatever became of the names.
 pub(super) async fn swap(client: &mut Client, new: &str, name: &str, old: &str) -> Result<(), DumpError> {
-    let (action, was) = (format!("replace the database `{name}`"), ident(name));
-    client.query(&format!("ALTER DATABASE {was} ALLOW_CONNECTIONS false"), &action).await?;
+    let action = format!("replace the database `{name}`");
+    client.query(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", ident(name)), &action).await?;
     let swapped = exchange(client, new, name, old, &action).await;
-    let kept = if swapped.is_ok() { ident(old) } else { was };
-    let open = client.query(&format!("ALTER DATABASE {kept} ALLOW_CONNECTIONS true"), &action).await;
-    swapped?;
-    open?;
-    Ok(())
+    let is_exchanged = swapped.is_ok();
+    let kept = if is_exchanged { old } else { name };
+    let open = format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", ident(kept));
+    if let Err(error) = client.query(&open, &action).await {
+        return Err(DumpError::Closed { name: kept.to_owned(), is_exchanged, source: Box::new(error) });
+    }
+    Ok(swapped?)
 }
 
 async fn exchange(
@@ -237,6 +240,31 @@ pub(super) async fn drop_database(client: &mut Client, name: &str) -> Result<(),
 mod tests {
     use super::super::super::describe::Setting;
     use super::*;
+    use crate::testing::{message, played};
+
+    #[tokio::test]
+    async fn a_database_that_could_not_be_opened_again_is_named() {
+        let done = |command: &'static str| (command, message(b'C', b"ALTER DATABASE\0"));
+        let closed = done("ALTER DATABASE \"x\" ALLOW_CONNECTIONS false");
+        let (ended, exchanged, back) =
+            (done("SELECT pg_terminate_backend"), done("BEGIN; ALTER DATABASE"), done("ROLLBACK"));
+        let opened = done("ALTER DATABASE \"x\" ALLOW_CONNECTIONS true");
+        // What is not among the answers fails.
+        let swapped = async |answers| {
+            let (_dir, mut client) = played(answers).await;
+            swap(&mut client, "new", "x", "y").await.unwrap_err()
+        };
+        let failed = swapped(vec![closed.clone(), ended.clone(), back.clone(), opened]).await;
+        assert!(matches!(failed, DumpError::Server(_)), "it is what it was: {failed}");
+        let before = vec![closed.clone(), ended.clone(), back];
+        for (kept, expected, answers) in [("x", false, before), ("y", true, vec![closed, ended, exchanged])] {
+            let failed = swapped(answers).await;
+            let hint = failed.hint().unwrap();
+            assert!(hint.contains(&format!("ALTER DATABASE \"{kept}\" ALLOW_CONNECTIONS true")), "{hint}");
+            let DumpError::Closed { name, is_exchanged, .. } = failed else { panic!("{failed}") };
+            assert_eq!((name.as_str(), is_exchanged), (kept, expected));
+        }
+    }
 
     #[test]
     fn a_database_is_made_as_it_was_as_far_as_the_server_knows_the_words() {

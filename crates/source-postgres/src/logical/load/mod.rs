@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 
-use backup_core::{Repository, Snapshot};
+use backup_core::{Cancel, Repository, Snapshot};
 use tokio::runtime::Handle;
 
 use self::rows::Way;
@@ -91,6 +91,8 @@ pub struct LoadOptions {
     pub proof: Proof,
     /// A directory that only we can enter, for definitions.
     pub directory: PathBuf,
+    /// Ends a load before its next step, as an error does: a new database is dropped again.
+    pub cancel: Cancel,
 }
 
 impl LoadOptions {
@@ -223,16 +225,22 @@ impl Loader {
             client.query(&sql, "remove what is there").await?;
             client.close().await;
         }
-        let encoding = dumped.properties.encoding.clone();
-        let way =
-            Way { handle: self.handle.clone(), connect: connect.clone(), encoding, jobs: self.options.jobs };
+        let way = Way {
+            handle: self.handle.clone(),
+            connect: connect.clone(),
+            encoding: dumped.properties.encoding.clone(),
+            jobs: self.options.jobs,
+            cancel: self.options.cancel.clone(),
+        };
         tokio::task::block_in_place(|| {
+            way.go_on()?;
             archive.load_before(&connect, major, &without, &self.options)?;
             way.fill(&self.from, &dumped.name, chosen)?;
             if !without.large_objects && dumped.large_objects.unwrap_or_default() > 0 {
                 self.large_objects(dumped, &connect, major)?;
             }
             self.handle.block_on(self.sequences(dumped, chosen, into))?;
+            way.go_on()?;
             archive.load_behind(&connect, major, &without, &self.options)?;
             self.prove(dumped, chosen, &way, &without)?;
             way.analyze()

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use backup_core::Cancel;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use keepwell_catalog::MapKey;
@@ -30,15 +31,25 @@ pub(super) struct Way {
     pub connect: ConnectOptions,
     pub encoding: String,
     pub jobs: usize,
+    pub cancel: Cancel,
 }
 
 impl Way {
+    /// Fails when somebody wants the load to end.
+    pub fn go_on(&self) -> Result<(), DumpError> {
+        match self.cancel.is_cancelled() {
+            true => Err(backup_core::Error::Cancelled.into()),
+            false => Ok(()),
+        }
+    }
+
     /// Works through a list, each session on one of its items at a time. The first error ends all.
     fn each<T: Send>(
         &self,
         items: Vec<T>,
         work: impl Fn(&mut Client, T) -> Result<(), DumpError> + Sync,
     ) -> Result<(), DumpError> {
+        self.go_on()?;
         let jobs = self.jobs.clamp(1, items.len().max(1));
         let (queue, failed) = (Mutex::new(VecDeque::from(items)), AtomicBool::new(false));
         let take = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
@@ -51,6 +62,7 @@ impl Way {
             while !failed.load(Ordering::Relaxed)
                 && let Some(item) = take()
             {
+                self.go_on()?;
                 work(&mut client, item)?;
             }
             self.handle.block_on(client.close());
@@ -255,6 +267,22 @@ pub(super) fn difference(tables: &[&Table], found: &[Counted], proof: Proof) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_begun_after_the_wish_to_end() {
+        let (_dir, _listener, connect) = crate::testing::socket();
+        let cancel = Cancel::default();
+        let way = Way {
+            handle: Handle::current(),
+            connect,
+            encoding: "UTF8".into(),
+            jobs: 2,
+            cancel: cancel.clone(),
+        };
+        cancel.cancel();
+        let ended = way.each(vec![1, 2], |_, item| panic!("{item} was begun"));
+        assert!(matches!(ended, Err(DumpError::Repository(backup_core::Error::Cancelled))));
+    }
 
     #[test]
     fn a_table_with_other_rows_is_named_and_partitions_of_one_root_count_together() {

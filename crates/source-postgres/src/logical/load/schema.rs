@@ -210,6 +210,21 @@ fn removal(script: &str, server_major: u32, foreign_keys: &BTreeSet<&str>) -> St
     script[..upto].lines().filter(fits).collect::<Vec<_>>().join("\n")
 }
 
+/// A script of `pg_restore` as a server of this major takes it: without the setting that older servers do not know, which
+/// newer programs write among the first lines.
+pub(crate) fn for_server(script: &[u8], server_major: u32) -> Vec<u8> {
+    let line = format!("\nSET {NEWER_SETTING} = 0;\n");
+    let find =
+        |part: &[u8], what: &str| part.windows(what.len()).position(|window| window == what.as_bytes());
+    let upto = find(script, "\n-- Name: ").unwrap_or(script.len());
+    match find(&script[..upto], &line) {
+        Some(at) if server_major < NEWER_SETTING_MAJOR => {
+            [&script[..at], &script[at + line.len() - 1..]].concat()
+        }
+        _ => script.to_vec(),
+    }
+}
+
 /// Runs a program and gives what it writes, which is definitions and so not much.
 fn output(command: &mut Command) -> Result<Vec<u8>, DumpError> {
     let mut running = Running::start(command.stdout(Stdio::piped()))?;
@@ -295,6 +310,17 @@ mod tests {
         assert!(
             !is_index("1; 0 0 INDEX ATTACH app i ann") && !is_index("1; 2606 5 FK CONSTRAINT app t k ann")
         );
+    }
+
+    #[test]
+    fn a_script_for_an_older_server_has_no_setting_that_it_does_not_know() {
+        let script = "--\n\nSET lock_timeout = 0;\nSET transaction_timeout = 0;\nSET x = on;\n\n--\n-- Name: f; Type: FUNCTION\n\
+                      --\nCREATE FUNCTION f() AS $$\nSET transaction_timeout = 0;\n$$;";
+        let older = String::from_utf8(for_server(script.as_bytes(), 16)).unwrap();
+        assert_eq!(older, script.replacen("SET transaction_timeout = 0;\n", "", 1));
+        assert_eq!(for_server(script.as_bytes(), 17), script.as_bytes());
+        let without = older.as_bytes();
+        assert_eq!(for_server(without, 16), without, "what a function does is left alone");
     }
 
     #[test]

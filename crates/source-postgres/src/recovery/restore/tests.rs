@@ -1,3 +1,4 @@
+use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
 use keepwell_source_files::{FileTarget, TargetOptions};
@@ -130,4 +131,150 @@ async fn wal_is_moved_aside_or_nothing_is_touched() {
     // What cannot be listed may hold the last WAL.
     fs::write(&wal, "no directory").unwrap();
     assert!(matches!(layout(root.path()).check_wal(), Err(RestoreError::Io { operation: "list", .. })));
+}
+
+#[tokio::test]
+async fn a_hollow_cluster_has_everything_but_content_and_is_one_only_when_it_was_filled() {
+    const PAGES: &[u8] = &[5; 70_000];
+    let root = tempfile::tempdir().unwrap();
+    let target = root.path().join("target");
+    let space = r#", "tablespaces": [{ "oid": 16400, "location": "/nowhere/fast", "name": "fast" }]"#;
+    let mut made = made(space);
+    made.file("data/postgresql.auto.conf", b"shared_buffers = '1GB'\n");
+    made.file("data/backup_manifest", PAGES);
+    made.file("data/base/1/1", &[1; 9000]);
+    made.file("data/base/1/2", PAGES);
+    made.file("tablespaces/16400/PG_15_202209061/5/1", PAGES);
+    made.file("tablespaces/16400/stray", PAGES);
+    made.thing("data/pg_tblspc/16400", link_to(Path::new("/nowhere/fast")));
+    let world = World::new().await;
+    let backup = made.back_up(&world, "db").await;
+    let layout = layout(root.path());
+    let settings = RecoverySettings {
+        mode: Mode::Standby,
+        restore_command: "get %f %p".into(),
+        archiving: Archiving::Off,
+        more: Vec::new(),
+    };
+    let places = Opened::default();
+    let parts = restore_hollow(&world.repository, &backup, &layout, &settings, &places).await.unwrap();
+    let shown: Vec<_> = parts
+        .iter()
+        .map(|part| {
+            let files: Vec<_> =
+                part.files.iter().map(|file| (file.path.display().to_string(), file.size)).collect();
+            (part.directory.clone(), files)
+        })
+        .collect();
+    let fast = root.path().join("fast");
+    assert_eq!(
+        shown,
+        [
+            (target.clone(), vec![("base/1/2".to_owned(), 70_000)]),
+            (fast.clone(), vec![("PG_15_202209061/5/1".to_owned(), 70_000)])
+        ]
+    );
+    assert_eq!(fs::read(target.join("backup_manifest")).unwrap(), PAGES, "changed before a server runs");
+    assert_eq!(fs::read(target.join("base/1/1")).unwrap(), [1; 9000]);
+    assert!(!fast.join("stray").exists());
+    for hole in [target.join("base/1/2"), fast.join("PG_15_202209061/5/1")] {
+        let found = fs::metadata(&hole).unwrap();
+        assert_eq!((found.len(), found.blocks()), (70_000, 0), "{}", hole.display());
+        fs::write(&hole, PAGES).unwrap();
+    }
+    assert!(!target.join("global/pg_control").exists(), "no server takes it for a cluster");
+    complete(&backup, &layout, &places).unwrap();
+    assert_eq!(fs::read(target.join("global/pg_control")).unwrap(), [7; 100]);
+    assert!(!target.join("global").join(HOLLOW_CONTROL_FILE).exists());
+    let settings = fs::read_to_string(target.join("postgresql.auto.conf")).unwrap();
+    assert_eq!(settings, "shared_buffers = '1GB'\narchive_mode = 'off'\n");
+    // Whoever asks again has no hollow cluster any more.
+    assert!(complete(&backup, &layout, &places).is_err());
+}
+
+/// A process of this program that works in a directory until its input ends, as it does at the latest with this test.
+fn at_work(program: &Path, directory: &Path) -> Child {
+    fs::create_dir(directory).unwrap();
+    Command::new(program).current_dir(directory).stdin(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn a_server_is_found_whatever_its_program_is_called_and_whatever_number_it_has_elsewhere() {
+    let root = tempfile::tempdir().unwrap();
+    let (layout, program) = (layout(root.path()), root.path().join("postmaster"));
+    assert_eq!(layout.running(), None, "there is no directory");
+    fs::write(&program, "#!/bin/sh\nread -r _\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut server = at_work(&program, &layout.directory);
+    let mut other = at_work(&program, &root.path().join("other"));
+    let noted = |pid: u32| {
+        fs::write(layout.directory.join("postmaster.pid"), format!("{pid}\n/data\n")).unwrap();
+        layout.running()
+    };
+    assert_eq!(noted(server.id()), Some(server.id()));
+    // As it is in a container, and as it is when nothing of the first process is left.
+    for elsewhere in [1, other.id(), u32::MAX] {
+        assert_eq!(noted(elsewhere), Some(server.id()));
+    }
+    drop(server.stdin.take());
+    server.wait().unwrap();
+    assert_eq!(noted(other.id()), None, "the number passed to another server");
+    drop(other.stdin.take());
+    other.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_directory_above_a_cluster_or_of_something_else_is_refused_and_stays_as_it_is() {
+    let refused = async |things: &[&str]| {
+        let root = tempfile::tempdir().unwrap();
+        for thing in things {
+            let path = root.path().join("target").join(thing);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "theirs").unwrap();
+        }
+        let result = restored(made(""), root.path()).await;
+        assert!(result.is_ok() || things.iter().all(|thing| root.path().join("target").join(thing).exists()));
+        result.err()
+    };
+    // Also where a cluster stands beside it.
+    for things in
+        [&["main/PG_VERSION"][..], &["main/postmaster.pid"], &["PG_VERSION", "old/global/pg_control"]]
+    {
+        let error = refused(things).await.unwrap();
+        assert!(matches!(&error, RestoreError::AboveCluster { .. }), "{things:?}: {error}");
+        let named = things.last().unwrap().split('/').next().unwrap();
+        assert!(error.hint().unwrap().contains(&format!("target/{named}`")), "{:?}", error.hint());
+    }
+    for things in [&["notes"][..], &["15/other/notes", "lost+found/x"]] {
+        let error = refused(things).await.unwrap();
+        assert!(matches!(error, RestoreError::NoCluster { .. }), "{things:?}: {error}");
+    }
+    // What an interrupted restore left, and a file system of its own.
+    for things in [&["base/1/2", "log/notes"][..], &["global/pg_filenode.map"], &["lost+found/x"], &[]] {
+        assert!(refused(things).await.is_none(), "{things:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_plan_says_what_is_removed_and_wal_that_is_moved_aside_is_not() {
+    let root = tempfile::tempdir().unwrap();
+    let target = root.path().join("target");
+    for name in ["PG_VERSION", "base/1/9", "pg_wal/000000010000000000000003", "pg_wal/archive_status/x.done"]
+    {
+        fs::create_dir_all(target.join(name).parent().unwrap()).unwrap();
+        fs::write(target.join(name), "stands").unwrap();
+    }
+    let world = World::new().await;
+    let mut made = made("");
+    made.file("data/base/1/2", &[1; 100]);
+    made.thing("data/pg_wal/archive_status", Entry { mode: 0o700, ..Entry::new(EntryKind::Directory) });
+    let backup = made.back_up(&world, "db").await;
+    let layout = layout(root.path());
+    let planned = async || {
+        let plans = layout.plan(&world.repository, &backup, &Opened::default()).await.unwrap();
+        (plans[0].1.removed, plans[0].1.removed_first.clone())
+    };
+    assert_eq!(planned().await, (1, vec!["/base/1/9".to_owned()]));
+    fs::remove_file(target.join("pg_wal/000000010000000000000003")).unwrap();
+    assert_eq!(planned().await.0, 2, "what stands there is no WAL");
 }

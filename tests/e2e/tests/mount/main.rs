@@ -1,7 +1,10 @@
 //! Snapshots as a file system: what is seen there is what was backed up, or an error.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::{BTreeMap, BTreeSet};
+mod damage;
+mod hollow;
+
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -11,14 +14,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backup_core::monitor::Monitor;
-use backup_core::{Cache, Cancel, Limits, Repository, Snapshot};
+use backup_core::{Repository, Snapshot};
 use keepwell_e2e::tree::{self, Tree};
-use keepwell_e2e::world::{self, LIMITS, World, back_up, forget, prune_to_the_end, snapshot_of};
+use keepwell_e2e::world::{World, back_up, snapshot_of};
 use keepwell_e2e::{Dice, noise, run};
-use keepwell_mount::{Audience, HollowFile, MountOptions, Mounted, StandIn, Unmounted, fill_as_needed};
-use keepwell_storage::{ObjectStore, list_all};
+use keepwell_mount::{Audience, MountOptions, Mounted, Unmounted};
+use keepwell_storage::list_all;
 use rustix::fs::{CWD, FileType, Mode, SeekFrom, XattrFlags, lsetxattr, makedev, mknodat, seek};
 use tempfile::TempDir;
+
+/// That of the programs: what memory is held depends on it.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const MIB: usize = 1 << 20;
 const NOT_A_NAME_IN_UTF8: &[u8] = b"caf\xe9 \x01";
@@ -30,6 +37,18 @@ fn can_mount() -> bool {
         eprintln!("skipped: /dev/fuse cannot be opened here, so nothing can be mounted");
     }
     can
+}
+
+/// Runs a test with a repository and an empty directory to back up, where file systems can be mounted.
+fn in_a_directory(test: impl AsyncFnOnce(&World, Repository, &Path)) {
+    if !can_mount() {
+        return;
+    }
+    run(async {
+        let world = World::new().await;
+        let source = tempfile::tempdir().unwrap();
+        test(&world, world.open().await, source.path()).await;
+    });
 }
 
 /// What could not be read, as it was reported.
@@ -121,14 +140,7 @@ fn fill(dir: &Path) {
 
 #[test]
 fn what_is_seen_is_what_was_backed_up() {
-    if !can_mount() {
-        return;
-    }
-    run(async {
-        let world = World::new().await;
-        let repository = world.open().await;
-        let source = tempfile::tempdir().unwrap();
-        let dir = source.path();
+    in_a_directory(async |_, repository, dir| {
         fill(dir);
         let before = tree::read(dir);
         let first = snapshot_of(&repository, &back_up(&repository, dir).await.unwrap()).await;
@@ -149,19 +161,13 @@ fn what_is_seen_is_what_was_backed_up() {
 
 #[test]
 fn snapshots_are_found_by_time_host_and_dataset() {
-    if !can_mount() {
-        return;
-    }
-    run(async {
-        let world = World::new().await;
-        let repository = world.open().await;
-        let source = tempfile::tempdir().unwrap();
-        tree::put(source.path(), "a", 1, 10);
-        let report = back_up(&repository, source.path()).await.unwrap();
+    in_a_directory(async |_, repository, dir| {
+        tree::put(dir, "a", 1, 10);
+        let report = back_up(&repository, dir).await.unwrap();
         let first = snapshot_of(&repository, &report).await;
         let mount = mount(&repository).await;
         let top = mount.at.path().to_owned();
-        let dir = source.path().strip_prefix("/").unwrap().to_owned();
+        let dir = dir.strip_prefix("/").unwrap().to_owned();
         let seen = mount.look(move || {
             let names = |path: &str| -> BTreeSet<String> {
                 let found = fs::read_dir(top.join(path)).unwrap();
@@ -189,14 +195,7 @@ fn snapshots_are_found_by_time_host_and_dataset() {
 
 #[test]
 fn any_stretch_of_a_file_can_be_read_and_holes_are_found() {
-    if !can_mount() {
-        return;
-    }
-    run(async {
-        let world = World::new().await;
-        let repository = world.open().await;
-        let source = tempfile::tempdir().unwrap();
-        let dir = source.path();
+    in_a_directory(async |_, repository, dir| {
         // Hundreds of extents: more than one record of the tree holds.
         let many = File::create(dir.join("many")).unwrap();
         for n in 0..1500u64 {
@@ -235,123 +234,10 @@ fn any_stretch_of_a_file_can_be_read_and_holes_are_found() {
     });
 }
 
-/// Names of packs with content.
-async fn packs(world: &World) -> BTreeSet<String> {
-    world.names("data/").await.into_iter().collect()
-}
-
-#[test]
-fn a_damaged_pack_is_an_error_where_it_is_needed_and_nowhere_else() {
-    if !can_mount() {
-        return;
-    }
-    run(async {
-        let world = World::new().await;
-        let repository = world.open().await;
-        let source = tempfile::tempdir().unwrap();
-        let dir = source.path();
-        tree::put(dir, "good", 1, 2 * MIB);
-        back_up(&repository, dir).await.unwrap();
-        let good = packs(&world).await;
-        tree::put(dir, "bad", 2, 2 * MIB);
-        let snapshot = snapshot_of(&repository, &back_up(&repository, dir).await.unwrap()).await;
-        for name in packs(&world).await.difference(&good) {
-            let key = name.parse().unwrap();
-            let mut bytes = world.store.get(&key).await.unwrap().to_vec();
-            let middle = bytes.len() / 2;
-            bytes[middle] ^= 1;
-            world.store.delete(&key).await.unwrap();
-            world.store.put_new(&key, bytes.into()).await.unwrap();
-        }
-        // What lies in a cache would still be right.
-        let mount = mount(&world.open().await).await;
-        let seen = mount.of(&snapshot, dir);
-        mount
-            .look(move || {
-                assert_eq!(fs::read(seen.join("good")).unwrap(), noise(1, 2 * MIB));
-                let bad = File::open(seen.join("bad")).unwrap();
-                let expected = noise(2, 2 * MIB);
-                let mut failed = 0;
-                for from in (0..2 * MIB).step_by(64 << 10) {
-                    let mut found = vec![0; 64 << 10];
-                    match bad.read_at(&mut found, from as u64) {
-                        Ok(n) => assert_eq!(found[..n], expected[from..from + n]),
-                        Err(error) => {
-                            assert_eq!(error.raw_os_error(), Some(5), "{error}");
-                            failed += 1;
-                        }
-                    }
-                }
-                assert!(failed > 0);
-                assert_eq!(fs::metadata(seen.join("bad")).unwrap().len(), 2 * MIB as u64);
-                assert_eq!(fs::read(seen.join("good")).unwrap(), noise(1, 2 * MIB));
-            })
-            .await;
-        let heard = mount.heard.0.lock().unwrap().clone();
-        assert!(!heard.is_empty() && heard.iter().all(|line| line.contains("/bad: ")), "{heard:?}");
-        mount.end().await;
-    });
-}
-
-#[test]
-fn a_prune_beside_it_takes_nothing_away_that_is_still_a_snapshot() {
-    if !can_mount() {
-        return;
-    }
-    run(async {
-        let world = World::new().await;
-        let limits = Limits { threads: 1, ..LIMITS };
-        let store: Arc<dyn ObjectStore> = Arc::new(world.store.clone());
-        let other = world::open(Arc::clone(&store), &world.key, Cache::memory(), limits).await.unwrap();
-        let source = tempfile::tempdir().unwrap();
-        let dir = source.path();
-        for n in 0..8 {
-            tree::put(dir, &format!("{n}"), n, 400 << 10);
-        }
-        let first = snapshot_of(&other, &back_up(&other, dir).await.unwrap()).await;
-        for n in 0..4 {
-            tree::put(dir, &format!("{n}"), 100 + n, 400 << 10);
-        }
-        let after = tree::read(dir);
-        let second = snapshot_of(&other, &back_up(&other, dir).await.unwrap()).await;
-        let mount = mount(&world.open().await).await;
-        let (old, new) = (mount.of(&first, dir), mount.of(&second, dir));
-        let open = mount
-            .look(move || {
-                // The mount knows the old packs from now on.
-                assert_eq!(fs::read(new.join("7")).unwrap(), noise(7, 400 << 10));
-                File::open(old.join("0")).unwrap()
-            })
-            .await;
-        let stored = packs(&world).await;
-        forget(&other, std::slice::from_ref(&first)).await.unwrap();
-        prune_to_the_end(&other, "beside a mount").await;
-        assert!(stored.iter().any(|name| !name.is_empty()) && packs(&world).await != stored);
-        tree::assert_same(&after, &mount.tree(&second, dir).await, "after the prune");
-        // What was forgotten is an error, not zeros.
-        let gone = mount.look(move || open.read_at(&mut [0; 4096], 300 << 10).map_err(|e| e.raw_os_error()));
-        assert_eq!(gone.await, Err(Some(5)));
-        let top = mount.at.path().join("by-id").join(first.short());
-        let hidden = mount.look(move || {
-            std::thread::sleep(Duration::from_millis(1100)); // the kernel may know it for a second
-            top.exists()
-        });
-        assert!(!hidden.await);
-        mount.end().await;
-    });
-}
-
 #[test]
 fn a_directory_of_any_size_is_listed_in_pieces_and_its_files_are_forgotten() {
-    if !can_mount() {
-        return;
-    }
-    run(async {
+    in_a_directory(async |_, repository, dir| {
         const FILES: u64 = 12_000;
-        let world = World::new().await;
-        let repository = world.open().await;
-        let source = tempfile::tempdir().unwrap();
-        let dir = source.path();
         for n in 0..FILES {
             fs::write(dir.join(format!("{n:06}")), n.to_le_bytes()).unwrap();
         }
@@ -379,14 +265,7 @@ fn a_directory_of_any_size_is_listed_in_pieces_and_its_files_are_forgotten() {
 
 #[test]
 fn what_is_kept_in_memory_has_a_bound() {
-    if !can_mount() {
-        return;
-    }
-    run(async {
-        let world = World::new().await;
-        let repository = world.open().await;
-        let source = tempfile::tempdir().unwrap();
-        let dir = source.path();
+    in_a_directory(async |world, repository, dir| {
         for n in 0..12 {
             tree::put(dir, &format!("{n}"), n, 24 * MIB);
         }
@@ -452,132 +331,5 @@ fn what_cannot_be_mounted_on_is_refused_with_what_is_missing() {
             let error = refused.unwrap_err();
             assert!(error.to_string().contains(message) && error.hint().is_some(), "{error}");
         }
-    });
-}
-
-/// A directory with the same files, each nothing but a hole.
-fn hollow_copy(dir: &Path, snapshot_dir: &Path) -> (TempDir, Vec<HollowFile>) {
-    let copy = tempfile::tempdir().unwrap();
-    let mut files = Vec::new();
-    for (path, node) in tree::read(dir) {
-        let to = copy.path().join(&path);
-        match node.kind {
-            "dir" => fs::create_dir(&to).unwrap(),
-            _ => {
-                File::create_new(&to).unwrap().set_len(node.size).unwrap();
-                let key = world::key_of(&snapshot_dir.join(&path));
-                files.push(HollowFile { path, key, size: node.size });
-            }
-        }
-    }
-    (copy, files)
-}
-
-/// Paths and contents.
-fn contents(dir: &Path) -> BTreeMap<PathBuf, Option<String>> {
-    tree::read(dir).into_iter().map(|(path, node)| (path, node.content)).collect()
-}
-
-/// Does the same to two directories, whatever it is.
-fn work_on(dirs: [&Path; 2], dice: &mut Dice) {
-    let name = |n: u64| format!("{}/{n}", ["a", "b"][(n % 2) as usize]);
-    let mut kept: Vec<[File; 2]> = Vec::new();
-    for round in 0..400 {
-        let (one, other) = (name(dice.roll(6)), name(dice.roll(12)));
-        let (at, len) = (dice.roll(3 * MIB as u64), 1 + dice.roll(90_000) as usize);
-        let at = if dice.roll(2) == 0 { at / 8192 * 8192 } else { at };
-        let what = dice.roll(9);
-        let mut seen = Vec::new();
-        for (which, dir) in dirs.into_iter().enumerate() {
-            let open = || File::options().read(true).write(true).open(dir.join(&one));
-            let done = match what {
-                0 | 1 => open().and_then(|file| file.write_all_at(&noise(round, len), at)),
-                2 => open().and_then(|file| file.set_len(at)),
-                3 if dice_is_rare(round) => fs::remove_file(dir.join(&one)),
-                3 => fs::rename(dir.join(&one), dir.join(&other)),
-                4 => fs::write(dir.join(&other), noise(round, len)),
-                5 => open().map(|file| match which {
-                    0 => kept.push([file.try_clone().unwrap(), file]),
-                    _ => kept.last_mut().unwrap()[1] = file,
-                }),
-                _ => Ok(()),
-            };
-            let found = open().and_then(|file| {
-                let mut found = vec![0; len];
-                let n = file.read_at(&mut found, at)?;
-                Ok((found[..n].to_vec(), file.metadata()?.len()))
-            });
-            seen.push((done.map_err(|e| e.kind()), found.map_err(|e| e.kind())));
-        }
-        assert!(seen[0] == seen[1], "round {round}, {what}: {:?}, {:?}", seen[0].0, seen[1].0);
-        // What was opened stays what it was, also without a name.
-        for [first, second] in &kept {
-            let mut found = [vec![0; 5000], vec![0; 5000]];
-            let n = first.read_at(&mut found[0], at).unwrap();
-            assert_eq!(second.read_at(&mut found[1], at).unwrap(), n, "round {round}");
-            assert!(found[0] == found[1], "round {round}");
-            assert_eq!(first.metadata().unwrap().len(), second.metadata().unwrap().len());
-        }
-        if kept.len() > 8 {
-            kept.remove(0);
-        }
-    }
-}
-
-fn dice_is_rare(round: u64) -> bool {
-    round.is_multiple_of(5)
-}
-
-#[test]
-fn a_directory_of_holes_is_the_full_one_to_who_works_in_it() {
-    if !can_mount() {
-        return;
-    }
-    run(async {
-        let world = World::new().await;
-        let repository = world.open().await;
-        let source = tempfile::tempdir().unwrap();
-        let dir = source.path();
-        fs::create_dir(dir.join("a")).unwrap();
-        fs::create_dir(dir.join("b")).unwrap();
-        for n in 0..6 {
-            let name = format!("{}/{n}", ["a", "b"][n % 2]);
-            tree::put(dir, &name, n as u64, n * 700_001 + n * n * 8192);
-        }
-        tree::put(dir, "b/untouched", 7, 3 * MIB + 1);
-        let snapshot = snapshot_of(&repository, &back_up(&repository, dir).await.unwrap()).await;
-        let full = tempfile::tempdir().unwrap();
-        let (hollow, files) = hollow_copy(dir, dir);
-        for (path, _) in contents(dir).iter().filter(|(_, content)| content.is_none()) {
-            fs::create_dir(full.path().join(path)).unwrap();
-        }
-        for file in &files {
-            fs::copy(dir.join(&file.path), full.path().join(&file.path)).unwrap();
-        }
-        let most: u64 = files.iter().map(|file| file.size).sum();
-        let stand_in = StandIn { seen: "control".into(), beneath: "control.incomplete".into() };
-        fs::write(hollow.path().join("control.incomplete"), b"beneath").unwrap();
-        fs::write(full.path().join("control"), b"beneath").unwrap();
-        let tree = repository.tree(&snapshot).await.unwrap();
-        let heard = Arc::new(Heard::default());
-        let monitor = Arc::clone(&heard) as Arc<dyn Monitor>;
-        let filling = fill_as_needed(&tree, hollow.path(), files, stand_in, monitor).await.unwrap();
-        let missing = filling.missing_bytes();
-        assert!(missing >= most && missing < most + 7 * 8192);
-        let (one, other) = (hollow.path().to_owned(), full.path().to_owned());
-        let work = move || {
-            assert_eq!(fs::read(one.join("control")).unwrap(), b"beneath");
-            assert!(!one.join("control.incomplete").exists());
-            work_on([&one, &other], &mut Dice::new(3));
-        };
-        tokio::task::spawn_blocking(work).await.unwrap();
-        assert!((3 * MIB as u64..missing).contains(&filling.missing_bytes()));
-        filling.fetch_all(Cancel::default()).await.unwrap();
-        assert_eq!(filling.missing_bytes(), 0);
-        assert_eq!(filling.unmount().await.unwrap(), Unmounted::Gone);
-        assert!(!hollow.path().join("control").exists(), "nobody takes it for whole");
-        fs::rename(hollow.path().join("control.incomplete"), hollow.path().join("control")).unwrap();
-        assert_eq!(contents(full.path()), contents(hollow.path()));
-        assert_eq!(*heard.0.lock().unwrap(), Vec::<String>::new());
     });
 }

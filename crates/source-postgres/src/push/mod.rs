@@ -1,7 +1,12 @@
 //! Archiving finished WAL files one by one, as a server's archive_command does.
 //!
 //! A server hands over one file at a time and waits for each. While one is stored, those that are ready behind it are
-//! stored too; asked for one of these, it is found in the archive and the answer costs a listing.
+//! stored too; asked for one of these, it is found in the archive and the answer costs a listing, or in [`Ahead`], and
+//! costs nothing. Or another process, that holds a [`Turn`], stores these while the server asks on ([`Pusher::follow`]).
+
+mod ahead;
+mod follow;
+mod memory;
 
 use std::fs;
 use std::io;
@@ -13,10 +18,15 @@ use bytes::Bytes;
 use keepwell_catalog::wal::{WAL_PIECE_BYTES_MAX, WalHash, WalName, WalPlace};
 use tokio::task::JoinSet;
 
+use ahead::Stamp;
+pub use ahead::{Ahead, Turn};
+pub use follow::is_followed;
+use memory::Buffers;
+
 use crate::history::{HISTORY_BYTES_MAX, History, HistoryError};
 use crate::lsn::{Segment, SegmentSize, Timeline};
 
-/// Files that are stored at once; of ordinary size they take some 64 MiB.
+/// Files that are on their way at once. Of these as many are read and sealed as there are threads.
 const AT_ONCE: usize = 4;
 /// Files that are stored ahead in one call.
 const AHEAD_MAX: usize = 16;
@@ -60,6 +70,11 @@ impl PushError {
     /// What the operator may do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Repository(backup_core::Error::Invalid(text)) if text.starts_with("the log of") => Some(
+                "Give another cluster a dataset of its own: `--dataset NAME`, also for its base backups. If it takes the place \
+                 of the old one, as after pg_upgrade, `keepwell wal receive --new-cluster` says so once."
+                    .into(),
+            ),
             Self::Repository(error) => error.hint(),
             Self::Different { .. } => Some(
                 "Two servers archive into the same place: is this a copy, or a primary that lost a failover?"
@@ -86,12 +101,26 @@ pub enum Pushed {
 pub struct Pusher {
     repository: Repository,
     dataset: String,
+    ahead: Option<Ahead>,
+    alone: bool,
+    buffers: Buffers,
 }
 
 impl Pusher {
     /// For this dataset, which is bound to the first cluster that archives for it.
     pub fn new(repository: Repository, dataset: String) -> Self {
-        Self { repository, dataset }
+        let buffers = Buffers::new(repository.limits().threads.min(AT_ONCE));
+        Self { repository, dataset, ahead: None, alone: false, buffers }
+    }
+
+    /// Notes there what is stored ahead.
+    pub fn noting(self, ahead: Ahead) -> Self {
+        Self { ahead: Some(ahead), ..self }
+    }
+
+    /// Leaves what is ready behind a file to others.
+    pub fn alone(self) -> Self {
+        Self { alone: true, ..self }
     }
 
     /// Archives a file of a server's `pg_wal`. Returns when it is durable, together with those that were ready behind it.
@@ -110,31 +139,25 @@ impl Pusher {
                 false => Err(PushError::NotWal { path: name, reason: "it has no name of one".into() }),
             };
         }
-        let (content, segment, size) = read(path, system).await?;
+        let (content, segment, size) = read(&self.buffers, path, system).await?;
         let archive = self.repository.wal_writer(&self.dataset, system, size.get(), false).await?;
         if is_archived(&archive, segment, size, &content).await? {
             return Ok(Pushed::Already);
         }
-        let ahead = ready_behind(path, segment, size);
-        let mut running = JoinSet::new();
-        for path in ahead {
-            if running.len() >= AT_ONCE {
-                running.join_next().await;
-            }
-            let archive = archive.clone();
-            running.spawn(async move {
-                let (content, segment, size) = read(&path, archive.system()).await?;
-                match is_archived(&archive, segment, size, &content).await? {
-                    true => Ok(()),
-                    false => store(&archive, segment, size, content).await,
-                }
-            });
+        if self.alone {
+            return store(&archive, segment, size, content).await.map(|()| Pushed::Stored);
         }
-        store(&archive, segment, size, content).await?;
-        while let Some(ended) = running.join_next().await {
-            let _: Result<(), PushError> = ended.map_err(|e| backup_core::Error::Task(e.to_string()))?;
+        let ahead = tokio::spawn(store_ahead(
+            archive.clone(),
+            self.buffers.clone(),
+            ready_behind(path, segment, size),
+        ));
+        let stored = store(&archive, segment, size, content).await;
+        let stored_ahead = ahead.await.map_err(|e| backup_core::Error::Task(e.to_string()))?;
+        if let Some(ahead) = &self.ahead {
+            ahead.note(&stored_ahead);
         }
-        Ok(Pushed::Stored)
+        stored.map(|()| Pushed::Stored)
     }
 
     async fn push_history(&self, path: &Path, number: &str, system: u64) -> Result<Pushed, PushError> {
@@ -145,7 +168,7 @@ impl Pusher {
             path: shown.clone(),
             reason: "it is the history of no timeline".into(),
         })?;
-        let content = bounded(path, HISTORY_BYTES_MAX as u64)?;
+        let content = bounded(path, HISTORY_BYTES_MAX as u64, |path| fs::read(path))?;
         History::parse(timeline, &content)?;
         let archive =
             self.repository.wal_writer(&self.dataset, system, SegmentSize::default().get(), false).await?;
@@ -161,21 +184,25 @@ impl Pusher {
     }
 }
 
-fn bounded(path: &Path, most: u64) -> Result<Vec<u8>, PushError> {
+fn bounded<T>(path: &Path, most: u64, read: impl FnOnce(&Path) -> io::Result<T>) -> Result<T, PushError> {
     let failed = |source| PushError::Read { path: path.display().to_string(), source };
     let length = fs::metadata(path).map_err(failed)?.len();
     if length > most {
         let reason = format!("it has {length} bytes, and {most} at most are expected");
         return Err(PushError::NotWal { path: path.display().to_string(), reason });
     }
-    fs::read(path).map_err(failed)
+    read(path).map_err(failed)
 }
 
 /// Reads a segment and proves by its first page that it is one of this cluster at this place.
-async fn read(path: &Path, system: u64) -> Result<(Bytes, Segment, SegmentSize), PushError> {
-    let path = path.to_path_buf();
+async fn read(
+    buffers: &Buffers,
+    path: &Path,
+    system: u64,
+) -> Result<(Bytes, Segment, SegmentSize), PushError> {
+    let (room, path) = (buffers.room().await, path.to_path_buf());
     let task = tokio::task::spawn_blocking(move || {
-        let content = bounded(&path, 1 << 30)?;
+        let content = bounded(&path, 1 << 30, |path| room.read(path))?;
         let wrong = |reason: String| PushError::NotWal { path: path.display().to_string(), reason };
         let size = SegmentSize::new(content.len() as u64)
             .ok_or_else(|| wrong(format!("no segment has {} bytes", content.len())))?;
@@ -183,7 +210,7 @@ async fn read(path: &Path, system: u64) -> Result<(Bytes, Segment, SegmentSize),
         let segment = Segment::parse(&name, size).map_err(|error| wrong(error.to_string()))?;
         let file = segment.file_number(size);
         crate::archive::check_first_page(&content, system, segment.timeline, file, size).map_err(wrong)?;
-        Ok((Bytes::from(content), segment, size))
+        Ok((content, segment, size))
     });
     task.await.map_err(|e| backup_core::Error::Task(e.to_string()))?
 }
@@ -219,116 +246,61 @@ async fn is_archived(
     Ok(blocks(segment, size).all(|(_, _, place)| has(place)))
 }
 
+/// Gives the memory of what is stored back before the last of it is on its way.
 async fn store(
     archive: &WalWriter,
     segment: Segment,
     size: SegmentSize,
-    content: Bytes,
+    mut content: Bytes,
 ) -> Result<(), PushError> {
     let mut previous: Option<WalHash> = None;
     for (from, to, place) in blocks(segment, size) {
-        let bytes = content.slice(from as usize..to as usize);
+        let bytes = content.split_to((to - from) as usize);
         previous = Some(archive.put(segment.timeline.get(), place, bytes, previous).await?.1);
     }
     Ok(())
 }
 
+/// Stores these files, and gives those that are archived now. What fails is tried again when it is asked for.
+async fn store_ahead(archive: WalWriter, buffers: Buffers, files: Vec<PathBuf>) -> Vec<(PathBuf, Stamp)> {
+    let (mut running, mut stored) = (JoinSet::new(), Vec::new());
+    let mut files = files.into_iter();
+    loop {
+        while running.len() < AT_ONCE
+            && let Some(file) = files.next()
+        {
+            running.spawn(store_one(archive.clone(), buffers.clone(), file));
+        }
+        match running.join_next().await {
+            Some(done) => stored.extend(done.ok().flatten()),
+            None => return stored,
+        }
+    }
+}
+
+/// Stores this file if it is not archived; `None` if that failed.
+async fn store_one(archive: WalWriter, buffers: Buffers, file: PathBuf) -> Option<(PathBuf, Stamp)> {
+    // Before it is read: what changes afterwards is another file.
+    let stamp = Stamp::of(&file)?;
+    let (content, segment, size) = read(&buffers, &file, archive.system()).await.ok()?;
+    if !is_archived(&archive, segment, size, &content).await.ok()? {
+        store(&archive, segment, size, content).await.ok()?;
+    }
+    Some((file, stamp))
+}
+
 /// Files of the same timeline that wait behind this one, as `archive_status` says.
 fn ready_behind(path: &Path, segment: Segment, size: SegmentSize) -> Vec<PathBuf> {
     let Some(directory) = path.parent() else { return Vec::new() };
-    let ready = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        directory.join("archive_status").join(format!("{name}.ready")).exists()
-    };
     let behind = (1..=AHEAD_MAX as u64).map(|step| Segment { number: segment.number + step, ..segment });
-    behind.map(|segment| directory.join(segment.file_name(size))).take_while(ready).collect()
+    behind.map(|segment| directory.join(segment.file_name(size))).take_while(|path| is_ready(path)).collect()
+}
+
+/// Whether a server waits for this file of its `pg_wal` to be archived.
+fn is_ready(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name("archive_status").join(format!("{name}.ready")).exists()
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::Ordering;
-
-    use super::*;
-    use crate::archive::{Fetched, fetch};
-    use crate::testing::{SYSTEM, World, content, segment, size};
-
-    /// A `pg_wal` with these segments, all of them ready.
-    fn directory(numbers: std::ops::Range<u64>) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("archive_status")).unwrap();
-        for number in numbers {
-            let name = segment(number).file_name(size());
-            fs::write(dir.path().join(&name), content(SYSTEM, number, 1)).unwrap();
-            fs::write(dir.path().join("archive_status").join(format!("{name}.ready")), "").unwrap();
-        }
-        dir
-    }
-
-    #[tokio::test]
-    async fn a_file_is_archived_once_and_those_ready_behind_it_with_it() {
-        let (world, dir) = (World::new().await, directory(3..7));
-        let pusher = Pusher::new(world.repository.clone(), "db".into());
-        let path = |number: u64| dir.path().join(segment(number).file_name(size()));
-        assert_eq!(pusher.push(&path(3), SYSTEM).await.unwrap(), Pushed::Stored);
-        for number in 3..7 {
-            assert_eq!(pusher.push(&path(number), SYSTEM).await.unwrap(), Pushed::Already, "{number}");
-        }
-        let reader = world.repository.wal_reader(SYSTEM).unwrap();
-        for number in 3..7 {
-            let found = fetch(&reader, &segment(number).file_name(size())).await.unwrap();
-            assert_eq!(found, Fetched::Found(content(SYSTEM, number, 1)));
-        }
-        for file in ["000000010000000000000003.00000028.backup", "000000010000000000000003.partial"] {
-            assert_eq!(pusher.push(&dir.path().join(file), SYSTEM).await.unwrap(), Pushed::NotNeeded);
-        }
-    }
-
-    #[tokio::test]
-    async fn what_is_wrong_is_refused_and_changes_nothing() {
-        let (world, dir) = (World::new().await, directory(3..5));
-        let pusher = Pusher::new(world.repository.clone(), "db".into());
-        let path = dir.path().join(segment(3).file_name(size()));
-        pusher.push(&path, SYSTEM).await.unwrap();
-        fs::write(&path, content(SYSTEM, 3, 2)).unwrap();
-        assert!(matches!(pusher.push(&path, SYSTEM).await, Err(PushError::Different { .. })));
-        fs::write(&path, content(SYSTEM, 9, 1)).unwrap();
-        assert!(matches!(pusher.push(&path, SYSTEM).await, Err(PushError::NotWal { .. })));
-        fs::write(&path, content(SYSTEM + 1, 3, 1)).unwrap();
-        assert!(matches!(pusher.push(&path, SYSTEM).await, Err(PushError::NotWal { .. })));
-        let bound = pusher.push(&path, SYSTEM + 1).await.unwrap_err();
-        assert!(bound.to_string().starts_with("the log of `db` is that of cluster"), "{bound}");
-        fs::write(&path, "short").unwrap();
-        assert!(matches!(pusher.push(&path, SYSTEM).await, Err(PushError::NotWal { .. })));
-        assert!(matches!(
-            pusher.push(&dir.path().join("nowhere"), SYSTEM).await,
-            Err(PushError::NotWal { .. })
-        ));
-        fs::write(&path, content(SYSTEM, 3, 1)).unwrap();
-        world.store.away.store(true, Ordering::SeqCst);
-        assert!(matches!(pusher.push(&path, SYSTEM).await, Err(PushError::Repository(_))));
-    }
-
-    #[tokio::test]
-    async fn what_a_receiver_archived_in_part_is_completed() {
-        let (world, dir) = (World::new().await, directory(3..4));
-        world.put(3, 1, 4000).await;
-        let pusher = Pusher::new(world.repository.clone(), "db".into());
-        let path = dir.path().join(segment(3).file_name(size()));
-        assert_eq!(pusher.push(&path, SYSTEM).await.unwrap(), Pushed::Stored);
-        assert_eq!(pusher.push(&path, SYSTEM).await.unwrap(), Pushed::Already);
-    }
-
-    #[tokio::test]
-    async fn a_history_has_one_content() {
-        let (world, dir) = (World::new().await, directory(3..3));
-        let pusher = Pusher::new(world.repository.clone(), "db".into());
-        let path = dir.path().join("00000002.history");
-        fs::write(&path, "1\t0/5000000\tx\n").unwrap();
-        assert_eq!(pusher.push(&path, SYSTEM).await.unwrap(), Pushed::Stored);
-        assert_eq!(pusher.push(&path, SYSTEM).await.unwrap(), Pushed::Already);
-        fs::write(&path, "1\t0/6000000\tx\n").unwrap();
-        assert!(matches!(pusher.push(&path, SYSTEM).await, Err(PushError::Different { .. })));
-        fs::write(&path, "nonsense\n").unwrap();
-        assert!(matches!(pusher.push(&path, SYSTEM).await, Err(PushError::History(_))));
-    }
-}
+mod tests;

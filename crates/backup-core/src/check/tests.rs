@@ -1,0 +1,322 @@
+//! What a check says of damage in packs, and what of it is remembered.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use keepwell_catalog::retention::{RetentionPolicy, Slots};
+use keepwell_storage::ObjectStore;
+
+use super::{CheckOptions, ReadData, remembered_proofs};
+use crate::env::{Clock, SystemClock, Timestamp};
+use crate::monitor::Monitor;
+use crate::testing::{Thing, TreeModel, World, back_up, block_on, noise};
+use crate::{Cache, Cancel, Error, Limits, Repository, Verdict, retain};
+
+const EVERYTHING: CheckOptions = CheckOptions { read: ReadData::Everything };
+
+/// Flips a bit in the middle of a stored object.
+async fn flip(world: &World, name: &str) {
+    let key = name.parse().unwrap();
+    let mut bytes = world.store.get(&key).await.unwrap().to_vec();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    world.delete(name).await;
+    world.store.put_new(&key, Bytes::from(bytes)).await.unwrap();
+}
+
+fn tree(name: &str, seed: u64) -> TreeModel {
+    TreeModel::default().with(name, Thing::file(noise(seed, 20_000)))
+}
+
+#[test]
+fn damage_in_a_pack_is_told_by_snapshot_and_path() {
+    block_on(async {
+        let world = World::new().await;
+        let damaged = back_up(&world.repository, &tree("d/one", 1)).await;
+        let [pack] = <[String; 1]>::try_from(world.names("data/").await).unwrap();
+        let sound = back_up(&world.repository, &tree("d/other", 2)).await;
+        flip(&world, &pack).await;
+        let report = world.open(&world.key).await.check(EVERYTHING).await.unwrap();
+        assert!(report.findings.iter().any(|finding| finding.object == pack), "{:?}", report.findings);
+        assert_eq!(report.damaged_snapshots, [damaged.snapshot.to_string()].into(), "not {sound:?}");
+        let [path] = <[String; 1]>::try_from(report.damaged_paths).unwrap();
+        assert!(path.ends_with("d/one"), "{path}");
+
+        // What is lost, and not where, is the same: the pack is gone, and nothing is read.
+        world.delete(&pack).await;
+        let gone = world.open(&world.key).await.check(CheckOptions::default()).await.unwrap();
+        assert_eq!(gone.damaged_snapshots, report.damaged_snapshots);
+        assert_eq!(gone.damaged_paths, [path]);
+    });
+}
+
+#[test]
+fn damage_to_what_no_snapshot_needs_affects_none() {
+    block_on(async {
+        let world = World::new().await;
+        let first = back_up(&world.repository, &tree("one", 1)).await;
+        let [pack] = <[String; 1]>::try_from(world.names("data/").await).unwrap();
+        back_up(&world.repository, &tree("other", 2)).await;
+        let snapshots = world.repository.snapshots().await.unwrap();
+        let going = snapshots.iter().find(|snapshot| snapshot.id == first.snapshot).unwrap();
+        world.repository.forget(&[(going, "test".into())]).await.unwrap();
+        flip(&world, &pack).await;
+        let report = world.open(&world.key).await.check(EVERYTHING).await.unwrap();
+        assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
+        assert!(report.damaged_snapshots.is_empty() && report.damaged_paths.is_empty(), "{report:?}");
+    });
+}
+
+/// Says the time that it was set to; time that passes is a minute for each look.
+#[derive(Debug)]
+struct Minutes(AtomicI64, AtomicU64);
+
+impl Clock for Minutes {
+    fn now(&self) -> Timestamp {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_secs(60 * self.1.fetch_add(1, Ordering::SeqCst))
+    }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+impl Minutes {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(AtomicI64::new(1_800_000_000_000_000_000), AtomicU64::new(0)))
+    }
+
+    fn pass_days(&self, days: u32) {
+        self.0.fetch_add(i64::try_from((DAY * days).as_nanos()).unwrap(), Ordering::SeqCst);
+    }
+}
+
+/// Counts packs as they are read, and how many of them are remembered by then; wishes for an end after so many.
+#[derive(Debug)]
+struct Watch {
+    cache: Cache,
+    read: AtomicU64,
+    remembered: AtomicU64,
+    end_after: u64,
+    cancel: Cancel,
+}
+
+impl Monitor for Watch {
+    fn advance(&self, items: u64, _bytes: u64) {
+        let read = self.read.fetch_add(items, Ordering::SeqCst) + items;
+        let remembered = remembered_proofs(&self.cache).len() as u64;
+        self.remembered.fetch_max(remembered, Ordering::SeqCst);
+        if read == self.end_after {
+            self.cancel.cancel();
+        }
+    }
+}
+
+/// Opens the repository with one thread, a cache and a clock of the caller's, and somebody who watches it read.
+async fn watched(
+    world: &World,
+    cache: &Cache,
+    clock: &Arc<Minutes>,
+    end_after: u64,
+) -> (Repository, Arc<Watch>) {
+    let cancel = Cancel::default();
+    let open = |monitor: Option<Arc<Watch>>| {
+        let store: Arc<dyn ObjectStore> = Arc::clone(&world.store) as _;
+        let builder = Repository::builder(store).cache(cache.clone()).clock(Arc::clone(clock) as _);
+        let builder = builder.limits(Limits { threads: 1, memory_bytes: 64 << 20 }).cancel(cancel.clone());
+        let key = world.key.clone();
+        async move {
+            match monitor {
+                Some(monitor) => builder.monitor(monitor).open(key).await.unwrap(),
+                None => builder.open(key).await.unwrap(),
+            }
+        }
+    };
+    let cache = open(None).await.cache().clone();
+    let (read, remembered) = (AtomicU64::new(0), AtomicU64::new(0));
+    let watch = Arc::new(Watch { cache, read, remembered, end_after, cancel: cancel.clone() });
+    (open(Some(Arc::clone(&watch))).await, watch)
+}
+
+/// The packs of this many snapshots, each with a file of its own.
+async fn world_of(snapshots: u64) -> (World, u64) {
+    let world = World::new().await;
+    for seed in 0..snapshots {
+        back_up(&world.repository, &tree(&format!("file-{seed}"), seed)).await;
+    }
+    let packs = world.names("data/").await.len() + world.names("meta/").await.len();
+    (world, packs as u64)
+}
+
+fn reading(read: ReadData) -> CheckOptions {
+    CheckOptions { read }
+}
+
+#[test]
+fn a_pack_that_was_proved_and_is_damaged_counts_as_proved_no_more() {
+    block_on(async {
+        let world = World::new().await;
+        let repository = &world.repository;
+        back_up(repository, &tree("one", 1)).await;
+        let [first] = <[String; 1]>::try_from(world.names("data/").await).unwrap();
+        back_up(repository, &tree("other", 2)).await;
+        assert_eq!(repository.proved_since().await.unwrap(), None);
+        assert!(repository.check(EVERYTHING).await.unwrap().is_sound());
+        let checked = repository.checked().await.unwrap();
+        assert!(checked.proved_since.is_some());
+
+        let snapshots = repository.snapshots().await.unwrap();
+        let daily = RetentionPolicy { daily: Some(Slots::Newest(3)), ..RetentionPolicy::default() };
+        let is_proven = |verdict: &Verdict<'_>| verdict.reasons.iter().any(|why| why == "last proven");
+        let verdicts = retain(&daily, SystemClock.now(), &snapshots, &checked);
+        assert!(verdicts.iter().any(is_proven), "{verdicts:?}");
+
+        flip(&world, &first).await;
+        for how in [ReadData::Everything, ReadData::Nothing] {
+            repository.check(reading(how)).await.unwrap();
+            let checked = repository.checked().await.unwrap();
+            assert_eq!(checked.proved_since, None, "after a check with {how:?}");
+            let verdicts = retain(&daily, SystemClock.now(), &snapshots, &checked);
+            assert!(!verdicts.iter().any(is_proven), "{verdicts:?}");
+        }
+    });
+}
+
+/// The first of a day would fill the slot of that day.
+#[test]
+fn a_snapshot_that_a_check_found_damaged_takes_no_place_of_a_sound_one() {
+    block_on(async {
+        let world = World::new().await;
+        let repository = &world.repository;
+        back_up(repository, &tree("one", 1)).await;
+        let [first] = <[String; 1]>::try_from(world.names("data/").await).unwrap();
+        back_up(repository, &tree("other", 2)).await;
+        back_up(repository, &tree("third", 3)).await;
+        let snapshots = repository.snapshots().await.unwrap();
+        let yearly = RetentionPolicy { yearly: Some(Slots::Newest(1)), ..RetentionPolicy::default() };
+        let reasons = async || {
+            let checked = repository.checked().await.unwrap();
+            let verdicts = retain(&yearly, SystemClock.now(), &snapshots, &checked);
+            let year =
+                |why: &String| if why.starts_with("yearly") { "yearly".to_owned() } else { why.clone() };
+            verdicts.iter().map(|v| v.reasons.iter().map(year).collect()).collect::<Vec<Vec<String>>>()
+        };
+        let as_ever = [vec!["yearly"], vec!["no rule keeps it"], vec!["last complete"]];
+        assert_eq!(reasons().await, as_ever);
+        let sound = world.store.get(&first.parse().unwrap()).await.unwrap();
+        flip(&world, &first).await;
+        assert_eq!(reasons().await, as_ever, "nobody knows");
+        let report = repository.check(EVERYTHING).await.unwrap();
+        assert_eq!(report.damaged_snapshots.len(), 1);
+        let known = [vec!["damaged, does not count", "yearly"], vec!["yearly"], vec!["last complete"]];
+        assert_eq!(reasons().await, known);
+        world.delete(&first).await;
+        world.store.put_new(&first.parse().unwrap(), sound).await.unwrap();
+        assert!(repository.check(CheckOptions::default()).await.unwrap().is_sound());
+        assert_eq!(reasons().await, as_ever, "healed");
+    });
+}
+
+#[test]
+fn what_is_missing_is_not_proved_whichever_check_finds_it() {
+    for prefix in ["data/", "meta/", "index/"] {
+        block_on(async {
+            let (world, _) = world_of(2).await;
+            let cache = Cache::memory();
+            let repository = world.open_cached(&world.key, cache.clone()).await;
+            assert!(repository.check(EVERYTHING).await.unwrap().is_sound());
+            assert!(repository.proved_since().await.unwrap().is_some());
+            let lost = world.names(prefix).await.remove(0);
+            world.delete(&lost).await;
+            let repository = world.open_cached(&world.key, cache).await;
+            assert!(!repository.check(CheckOptions::default()).await.unwrap().is_sound());
+            assert_eq!(repository.proved_since().await.unwrap(), None, "without {lost}");
+        });
+    }
+}
+
+#[test]
+fn an_interrupted_check_goes_on_where_it_was() {
+    block_on(async {
+        let (world, packs) = world_of(6).await;
+        let (cache, clock) = (Cache::memory(), Minutes::new());
+        let monthly = reading(ReadData::OlderThan(30 * DAY));
+        let (repository, watch) = watched(&world, &cache, &clock, 4).await;
+        assert!(matches!(repository.check(monthly).await, Err(Error::Cancelled)));
+        let done = watch.read.load(Ordering::SeqCst);
+        assert!((4..packs).contains(&done), "{done} of {packs}");
+        let known = remembered_proofs(&watch.cache).len() as u64;
+        assert!((4..=done).contains(&known), "{known} remembered of {done}");
+
+        let (repository, _) = watched(&world, &cache, &clock, u64::MAX).await;
+        let report = repository.check(monthly).await.unwrap();
+        assert_eq!(report.packs_read, packs - known, "what was read before is not read again");
+        assert_eq!(repository.check(monthly).await.unwrap().packs_read, 0);
+        assert!(repository.proved_since().await.unwrap().is_some());
+    });
+}
+
+#[test]
+fn what_is_proved_is_written_down_while_the_check_goes_on() {
+    block_on(async {
+        let (world, packs) = world_of(6).await;
+        let (repository, watch) = watched(&world, &Cache::memory(), &Minutes::new(), u64::MAX).await;
+        assert_eq!(repository.check(EVERYTHING).await.unwrap().packs_read, packs);
+        // A minute passes at each look at the clock, and a process that is killed writes no last word.
+        let remembered = watch.remembered.load(Ordering::SeqCst);
+        assert!(remembered >= packs - 4, "{remembered} of {packs} before the end");
+    });
+}
+
+#[test]
+fn what_was_read_longest_ago_is_read_first_and_the_rest_when_its_time_comes() {
+    block_on(async {
+        let (world, packs) = world_of(4).await;
+        let (cache, clock) = (Cache::memory(), Minutes::new());
+        let weekly = reading(ReadData::OlderThan(7 * DAY));
+        let (repository, _) = watched(&world, &cache, &clock, u64::MAX).await;
+        assert_eq!(repository.check(weekly).await.unwrap().packs_read, packs);
+        clock.pass_days(3);
+        assert_eq!(
+            repository.check(weekly).await.unwrap().packs_read,
+            0,
+            "all of it was read three days ago"
+        );
+
+        back_up(&world.repository, &tree("new", 99)).await;
+        let all = (world.names("data/").await.len() + world.names("meta/").await.len()) as u64;
+        let (repository, _) = watched(&world, &cache, &clock, u64::MAX).await;
+        assert_eq!(repository.check(weekly).await.unwrap().packs_read, all - packs, "what is new");
+        clock.pass_days(5);
+        assert_eq!(repository.check(weekly).await.unwrap().packs_read, packs, "what was read eight days ago");
+
+        // Of everything, what was read longest ago comes first: an interruption repeats nothing that is newer.
+        clock.pass_days(1);
+        let (repository, _) = watched(&world, &cache, &clock, all - packs).await;
+        assert!(repository.check(EVERYTHING).await.is_err());
+        let (repository, _) = watched(&world, &cache, &clock, u64::MAX).await;
+        assert_eq!(repository.proved_since().await.unwrap(), Some(clock.now() - 86_400_000_000_000));
+    });
+}
+
+#[test]
+fn a_share_is_that_much_of_the_packs() {
+    block_on(async {
+        let (world, packs) = world_of(10).await;
+        let read = async |share| world.repository.check(reading(ReadData::Share(share))).await.unwrap();
+        assert_eq!(read(0.0).await.packs_read, 0);
+        assert_eq!(read(1.0).await.packs_read, packs);
+        let mut sum = 0;
+        for _ in 0..30 {
+            sum += read(0.5).await.packs_read;
+        }
+        // Six standard deviations of a fair coin on either side.
+        let (tosses, spread) = (30 * packs, 6.0 * (30.0 * packs as f64 / 4.0).sqrt());
+        let off = (sum as f64 - tosses as f64 / 2.0).abs();
+        assert!(off < spread, "{sum} of {tosses}");
+    });
+}

@@ -1,0 +1,173 @@
+//! What a prune makes of what a hostile member of the group commits.
+
+use std::time::Duration;
+
+use keepwell_catalog::{
+    CommitKind, ContentName, Entry, EntryKind, Extent, IndexEntry, Manifest, MapBuilder, PackClass, PackRef,
+    SegmentBuilder, names, push_entry, seal_record, snapshot_id,
+};
+use keepwell_crypto::ChunkId;
+use keepwell_storage::ObjectStore;
+
+use super::PruneOptions;
+use crate::Error;
+use crate::backup::{StoredNodes, begin_uploads};
+use crate::repository::{Repository, Snapshot};
+use crate::testing::{
+    Thing, TreeModel, World, assert_same, back_up, block_on, key, noise, restored, snapshot_of,
+};
+use crate::write::{Ending, PackSettings, Packer, Session, name_of};
+
+fn thorough() -> PruneOptions {
+    PruneOptions { max_unused: 0.0, fence_after: Duration::ZERO, ..PruneOptions::default() }
+}
+
+fn tree(seed: u64) -> TreeModel {
+    TreeModel::default().with("d/a", Thing::file(noise(seed, 5_000)))
+}
+
+/// All that the index lists in packs of a class, with the pack.
+fn listed(repository: &Repository, class: PackClass) -> Vec<(PackRef, IndexEntry)> {
+    let mut found = Vec::new();
+    for (_, segment) in repository.index().segments().iter().filter(|(_, s)| s.class() == class) {
+        let entries = segment.iter().map(|item| item.unwrap().1);
+        found.extend(entries.map(|entry| (segment.packs()[entry.pack as usize], entry)));
+    }
+    found
+}
+
+/// Signs that these chunks lie where another one of content does.
+async fn list_as_content(hostile: &Repository, (pack, place): (PackRef, IndexEntry), ids: &[ChunkId]) {
+    let mut builder = SegmentBuilder::new(hostile.group(), PackClass::Data);
+    let pack = builder.add_pack(pack);
+    ids.iter().for_each(|id| builder.add(IndexEntry { id: *id, pack, ..place }));
+    let (_, sealed) = hostile.seal_segment(builder, Vec::new()).unwrap();
+    let key = names::index_key(hostile.group(), &name_of(&sealed, [0; 4]));
+    hostile.put_new(&key, sealed).await.unwrap();
+}
+
+/// Commits a snapshot of one file whose content is, as it says, these chunks. Its root comes before that of `like`, so
+/// that a prune meets it first.
+async fn commit_naming(hostile: &Repository, like: &Snapshot, ids: Vec<ChunkId>) {
+    let session = Session::claim(hostile).await.unwrap();
+    let uploads = begin_uploads(hostile).await.unwrap();
+    let (there, packing, theirs) = (hostile.clone(), uploads.clone(), like.manifest().unwrap().root);
+    let built = tokio::task::spawn_blocking(move || {
+        let keys = there.domain();
+        let settings = PackSettings::for_moved(&there, PackClass::Meta, keys.id)?;
+        let packer = Packer::new(&packing, settings)?;
+        let mut nodes = StoredNodes::new(packer, packing.known(), &keys.id_key);
+        let content: Vec<Extent> =
+            ids.iter().map(|id| Extent::Chunk { id: *id, offset: 0, length: 1 }).collect();
+        let file = Entry { size: content.len() as u64, content, ..Entry::new(EntryKind::File) };
+        let mut name = 0_u32;
+        loop {
+            name += 1;
+            let mut builder = MapBuilder::new(keys.id_key.boundary());
+            push_entry(&mut builder, &key(&name.to_string()), &file, &mut nodes)?;
+            let root = builder.finish(&mut nodes)?;
+            if root.id < theirs {
+                nodes.packer.finish()?;
+                return Ok::<_, Error>(root);
+            }
+        }
+    });
+    let root = built.await.unwrap().unwrap();
+    uploads.flush().await.unwrap();
+    let (writer, seq) = (session.writer(), session.n());
+    let manifest =
+        Manifest { writer, seq, root: root.id, entries: root.entries, ..like.manifest().unwrap().clone() };
+    let cbor = manifest.encode();
+    let sealed = seal_record(std::slice::from_ref(&hostile.domain().recipient), &cbor).unwrap();
+    let (name, _) = hostile.put_content(names::manifest_key, sealed).await.unwrap();
+    let (kind, manifest) = (CommitKind::Snapshot, Some((name, snapshot_id(&cbor))));
+    session.end(Ending { kind, manifest, ..Ending::index_only(uploads.take_created()) }).await.unwrap();
+}
+
+/// Whoever takes a node for visited because a tree names it as content misses all that lies below it.
+#[test]
+fn nodes_of_others_that_a_tree_calls_content_are_gone_through_all_the_same() {
+    for is_listed in [false, true] {
+        block_on(async {
+            let world = World::new().await;
+            let hostile = world.enrol_writer().await;
+            back_up(&hostile, &tree(1)).await;
+            let own = listed(&hostile, PackClass::Data)[0];
+            let victim = world.open(&world.key).await;
+            let report = back_up(&victim, &tree(2)).await;
+            let theirs = snapshot_of(&victim, &report).await;
+            hostile.refresh_index().await.unwrap();
+            let nodes: Vec<ChunkId> =
+                listed(&hostile, PackClass::Meta).into_iter().map(|(_, entry)| entry.id).collect();
+            assert!(nodes.contains(&theirs.manifest().unwrap().root), "a writer sees ids, and no more");
+            if is_listed {
+                list_as_content(&hostile, own, &nodes).await;
+            }
+            commit_naming(&hostile, &theirs, nodes).await;
+
+            let pruned = world.open(&world.key).await.prune(thorough()).await;
+            match is_listed {
+                true => _ = pruned.unwrap(),
+                false => assert!(matches!(pruned, Err(Error::ChunkLost { .. })), "{pruned:?}"),
+            }
+            let fresh = world.open(&world.key).await;
+            let snapshot = snapshot_of(&fresh, &report).await;
+            assert_same(&restored(&fresh, &snapshot).await, &tree(2).as_restored());
+        });
+    }
+}
+
+/// Whoever signs that the content of others lies in a pack of its own too, or in one that is nowhere, makes nothing of it
+/// go; nor does one pack go for the sake of another that has rotted.
+#[test]
+fn nothing_goes_because_the_index_says_that_it_lies_elsewhere_too() {
+    #[derive(PartialEq)]
+    enum Elsewhere {
+        InAnotherPack,
+        Nowhere,
+        Rotten,
+    }
+    for elsewhere in [Elsewhere::InAnotherPack, Elsewhere::Nowhere, Elsewhere::Rotten] {
+        block_on(async {
+            let world = World::new().await;
+            let hostile = world.enrol_writer().await;
+            back_up(&hostile, &tree(1)).await;
+            let own = listed(&hostile, PackClass::Data)[0];
+            let victim = world.open(&world.key).await;
+            let report = back_up(&victim, &tree(2)).await;
+            let theirs = listed(&victim, PackClass::Data);
+            let theirs: Vec<(PackRef, IndexEntry)> =
+                theirs.into_iter().filter(|(pack, _)| pack.name != own.0.name).collect();
+            let (pack, ids) = (theirs[0].0, theirs.iter().map(|(_, e)| e.id).collect::<Vec<_>>());
+            let twin = PackRef { name: ContentName::new(&pack.name.digest(), [0xab; 4]), ..pack };
+            match elsewhere {
+                Elsewhere::InAnotherPack => list_as_content(&hostile, own, &ids).await,
+                Elsewhere::Nowhere => list_as_content(&hostile, (twin, own.1), &ids).await,
+                Elsewhere::Rotten => {
+                    let stored =
+                        world.store.get(&names::pack_key(PackClass::Data, &pack.name)).await.unwrap();
+                    let mut stored = stored.to_vec();
+                    let middle = stored.len() / 2;
+                    stored[middle] ^= 1;
+                    let key = names::pack_key(PackClass::Data, &twin.name);
+                    world.store.put_new(&key, stored.into()).await.unwrap();
+                    for (_, entry) in &theirs {
+                        list_as_content(&hostile, (twin, *entry), &[entry.id]).await;
+                    }
+                }
+            }
+
+            let keeper = world.open(&world.key).await;
+            let condemned = names::pack_key(PackClass::Data, &pack.name).to_string();
+            keeper.write_plan(vec![condemned.clone()], Vec::new()).await.unwrap();
+            assert!(keeper.finish_plans(Duration::ZERO).await.unwrap());
+            assert!(world.names("data/").await.contains(&condemned));
+            if elsewhere == Elsewhere::InAnotherPack {
+                world.open(&world.key).await.prune(thorough()).await.unwrap();
+            }
+            let fresh = world.open(&world.key).await;
+            let snapshot = snapshot_of(&fresh, &report).await;
+            assert_same(&restored(&fresh, &snapshot).await, &tree(2).as_restored());
+        });
+    }
+}

@@ -1,0 +1,102 @@
+//! What a copy's own rules do not keep there: shown with the reasons, asked for, forgotten, and pruned.
+
+use anyhow::Result;
+use backup_core::wal::WalTrimReport;
+use backup_core::{Approval, CopyRules, PruneOptions, PruneReport, Retirement, Snapshot};
+use serde_json::json;
+
+use crate::commands::prune::{self, DryRun};
+use crate::config::CopyConfig;
+use crate::confirm::{Unattended, agreed};
+use crate::context::Context;
+use crate::open::Opened;
+use crate::select;
+use crate::table::{Align, Table};
+use crate::text;
+
+/// Forgets at a copy what its rules do not keep, and prunes there if the profile says so. What is not confirmed stays.
+pub async fn retire(
+    ctx: &Context,
+    config: &CopyConfig,
+    rules: &CopyRules,
+    target: &Opened,
+) -> Result<Retirement> {
+    let prune = config.prune.then(PruneOptions::default);
+    let done = rules.retire(ctx.now(), &target.repository, prune, &mut Asking { ctx, config, target }).await;
+    target.progress.end();
+    done
+}
+
+/// Shows what is to go, and asks whoever sits there.
+struct Asking<'a> {
+    ctx: &'a Context,
+    config: &'a CopyConfig,
+    target: &'a Opened,
+}
+
+impl Approval for Asking<'_> {
+    type Error = anyhow::Error;
+
+    fn forget(&mut self, going: &[(&Snapshot, String)]) -> Result<bool> {
+        let (ctx, name) = (self.ctx, self.config.name());
+        self.target.progress.end();
+        show(ctx, self.config, going, DryRun::No);
+        let count = text::count(going.len() as u64, "snapshot", "snapshots");
+        let agreed = agreed(ctx, &format!("Forget {count} at the copy {name}?"), Unattended::Proceed)?;
+        if agreed {
+            self.target.progress.begin();
+        } else {
+            ctx.printer.say(format_args!("nothing was forgotten at the copy {name}"));
+        }
+        Ok(agreed)
+    }
+
+    fn prune(&mut self, plan: &PruneReport) -> Result<bool> {
+        let (ctx, name) = (self.ctx, self.config.name());
+        self.target.progress.end();
+        ctx.printer.line(format_args!("the copy {name}:"));
+        prune::print_plan(ctx, plan, &WalTrimReport::default(), Some(name));
+        let agreed = prune::is_idle(plan) || agreed(ctx, "Remove this?", Unattended::Proceed)?;
+        if agreed {
+            self.target.progress.begin();
+        } else {
+            ctx.printer.say(format_args!("nothing was removed at the copy {name}"));
+        }
+        Ok(agreed)
+    }
+}
+
+/// Says of each snapshot why the copy does not keep it.
+pub fn show(ctx: &Context, config: &CopyConfig, going: &[(&Snapshot, String)], dry_run: DryRun) {
+    if going.is_empty() {
+        return;
+    }
+    let verb = if dry_run == DryRun::Yes { "would forget" } else { "forgets" };
+    ctx.printer.line(format_args!("the copy {} {verb}:", config.name()));
+    let mut table = Table::new(&[
+        ("ID", Align::Left),
+        ("Time", Align::Left),
+        ("Host", Align::Left),
+        ("Dataset", Align::Left),
+        ("Why", Align::Left),
+    ]);
+    for (snapshot, reason) in going {
+        let of = snapshot.manifest().ok();
+        let name = |name: Option<&String>| name.map_or_else(|| "-".to_owned(), Clone::clone);
+        table.row(vec![
+            snapshot.short(),
+            text::time(select::taken(snapshot)),
+            name(of.map(|m| &m.host)),
+            name(of.map(|m| &m.dataset)),
+            reason.clone(),
+        ]);
+        let fields = json!({
+            "copy": config.name(),
+            "snapshot": snapshot.id.to_string(),
+            "reason": reason,
+            "dry_run": dry_run == DryRun::Yes,
+        });
+        ctx.printer.json("copy_forgets", fields);
+    }
+    table.print(&ctx.printer);
+}

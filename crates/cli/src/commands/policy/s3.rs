@@ -1,0 +1,131 @@
+//! Policies in the language of AWS, which S3 services share.
+
+use keepwell_catalog::access::{Action, Role, grants};
+use serde_json::{Value, json};
+
+use super::{ABORT_DAYS, OLD_VERSION_DAYS, Service, Target};
+
+/// The statements that let a role do its work, and keep a writer from everything else whatever other policies say.
+pub(super) fn policy(target: Target<'_>, role: Role, service: Service) -> Value {
+    let Target { bucket, prefix } = target;
+    let objects = |under: &str| {
+        let star = if under.is_empty() || under.ends_with('/') { "*" } else { "" };
+        format!("arn:aws:s3:::{bucket}/{prefix}{under}{star}")
+    };
+    let granted = grants(role);
+    let resources = |action: Action| -> Vec<String> {
+        granted.iter().filter(|grant| grant.action == action).map(|grant| objects(&grant.prefix)).collect()
+    };
+    let allow = |sid: &str, actions: &[&str], resources: Vec<String>| json!({ "Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resources });
+    let mut listing = allow("KeepwellList", &["s3:ListBucket"], vec![format!("arn:aws:s3:::{bucket}")]);
+    if !prefix.is_empty() {
+        listing["Condition"] = json!({ "StringLike": { "s3:prefix": [format!("{prefix}*")] } });
+    }
+    let mut statements = vec![
+        listing,
+        allow(
+            "KeepwellAskAboutBucket",
+            &known(
+                service,
+                &[
+                    "s3:GetBucketVersioning",
+                    "s3:GetBucketObjectLockConfiguration",
+                    "s3:GetLifecycleConfiguration",
+                    "s3:GetEncryptionConfiguration",
+                ],
+            ),
+            vec![format!("arn:aws:s3:::{bucket}")],
+        ),
+        allow("KeepwellRead", &["s3:GetObject"], resources(Action::Read)),
+    ];
+    let creates = resources(Action::Create);
+    if !creates.is_empty() {
+        statements.push(allow("KeepwellCreate", &["s3:PutObject", "s3:AbortMultipartUpload"], creates));
+        statements.extend(creating(&objects(""), service));
+    }
+    match role {
+        Role::Keeper => statements.push(allow(
+            "KeepwellMaintain",
+            &[
+                "s3:DeleteObject",
+                "s3:GetObjectRetention",
+                "s3:GetObjectLegalHold",
+                "s3:PutObjectRetention",
+                "s3:RestoreObject",
+            ],
+            vec![objects("")],
+        )),
+        Role::Reader => statements.push(allow("KeepwellThaw", &["s3:RestoreObject"], vec![objects("data/")])),
+        Role::Writer(_) => statements.push(json!({
+            "Sid": "KeepwellNeverDestroy",
+            "Effect": "Deny",
+            "Action": known(service, &[
+                "s3:BypassGovernanceRetention", "s3:DeleteBucket", "s3:DeleteBucketPolicy", "s3:DeleteObject",
+                "s3:DeleteObjectVersion", "s3:PutBucketObjectLockConfiguration", "s3:PutBucketPolicy",
+                "s3:PutBucketVersioning", "s3:PutEncryptionConfiguration", "s3:PutLifecycleConfiguration",
+                "s3:PutObjectLegalHold", "s3:PutObjectRetention",
+            ]),
+            "Resource": [format!("arn:aws:s3:::{bucket}"), objects("")],
+        })),
+    }
+    if matches!(role, Role::Writer(_)) {
+        // Not granted above; but some services let everybody read what he stored himself.
+        statements.push(json!({
+            "Sid": "KeepwellNeverReadContent",
+            "Effect": "Deny",
+            "Action": "s3:GetObject",
+            "Resource": [objects("data/"), objects("meta/"), objects("manifests/")],
+        }));
+    }
+    json!({ "Version": "2012-10-17", "Statement": statements })
+}
+
+/// Actions without those that not every service knows: Ceph refuses a policy that names one it does not know.
+fn known<'a>(service: Service, actions: &[&'a str]) -> Vec<&'a str> {
+    let everywhere = |action: &&&str| service == Service::Aws || !action.ends_with("EncryptionConfiguration");
+    actions.iter().filter(everywhere).copied().collect()
+}
+
+/// What everybody who stores is kept from: replacing what is there, and keys of their own that only they could read with.
+fn creating(all: &str, service: Service) -> Vec<Value> {
+    if service == Service::S3 {
+        return Vec::new(); // other services do not know these conditions, and some refuse everything then
+    }
+    vec![
+        json!({
+            "Sid": "KeepwellWriteOnce",
+            "Effect": "Deny",
+            "Action": "s3:PutObject",
+            "Resource": all,
+            // Parts of an upload carry no condition; their completion does.
+            "Condition": { "Null": { "s3:if-none-match": "true" }, "Bool": { "s3:ObjectCreationOperation": "true" } },
+        }),
+        json!({
+            "Sid": "KeepwellNoForeignKeys",
+            "Effect": "Deny",
+            "Action": "s3:PutObject",
+            "Resource": all,
+            "Condition": { "Null": { "s3:x-amz-server-side-encryption-customer-algorithm": "false" } },
+        }),
+    ]
+}
+
+/// Makes a policy of the bucket of it, for one user.
+pub(super) fn for_principal(mut document: Value, principal: &str) -> Value {
+    for statement in document["Statement"].as_array_mut().into_iter().flatten() {
+        statement["Principal"] = json!({ "AWS": principal });
+    }
+    document
+}
+
+/// Rules that remove what nobody sees and is paid for, and nothing of ours.
+pub(super) fn lifecycle(target: Target<'_>) -> Value {
+    json!({ "Rules": [{
+        "ID": "keepwell-tidy",
+        "Status": "Enabled",
+        "Filter": { "Prefix": target.prefix },
+        "AbortIncompleteMultipartUpload": { "DaysAfterInitiation": ABORT_DAYS },
+        "NoncurrentVersionExpiration": { "NoncurrentDays": OLD_VERSION_DAYS },
+        "Expiration": { "ExpiredObjectDeleteMarker": true },
+    }] })
+}

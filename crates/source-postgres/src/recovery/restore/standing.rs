@@ -1,0 +1,88 @@
+//! What stands where a cluster is to go.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::{Layout, RestoreError, failed};
+
+/// Each restore, also one that was interrupted, leaves some of these in a data directory.
+const OF_A_CLUSTER: [&str; 8] =
+    ["PG_VERSION", "backup_label", "backup_manifest", "base", "global", "pg_tblspc", "pg_wal", "pg_xact"];
+/// A data directory has one of these, and none of its own directories has.
+const MARKS: [&str; 3] = ["PG_VERSION", "postmaster.pid", "global/pg_control"];
+/// A file system of its own has it from the beginning.
+const LOST_AND_FOUND: &str = "lost+found";
+/// What names of a server's program contain: some packages start it by the second.
+const SERVERS: [&str; 2] = ["postgres", "postmaster"];
+
+impl Layout {
+    /// A process of a server that runs in the data directory. Also one in a container, whose number there is another one,
+    /// and one whose first process has died, as far as we may see in which directory it works.
+    pub fn running(&self) -> Option<u32> {
+        let own = place(&self.directory)?;
+        let noted = fs::read_to_string(self.directory.join("postmaster.pid")).ok();
+        let noted: Option<u32> = noted.and_then(|text| text.lines().next()?.trim().parse().ok());
+        let is_server = |pid| is_named(pid, "comm") || is_named(pid, "cmdline");
+        // The number may have passed to another process, which works elsewhere.
+        let noted = noted.filter(|pid| is_server(*pid) && at_work(*pid).is_none_or(|place| place == own));
+        noted.or_else(|| processes().find(|pid| is_named(*pid, "comm") && at_work(*pid) == Some(own)))
+    }
+
+    /// Fails when the data directory's place holds what a restore must not remove: another data directory, or things of
+    /// which none is a cluster's.
+    pub fn check_place(&self) -> Result<(), RestoreError> {
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed("list", &self.directory)(error)),
+        };
+        let directory = || self.directory.display().to_string();
+        let (mut stranger, mut is_cluster) = (None, false);
+        for entry in entries {
+            let entry = entry.map_err(failed("list", &self.directory))?;
+            if is_data_directory(&entry.path()) {
+                let cluster = entry.path().display().to_string();
+                return Err(RestoreError::AboveCluster { directory: directory(), cluster });
+            }
+            let name = entry.file_name();
+            match OF_A_CLUSTER.iter().any(|own| name == *own) {
+                true => is_cluster = true,
+                false if name == LOST_AND_FOUND => {}
+                false => stranger = Some(name.to_string_lossy().into_owned()),
+            }
+        }
+        match stranger {
+            Some(name) if !is_cluster => Err(RestoreError::NoCluster { directory: directory(), name }),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// Whether what this file says of a process names a server.
+fn is_named(pid: u32, file: &str) -> bool {
+    let said = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    SERVERS.iter().any(|name| said.contains(name))
+}
+
+/// In which directory a process works; `None` for one that we may not look at.
+fn at_work(pid: u32) -> Option<(u64, u64)> {
+    place(Path::new(&format!("/proc/{pid}/cwd")))
+}
+
+/// Device and number of a directory, whatever it is called.
+fn place(directory: &Path) -> Option<(u64, u64)> {
+    fs::metadata(directory).ok().map(|found| (found.dev(), found.ino()))
+}
+
+/// Also one that a link leads to.
+fn is_data_directory(path: &Path) -> bool {
+    MARKS.iter().any(|mark| path.join(mark).symlink_metadata().is_ok())
+}

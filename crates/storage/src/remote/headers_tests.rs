@@ -1,0 +1,113 @@
+//! What is sent to an S3 service with an upload.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::{Credentials, Key};
+
+/// The head of a request, in lower case, by lines.
+type Head = Vec<String>;
+
+/// A server that takes every upload, and what it was asked.
+fn recording() -> (String, Arc<Mutex<Vec<Head>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let heads: Arc<Mutex<Vec<Head>>> = Arc::default();
+    let recorded = heads.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let mut head = Head::new();
+            loop {
+                let mut line = String::new();
+                if reader.read_line(&mut line).unwrap() == 0 || line.trim().is_empty() {
+                    break;
+                }
+                head.push(line.trim().to_lowercase());
+            }
+            let length = head.iter().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+            let mut body = vec![0; length.unwrap_or(0)];
+            reader.read_exact(&mut body).unwrap();
+            recorded.lock().unwrap().push(head);
+            let answer = "HTTP/1.1 200 OK\r\netag: \"x\"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            reader.get_mut().write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    (endpoint, heads)
+}
+
+/// What an upload of so many bytes is sent with, given these settings.
+async fn head(parameters: &str, key: &str, size: usize) -> Head {
+    let (endpoint, heads) = recording();
+    let location: Location = format!("s3://bucket/p?endpoint={endpoint}{parameters}").parse().unwrap();
+    let credentials = Credentials {
+        access_key: Some("AK".into()),
+        secret_key: Some("secret".into()),
+        ..Credentials::default()
+    };
+    let options = ConnectOptions { credentials, ..ConnectOptions::default() };
+    let store = crate::connect(&location, &options, Purpose::Open).await.unwrap();
+    let key: Key = key.parse().unwrap();
+    store.put_new(&key, Bytes::from(vec![7; size])).await.unwrap();
+    let mut heads = heads.lock().unwrap();
+    assert_eq!(heads.len(), 1, "{heads:?}");
+    heads.remove(0)
+}
+
+fn value<'h>(head: &'h Head, name: &str) -> Option<&'h str> {
+    head.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+}
+
+#[tokio::test]
+async fn an_upload_is_signed_conditional_and_proved_by_a_checksum() {
+    let sent = head("", "data/x", 3).await;
+    assert_eq!(sent[0], "put /bucket/p/data/x http/1.1");
+    assert_eq!(value(&sent, "if-none-match"), Some("*"));
+    assert!(
+        value(&sent, "authorization").is_some_and(|text| text.starts_with("aws4-hmac-sha256 ")),
+        "{sent:?}"
+    );
+    assert!(value(&sent, "x-amz-checksum-crc32c").is_some(), "{sent:?}");
+    for absent in ["content-md5", "x-amz-storage-class", "x-amz-server-side-encryption"] {
+        assert_eq!(value(&sent, absent), None, "{sent:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_checksum_is_the_one_that_was_chosen() {
+    let md5 = head("&checksum=md5", "x", 3).await;
+    assert!(
+        value(&md5, "content-md5").is_some() && value(&md5, "x-amz-checksum-crc32c").is_none(),
+        "{md5:?}"
+    );
+    let none = head("&checksum=none&conditional-create=true", "x", 3).await;
+    assert!(
+        value(&none, "content-md5").is_none() && value(&none, "x-amz-checksum-crc32c").is_none(),
+        "{none:?}"
+    );
+}
+
+#[tokio::test]
+async fn large_data_packs_go_to_the_cold_class() {
+    let classes = "&storage-class=STANDARD_IA&cold-class=GLACIER";
+    for (key, size, class) in
+        [("data/x", 4 << 20, "glacier"), ("data/x", 3, "standard_ia"), ("meta/x", 4 << 20, "standard_ia")]
+    {
+        let sent = head(classes, key, size).await;
+        assert_eq!(value(&sent, "x-amz-storage-class"), Some(class), "{key} {size}: {sent:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_service_is_asked_to_encrypt() {
+    let own = head("&sse=AES256", "x", 3).await;
+    assert_eq!(value(&own, "x-amz-server-side-encryption"), Some("aes256"));
+    let kms = head("&sse=aws:kms&kms-key=k1", "x", 3).await;
+    assert_eq!(value(&kms, "x-amz-server-side-encryption"), Some("aws:kms"));
+    assert_eq!(value(&kms, "x-amz-server-side-encryption-aws-kms-key-id"), Some("k1"));
+}

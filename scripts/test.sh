@@ -72,7 +72,7 @@ stage_random() {
     unset PROPTEST_RNG_SEED
     PROPTEST_CASES=5120 cargo nextest run --workspace --locked --no-fail-fast --lib --status-level fail --final-status-level slow
     cargo nextest run --workspace --locked --no-fail-fast --stress-count 20 --status-level fail --final-status-level none \
-        -E 'binary(stateful) + binary(map) + binary(map_damage) + binary(recipe) + binary(entries) + binary(round_trip) + binary(it)'
+        -E 'binary(it) - test(/^(confinement|target|walk)::/) + binary(engine) & test(/^stateful::/)'
 }
 
 # Against real servers, which are installed, started and stopped: the suite that every store must pass, a network that
@@ -80,7 +80,7 @@ stage_random() {
 stage_stores() {
     local servers=${KEEPWELL_TEST_SERVERS:-moto azurite gcs sftp}
     KEEPWELL_TEST_SERVERS=$servers cargo nextest run --workspace --locked --no-fail-fast --test-threads 2 \
-        --status-level pass --final-status-level slow --test stores --test control --test network
+        --status-level pass --final-status-level slow --test live
     if [[ " ${servers//,/ } " == *" moto "* ]]; then
         cargo build --locked --quiet --workspace --bins --tests # built already for the stage `test`
         scripts/archive.sh

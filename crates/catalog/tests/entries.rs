@@ -1,13 +1,11 @@
 //! Entries and extents through a map.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
+use crate::common::{self, Counting, Records, builder, nodes};
 use bytes::Bytes;
-use common::{Counting, Records, builder, nodes};
 use keepwell_catalog::{
     Entry, EntryKind, Extent, Gap, MapError, MapKey, MapReader, MemoryNodes, NodeSource, Root, diff,
     for_each_record, push_entry, walk_nodes, walk_nodes_past,

@@ -1,11 +1,9 @@
 //! The Merkle map against a model, and what its operations cost.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::collections::HashSet;
 
-use common::{Counting, Records, build, builder, file_like, nodes};
+use crate::common::{self, Counting, Records, build, builder, file_like, nodes};
 use keepwell_catalog::{MapError, MapKey, MapReader, NodeSource, RECORD_VALUE_BYTES_MAX, diff, walk_nodes};
 use keepwell_crypto::{ChunkId, ChunkKind};
 use proptest::collection::{btree_map, vec};

@@ -1,12 +1,10 @@
 //! Maps whose nodes are not what a writer writes.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::collections::HashMap;
 
+use crate::common::{self, Records, build, nodes};
 use bytes::Bytes;
-use common::{Records, build, nodes};
 use keepwell_catalog::{MapError, MapReader, MemoryNodes, NODE_BYTES_MAX, NodeSource, diff, walk_nodes};
 use keepwell_crypto::ChunkId;
 use proptest::prelude::*;

@@ -1,11 +1,10 @@
 //! Recipes, read in step with a walk.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::io::Read;
 
+use crate::common;
 use keepwell_catalog::{
     CatalogError, Entry, EntryKind, Extent, MapKey, RecipeReader, RecipeWriter, SubRecord, for_each_record,
 };

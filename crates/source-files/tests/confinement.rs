@@ -1,14 +1,12 @@
 //! Nothing that a snapshot says or another process does makes a restore reach outside its target.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
+use crate::common::{self, file_entry, key, target};
 use backup_core::target::{RestoreTarget, TargetError};
-use common::{file_entry, key, target};
 use keepwell_catalog::{Entry, EntryKind, MapKey};
 use keepwell_source_files::{FileTarget, TargetOptions};
 

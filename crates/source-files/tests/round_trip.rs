@@ -1,12 +1,10 @@
 //! What is captured comes back the same, to the last bit that `rsync` and a second capture can see.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::path::Path;
 use std::process::Command;
 
-use common::{allocated, capture, nasty_tree, restore, sparse_file, target};
+use crate::common::{self, allocated, capture, nasty_tree, restore, sparse_file, target};
 use keepwell_catalog::EntryKind;
 use proptest::collection::vec;
 use proptest::prelude::*;

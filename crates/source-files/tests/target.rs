@@ -1,8 +1,6 @@
 //! How a target changes, lists and removes things, as root and as an ordinary user.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -10,8 +8,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+use crate::common::{self, file_entry, is_root, key, set_mode, set_xattr, sparse_file, target};
 use backup_core::target::RestoreTarget;
-use common::{file_entry, is_root, key, set_mode, set_xattr, sparse_file, target};
 use keepwell_catalog::{Entry, EntryKind};
 
 #[test]
@@ -245,7 +243,7 @@ fn an_ordinary_user_restores_what_it_may_and_is_told_the_rest() {
     set_mode(dir.path(), 0o755);
     std::os::unix::fs::chown(dir.path(), Some(65_534), Some(65_534)).unwrap();
     let run = Command::new(&program)
-        .args(["--exact", "ordinary_user_part"])
+        .args(["--exact", "target::ordinary_user_part"])
         .current_dir(dir.path())
         .uid(65_534)
         .gid(65_534)

@@ -1,16 +1,14 @@
 //! What a walk finds and leaves out, and what it does when things move under it.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::fs;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use crate::common::{self, key, key_of, names, source, source_of, walk};
 use backup_core::source::{Found, Item, Piece, Source, SourceError};
-use common::{key, key_of, names, source, source_of, walk};
 use keepwell_catalog::EntryKind;
 use keepwell_source_files::FileOptions;
 

@@ -1,5 +1,5 @@
 //! What the tests share: a capture and a restore without the engine, and a tree that has one of everything.
-#![allow(dead_code, reason = "every test uses another part")]
+#![allow(clippy::unwrap_used)]
 
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;

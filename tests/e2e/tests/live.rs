@@ -1,0 +1,5 @@
+//! The tests against real servers, which `KEEPWELL_TEST_SERVERS` names.
+
+mod control;
+mod network;
+mod stores;

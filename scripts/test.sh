@@ -61,10 +61,11 @@ stage_deny() {
     cargo deny --offline --locked check --hide-inclusion-graph --allow duplicate "${checks[@]}"
 }
 
-# Random inputs are the same in every run, so that a change is judged by what it changes; `random` tries others.
+# Random inputs are the same in every run, so that a change is judged by what it changes; `random` tries others. The
+# examples are not built: `clippy` looks at them, and none is run.
 stage_test() {
-    PROPTEST_RNG_SEED=${PROPTEST_RNG_SEED:-1} cargo nextest run --workspace --locked --no-fail-fast --no-tests=pass \
-        --status-level fail --final-status-level slow
+    PROPTEST_RNG_SEED=${PROPTEST_RNG_SEED:-1} cargo nextest run --workspace --bins --tests --locked --no-fail-fast \
+        --no-tests=pass --status-level fail --final-status-level slow
 }
 
 # The tests of the libraries with inputs that no run had before, twenty times as many of them.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the fuzz targets with the stable toolchain and runs each: first its seed corpus, then new inputs.
+# Builds the fuzz targets with the stable toolchain and runs each, as many at once as there are processors: first its seed
+# corpus, then new inputs.
 #
 # usage: scripts/fuzz.sh [SECONDS [TARGET…]]     SECONDS per target, default 5; 0 runs the corpora only
 #
@@ -22,18 +23,22 @@ RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-
 [ $# = 0 ] && set -- $(cd src/bin && ls | sed 's/\.rs$//')
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-failed=0
-for target in "$@"; do
-    binary=$target_dir/$host/debug/$target
+
+fuzz() { # TARGET: says in one piece how it went
+    local target=$1 said binary=$binaries/$1 log=$work/$1.log
+    local limits=(-timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=512 -max_len=65536 -artifact_prefix="artifacts/$1/")
     mkdir -p "corpus/$target" "artifacts/$target" "$work/$target"
-    limits=(-timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=512 -max_len=65536 -artifact_prefix="artifacts/$target/")
-    if ! "$binary" "${limits[@]}" -runs=0 "corpus/$target" >"$work/log" 2>&1 ||
-        { [ "$seconds" != 0 ] && ! "$binary" "${limits[@]}" -max_total_time="$seconds" "$work/$target" "corpus/$target" >"$work/log" 2>&1; }; then
-        failed=1
-        grep -aE -A3 'panicked at|ERROR: libFuzzer|Test unit written' "$work/log" | head -n 20
-        echo "$target: FAILED"
-    else
-        echo "$target: $(find "corpus/$target" -type f | wc -l) seeds, $(grep -aE '^(Done|#[0-9]+.*DONE)' "$work/log" | tail -n 1)"
+    if "$binary" "${limits[@]}" -runs=0 "corpus/$target" >"$log" 2>&1 &&
+        { [ "$seconds" = 0 ] || "$binary" "${limits[@]}" -max_total_time="$seconds" "$work/$target" "corpus/$target" >"$log" 2>&1; }; then
+        echo "$target: $(find "corpus/$target" -type f | wc -l) seeds, $(grep -aE '^(Done|#[0-9]+.*DONE)' "$log" | tail -n 1)"
+        return 0
     fi
-done
-exit $failed
+    said=$(grep -aE -A3 'panicked at|ERROR: libFuzzer|Test unit written' "$log" | head -n 20)
+    printf '%s\n%s: FAILED\n' "$said" "$target"
+    return 1
+}
+
+# One target keeps one processor busy.
+export binaries=$target_dir/$host/debug seconds work
+export -f fuzz
+printf '%s\n' "$@" | xargs -P "$(nproc)" -I '{}' bash -c 'fuzz "$1"' fuzz '{}'

@@ -201,6 +201,14 @@ pub fn error_line(text: &str, hints: &[&str], code: u8) {
     let _ = writeln!(io::stdout(), "{}", json_line("error", &fields));
 }
 
+/// The fields of two objects as one.
+pub fn joined(mut fields: Value, more: Value) -> Value {
+    if let (Value::Object(fields), Value::Object(more)) = (&mut fields, more) {
+        fields.extend(more);
+    }
+    fields
+}
+
 fn json_line(kind: &str, fields: &Value) -> String {
     let fields = fields.to_string();
     match fields.strip_prefix('{') {

@@ -12,13 +12,14 @@ use backup_core::env::SystemClock;
 use backup_core::source::Source;
 use backup_core::{BackupOptions, BackupReport, Repository};
 use keepwell_source_files::{FileOptions, FileSource};
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub use self::about::About;
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::location::Location;
 use crate::open::{self, Opened};
+use crate::printer::joined;
 use crate::secret::Protection;
 use crate::text;
 
@@ -191,14 +192,18 @@ fn print(ctx: &Context, report: &BackupReport, dataset: &str, took: Duration) {
         let skipped = text::count(report.problem_count, "item", "items");
         ctx.printer.warn(format_args!("{skipped} could not be captured (`keepwell show {id}` lists them)"));
     }
-    let fields = json!({
+    let counts = json!({ "files": s.files, "directories": s.directories, "others": s.others });
+    ctx.printer.json("backup", joined(fields(report, dataset, took), counts));
+}
+
+/// A new snapshot as scripts see it, of whatever it was made.
+pub fn fields(report: &BackupReport, dataset: &str, took: Duration) -> Value {
+    let s = &report.statistics;
+    json!({
         "snapshot": report.snapshot.to_string(),
         "parent": report.parent.map(|p| p.to_string()),
         "dataset": dataset,
         "seconds": took.as_secs_f64(),
-        "files": s.files,
-        "directories": s.directories,
-        "others": s.others,
         "bytes": s.logical_bytes,
         "new_files": s.new_files,
         "changed_files": s.changed_files,
@@ -210,6 +215,5 @@ fn print(ctx: &Context, report: &BackupReport, dataset: &str, took: Duration) {
         "verified_chunks": report.verified_chunks,
         "problems": report.problem_count,
         "complete": report.complete,
-    });
-    ctx.printer.json("backup", fields);
+    })
 }

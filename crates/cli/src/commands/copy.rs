@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use backup_core::{BackupOptions, Snapshot, SnapshotState};
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_source_postgres::retention::wal_floors;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
@@ -68,6 +68,22 @@ struct Sums {
     bytes: u64,
     wal_pieces: u64,
     wal_bytes: u64,
+}
+
+impl Sums {
+    /// As scripts see them.
+    fn fields(&self) -> Value {
+        let failed = self.failed.iter().map(|(id, why)| json!({ "snapshot": id, "message": why }));
+        json!({
+            "copied": self.copied,
+            "skipped": self.skipped,
+            "failed": failed.collect::<Vec<_>>(),
+            "unread_items": self.unread,
+            "stored_bytes": self.bytes,
+            "wal_pieces": self.wal_pieces,
+            "wal_bytes": self.wal_bytes,
+        })
+    }
 }
 
 /// Runs `copy`.
@@ -211,15 +227,6 @@ fn print(ctx: &Context, place: &Location, sums: &Sums) -> Exit {
             text::count(sums.unread, "item", "items")
         ));
     }
-    let fields = json!({
-        "copied": sums.copied,
-        "skipped": sums.skipped,
-        "failed": sums.failed.iter().map(|(id, why)| json!({ "snapshot": id, "message": why })).collect::<Vec<_>>(),
-        "unread_items": sums.unread,
-        "stored_bytes": sums.bytes,
-        "wal_pieces": sums.wal_pieces,
-        "wal_bytes": sums.wal_bytes,
-    });
-    ctx.printer.json("copy", fields);
+    ctx.printer.json("copy", sums.fields());
     if !sums.failed.is_empty() || sums.unread > 0 { Exit::Damage } else { Exit::Done }
 }

@@ -15,6 +15,7 @@ use super::restore::expect;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::open;
+use crate::printer::joined;
 use crate::select::{self, Filter};
 use crate::table::{Align, Table};
 use crate::text;
@@ -136,7 +137,7 @@ fn marks(manifest: &Manifest, erased: bool, complete: bool, anomaly: Option<&str
 
 /// A snapshot as scripts see it.
 pub fn fields(snapshot: &Snapshot, anomaly: Option<&str>) -> Value {
-    let mut fields = json!({
+    let fields = json!({
         "id": snapshot.id.to_string(),
         "short_id": snapshot.short(),
         "time": text::rfc3339(select::taken(snapshot)),
@@ -176,8 +177,5 @@ pub fn fields(snapshot: &Snapshot, anomaly: Option<&str>) -> Value {
         SnapshotState::Sealed => json!({ "state": "sealed" }),
         SnapshotState::Damaged(reason) => json!({ "state": "damaged", "reason": reason }),
     };
-    if let (Value::Object(fields), Value::Object(more)) = (&mut fields, more) {
-        fields.extend(more);
-    }
-    fields
+    joined(fields, more)
 }

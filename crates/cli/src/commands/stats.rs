@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::open;
+use crate::printer::joined;
 use crate::select;
 use crate::table::{Align, Table};
 use crate::text;
@@ -140,11 +141,7 @@ fn print_sums(ctx: &Context, snapshots: &[Snapshot], stored: u64, usage: Option<
                 ));
             }
             print_unused(ctx, usage);
-            if let (Value::Object(fields), Value::Object(more)) =
-                (&mut fields, usage_fields(usage, dedup, compression))
-            {
-                fields.extend(more);
-            }
+            fields = joined(fields, usage_fields(usage, dedup, compression));
         }
     }
     ctx.printer.json("stats", fields);

@@ -16,6 +16,7 @@ use crate::copies;
 use crate::exit::{Complaint, Exit, exit_of, hints_of, one_line};
 use crate::location::Location;
 use crate::open::{self, Opened};
+use crate::printer::joined;
 use crate::table::{Align, Table};
 use crate::text;
 
@@ -105,25 +106,17 @@ pub fn warn_stale(ctx: &Context, config: &CopyConfig, newest: Option<i64>) {
 }
 
 fn report(ctx: &Context, config: &CopyConfig, outcome: &Outcome, stale: bool) {
-    let sums = &outcome.sums;
     let fields = json!({
         "name": config.name(),
         "location": config.to,
         "state": outcome.state,
-        "copied": sums.copied,
-        "skipped": sums.skipped,
-        "failed": sums.failed.iter().map(|(id, why)| json!({ "snapshot": id, "message": why })).collect::<Vec<_>>(),
-        "unread_items": sums.unread,
-        "stored_bytes": sums.bytes,
-        "wal_pieces": sums.wal_pieces,
-        "wal_bytes": sums.wal_bytes,
         "forgotten": outcome.forgotten,
         "bytes_freed": outcome.freed,
         "snapshots": outcome.held,
         "newest": outcome.newest.map(text::rfc3339),
         "stale": stale,
     });
-    ctx.printer.json("copy", fields);
+    ctx.printer.json("copy", joined(fields, outcome.sums.fields()));
 }
 
 fn failed(ctx: &Context, config: &CopyConfig, error: &anyhow::Error) -> Outcome {

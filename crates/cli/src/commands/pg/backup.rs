@@ -12,9 +12,10 @@ use keepwell_source_postgres::cluster::Cluster;
 use keepwell_source_postgres::replication::Checkpoint;
 use serde_json::json;
 
-use crate::commands::backup::About;
+use crate::commands::backup::{self, About};
 use crate::context::Context;
 use crate::exit::Exit;
+use crate::printer::joined;
 use crate::{open, text};
 
 const EXAMPLES: &str = "\
@@ -134,33 +135,7 @@ fn print(
         ctx.printer
             .warn(format_args!("the server has {pages}: restore what they hold from an older snapshot"));
     }
-    ctx.printer.json("pg_backup", fields(report, dataset, cluster, took));
+    let fields = joined(backup::fields(report, dataset, took), json!({ "cluster": cluster }));
+    ctx.printer.json("pg_backup", fields);
     Ok(if report.problem_count > 0 { Exit::Skipped } else { Exit::Done })
-}
-
-fn fields(
-    report: &BackupReport,
-    dataset: &str,
-    cluster: Option<&Cluster>,
-    took: Duration,
-) -> serde_json::Value {
-    let s = &report.statistics;
-    json!({
-        "snapshot": report.snapshot.to_string(),
-        "parent": report.parent.map(|p| p.to_string()),
-        "dataset": dataset,
-        "seconds": took.as_secs_f64(),
-        "bytes": s.logical_bytes,
-        "bytes_read": s.bytes_read,
-        "new_files": s.new_files,
-        "changed_files": s.changed_files,
-        "unchanged_files": s.unchanged_files,
-        "new_chunks": s.new_chunks,
-        "new_bytes": s.new_plain_bytes,
-        "stored_bytes": s.new_stored_bytes,
-        "verified_chunks": report.verified_chunks,
-        "problems": report.problem_count,
-        "complete": report.complete,
-        "cluster": cluster,
-    })
 }

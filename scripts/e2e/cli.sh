@@ -928,5 +928,7 @@ expect 10 --json -r "$work/nowhere" snapshots
 expect 2 --json restore latest
 [ "$(json error message)" = "the following required arguments were not provided: --target <DIR>" ] ||
     fail "what is missing on the command line is not told as JSON"
+expect 2 --json key
+json error message | grep -q "ends too early" || fail "the help is told as what is wrong"
 
 echo "$steps steps passed"

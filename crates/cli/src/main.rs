@@ -32,6 +32,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Parser;
+use clap::error::ErrorKind;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Arguments, Command};
@@ -78,13 +79,18 @@ fn usage(error: &clap::Error) -> Exit {
     if std::env::args_os().any(|word| word == "--json") {
         let text = error.to_string();
         let hints: Vec<_> = text.lines().filter_map(|line| line.trim().strip_prefix("tip: ")).collect();
-        printer::error_line(&fact(&text), &hints, exit.number());
+        printer::error_line(&fact(error), &hints, exit.number());
     }
     exit
 }
 
-/// What is wrong, on one line: what a message about the command line says before the first empty line.
-fn fact(text: &str) -> String {
+/// What is wrong, on one line: what a message about the command line says before the first empty line. Where it is the help,
+/// that says nothing of it.
+fn fact(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "the command line ends too early: a command or an argument is missing".to_owned();
+    }
+    let text = error.to_string();
     let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
     let fact = lines.join(" ");
     fact.strip_prefix("error: ").map(str::to_owned).unwrap_or(fact)
@@ -167,10 +173,10 @@ mod tests {
                 "invalid value 'x' for '--color <WHEN>' [possible values: auto, always, never]",
             ),
             ("keepwell snapshots x", "unexpected argument 'x' found"),
+            ("keepwell --json key", "the command line ends too early: a command or an argument is missing"),
         ] {
             let error = Arguments::try_parse_from(line.split(' ')).unwrap_err();
-            let fact = fact(&error.to_string());
-            assert_eq!(fact, wanted, "{line}");
+            assert_eq!(fact(&error), wanted, "{line}");
         }
     }
 

@@ -389,7 +389,8 @@ on_terminal 0 y rewrite dataset:rewritten --exclude x
 expect 0 ls dataset:rewritten
 silent_about "$work/two/a/x"
 says "$work/two/b/y"
-expect 0 rewrite dataset:rewritten --exclude y --yes --json
+expect 0 rewrite dataset:rewritten dataset:rewritten --exclude y --yes --json
+[ "$(grep -c '"type":"rewrite"' "$work/out")" = 1 ] || fail "a snapshot that was named twice was written twice"
 [ "$(json rewrite_plan paths)" = "['$work/two/b/y']" ] || fail "the plan does not name what goes"
 [ "$(json rewrite records_removed)" -gt 0 ] || fail "nothing was left out"
 expect 0 forget dataset:rewritten

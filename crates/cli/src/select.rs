@@ -110,6 +110,22 @@ pub fn select<'s>(snapshots: &'s [Snapshot], filter: &Filter, name: &str) -> Res
     })
 }
 
+/// The snapshots that names mean, in their order; one that several of them mean comes once.
+pub fn select_all<'s>(
+    snapshots: &'s [Snapshot],
+    filter: &Filter,
+    names: &[String],
+) -> Result<Vec<&'s Snapshot>> {
+    let mut chosen: Vec<&Snapshot> = Vec::new();
+    for name in names {
+        let snapshot = select(snapshots, filter, name)?;
+        if !chosen.iter().any(|one| one.id == snapshot.id) {
+            chosen.push(snapshot);
+        }
+    }
+    Ok(chosen)
+}
+
 /// Whether the content of a snapshot can be read; if not, says why it is passed over.
 pub fn is_readable(ctx: &Context, repository: &Repository, snapshot: &Snapshot) -> bool {
     let why = match &snapshot.state {

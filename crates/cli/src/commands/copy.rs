@@ -160,7 +160,8 @@ fn chosen(snapshots: &[Snapshot], args: &Args) -> Result<Vec<Snapshot>> {
     if args.snapshots.is_empty() {
         return Ok(snapshots.iter().filter(|s| args.filter.accepts(s)).cloned().collect());
     }
-    args.snapshots.iter().map(|name| select::select(snapshots, &args.filter, name).cloned()).collect()
+    let named = select::select_all(snapshots, &args.filter, &args.snapshots)?;
+    Ok(named.into_iter().cloned().collect())
 }
 
 fn leave_out_erased(ctx: &Context, opened: &Opened, chosen: &mut Vec<Snapshot>) {

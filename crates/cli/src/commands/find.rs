@@ -82,7 +82,7 @@ fn searched<'s>(snapshots: &'s [Snapshot], args: &Args) -> Result<Vec<&'s Snapsh
     if args.within.is_empty() {
         return Ok(snapshots.iter().rev().filter(|s| args.filter.accepts(s)).collect());
     }
-    args.within.iter().map(|name| select::select(snapshots, &args.filter, name)).collect()
+    select::select_all(snapshots, &args.filter, &args.within)
 }
 
 fn heading(ctx: &Context, snapshot: &Snapshot) {

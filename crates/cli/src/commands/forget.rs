@@ -158,15 +158,12 @@ fn standing(ctx: &Context, place: &Location) -> Result<Vec<CopyRules>> {
 
 fn by_name<'s>(ctx: &Context, snapshots: &'s [Snapshot], args: &Args) -> Result<Vec<Verdict<'s>>> {
     let mut verdicts: Vec<Verdict<'_>> = Vec::new();
-    for name in &args.snapshots {
-        let snapshot = select::select(snapshots, &args.filter, name)?;
+    for snapshot in select::select_all(snapshots, &args.filter, &args.snapshots)? {
         if let SnapshotState::Readable(manifest) = &snapshot.state {
             refuse_kept(ctx, snapshot, manifest)?;
         }
-        if !verdicts.iter().any(|v| v.snapshot.id == snapshot.id) {
-            let reasons = vec!["named".to_owned()];
-            verdicts.push(Verdict { snapshot, keep: false, by_rule: false, anomaly: None, reasons });
-        }
+        let reasons = vec!["named".to_owned()];
+        verdicts.push(Verdict { snapshot, keep: false, by_rule: false, anomaly: None, reasons });
     }
     Ok(verdicts)
 }

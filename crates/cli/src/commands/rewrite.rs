@@ -76,8 +76,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         let accepted = snapshots.iter().filter(|s| args.filter.accepts(s));
         accepted.filter(|s| select::is_readable(ctx, &opened.repository, s)).collect()
     } else {
-        let named = args.snapshots.iter().map(|name| select::select(&snapshots, &args.filter, name));
-        named.collect::<Result<_>>()?
+        select::select_all(&snapshots, &args.filter, &args.snapshots)?
     };
     let mut changing = Vec::new();
     for snapshot in chosen {

@@ -60,13 +60,7 @@ pub struct Args {
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let opened = open::repository(ctx).await?;
     let snapshots = opened.repository.snapshots().await?;
-    let mut chosen: Vec<&Snapshot> = Vec::new();
-    for name in &args.snapshots {
-        let snapshot = select::select(&snapshots, &args.filter, name)?;
-        if !chosen.iter().any(|s| s.id == snapshot.id) {
-            chosen.push(snapshot);
-        }
-    }
+    let chosen = select::select_all(&snapshots, &args.filter, &args.snapshots)?;
     let changes = chosen.into_iter().map(|snapshot| Ok((snapshot, changed(&args, snapshot)?)));
     let changes = changes.collect::<Result<Vec<(&Snapshot, RewriteOptions)>>>()?;
     opened.progress.end();

@@ -13,6 +13,7 @@ use keepwell_crypto::keyfile::KeyFile;
 use keepwell_source_postgres::retention::wal_floors;
 use serde_json::{Value, json};
 
+use crate::config::CopyConfig;
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::location::Location;
@@ -88,14 +89,14 @@ impl Sums {
 
 /// Runs `copy`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
-    let configured = |to: &str| ctx.profile.copies.iter().find(|copy| copy.name() == to);
     let Some(to) = &args.to else {
         refuse_choice(&args)?;
         return all::run(ctx, &ctx.profile.copies.iter().collect::<Vec<_>>(), args.wait, args.dry_run).await;
     };
-    if let Some(copy) = configured(to) {
+    let configured = configured(ctx, to);
+    if !configured.is_empty() {
         refuse_choice(&args)?;
-        return all::run(ctx, &[copy], args.wait, args.dry_run).await;
+        return all::run(ctx, &configured, args.wait, args.dry_run).await;
     }
     let place = Location::parse(to)?;
     let credential = open::credential(ctx).await?;
@@ -118,6 +119,11 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     opened.progress.end();
     target.progress.end();
     Ok(print(ctx, &place, &sums?))
+}
+
+/// The copies of the profile that are called so; several where a place without a name is there once for each dataset.
+fn configured<'c>(ctx: &'c Context, to: &str) -> Vec<&'c CopyConfig> {
+    ctx.profile.copies.iter().filter(|copy| copy.name() == to).collect()
 }
 
 /// What is copied to a configured copy is configured.
@@ -230,4 +236,23 @@ fn print(ctx: &Context, place: &Location, sums: &Sums) -> Exit {
     }
     ctx.printer.json("copy", sums.fields());
     if !sums.failed.is_empty() || sums.unread > 0 { Exit::Damage } else { Exit::Done }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_copies_of_a_name_are_meant() {
+        let ctx = Context::of_profiles(
+            "[[profile.default.copy]]\nto = \"/mnt/two\"\ndatasets = [\"home\"]\n\
+             [[profile.default.copy]]\nto = \"/mnt/two\"\ndatasets = [\"mail\"]\n\
+             [[profile.default.copy]]\nname = \"two\"\nto = \"/mnt/three\"\n",
+        );
+        let datasets: Vec<_> =
+            configured(&ctx, "/mnt/two").into_iter().flat_map(|copy| &copy.datasets).collect();
+        assert_eq!(datasets, ["home", "mail"]);
+        assert_eq!(configured(&ctx, "two").len(), 1);
+        assert!(configured(&ctx, "/mnt/three").is_empty());
+    }
 }

@@ -780,6 +780,19 @@ says "lies in an erased domain"
 says "$tree/odd/random"
 expect 14 find random --in dataset:customer
 expect 0 restore "latest:$tree/odd" --target "$work/others" --dataset by-writer
+cat >"$HOME/.config/keepwell/config.toml" <<TOML
+[profile.default]
+repository = "$work/second"
+[[profile.default.copy]]
+to = "$work/second-copy"
+TOML
+expect 0 copy --dry-run
+says "lies in an erased domain and is left out"
+expect 0 copy
+says "lies in an erased domain and is left out"
+expect 0 copies --json
+[ "$(json copy_state missing)" = 0 ] || fail "a copy lacks what nobody can copy any more"
+rm "$HOME/.config/keepwell/config.toml"
 unset KEEPWELL_REPOSITORY
 
 step "profiles"

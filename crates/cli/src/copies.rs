@@ -77,6 +77,11 @@ fn policy(copy: &CopyConfig) -> RetentionPolicy {
     policy
 }
 
+/// Whether the keys of a snapshot are destroyed: it goes nowhere any more.
+pub fn is_erased(repository: &Repository, snapshot: &Snapshot) -> bool {
+    snapshot.manifest().is_ok_and(|manifest| repository.is_erased(manifest.domain))
+}
+
 /// When the newest of those that the rules are about was captured.
 pub fn newest(rules: &CopyRules, snapshots: &[Snapshot]) -> Option<i64> {
     snapshots.iter().filter(|snapshot| rules.concern(snapshot)).map(select::taken).max()

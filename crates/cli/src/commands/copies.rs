@@ -1,7 +1,7 @@
 //! `keepwell copies`.
 
 use anyhow::Result;
-use backup_core::Snapshot;
+use backup_core::{Repository, Snapshot};
 use serde_json::json;
 
 use super::copy::warn_stale;
@@ -55,7 +55,7 @@ pub async fn run(ctx: &Context, _: Args) -> Result<Exit> {
         ("Proved since", Align::Left),
     ]);
     for config in &ctx.profile.copies {
-        let found = look(ctx, config, &snapshots).await;
+        let found = look(ctx, config, &opened.repository, &snapshots).await;
         let newest = match &found {
             Ok(found) => found.newest,
             Err(_) => copies::remembered(ctx, config),
@@ -101,13 +101,19 @@ fn is_away(config: &CopyConfig, error: &anyhow::Error) -> bool {
     config.when_attached && copies::is_away(error)
 }
 
-async fn look(ctx: &Context, config: &CopyConfig, snapshots: &[Snapshot]) -> Result<Found> {
+async fn look(
+    ctx: &Context,
+    config: &CopyConfig,
+    from: &Repository,
+    snapshots: &[Snapshot],
+) -> Result<Found> {
     let place = Location::parse(&config.to)?;
     let opened = open::credential_at(ctx, place, config.key_file.as_ref()).await?.open(ctx).await?;
     opened.progress.end();
     let there = opened.repository.snapshots().await?;
     let rules = copies::rules(config);
-    let missing = rules.wanted(ctx.now(), snapshots, &there).len();
+    let wanted = rules.wanted(ctx.now(), snapshots, &there);
+    let missing = wanted.iter().filter(|snapshot| !copies::is_erased(from, snapshot)).count();
     let proved = opened.repository.proved_since().await?;
     Ok(Found { held: there.len(), missing, newest: copies::newest(&rules, &there), proved })
 }

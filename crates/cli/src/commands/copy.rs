@@ -8,7 +8,7 @@ pub use all::warn_stale;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use backup_core::{BackupOptions, Snapshot, SnapshotState};
+use backup_core::{BackupOptions, Snapshot};
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_source_postgres::retention::wal_floors;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use crate::exit::{Complaint, Exit};
 use crate::location::Location;
 use crate::open::{self, Opened};
 use crate::select::{self, Filter};
-use crate::{known, text};
+use crate::{copies, known, text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -171,13 +171,13 @@ fn chosen(snapshots: &[Snapshot], args: &Args) -> Result<Vec<Snapshot>> {
 }
 
 fn leave_out_erased(ctx: &Context, opened: &Opened, chosen: &mut Vec<Snapshot>) {
-    chosen.retain(|snapshot| match &snapshot.state {
-        SnapshotState::Readable(manifest) if opened.repository.is_erased(manifest.domain) => {
+    chosen.retain(|snapshot| {
+        let erased = copies::is_erased(&opened.repository, snapshot);
+        if erased {
             ctx.printer
                 .say(format_args!("snapshot {} lies in an erased domain and is left out", snapshot.short()));
-            false
         }
-        _ => true,
+        !erased
     });
 }
 

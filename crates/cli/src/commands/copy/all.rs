@@ -158,7 +158,7 @@ async fn one(
         return Ok(Outcome { newest, ..Outcome::away() });
     }
     if dry_run {
-        return plan(ctx, config, &place, key, snapshots).await;
+        return plan(ctx, config, &place, from, key, snapshots).await;
     }
     let target = open_target(ctx, from, key, &place, config.key_file.as_ref()).await?;
     verify(ctx, config, &target).await?;
@@ -203,6 +203,7 @@ async fn plan(
     ctx: &Context,
     config: &CopyConfig,
     place: &Location,
+    from: &Opened,
     key: &Key,
     snapshots: &[Snapshot],
 ) -> Result<Outcome> {
@@ -215,7 +216,8 @@ async fn plan(
         false => (Vec::new(), Checked::default()),
     };
     let rules = copies::rules_at(ctx, place, config);
-    let wanted = rules.wanted(ctx.now(), snapshots, &there);
+    let mut wanted = rules.wanted(ctx.now(), snapshots, &there);
+    leave_out_erased(ctx, from, &mut wanted);
     let (copied, held, newest) = (wanted.len(), there.len(), copies::newest(&rules, &there));
     let then: Vec<Snapshot> = there.into_iter().chain(wanted).collect();
     let going = rules.going(ctx.now(), &then, &checked);

@@ -351,6 +351,11 @@ says "removed "
 head -c 300000 /dev/urandom >"$work/goes"
 expect 0 backup "$work/goes" --dataset goes
 expect 0 forget dataset:goes
+expect 0 unforget --json
+goes=$(json forgotten snapshot)
+expect 2 unforget "$goes" 0123456789
+expect 0 unforget --json
+[ "$(json forgotten snapshot)" = "$goes" ] || fail "something was brought back although one name meant nothing"
 on_terminal 1 n prune --quiet
 says "not confirmed"
 on_terminal 0 y prune --no-progress

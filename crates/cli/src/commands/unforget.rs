@@ -35,8 +35,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         list(ctx, &forgotten);
         return Ok(Exit::Done);
     }
-    for wanted in &args.snapshots {
-        let found = pick(&forgotten, wanted)?;
+    // A name that means nothing is told before anything is done.
+    let chosen = args.snapshots.iter().map(|wanted| pick(&forgotten, wanted));
+    for found in chosen.collect::<Result<Vec<_>>>()? {
         let report = opened.repository.undo_forget(found).await?;
         let (id, stored) = (found.snapshot.short(), text::bytes(report.bytes));
         ctx.printer.line(format_args!("{id} is listed again; {stored} had to be stored anew"));

@@ -76,6 +76,10 @@ step "a command asks for packs by the names that the store has for them"
 expect 0 warm-up latest --command "cat >'$work/names'" --no-wait
 says "asked for them"
 grep -q '^archive/data/' "$work/names" || fail "the names lack the prefix: $(cat "$work/names")"
+expect 0 warm-up latest --command "tee '$work/names'" --no-wait --json
+python3 -c 'import json,sys; [json.loads(line)["type"] for line in open(sys.argv[1])]' "$work/out" ||
+    fail "what the command says stands among the lines of JSON"
+grep -q '^archive/data/' "$work/err" || fail "what the command says is not told"
 expect 1 warm-up latest --command 'exit 7' --no-wait
 says "the command that warms up failed"
 

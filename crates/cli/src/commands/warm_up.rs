@@ -115,7 +115,13 @@ fn ask_by_command(opened: &Opened, packs: &[NeededPack], command: &str) -> Resul
     let above = opened.location.above_keys();
     let archived = packs.iter().filter(|pack| !pack.tier.is_readable());
     let names: String = archived.map(|pack| format!("{above}{}\n", pack.key)).collect();
-    let mut child = Command::new("/bin/sh").arg("-c").arg(command).stdin(Stdio::piped()).spawn()?;
+    // What it says is talk: our own output may be lines of JSON.
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", command])
+        .stdin(Stdio::piped())
+        .stdout(std::io::stderr())
+        .spawn()
+        .context("run the command that warms up")?;
     // A command that does not want to know them all is right to say so by its exit code.
     let written = child.stdin.take().map(|mut input| input.write_all(names.as_bytes()));
     let status = child.wait().context("wait for the command that warms up")?;

@@ -400,6 +400,19 @@ expect 0 rewrite dataset:rewritten dataset:rewritten --exclude y --yes --json
 [ "$(json rewrite records_removed)" -gt 0 ] || fail "nothing was left out"
 expect 0 forget dataset:rewritten
 
+step "what others named cannot speak to the terminal"
+expect 0 backup "$work/two" --dataset $'red\e[31m' --tag $'blink\e[5m'
+for command in snapshots "show latest" "forget --keep-last 9 --dry-run"; do
+    # shellcheck disable=SC2086
+    expect 0 $command
+    silent_about $'\e['
+done
+expect 0 restore latest --dataset $'red\e[31m' --target "$work/red" --dry-run
+silent_about $'\e['
+expect 0 tag latest --dataset $'red\e[31m' --add more
+silent_about $'\e['
+expect 0 forget latest --dataset $'red\e[31m'
+
 step "a time that the store contradicts"
 commits=$HOME/.local/share/keepwell/repository/commits
 find "$commits" -type f -exec touch -d '2001-01-01' {} +

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use backup_core::target::RestoreTarget;
 use backup_core::{NeededPack, RestoreOptions, RestorePlan, RestoreReport, Snapshot, Tree};
-use keepwell_catalog::{Entry, MapKey};
+use keepwell_catalog::{Entry, MapKey, readable};
 use keepwell_source_files::{FileTarget, TargetOptions};
 use keepwell_storage::LifecycleRule;
 use serde_json::json;
@@ -225,7 +225,8 @@ fn describe(ctx: &Context, snapshot: &Snapshot, target: &Path, jobs: &[Job], arg
     let free = jobs.iter().filter_map(|job| job.plan.free).min();
     let printer = &ctx.printer;
     let (id, when) = (snapshot.short(), text::time(select::taken(snapshot)));
-    let what = snapshot.manifest().map(|m| format!("{} of {}", m.dataset, m.host)).unwrap_or_default();
+    let what = snapshot.manifest().map(|m| readable(format!("{} of {}", m.dataset, m.host)));
+    let what = what.unwrap_or_default();
     printer.say(format_args!("restore snapshot {id} ({when}, {what}) to {}", target.display()));
     let room = free.map_or_else(String::new, |free| format!("; {} free", text::bytes(free)));
     printer.say(format_args!("  {}, {}{room}", text::count(files, "file", "files"), text::bytes(bytes)));

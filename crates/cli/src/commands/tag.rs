@@ -153,12 +153,8 @@ async fn change(ctx: &Context, opened: &Opened, snapshot: &Snapshot, options: Re
     let report = opened.repository.rewrite(snapshot, options).await?;
     let new = &report.snapshot;
     opened.repository.forget(&[(snapshot, format!("written anew as {}", new.short()))]).await?;
-    ctx.printer.line(format_args!(
-        "snapshot {} is now {} [{}]",
-        snapshot.short(),
-        new.short(),
-        tags.join(", ")
-    ));
+    let shown = readable(tags.join(", "));
+    ctx.printer.line(format_args!("snapshot {} is now {} [{shown}]", snapshot.short(), new.short()));
     let fields = json!({ "before": snapshot.id.to_string(), "after": new.id.to_string(), "tags": tags });
     ctx.printer.json("tag", fields);
     Ok(())

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use backup_core::Forgotten;
+use keepwell_catalog::readable;
 use serde_json::json;
 
 use crate::context::Context;
@@ -63,7 +64,7 @@ fn list(ctx: &Context, forgotten: &[Forgotten]) {
     for found in &there {
         let id = found.snapshot.short();
         let time = text::time(found.snapshot.commit.capture.unwrap_or(found.snapshot.commit.time));
-        ctx.printer.line(format_args!("{id}  {time}  {}", found.reason));
+        ctx.printer.line(format_args!("{id}  {time}  {}", readable(&found.reason)));
         ctx.printer
             .json("forgotten", json!({ "snapshot": found.snapshot.id.to_string(), "reason": found.reason }));
     }

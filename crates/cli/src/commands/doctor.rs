@@ -20,7 +20,7 @@ Examples:
 ///
 /// Races writers for names in the store, tries what the store's credentials may do to an object, asks how the bucket is set
 /// up (versions, locks, lifecycle rules, clock) or looks at the file system, and tries the key. Leaves nothing behind that it
-/// may delete. Exit code 1 when something needs attention.
+/// may delete. Exit code 1 when something needs attention, or that of why the repository cannot be opened.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

@@ -28,7 +28,8 @@ Examples:
   keepwell snapshots --copy /mnt/disk/backup     which store holds which
   keepwell snapshots --copy cloud --copy safe    the same for copies of the profile
 
-With `--copy`, exit code 3 means: a store could not be listed. It is named.";
+Exit code 13 means: the manifest of one is damaged. With `--copy`, 3 means: a store could
+not be listed. It is named.";
 
 /// List the snapshots, oldest first
 #[derive(Debug, clap::Args)]

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::ffi::OsStr;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -103,9 +104,12 @@ pub async fn root_of(tree: &Tree, scope: &Scope) -> Result<Option<Entry>> {
     Ok(tree.entry(key).await?.filter(|entry| entry.kind == EntryKind::Directory))
 }
 
-/// Whether something stands in a directory.
+/// Whether something stands in a directory. One that cannot be listed may hold anything.
 pub fn is_occupied(directory: &Path) -> bool {
-    fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some())
+    match fs::read_dir(directory) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
+    }
 }
 
 /// Directories that were made only so that a plan could be made.
@@ -137,5 +141,21 @@ impl Made {
             // A directory that somebody else uses by now stays.
             let _ = fs::remove_dir(path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_cannot_be_listed_counts_as_occupied() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, missing) = (dir.path().join("file"), dir.path().join("missing"));
+        assert!(!is_occupied(dir.path()) && !is_occupied(&missing));
+        fs::write(&file, "x").unwrap();
+        assert!(is_occupied(dir.path()) && !is_occupied(&file));
+        // Stands for one without the right to list it, which root has anyway.
+        assert!(is_occupied(&dir.path().join("x".repeat(300))));
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backup_core::env::Clock;
-use backup_core::{BackupOptions, Cache, Error, PruneOptions, Repository, Snapshot};
+use backup_core::{BackupOptions, Cache, Error, Limits, PruneOptions, Repository, Snapshot};
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_crypto::trust::Roles;
 use keepwell_e2e::gate::Gate;
@@ -349,9 +349,11 @@ fn a_copy_follows_what_a_prune_of_the_origin_moves() {
             put(churn.path(), &format!("{i}"), i, LARGE);
         }
         for i in 0..6 {
-            put(churn.path(), &format!("{i}-own"), 70 + i, LARGE); // no pack holds only what stays, or only what goes
+            put(churn.path(), &format!("{i}-own"), 70 + i, LARGE);
         }
-        let keeper = world.open().await;
+        // One thread fills its packs in order: none holds only what stays, or only what goes.
+        let (store, limits) = (Arc::new(world.store.clone()), Limits { threads: 1, ..world::LIMITS });
+        let keeper = world::open(store, &world.key, Cache::memory(), limits).await.unwrap();
         let options = BackupOptions { dataset: "churn".into(), ..options() };
         let gone = back_up_with(&keeper, churn.path(), options).await.unwrap();
         let report = back_up(&keeper, source.path()).await.unwrap();

@@ -22,9 +22,9 @@ use world::{World, back_up, restored, snapshot_of, thorough};
 /// Pauses that do not make the test wait.
 const POLICY: RetryPolicy =
     RetryPolicy { attempts: 4, first_delay: Duration::from_millis(1), max_delay: Duration::from_millis(5) };
-/// Longest wait for an answer of a network that fails, in seconds; less cannot be said.
+/// Longest wait for an answer that never comes, in seconds; less cannot be said.
 const IMPATIENT: u32 = 1;
-/// The same where nothing fails, but the machine may be busy.
+/// The same where it comes, but the machine may be busy.
 const PATIENT: u32 = 60;
 /// Transfers at a time while a repository is laid out or fetched.
 const TRANSFERS: usize = 8;
@@ -86,7 +86,7 @@ impl Bench {
     ) {
         let place = self.lay_out(world).await;
         self.proxy.heal();
-        self.run(world, &place, &attempt).await.unwrap();
+        self.run(world, &place, PATIENT, &attempt).await.unwrap();
         let requests = self.proxy.requests();
         println!("{requests} requests");
         for n in 1..=requests {
@@ -99,7 +99,8 @@ impl Bench {
                 for when in whens {
                     let place = self.lay_out(world).await;
                     self.proxy.set(Plan { fault, when });
-                    let ended = self.run(world, &place, &attempt).await;
+                    let patience = if fault == Break::Silence { IMPATIENT } else { PATIENT };
+                    let ended = self.run(world, &place, patience, &attempt).await;
                     let said = ended.as_ref().err().map_or("ok".to_owned(), ToString::to_string);
                     let what = format!("{fault:?} {when:?} of {requests}: {said}");
                     let must_pass = fault.passes() && when == When::At(n);
@@ -107,7 +108,7 @@ impl Bench {
                     self.count(ended.is_ok());
                     self.proxy.heal();
                     verify(self.fetch(world, &place).await, ended.is_ok(), what.clone()).await;
-                    let then = self.run(world, &place, &again).await;
+                    let then = self.run(world, &place, PATIENT, &again).await;
                     then.unwrap_or_else(|error| panic!("{what}: the next run: {error}"));
                 }
             }
@@ -125,9 +126,10 @@ impl Bench {
         &self,
         world: &World,
         place: &str,
+        timeout: u32,
         work: &impl AsyncFn(&Repository) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let repository = world.open_with(self.store(place, true, IMPATIENT).await, Cache::memory()).await?;
+        let repository = world.open_with(self.store(place, true, timeout).await, Cache::memory()).await?;
         work(&repository).await
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use backup_core::{BackupOptions, Cache, CreateOptions, Created, Repository};
+use backup_core::{BackupOptions, Cache, CreateOptions, Created, Limits, Repository};
 use keepwell_benches::Tree;
 use keepwell_catalog::{
     Commit, CommitKind, ContentName, IndexEntry, PackClass, PackRef, SegmentBuilder, dataset_tag, names,
@@ -19,8 +19,11 @@ use keepwell_storage::{LocalFs, LocalOptions, ObjectStore, Recording};
 
 /// Size of a file of the tree that is backed up.
 const FILE_BYTES: usize = 3 << 20;
+/// Of the writer. Each holds a pack, a buffer and a compressor: with as many as there are processors the peak would say
+/// more of the machine than of the repository.
+const THREADS: usize = 2;
 
-#[tokio::main]
+#[tokio::main(worker_threads = 2)]
 async fn main() -> Result<()> {
     keepwell_storage::raise_file_limit();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -157,7 +160,8 @@ async fn back_up(directory: &Path, megabytes: usize) -> Result<()> {
     let key = KeyFile::parse(&std::fs::read_to_string(directory.join("key"))?)?;
     let store = Arc::new(Recording::new(store));
     let shared: Arc<dyn ObjectStore> = Arc::clone(&store) as _;
-    let builder = Repository::builder(shared).cache(Cache::directory(directory.join("cache")));
+    let limits = Limits { threads: THREADS, ..Limits::default() };
+    let builder = Repository::builder(shared).cache(Cache::directory(directory.join("cache"))).limits(limits);
     let repository = builder.open(key).await?;
     let tree = Tree::generate(20, 50, (megabytes * 1_000_000 / FILE_BYTES) as u64)?;
     let limit = repository.limits().memory_bytes;

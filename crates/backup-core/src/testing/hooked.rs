@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use keepwell_storage::{Capabilities, Key, Memory, ObjectInfo, ObjectStore, Operation, Page, StorageError};
+use keepwell_storage::{
+    Capabilities, Key, Memory, ObjectInfo, ObjectStore, Operation, Page, StorageError, StorageErrorKind,
+};
 
 /// What happens around a call. `subject` is the key, or the prefix of a listing.
 #[async_trait]
@@ -13,6 +15,11 @@ pub(crate) trait Hook: fmt::Debug + Send + Sync {
     async fn before(&self, _inner: &Memory, _operation: Operation, _subject: &str) {}
 
     async fn after(&self, _operation: Operation, _subject: &str) {}
+
+    /// Whether the store answers no more.
+    fn is_gone(&self) -> bool {
+        false
+    }
 
     fn capabilities(&self, inner: &Memory) -> Capabilities {
         inner.capabilities()
@@ -38,6 +45,10 @@ impl<H: Hook> Hooked<H> {
         call: impl Future<Output = Result<T, StorageError>>,
     ) -> Result<T, StorageError> {
         self.hook.before(&self.inner, operation, subject).await;
+        if self.hook.is_gone() {
+            let kind = StorageErrorKind::Unavailable;
+            return Err(StorageError::new(kind, operation.name(), subject, "the store is gone"));
+        }
         let answer = call.await;
         self.hook.after(operation, subject).await;
         answer

@@ -272,16 +272,40 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use keepwell_storage::{Fault, Faulty, Key, ObjectInfo, Page, StorageError};
+    use keepwell_storage::{Memory, Operation};
+    use tokio::sync::Notify;
 
     use super::*;
     use crate::Cache;
     use crate::env::{Clock, Timestamp};
-    use crate::testing::{MemorySource, Thing, TreeModel, World, back_up, block_on, noise, options};
+    use crate::testing::{
+        Hook, Hooked, MemorySource, Thing, TreeModel, World, back_up, block_on, noise, options,
+    };
 
-    /// A minute passes whenever somebody looks.
+    fn is_pack(operation: Operation, subject: &str) -> bool {
+        operation == Operation::Put && subject.starts_with("data/")
+    }
+
+    /// Whose first pack ends the task that stores it.
     #[derive(Debug, Default)]
-    struct Minutes(AtomicU64);
+    struct Panicking(AtomicU64);
+
+    #[async_trait::async_trait]
+    impl Hook for Panicking {
+        async fn before(&self, _: &Memory, operation: Operation, subject: &str) {
+            if is_pack(operation, subject) {
+                assert_ne!(self.0.fetch_add(1, Ordering::SeqCst), 0, "as a fault in a store would");
+            }
+        }
+    }
+
+    /// A minute passes with each pack, and with the tenth the process is dead. The eighth is stored when some are listed: how
+    /// many that are depends on no thread.
+    #[derive(Debug, Default)]
+    struct Minutes {
+        packs: AtomicU64,
+        listed: Notify,
+    }
 
     impl Clock for Minutes {
         fn now(&self) -> Timestamp {
@@ -289,49 +313,27 @@ mod tests {
         }
 
         fn monotonic(&self) -> Duration {
-            Duration::from_secs(60 * self.0.fetch_add(1, Ordering::SeqCst))
+            Duration::from_secs(60 * self.packs.load(Ordering::SeqCst))
         }
     }
 
-    /// Whose first pack ends the task that stores it.
-    #[derive(Debug)]
-    struct Panicking(keepwell_storage::Memory, AtomicU64);
-
     #[async_trait::async_trait]
-    impl keepwell_storage::ObjectStore for Panicking {
-        async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError> {
-            if key.as_str().starts_with("data/") {
-                assert_ne!(self.1.fetch_add(1, Ordering::SeqCst), 0, "as a fault in a store would");
+    impl Hook for Arc<Minutes> {
+        async fn before(&self, _: &Memory, operation: Operation, subject: &str) {
+            if is_pack(operation, subject) && self.packs.fetch_add(1, Ordering::SeqCst) + 1 == 8 {
+                // That nothing is listed shows below.
+                let _ = tokio::time::timeout(Duration::from_secs(60), self.listed.notified()).await;
             }
-            self.0.put_new(key, body).await
         }
 
-        async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
-            self.0.get(key).await
+        async fn after(&self, operation: Operation, subject: &str) {
+            if operation == Operation::Put && subject.starts_with("index/") {
+                self.listed.notify_one();
+            }
         }
 
-        async fn get_range(&self, key: &Key, range: std::ops::Range<u64>) -> Result<Bytes, StorageError> {
-            self.0.get_range(key, range).await
-        }
-
-        async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
-            self.0.head(key).await
-        }
-
-        async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
-            self.0.list_page(prefix, after).await
-        }
-
-        async fn delete(&self, key: &Key) -> Result<(), StorageError> {
-            self.0.delete(key).await
-        }
-
-        fn capabilities(&self) -> keepwell_storage::Capabilities {
-            self.0.capabilities()
-        }
-
-        fn describe(&self) -> String {
-            "a store that fails badly".into()
+        fn is_gone(&self) -> bool {
+            self.packs.load(Ordering::SeqCst) > 9
         }
     }
 
@@ -339,7 +341,7 @@ mod tests {
     fn a_task_that_dies_with_a_pack_fails_the_backup() {
         block_on(async {
             let world = World::new().await;
-            let store = Arc::new(Panicking(world.store.inner().clone(), AtomicU64::new(0)));
+            let store = Arc::new(Hooked::new(world.store.inner().clone(), Panicking::default()));
             let builder =
                 Repository::builder(store).limits(crate::Limits { threads: 1, memory_bytes: 64 << 20 });
             let repository = builder.open(world.key.clone()).await.unwrap();
@@ -357,7 +359,7 @@ mod tests {
     fn a_backup_that_dies_loses_the_packs_of_the_last_minutes() {
         block_on(async {
             let world = World::new().await;
-            // 100 MB in packs of about 6 MB, one of them a minute or less.
+            // 100 MB in packs of about 8 MB.
             let files = (0..100).map(|n| (format!("{n:03}"), Thing::file(noise(n, 1 << 20))));
             let tree = files.fold(TreeModel::default(), |tree, (name, file)| tree.with(&name, file));
             let options = || crate::BackupOptions {
@@ -365,9 +367,9 @@ mod tests {
                 checkpoint_every: Duration::MAX,
                 ..options("data")
             };
-            let store = Arc::new(Faulty::new(world.store.inner().clone(), Fault::FromThenOn(30)));
-            let builder =
-                Repository::builder(store).cache(Cache::memory()).clock(Arc::new(Minutes::default()));
+            let minutes = Arc::new(Minutes::default());
+            let store = Arc::new(Hooked::new(world.store.inner().clone(), Arc::clone(&minutes)));
+            let builder = Repository::builder(store).cache(Cache::memory()).clock(minutes);
             let dying = builder.limits(crate::Limits { threads: 1, memory_bytes: 64 << 20 });
             let dying = dying.open(world.key.clone()).await.unwrap();
             let source = Arc::new(MemorySource::new(tree.clone()));

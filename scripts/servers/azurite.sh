@@ -23,7 +23,7 @@ server_start() {
     mkdir -p "$DIR/data"
     AZURITE_ACCOUNTS="$account:$key" background azurite "$CACHE/azurite/node_modules/.bin/azurite-blob" \
         --blobHost 127.0.0.1 --blobPort "$port" --location "$DIR/data" --skipApiVersionCheck --silent --disableTelemetry
-    wait_for 60 azurite answers "http://127.0.0.1:$port/"
+    wait_for 120 azurite answers "http://127.0.0.1:$port/"
     create_container "http://127.0.0.1:$port" "$account" "$key" keepwell
     setting ENDPOINT "http://127.0.0.1:$port/$account"
     setting BUCKET keepwell

@@ -10,7 +10,7 @@ server_start() {
     local port
     port=$(free_port)
     background gcs "$VENV/bin/python" "$HERE/gcs_server.py" "$port" keepwell
-    wait_for 30 gcs answers "http://127.0.0.1:$port/"
+    wait_for 120 gcs answers "http://127.0.0.1:$port/"
     setting ENDPOINT "http://127.0.0.1:$port"
     setting BUCKET keepwell
     setting PORT "$port"

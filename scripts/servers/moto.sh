@@ -10,7 +10,7 @@ server_start() {
     local port
     port=$(free_port)
     background moto "$VENV/bin/python" "$(dirname "${BASH_SOURCE[0]}")/moto_server.py" "$port"
-    wait_for 60 moto answers "http://127.0.0.1:$port/moto-api/"
+    wait_for 120 moto answers "http://127.0.0.1:$port/moto-api/"
     curl -sSf -o /dev/null -X PUT "http://127.0.0.1:$port/keepwell"
     curl -sSf -o /dev/null -X PUT "http://127.0.0.1:$port/versioned"
     curl -sSf -o /dev/null -X PUT "http://127.0.0.1:$port/versioned?versioning" -H 'Content-Type: application/xml' -d \

@@ -32,7 +32,7 @@ Subsystem sftp internal-sftp
 ForceCommand internal-sftp
 X
     background sshd /usr/sbin/sshd -D -e -f "$DIR/sshd_config"
-    wait_for 20 sshd log_in "$port" "$user"
+    wait_for 120 sshd log_in "$port" "$user"
     setting HOST 127.0.0.1
     setting PORT "$port"
     setting USER "$user"

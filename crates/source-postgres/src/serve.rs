@@ -314,7 +314,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("wal");
         let (_stop, stopped) = watch::channel(false);
-        let patience = Duration::from_secs(2);
+        let patience = Duration::from_secs(5); // far more than the asking thread needs between two of its calls
         let server = Arc::new(WalServer::patient(world.repository.wal_reader(SYSTEM).unwrap(), patience));
         tokio::spawn(server.run(UnixListener::bind(&socket).unwrap(), None, stopped));
         let held = world.store.gate.lock().await;

@@ -45,13 +45,14 @@ impl Dice {
     }
 }
 
-/// A test in which the process does next to nothing for so long is stuck.
-const IDLE: Duration = Duration::from_secs(60);
+/// A test in which the process does next to nothing for so long is stuck. A disk that others write to may keep one that
+/// syncs, or is killed while it syncs, waiting for a minute.
+const IDLE: Duration = Duration::from_secs(240);
 /// Next to nothing.
 const IDLE_WORK: Duration = Duration::from_millis(50);
 
-/// Runs a test on a runtime of its own, and fails it if its process works for longer than `limit`, or does nothing for a
-/// minute: a part that waits for another for ever must not stop the whole suite. What is measured is processor time, so
+/// Runs a test on a runtime of its own, and fails it if its process works for longer than `limit`, or does nothing for
+/// minutes: a part that waits for another for ever must not stop the whole suite. What is measured is processor time, so
 /// that a crowded machine fails nobody.
 pub fn within(limit: Duration, test: impl Future<Output = ()>) {
     let mut builder = tokio::runtime::Builder::new_multi_thread();

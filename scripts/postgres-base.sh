@@ -143,6 +143,8 @@ sql "INSERT INTO notes SELECT n, 'more' FROM generate_series(1, 9000) n"
 sql "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid % 5000 = 0"
 sql "CREATE TABLE other AS SELECT 1; TRUNCATE other"
 as_owner "$CLIENT_BIN/psql" -Xq -v ON_ERROR_STOP=1 -f - <scripts/servers/objects.sql >/dev/null 2>&1
+# What follows this backup is kept for the standby that is made from it: checkpoints would remove it.
+sql "SELECT pg_create_physical_replication_slot('standby', true)" >/dev/null
 backup
 third=$id
 stored=$(field 'v["stored_bytes"]' <<<"$json")
@@ -173,12 +175,17 @@ end back
 # A standby made from a snapshot, and a snapshot made from the standby.
 restore "$third" standby
 as_owner touch "$work/standby/data/standby.signal"
-as_owner tee -a "$work/standby/data/postgresql.auto.conf" <<<"primary_conninfo = 'host=$SOCKET port=$PORT user=postgres'" >/dev/null
+as_owner tee -a "$work/standby/data/postgresql.auto.conf" >/dev/null \
+    <<<"primary_conninfo = 'host=$SOCKET port=$PORT user=postgres'"$'\n'"primary_slot_name = 'standby'"
 start standby
+# As one transaction: its commit lies behind the checkpoint that the backup begins at.
 sql "CREATE TABLE late AS SELECT 1 AS n; CHECKPOINT"
 at=$(sql "SELECT pg_current_wal_flush_lsn()")
 on_standby() { (export PGHOST=$work/standby/socket; "$@"); }
-for _ in $(seq 100); do [ "$(on_standby sql "SELECT pg_last_wal_replay_lsn() >= '$at'")" = t ] && break; sleep 0.1; done
+# A backup has what the standby had replayed when it began, and promises no more.
+replayed() { [ "$(on_standby sql "SELECT pg_last_wal_replay_lsn() >= '$at'")" = t ]; }
+for _ in $(seq 1200); do replayed && break; sleep 0.1; done
+replayed || { tail -n 20 "$work/standby/log" >&2; fail "the standby did not get to $at"; }
 dump >"$work/expected"
 PGHOST=$work/standby/socket
 backup

@@ -122,7 +122,8 @@ thrown_away() {
 # Stopped by somebody else, interrupted at any moment, killed: nothing stays, or the next run removes it.
 ended_otherwise() {
     open_instant
-    as_owner "$BIN/pg_ctl" stop -s -m fast -D "$at/data"
+    # Without waiting: it looks for the directory ten times a second, which may be gone with the server.
+    as_owner "$BIN/pg_ctl" stop -W -s -m fast -D "$at/data"
     wait "$instant" || fail "a server that was stopped is no failure"
     instant=
     nothing_left "stopped"

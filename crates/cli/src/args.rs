@@ -156,11 +156,6 @@ impl Command {
 }
 
 impl GlobalArgs {
-    /// Whether a secret comes through a file descriptor, which can be read only once.
-    pub fn reads_descriptors(&self) -> bool {
-        self.key_fd.is_some() || self.passphrase_fd.is_some()
-    }
-
     /// The options that say which repository is meant, and how it is opened, for a process of our own that goes on with it.
     pub fn again(&self) -> Vec<OsString> {
         let mut words: Vec<OsString> = Vec::new();
@@ -215,9 +210,6 @@ mod tests {
         let words: Vec<&str> = words.split_whitespace().collect();
         let parsed = Arguments::try_parse_from([&["keepwell"], &words[..], &["version"]].concat()).unwrap();
         assert_eq!(parsed.global.again(), words);
-        assert!(!parsed.global.reads_descriptors());
-        let fd = Arguments::try_parse_from("keepwell --passphrase-fd 3 version".split(' ')).unwrap();
-        assert!(fd.global.reads_descriptors());
     }
 
     #[test]

@@ -212,6 +212,13 @@ fn named_passphrase(ctx: &Context) -> Result<Option<Origin>> {
         .or_else(|| command(&profile.passphrase_command)))
 }
 
+/// Whether a secret comes through a file descriptor: a process of our own would read it away from us, or find it empty.
+pub fn reads_descriptor(ctx: &Context) -> bool {
+    [named_key(ctx), named_passphrase(ctx)]
+        .iter()
+        .any(|named| matches!(named, Ok(Some(Origin::Descriptor(_)))))
+}
+
 fn credential(ctx: &Context, name: &str) -> Option<Origin> {
     let path = ctx.environment.credentials.as_ref()?.join(name);
     path.exists().then_some(Origin::File(path))
@@ -402,9 +409,22 @@ mod tests {
         ctx.environment.passphrase_fd = Some("three".to_owned());
         assert_eq!(exit_of(&named_key(&ctx).unwrap_err()), Exit::Usage);
         assert_eq!(exit_of(&named_passphrase(&ctx).unwrap_err()), Exit::Usage);
+        assert!(!reads_descriptor(&ctx));
         let path = PathBuf::from("file");
         (ctx.global.key_file, ctx.environment.passphrase_file) = (Some(path.clone()), Some(path.clone()));
         assert_eq!(named_key(&ctx).unwrap(), Some(Origin::File(path.clone())));
         assert_eq!(named_passphrase(&ctx).unwrap(), Some(Origin::File(path)));
+    }
+
+    #[test]
+    fn a_secret_that_can_be_read_once_is_seen_wherever_it_is_named() {
+        let mut ctx = Context::of_profiles("");
+        assert!(!reads_descriptor(&ctx));
+        ctx.environment.passphrase_fd = Some("3".to_owned());
+        assert!(reads_descriptor(&ctx));
+        ctx.global.passphrase_command = Some("pass".to_owned());
+        assert!(!reads_descriptor(&ctx), "the option counts");
+        ctx.global.key_fd = Some(4);
+        assert!(reads_descriptor(&ctx));
     }
 }

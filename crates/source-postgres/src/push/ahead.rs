@@ -1,9 +1,11 @@
 //! Which files were archived before they were asked for.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,6 +36,12 @@ pub struct Ahead {
 pub struct Turn(File);
 
 impl Turn {
+    /// Says behind which file is archived: whoever is asked for this one, or for one before it, need not wait for us.
+    pub fn behind(&self, file: &Path) -> io::Result<()> {
+        self.0.set_len(0)?;
+        self.0.write_all_at(file.file_name().unwrap_or_default().as_bytes(), 0)
+    }
+
     /// To hand it to another process, as its standard input.
     pub fn into_file(self) -> File {
         self.0
@@ -82,7 +90,7 @@ impl Ahead {
 
     /// The right to archive ahead, if nobody has it. Fails where no file can be locked.
     pub fn turn(&self) -> io::Result<Option<Turn>> {
-        let path = self.note.with_extension("turn");
+        let path = self.turn_file();
         fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
         let file = File::options().create(true).truncate(false).write(true).open(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -92,11 +100,22 @@ impl Ahead {
         }
     }
 
-    /// Waits until this file is noted. `false`: nobody archives ahead any more, or has not come to it within a minute.
+    fn turn_file(&self) -> PathBuf {
+        self.note.with_extension("turn")
+    }
+
+    /// Whether somebody who archives ahead comes to this file, as far as is known.
+    fn comes_to(&self, name: &OsStr) -> bool {
+        let begun = fs::read(self.turn_file()).unwrap_or_default();
+        begun.len() != SEGMENT_NAME_BYTES || begun.as_slice() < name.as_bytes()
+    }
+
+    /// Waits until this file is noted. `false`: nobody archives ahead any more, does not come to it, or has not within a
+    /// minute.
     pub async fn wait_for(&self, file: &Path) -> bool {
-        if file.file_name().is_none_or(|name| name.len() != SEGMENT_NAME_BYTES) {
+        let Some(name) = file.file_name().filter(|name| name.len() == SEGMENT_NAME_BYTES) else {
             return false;
-        }
+        };
         let end = tokio::time::Instant::now() + WAIT;
         while tokio::time::Instant::now() < end {
             // In this order: what was noted before the turn ended is seen.
@@ -104,7 +123,7 @@ impl Ahead {
             if self.has(file) {
                 return true;
             }
-            if nobody {
+            if nobody || !self.comes_to(name) {
                 return false;
             }
             tokio::time::sleep(LOOK).await;

@@ -140,6 +140,26 @@ async fn one_at_a_time_archives_ahead_and_the_others_wait_while_it_lives() {
     assert!(ahead.turn().unwrap().is_some());
 }
 
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_file_that_whoever_archives_ahead_has_left_to_others() {
+    let dir = directory(3..6);
+    let ahead = Ahead::new(dir.path().join("cache/note"));
+    let path = |number: u64| dir.path().join(segment(number).file_name(size()));
+    let turn = ahead.turn().unwrap().unwrap();
+    turn.behind(&path(4)).unwrap();
+    let begun = tokio::time::Instant::now();
+    assert!(!ahead.wait_for(&path(3)).await && !ahead.wait_for(&path(4)).await);
+    assert_eq!(begun.elapsed(), std::time::Duration::ZERO, "by a clock that moves when all wait");
+    let waiting = tokio::spawn({
+        let (ahead, file) = (ahead.clone(), path(5));
+        async move { ahead.wait_for(&file).await }
+    });
+    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+    assert!(!waiting.is_finished());
+    drop(turn);
+    assert!(!waiting.await.unwrap());
+}
+
 #[tokio::test]
 async fn what_could_not_be_stored_ahead_is_not_noted() {
     let (world, dir) = (World::new().await, directory(3..8));

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::commands::pg::ahead_note;
 use crate::context::Context;
 use crate::exit::Exit;
-use crate::open;
+use crate::{open, secret};
 
 const EXAMPLES: &str = "\
 In postgresql.conf:
@@ -73,7 +73,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
 /// Archives the file ourselves. What is ready behind it is left to a process of its own, if that is wanted and there is none.
 async fn push(ctx: &Context, args: &Args, system: u64, ahead: Ahead) -> Result<Pushed> {
     // Without a file that can be locked, or a second look at a secret, one process has to do.
-    let turn = match args.ahead && !ctx.global.reads_descriptors() {
+    let turn = match args.ahead && !secret::reads_descriptor(ctx) {
         true => ahead.turn().ok(),
         false => None,
     };
@@ -96,6 +96,8 @@ async fn pusher(ctx: &Context, args: &Args, ahead: Ahead) -> Result<Pusher> {
 
 /// Starts ourselves once more, with our own options, to go on without us. The turn ends with that process.
 fn leave_follower(ctx: &Context, args: &Args, system: u64, turn: Turn) -> Result<()> {
+    // Unsaid, who is asked for this file again waits for it, a minute at most.
+    let _ = turn.behind(&args.path);
     let program = std::env::current_exe().context("find our own program")?;
     let mut command = Command::new(program);
     command

@@ -4,8 +4,8 @@
 //! the next segments while the last one is replayed.
 //!
 //! A request is the name of a file and a newline. The answer begins with a byte: `F` and the file (its length as u64 LE,
-//! then its bytes), `M` when the archive does not have it, `G` and a message (likewise) where the archive has a gap, `E` and
-//! a message for any other trouble.
+//! then its bytes), `M` when the archive does not have it, `G` and a message (likewise) where the archive has a gap, `B` and
+//! a message where it begins only later, `E` and a message for any other trouble.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -161,6 +161,7 @@ impl WalServer {
             Ok(Fetched::Found(content)) => (b'F', content),
             Ok(Fetched::Missing) => (b'M', Vec::new()),
             Err(error @ ArchiveError::Gap { .. }) => (b'G', crate::one_line(&error).into_bytes()),
+            Err(error @ ArchiveError::BeginsLater { .. }) => (b'B', crate::one_line(&error).into_bytes()),
             Err(error) => (b'E', crate::one_line(&error).into_bytes()),
         };
         let written = async {
@@ -209,19 +210,36 @@ pub fn ask(socket: &Path, name: &str) -> io::Result<Fetched> {
         b'M' => Ok(Fetched::Missing),
         kind => {
             let message = String::from_utf8_lossy(&content).into_owned();
-            Err(if kind == b'G' { io::Error::other(GapAhead(message)) } else { io::Error::other(message) })
+            Err(match kind {
+                b'G' => io::Error::other(Lacking { begins_later: false, message }),
+                b'B' => io::Error::other(Lacking { begins_later: true, message }),
+                _ => io::Error::other(message),
+            })
         }
     }
 }
 
 /// Whether [`ask`] failed because the archive has a gap at the file.
 pub fn is_gap(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<GapAhead>())
+    lacking(error).is_some_and(|lacking| !lacking.begins_later)
 }
 
+/// Whether [`ask`] failed because the archive begins behind the file.
+pub fn begins_later(error: &io::Error) -> bool {
+    lacking(error).is_some_and(|lacking| lacking.begins_later)
+}
+
+fn lacking(error: &io::Error) -> Option<&Lacking> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// The archive answered, does not have the file, and has later ones.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct GapAhead(String);
+#[error("{message}")]
+struct Lacking {
+    begins_later: bool,
+    message: String,
+}
 
 #[cfg(test)]
 mod tests {
@@ -346,7 +364,10 @@ mod tests {
         assert_eq!(answer, Fetched::Found(content(SYSTEM, 3, 3)));
         assert_eq!(ask(name(9)).await.unwrap().unwrap(), Fetched::Missing);
         assert_eq!(ask("00000002.history".into()).await.unwrap().unwrap(), Fetched::Missing);
-        assert!(is_gap(&ask(name(4)).await.unwrap().unwrap_err()));
+        let gap = ask(name(4)).await.unwrap().unwrap_err();
+        assert!(is_gap(&gap) && !begins_later(&gap));
+        let before = ask(name(2)).await.unwrap().unwrap_err();
+        assert!(begins_later(&before) && !is_gap(&before));
         world.store.away.store(true, Ordering::SeqCst);
         // What is ahead is served all the same; this one has to be fetched.
         let error = ask(name(3)).await.unwrap().unwrap_err();

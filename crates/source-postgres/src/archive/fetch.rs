@@ -22,7 +22,8 @@ pub enum Fetched {
 ///
 /// The last file of a timeline is served as far as it was archived and filled up with zeros, so that recovery reaches
 /// the last archived transaction. A file that is missing between others is an error and not [`Fetched::Missing`]: a
-/// server that is told of a missing file ends its recovery there and opens, as if nothing were wrong.
+/// server that is told of a missing file ends its recovery there and opens, as if nothing were wrong. So is one before the
+/// first that is archived, which a base backup may have brought along ([`ArchiveError::BeginsLater`]).
 pub async fn fetch(reader: &WalReader, name: &str) -> Result<Fetched, ArchiveError> {
     if let Some(timeline) = name.strip_suffix(".history") {
         let number = if timeline.len() == 8 { u32::from_str_radix(timeline, 16).ok() } else { None };
@@ -64,8 +65,9 @@ pub async fn fetch_segment(reader: &WalReader, name: &str) -> Result<Option<Segm
     };
     match wanted_by {
         None => Ok(found),
-        // Where nothing is archived before it, the archive only begins later.
-        Some(_) if found.is_none() && !is_behind_others(reader, &writers, timeline, file).await? => Ok(None),
+        Some(_) if found.is_none() && !is_behind_others(reader, &writers, timeline, file).await? => {
+            Err(ArchiveError::BeginsLater { file: name.to_owned() })
+        }
         Some(timeline) => Err(ArchiveError::Gap { file: name.to_owned(), timeline }),
     }
 }

@@ -35,6 +35,12 @@ pub enum ArchiveError {
         /// The timeline of what is there.
         timeline: Timeline,
     },
+    /// Only later WAL is archived: the archive begins behind this file.
+    #[error("`{file}` is not archived, and later WAL is")]
+    BeginsLater {
+        /// Name of the WAL file.
+        file: String,
+    },
     /// What is archived is not WAL of this cluster at this place.
     #[error("`{file}` does not fit: {reason}")]
     NotThatWal {
@@ -52,6 +58,11 @@ impl ArchiveError {
             Self::Repository(error) => error.hint(),
             Self::Gap { .. } => Some(
                 "Recovery can end before the gap, or begin with a base backup after it; `keepwell wal gaps` shows all.".into(),
+            ),
+            Self::BeginsLater { .. } => Some(
+                "Recover from a base backup that was taken after the archive began (`keepwell wal status`). To end where a base \
+                 backup with WAL of its own ends: `restore_command = 'false'`."
+                    .into(),
             ),
             Self::Conflict { .. } => {
                 Some("Two servers that both believed to be the primary wrote WAL; restore to a time before.".into())

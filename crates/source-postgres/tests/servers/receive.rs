@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 
-use keepwell_source_postgres::archive::{Fetched, fetch, survey};
+use keepwell_source_postgres::archive::{ArchiveError, Fetched, fetch, survey};
 use keepwell_source_postgres::lsn::{Lsn, Segment, SegmentSize, Timeline};
 use keepwell_source_postgres::receive::ReceiveError;
 use keepwell_source_postgres::replication::SlotName;
@@ -78,8 +78,10 @@ async fn fetch_all(world: &World, system: u64, timelines: u32, from: Lsn, to: Ls
                 .map(|number| Segment { timeline, number }.file_name(size)),
         );
         for file in files {
-            if let Fetched::Found(content) = fetch(&reader, &file).await.unwrap() {
-                std::fs::write(dir.join(file), content).unwrap();
+            match fetch(&reader, &file).await {
+                Ok(Fetched::Found(content)) => std::fs::write(dir.join(file), content).unwrap(),
+                Ok(Fetched::Missing) | Err(ArchiveError::BeginsLater { .. }) => {}
+                Err(error) => panic!("{error}"),
             }
         }
     }

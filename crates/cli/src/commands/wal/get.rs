@@ -14,7 +14,7 @@ use keepwell_source_postgres::serve;
 use crate::commands::pg::helper_socket;
 use crate::context::Context;
 use crate::exit::Exit;
-use crate::open;
+use crate::{open, secret};
 
 const EXAMPLES: &str = "\
 In postgresql.conf of a server that recovers:
@@ -25,8 +25,8 @@ Example:
 
 /// Fetch one file of WAL for a recovering server, as its restore_command
 ///
-/// Exit code 0: it is there. 1: the archive does not have it, and has no gap here. 255: anything else; the server then
-/// stops instead of opening with less than there is.
+/// Exit code 0: it is there. 1: the archive does not have it, and nothing later, or the server has it itself. 255: anything
+/// else; the server then stops instead of opening with less than there is.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -50,11 +50,13 @@ pub struct Args {
 
 /// Runs `wal get`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
-    let fetched = match (obtain(ctx, &args).await, own(&args)) {
-        (Err(error), Some(_)) if is_gap(&error) => Fetched::Missing,
-        // The server would put it in the place of its own, and not get to the end of the base backup.
-        (Ok(Fetched::Found(content)), Some(own)) if has_more(&own, &content) => Fetched::Missing,
-        (fetched, _) => fetched?,
+    let fetched = match obtain(ctx, &args).await {
+        Err(error) if goes_on(&args, &error) => Fetched::Missing,
+        // The server would put it in the place of its own, and perhaps not get to the end of the base backup.
+        Ok(Fetched::Found(content)) if beside(&args).is_some_and(|own| has_more(&own, &content)) => {
+            Fetched::Missing
+        }
+        fetched => fetched?,
     };
     match fetched {
         Fetched::Found(content) => {
@@ -78,21 +80,36 @@ async fn obtain(ctx: &Context, args: &Args) -> Result<Fetched> {
         Some(system) => system,
         None => super::own_system()?,
     };
-    if args.prefetch {
+    if args.prefetch && !secret::reads_descriptor(ctx) {
         let socket = helper_socket(ctx, system);
-        match serve::ask(&socket, &args.file) {
-            Ok(fetched @ Fetched::Found(_)) => return Ok(fetched),
-            // The server would open: a helper that has another repository in hand must not be the one to say so.
-            Ok(Fetched::Missing) => {}
-            // Nobody listens yet, or any more. Whatever went wrong, it is tried without a helper before it counts.
-            Err(error) if is_absent(&error) => leave_helper(ctx, &socket, system)?,
-            Err(error) => ctx.printer.verbose(format_args!("the helper does not help: {error}")),
+        let leave = || leave_helper(ctx, &socket, system);
+        if let Some(found) = of_helper(ctx, &socket, &args.file, leave) {
+            return Ok(found);
         }
     }
     let opened = open::repository(ctx).await?;
     opened.progress.end();
     let reader = opened.repository.wal_reader(system)?;
     Ok(fetch(&reader, &args.file).await?)
+}
+
+/// The file, if a helper has it. Where none listens, yet or any more, one is left for the next calls. A helper only saves time:
+/// whatever goes wrong with it, the file is fetched without before it counts.
+fn of_helper(
+    ctx: &Context,
+    socket: &Path,
+    file: &str,
+    leave: impl FnOnce() -> Result<()>,
+) -> Option<Fetched> {
+    let trouble = match serve::ask(socket, file) {
+        Ok(fetched @ Fetched::Found(_)) => return Some(fetched),
+        // The server would open: a helper that has another repository in hand must not be the one to say so.
+        Ok(Fetched::Missing) => return None,
+        Err(error) if is_absent(&error) => leave().err()?,
+        Err(error) => error.into(),
+    };
+    ctx.printer.verbose(format_args!("the helper does not help: {trouble:#}"));
+    None
 }
 
 fn is_absent(error: &io::Error) -> bool {
@@ -112,21 +129,43 @@ fn leave_helper(ctx: &Context, socket: &Path, system: u64) -> Result<()> {
     Ok(())
 }
 
-/// Whether the archive answered, and has other WAL than what was asked for.
-fn is_gap(error: &anyhow::Error) -> bool {
+/// Whether a server gets along without a file that the archive lacks while it has others: it has the file itself, or it is a
+/// standby, which asks its primary.
+fn goes_on(args: &Args, error: &anyhow::Error) -> bool {
+    let gap = is_told(error, |error| matches!(error, ArchiveError::Gap { .. }), serve::is_gap);
+    let begins_later = |error: &ArchiveError| matches!(error, ArchiveError::BeginsLater { .. });
+    let before = is_told(error, begins_later, serve::begins_later);
+    // `pg restore` has made sure that the target is before that, and the server reads ahead of it.
+    let is_planned = args.own_until.is_some();
+    (gap && came_along(args)) || (before && (is_planned || beside(args).is_some() || is_standby(args)))
+}
+
+/// Whether the archive itself says so, or a helper.
+fn is_told(error: &anyhow::Error, itself: fn(&ArchiveError) -> bool, helper: fn(&io::Error) -> bool) -> bool {
     error.chain().any(|cause| {
-        matches!(cause.downcast_ref::<ArchiveError>(), Some(ArchiveError::Gap { .. }))
-            || cause.downcast_ref::<io::Error>().is_some_and(serve::is_gap)
+        cause.downcast_ref::<ArchiveError>().is_some_and(itself)
+            || cause.downcast_ref::<io::Error>().is_some_and(helper)
     })
 }
 
-/// Where the data directory has a file itself, that the archive need not have.
-fn own(args: &Args) -> Option<PathBuf> {
-    let until = args.own_until?;
+/// Where the data directory may have the file itself.
+fn beside(args: &Args) -> Option<PathBuf> {
     let beside = args.path.with_file_name(&args.file);
-    let size = SegmentSize::new(fs::metadata(&beside).ok()?.len())?;
-    let segment = Segment::parse(&args.file, size).ok()?;
-    (size.start_of(segment.number) < until).then_some(beside)
+    (beside != args.path && beside.is_file()).then_some(beside)
+}
+
+/// Whether the data directory has the file, from the base backup.
+fn came_along(args: &Args) -> bool {
+    let (Some(until), Some(own)) = (args.own_until, beside(args)) else { return false };
+    let size = fs::metadata(own).ok().and_then(|own| SegmentSize::new(own.len()));
+    let segment = size.and_then(|size| Some((size, Segment::parse(&args.file, size).ok()?)));
+    segment.is_some_and(|(size, segment)| size.start_of(segment.number) < until)
+}
+
+/// Whether the data directory, in whose `pg_wal` the file is to be put, is that of a standby.
+fn is_standby(args: &Args) -> bool {
+    let data = args.path.parent().and_then(Path::parent);
+    data.is_some_and(|data| data.join("standby.signal").exists())
 }
 
 /// Whether a file of the data directory begins with what is archived of it, and goes on where that ends, in zeros.
@@ -157,6 +196,8 @@ fn place(path: &Path, content: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use keepwell_source_postgres::lsn::Timeline;
+
     use super::*;
 
     #[test]
@@ -171,22 +212,68 @@ mod tests {
             socket: None,
             own_until: Some(Lsn::new(until)),
         };
-        assert_eq!(own(&args(4 << 20)), None, "it did not come");
-        let beside = dir.path().join("000000010000000000000003");
+        assert!(beside(&args(4 << 20)).is_none() && !came_along(&args(4 << 20)), "it did not come");
+        let own = dir.path().join("000000010000000000000003");
         let whole = vec![7_u8; size];
-        fs::write(&beside, &whole).unwrap();
-        assert_eq!(own(&args(3 << 20)), None, "it begins behind the end of the base backup");
-        assert_eq!(own(&args((3 << 20) + 1)), Some(beside.clone()));
+        fs::write(&own, &whole).unwrap();
+        assert!(!came_along(&args(3 << 20)), "it begins behind the end of the base backup");
+        assert!(came_along(&args((3 << 20) + 1)));
+        assert_eq!(beside(&args(0)), Some(own.clone()));
+        assert_eq!(beside(&Args { path: own.clone(), ..args(0) }), None, "that is what is to be written");
         let archived = |fill: u8, end: usize| [vec![fill; end], vec![0; size - end]].concat();
-        assert!(has_more(&beside, &archived(7, end)));
-        assert!(has_more(&beside, &archived(7, 0)));
-        assert!(!has_more(&beside, &whole), "the archive has all of it");
-        assert!(!has_more(&beside, &archived(8, end)), "it has something else");
-        assert!(!has_more(&beside, &archived(7, end)[1..]));
+        assert!(has_more(&own, &archived(7, end)));
+        assert!(has_more(&own, &archived(7, 0)));
+        assert!(!has_more(&own, &whole), "the archive has all of it");
+        assert!(!has_more(&own, &archived(8, end)), "it has something else");
+        assert!(!has_more(&own, &archived(7, end)[1..]));
         // What the server took from the archive when less of it was there.
-        fs::write(&beside, archived(7, end)).unwrap();
-        assert!(!has_more(&beside, &archived(7, end + 1)) && !has_more(&beside, &archived(7, end)));
+        fs::write(&own, archived(7, end)).unwrap();
+        assert!(!has_more(&own, &archived(7, end + 1)) && !has_more(&own, &archived(7, end)));
         assert!(!has_more(&dir.path().join("missing"), &whole));
+    }
+
+    #[test]
+    fn what_only_the_archive_lacks_ends_no_recovery_early() {
+        let dir = tempfile::tempdir().unwrap();
+        let wal = dir.path().join("pg_wal");
+        fs::create_dir(&wal).unwrap();
+        let file = "000000010000000000000003".to_owned();
+        let args = |own_until| Args {
+            file: file.clone(),
+            path: wal.join("RECOVERYXLOG"),
+            system: None,
+            prefetch: false,
+            socket: None,
+            own_until,
+        };
+        let before = anyhow::Error::from(ArchiveError::BeginsLater { file: file.clone() });
+        let gap = ArchiveError::Gap { file: file.clone(), timeline: Timeline::FIRST };
+        let gap = anyhow::Error::from(gap).context("ask");
+        let other = anyhow::anyhow!("the store is away");
+        let all = |args: &Args| [&before, &gap, &other].map(|error| goes_on(args, error));
+        assert_eq!(all(&args(None)), [false; 3], "it would open with less than there is");
+        assert_eq!(all(&args(Some(Lsn::new(1)))), [true, false, false]);
+        fs::write(dir.path().join("standby.signal"), "").unwrap();
+        assert_eq!(all(&args(None)), [true, false, false]);
+        fs::remove_file(dir.path().join("standby.signal")).unwrap();
+        fs::write(wal.join(&file), vec![7; 1 << 20]).unwrap();
+        assert_eq!(all(&args(None)), [true, false, false]);
+        assert_eq!(all(&args(Some(Lsn::new(4 << 20)))), [true, true, false]);
+    }
+
+    #[test]
+    fn a_helper_that_cannot_be_left_behind_is_no_failure() {
+        let (ctx, dir) = (Context::of_profiles(""), tempfile::tempdir().unwrap());
+        let socket = dir.path().join("nobody");
+        let mut tried = false;
+        let leave = || -> Result<()> {
+            tried = true;
+            Err(anyhow::anyhow!("no process is left"))
+        };
+        assert_eq!(of_helper(&ctx, &socket, "000000010000000000000003", leave), None);
+        assert!(tried);
+        fs::write(&socket, "no socket").unwrap();
+        assert_eq!(of_helper(&ctx, &socket, "000000010000000000000003", || Ok(())), None);
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub struct LocatedEntry {
 type IsDead<'a> = dyn FnMut(&PackRef, &IndexEntry) -> bool + 'a;
 
 /// Merges `inputs` in order of ids, leaves out every entry for which `is_dead` says so, and yields what several
-/// inputs have in common (id, pack, frame, offset) once.
+/// inputs say alike once. Where they say different things, all of it stays: which is so, the pack tells.
 ///
 /// Holds one block per input. The inputs must be of one group and class.
 pub fn merge<'a>(
@@ -96,14 +96,16 @@ impl MergedEntries<'_> {
             }
             self.advance(number)?;
         }
+        // Not by comparing each with each: how many places a chunk has, whoever signs a segment decides.
+        let said = |item: &LocatedEntry| (item.pack, IndexEntry { pack: 0, ..item.entry });
+        self.ready.sort_unstable_by_key(said);
+        self.ready.dedup_by_key(|item| said(item));
         self.ready.reverse();
         Ok(true)
     }
 
     fn take(&mut self, located: LocatedEntry) {
-        let place = |item: &LocatedEntry| (item.pack, item.entry.frame_offset, item.entry.offset);
-        let known = self.ready.iter().any(|other| place(other) == place(&located));
-        if !known && !(self.is_dead)(&located.pack, &located.entry) {
+        if !(self.is_dead)(&located.pack, &located.entry) {
             self.ready.push(located);
         }
     }

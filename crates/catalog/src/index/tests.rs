@@ -316,6 +316,27 @@ fn a_false_description_of_a_pack_stays_with_its_own_entries() {
     }
 }
 
+/// The same of an entry: one that places a chunk where it lies, but with a false length of its frame, or of its own.
+#[test]
+fn a_false_entry_does_not_replace_the_true_one() {
+    let true_one = entry(0, 0);
+    for lie in [IndexEntry { frame_length: 1, ..true_one }, IndexEntry { length: 1, ..true_one }] {
+        let mut builder = SegmentBuilder::new(GROUP, PackClass::Data);
+        builder.add_pack(pack(0));
+        builder.add(lie);
+        let segments = [
+            open(builder.finish(REPOSITORY, &signer(), Vec::new()).unwrap()).unwrap(),
+            open(build(0..100)).unwrap(),
+        ];
+        for inputs in [[&segments[0], &segments[1]], [&segments[1], &segments[0]]] {
+            let merged: Vec<_> =
+                merge(inputs, |_, _| false).unwrap().map(|located| located.unwrap().entry).collect();
+            assert_eq!(merged.len(), 101);
+            assert!(merged.contains(&true_one) && merged.contains(&lie));
+        }
+    }
+}
+
 #[test]
 fn classes_do_not_merge() {
     let meta = SegmentBuilder::new(GROUP, PackClass::Meta).finish(REPOSITORY, &signer(), Vec::new()).unwrap();

@@ -120,5 +120,5 @@ pub(crate) fn places_of(
 
 /// The location to live by: the first whose pack does not count as gone.
 pub(crate) fn preferred<'l>(locations: &'l [Location], gone: &PackSet) -> Option<&'l Location> {
-    locations.iter().find(|l| !gone.contains(&l.pack.name))
+    locations.iter().find(|l| !gone.contains(l.class, &l.pack.name))
 }

@@ -142,7 +142,7 @@ impl Transfer<'_> {
                     continue;
                 }
                 Err(error) => {
-                    if matches!(&error, Error::Storage(_)) && self.origin.note_gone(pack.name) {
+                    if matches!(&error, Error::Storage(_)) && self.origin.note_gone(class, pack.name) {
                         self.handle.block_on(self.origin.refresh_index())?; // a prune has moved it, maybe
                     }
                     self.failed.insert(pack);

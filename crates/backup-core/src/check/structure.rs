@@ -41,7 +41,7 @@ pub(super) async fn check(
     for (name, said) in said_of_packs(&index) {
         let (class, pack) = what_is_so(repository, &said, report).await?;
         let key = names::pack_key(class, &name);
-        match stored.get(&name) {
+        match stored.get(&(class, name)) {
             Some(size) if *size == pack.size => {
                 packs.insert(name, (class, pack));
                 report.packs += 1;
@@ -50,11 +50,13 @@ pub(super) async fn check(
             Some(size) => {
                 report.found(key, format_args!("it has {size} bytes, the index says {}", pack.size))
             }
-            None if dead.contains(&name) => {}
+            None if dead.contains(class, &name) => {}
             None => report.found(key, "it is missing"),
         }
     }
-    let unlisted = stored.keys().filter(|name| !packs.contains_key(name) && !dead.contains(name)).count();
+    let is_listed =
+        |class: PackClass, name: &ContentName| packs.get(name).is_some_and(|(listed, _)| *listed == class);
+    let unlisted = stored.keys().filter(|(c, name)| !is_listed(*c, name) && !dead.contains(*c, name)).count();
     report.orphans = unlisted as u64;
     check_trees(repository, &index, history, packs, report).await
 }
@@ -109,12 +111,12 @@ async fn is_so(repository: &Repository, class: PackClass, pack: &PackRef) -> Res
     }
 }
 
-async fn stored_packs(repository: &Repository) -> Result<HashMap<ContentName, u64>, Error> {
+async fn stored_packs(repository: &Repository) -> Result<HashMap<(PackClass, ContentName), u64>, Error> {
     let mut stored = HashMap::new();
     for prefix in ["data/", "meta/"] {
         for info in repository.list(prefix).await? {
-            if let Ok(ObjectName::Pack(_, name)) = info.key.as_str().parse() {
-                stored.insert(name, info.size);
+            if let Ok(ObjectName::Pack(class, name)) = info.key.as_str().parse() {
+                stored.insert((class, name), info.size);
             }
         }
     }

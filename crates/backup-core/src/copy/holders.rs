@@ -45,7 +45,8 @@ impl Repository {
         let index = self.index();
         let mut oldest = None;
         for (_, segment) in index.segments() {
-            let counts = |pack: &&PackRef| !self.is_erased(pack.domain) && !dead.contains(&pack.name);
+            let is_dead = |pack: &PackRef| dead.contains(segment.class(), &pack.name);
+            let counts = |pack: &&PackRef| !self.is_erased(pack.domain) && !is_dead(pack);
             for pack in segment.packs().iter().filter(counts) {
                 match proved.get(&pack.name) {
                     None => return Ok(None),

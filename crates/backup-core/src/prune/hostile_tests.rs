@@ -14,7 +14,8 @@ use crate::Error;
 use crate::backup::{StoredNodes, begin_uploads};
 use crate::repository::{Repository, Snapshot};
 use crate::testing::{
-    Thing, TreeModel, World, assert_same, back_up, block_on, key, noise, restored, snapshot_of,
+    Thing, TreeModel, World, assert_same, back_up, block_on, data_pack, key, noise, restored, say,
+    snapshot_of,
 };
 use crate::write::{Ending, PackSettings, Packer, Session, name_of};
 
@@ -170,4 +171,29 @@ fn nothing_goes_because_the_index_says_that_it_lies_elsewhere_too() {
             assert_same(&restored(&fresh, &snapshot).await, &tree(2).as_restored());
         });
     }
+}
+
+/// Whoever calls a pack of content one of nodes does not make what is said of the one count for the other: released as what it
+/// is and condemned as what it is not, it would count as gone, and the index would forget what it holds.
+#[test]
+fn a_pack_that_is_kept_is_not_dead_under_another_class() {
+    block_on(async {
+        let world = World::new().await;
+        let hostile = world.enrol_writer().await;
+        let forgotten = back_up(&world.repository, &tree(1)).await;
+        let (pack, entries) = data_pack(&world.repository);
+        say(&hostile, PackClass::Meta, pack, &entries, true).await;
+        let forgotten = snapshot_of(&world.repository, &forgotten).await;
+        world.repository.forget(&[(&forgotten, "test".into())]).await.unwrap();
+
+        let keeper = world.open(&world.key).await;
+        let plan = keeper.plan_prune(thorough()).await.unwrap();
+        let report = back_up(&world.open(&world.key).await, &tree(1)).await; // needs the packs again
+        let pruned = keeper.carry_out(plan).await.unwrap();
+        assert!(pruned.kept > 0, "{pruned:?}");
+        world.open(&world.key).await.prune(thorough()).await.unwrap();
+        let fresh = world.open(&world.key).await;
+        let snapshot = snapshot_of(&fresh, &report).await;
+        assert_same(&restored(&fresh, &snapshot).await, &tree(1).as_restored());
+    });
 }

@@ -5,10 +5,10 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use keepwell_catalog::ContentName;
 use keepwell_catalog::names::ObjectName;
 use keepwell_storage::{Answer, Control, Key, ObjectLock, StorageError, StorageErrorKind};
 
+use super::pack_use::PackId;
 use super::scan::{Scan, time};
 use crate::Error;
 use crate::cache::Cache;
@@ -63,7 +63,7 @@ pub(super) async fn respect(repository: &Repository, scan: &mut Scan) -> Result<
 pub(super) async fn extend(
     repository: &Repository,
     scan: &Scan,
-    moved: &BTreeSet<ContentName>,
+    moved: &BTreeSet<PackId>,
 ) -> Result<u64, Error> {
     let Some(control) = repository.store().control() else { return Ok(0) };
     if !control.locks_objects() {

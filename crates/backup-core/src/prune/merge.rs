@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use keepwell_catalog::{Kept, PackClass, PackSet, Segment, SortedSegmentWriter, merge, names};
+use keepwell_catalog::{Kept, PackClass, PackRef, PackSet, Segment, SortedSegmentWriter, merge, names};
 
 use super::locks::Young;
 use super::verdict::delete_all;
@@ -52,8 +52,8 @@ pub(super) async fn merge_up_to(
         let may_go = |name: &str, s: &Segment| s.class() == class && !kept.contains(name);
         let of_class = index.segments().into_iter().filter(|(name, s)| may_go(name, s));
         let (small, large): (Vec<_>, Vec<_>) = of_class.partition(|(_, s)| s.len() < entries_max / 2);
-        let stale =
-            |s: &Segment| s.packs().iter().filter(|p| dead.contains(&p.name)).count() * 4 > s.packs().len();
+        let is_dead = |p: &&PackRef| dead.contains(class, &p.name);
+        let stale = |s: &Segment| s.packs().iter().filter(is_dead).count() * 4 > s.packs().len();
         for alone in large.into_iter().filter(|(_, s)| stale(s)) {
             merged += 1;
             merge_these(repository, class, vec![alone], dead.clone()).await?;
@@ -142,7 +142,7 @@ fn build(
     dead: &PackSet,
     names: Vec<String>,
 ) -> Result<Option<Bytes>, Error> {
-    let merged = || merge(inputs.iter().map(|(_, s)| &**s), |pack, _| dead.contains(&pack.name));
+    let merged = || merge(inputs.iter().map(|(_, s)| &**s), move |pack, _| dead.contains(class, &pack.name));
     let mut left = 0;
     for located in merged()? {
         located?;

@@ -7,6 +7,10 @@ use keepwell_catalog::{ContentName, IndexSet, PackClass, PackRef, names};
 use crate::Error;
 use crate::mark::Marks;
 
+/// What a pack is: the folder that it lies in, and its name there. What a segment of the other class says of the name is about
+/// another pack.
+pub(super) type PackId = (PackClass, ContentName);
+
 /// One pack of the index.
 #[derive(Debug, Clone)]
 pub(super) struct PackUse {
@@ -21,6 +25,10 @@ pub(super) struct PackUse {
 }
 
 impl PackUse {
+    pub fn id(&self) -> PackId {
+        (self.class, self.pack.name)
+    }
+
     /// The key of its object.
     pub fn key(&self) -> String {
         names::pack_key(self.class, &self.pack.name).to_string()
@@ -51,8 +59,8 @@ impl FrameUse {
 /// Live and total bytes of every pack. Reads the whole index, a segment at a time, and holds the frames of one.
 ///
 /// Chunks of a frame count by their share of it, so that what is dead beside one live chunk is found too.
-pub(super) fn pack_uses(index: &IndexSet, marks: &Marks) -> Result<HashMap<ContentName, PackUse>, Error> {
-    let mut uses: HashMap<ContentName, PackUse> = HashMap::new();
+pub(super) fn pack_uses(index: &IndexSet, marks: &Marks) -> Result<HashMap<PackId, PackUse>, Error> {
+    let mut uses: HashMap<PackId, PackUse> = HashMap::new();
     for (number, (_, segment)) in index.segments().iter().enumerate() {
         let mut frames: HashMap<(u32, u32), FrameUse> = HashMap::new();
         for item in segment.iter() {
@@ -67,7 +75,7 @@ pub(super) fn pack_uses(index: &IndexSet, marks: &Marks) -> Result<HashMap<Conte
         }
         for ((pack, _), frame) in frames {
             let Some(pack) = segment.packs().get(pack as usize) else { continue };
-            let used = uses.entry(pack.name).or_insert(PackUse {
+            let used = uses.entry((segment.class(), pack.name)).or_insert(PackUse {
                 class: segment.class(),
                 pack: *pack,
                 live: 0,

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use keepwell_catalog::names::ObjectName;
-use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef};
+use keepwell_catalog::{IndexEntry, PackClass, PackRef};
 use keepwell_crypto::ChunkId;
 
-use super::pack_use::PackUse;
+use super::pack_use::{PackId, PackUse};
 use super::scan::Scan;
 use crate::Error;
 use crate::backup::begin_uploads;
@@ -19,7 +19,7 @@ use crate::write::{Ending, PackSettings, Packer, Session, Uploads};
 #[derive(Debug, Default)]
 pub(super) struct Moved {
     /// Packs whose live content is committed in new packs, so that they may be condemned.
-    pub packs: BTreeSet<ContentName>,
+    pub packs: BTreeSet<PackId>,
     /// Stored bytes of new packs.
     pub bytes: u64,
     /// Keys of the index segments that list these.
@@ -27,7 +27,7 @@ pub(super) struct Moved {
 }
 
 /// Live entries by pack, in order of place.
-type Live = BTreeMap<ContentName, Vec<IndexEntry>>;
+type Live = BTreeMap<PackId, Vec<IndexEntry>>;
 
 /// Copies what is live and durable-commits it. A session that is fenced meanwhile leaves the old packs alone.
 pub(super) async fn repack(repository: &Repository, scan: &Scan) -> Result<Moved, Error> {
@@ -56,15 +56,15 @@ pub(super) async fn repack(repository: &Repository, scan: &Scan) -> Result<Moved
 
 /// Gives the packs of which all that is live was copied; another prune may have been faster with the rest. A damaged pack
 /// is left alone, but for one that is going to be deleted.
-async fn copy(repository: &Repository, scan: &Scan) -> Result<(Uploads, BTreeSet<ContentName>), Error> {
+async fn copy(repository: &Repository, scan: &Scan) -> Result<(Uploads, BTreeSet<PackId>), Error> {
     let uploads = begin_uploads(repository).await?;
     let live = live_entries(scan)?;
     let (repository, uploads_there) = (repository.clone(), uploads.clone());
     let packs: Vec<(PackUse, Vec<IndexEntry>, bool)> = scan
         .repack
         .iter()
-        .map(|(name, used)| {
-            (used.clone(), live.get(name).cloned().unwrap_or_default(), scan.must_move(&used.key()))
+        .map(|(id, used)| {
+            (used.clone(), live.get(id).cloned().unwrap_or_default(), scan.must_move(&used.key()))
         })
         .collect();
     let handle = tokio::runtime::Handle::current();
@@ -87,7 +87,7 @@ async fn copy(repository: &Repository, scan: &Scan) -> Result<(Uploads, BTreeSet
                 Err(error) => Err(error),
             };
             match ended {
-                Ok(()) => _ = moved.insert(used.pack.name),
+                Ok(()) => _ = moved.insert(used.id()),
                 Err(Error::Storage(error)) if error.is_not_found() => {}
                 Err(error @ Error::Damaged { .. }) if !must_move => {
                     let problem = format!("{}; it stays as it is", crate::error::one_line(&error));
@@ -97,7 +97,7 @@ async fn copy(repository: &Repository, scan: &Scan) -> Result<(Uploads, BTreeSet
                     if !move_singly(used.class, &used.pack, &entries, packer, &repository, &handle)? {
                         return Err(error);
                     }
-                    moved.insert(used.pack.name);
+                    moved.insert(used.id());
                 }
                 Err(error) => return Err(error),
             }
@@ -283,15 +283,16 @@ fn move_frame(
 fn live_entries(scan: &Scan) -> Result<Live, Error> {
     let mut live = Live::new();
     for (number, (_, segment)) in scan.index.segments().iter().enumerate() {
-        let wanted: Vec<bool> = segment.packs().iter().map(|p| scan.repack.contains_key(&p.name)).collect();
+        let id = |pack: &PackRef| (segment.class(), pack.name);
+        let wanted: Vec<bool> =
+            segment.packs().iter().map(|pack| scan.repack.contains_key(&id(pack))).collect();
         if !wanted.contains(&true) {
             continue;
         }
         for item in segment.iter() {
             let (ordinal, entry) = item?;
             if wanted.get(entry.pack as usize) == Some(&true) && scan.marks.get(number, ordinal) {
-                let name = segment.packs()[entry.pack as usize].name;
-                live.entry(name).or_default().push(entry);
+                live.entry(id(&segment.packs()[entry.pack as usize])).or_default().push(entry);
             }
         }
     }

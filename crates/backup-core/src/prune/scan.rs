@@ -9,7 +9,7 @@ use keepwell_crypto::{ChunkId, MemberId};
 use keepwell_storage::Key;
 
 use super::locks::Young;
-use super::pack_use::{PackUse, pack_uses};
+use super::pack_use::{PackId, PackUse, pack_uses};
 use super::{PruneOptions, PruneReport};
 use crate::Error;
 use crate::mark::{Marks, Visitor, preferred};
@@ -37,8 +37,8 @@ pub(super) struct Scan {
     /// Marked entries; only the preferred location of each chunk is marked.
     pub marks: Marks,
     pub index: std::sync::Arc<IndexSet>,
-    pub repack: BTreeMap<ContentName, PackUse>,
-    unused: BTreeMap<ContentName, PackUse>,
+    pub repack: BTreeMap<PackId, PackUse>,
+    unused: BTreeMap<PackId, PackUse>,
     /// Packs in no index, stale state, manifests of retired snapshots: whole keys.
     others: Vec<String>,
     /// Plans without a verdict, and plans with one of which something still exists.
@@ -46,7 +46,7 @@ pub(super) struct Scan {
     /// What the listing says of packs and small objects.
     listed: HashMap<String, Listed>,
     /// Packs that are needed.
-    needed: Vec<(PackClass, ContentName)>,
+    needed: Vec<PackId>,
     /// Commits and manifests of what is not retired, with when commits were stored.
     records: Vec<(String, Option<i64>)>,
     /// Keys of packs that are needed and doomed: their content moves while they last.
@@ -195,7 +195,7 @@ impl Scan {
             report: PruneReport { nodes_read, ..PruneReport::default() },
         };
         let needed = uses.values().filter(|u| u.live > 0).map(PackUse::key).collect();
-        scan.needed = uses.values().filter(|u| u.live > 0).map(|u| (u.class, u.pack.name)).collect();
+        scan.needed = uses.values().filter(|u| u.live > 0).map(PackUse::id).collect();
         scan.sort_packs(uses, &gone, options);
         scan.find_others(repository, &plans, &ends, &live).await?;
         scan.refuse_missing(repository, needed).await?;
@@ -226,9 +226,9 @@ impl Scan {
     }
 
     /// What a plan should condemn, given the packs that were repacked.
-    pub fn condemned(&self, repacked: &BTreeSet<ContentName>) -> Vec<String> {
+    pub fn condemned(&self, repacked: &BTreeSet<PackId>) -> Vec<String> {
         let mut list: Vec<String> = self.unused.values().map(PackUse::key).collect();
-        list.extend(self.repack.values().filter(|u| repacked.contains(&u.pack.name)).map(PackUse::key));
+        list.extend(self.repack.values().filter(|u| repacked.contains(&u.id())).map(PackUse::key));
         list.extend(self.others.iter().cloned());
         list
     }
@@ -298,11 +298,8 @@ impl Scan {
 
     /// Keys of what restores need of this snapshot or that, and that stays: commits, manifests, packs but for those whose
     /// content was `moved`. Each with when it was stored.
-    pub fn needed(
-        &self,
-        moved: &BTreeSet<ContentName>,
-    ) -> impl Iterator<Item = (String, Option<SystemTime>)> {
-        let packs = self.needed.iter().filter(move |(_, name)| !moved.contains(name));
+    pub fn needed(&self, moved: &BTreeSet<PackId>) -> impl Iterator<Item = (String, Option<SystemTime>)> {
+        let packs = self.needed.iter().filter(move |id| !moved.contains(*id));
         let packs = packs.map(|(class, name)| (names::pack_key(*class, name).to_string(), None));
         packs.chain(self.records.iter().cloned()).map(|(key, stored)| {
             let stored = stored.or_else(|| self.listed.get(&key)?.modified);
@@ -310,12 +307,13 @@ impl Scan {
         })
     }
 
-    fn sort_packs(&mut self, uses: HashMap<ContentName, PackUse>, gone: &PackSet, options: &PruneOptions) {
+    fn sort_packs(&mut self, uses: HashMap<PackId, PackUse>, gone: &PackSet, options: &PruneOptions) {
         let report = &mut self.report;
         let mut partly = Vec::new();
         let mut small: BTreeMap<&'static str, Vec<PackUse>> = BTreeMap::new();
-        for (name, used) in uses {
-            if gone.contains(&name) && used.live == 0 {
+        for (id, used) in uses {
+            let is_gone = gone.contains(id.0, &id.1);
+            if is_gone && used.live == 0 {
                 continue;
             }
             report.packs += 1;
@@ -323,10 +321,10 @@ impl Scan {
             report.unused_bytes += used.total - used.live;
             if used.live == 0 {
                 report.packs_unused += 1;
-                self.unused.insert(name, used);
-            } else if gone.contains(&name) {
+                self.unused.insert(id, used);
+            } else if is_gone {
                 self.must_move.insert(used.key()); // live, and every location doomed: move it while it lasts
-                self.repack.insert(name, used);
+                self.repack.insert(id, used);
             } else if used.live < used.total {
                 partly.push(used);
             } else if used.pack.size < SMALL_PACK_BYTES {
@@ -334,7 +332,7 @@ impl Scan {
             }
         }
         for packs in small.into_values().filter(|packs| packs.len() >= SMALL_PACKS_MIN) {
-            self.repack.extend(packs.into_iter().map(|used| (used.pack.name, used)));
+            self.repack.extend(packs.into_iter().map(|used| (used.id(), used)));
         }
         self.choose_repacks(partly, options);
     }
@@ -354,7 +352,7 @@ impl Scan {
             }
             unused -= used.total - used.live;
             budget -= used.live;
-            self.repack.insert(used.pack.name, used);
+            self.repack.insert(used.id(), used);
         }
     }
 
@@ -369,14 +367,15 @@ impl Scan {
         let doomed: BTreeSet<&str> = plans.doomed().collect();
         let named = live.iter().filter_map(|e| e.commit.manifest).collect::<BTreeSet<ContentName>>();
         let state = needed_state(ends);
-        let indexed: BTreeSet<ContentName> =
-            self.index.segments().iter().flat_map(|(_, s)| s.packs().iter().map(|p| p.name)).collect();
+        let segments = self.index.segments();
+        let indexed: BTreeSet<PackId> =
+            segments.iter().flat_map(|(_, s)| s.packs().iter().map(move |p| (s.class(), p.name))).collect();
         let mut existing: BTreeSet<String> = BTreeSet::new();
         for prefix in ["data/", "meta/", "manifests/", "state/", "index/"] {
             for info in repository.list(prefix).await? {
                 let text = info.key.to_string();
                 let orphan = match text.parse() {
-                    Ok(ObjectName::Pack(_, name)) => !indexed.contains(&name),
+                    Ok(ObjectName::Pack(class, name)) => !indexed.contains(&(class, name)),
                     Ok(ObjectName::Manifest(name)) => !named.contains(&name),
                     Ok(ObjectName::State(..)) => !state.contains(&text),
                     _ => false,

@@ -3,10 +3,10 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use keepwell_catalog::{CommitKind, ContentName, IndexSet, Location, PackClass, PackSet};
+use keepwell_catalog::{CommitKind, IndexSet, Location, PackClass, PackSet};
 use keepwell_crypto::{ChunkId, MemberId, SnapshotId};
 
-use super::pack_use::{PackUse, pack_uses};
+use super::pack_use::{PackId, PackUse, pack_uses};
 use super::scan::{decided, live_ends};
 use crate::Error;
 use crate::mark::{Marks, Visitor, preferred};
@@ -124,7 +124,7 @@ impl Repository {
 struct Measuring<'m> {
     marks: &'m mut Marks,
     gone: &'m PackSet,
-    packs: &'m HashMap<ContentName, PackUse>,
+    packs: &'m HashMap<PackId, PackUse>,
     content: &'m mut ClassUsage,
     trees: &'m mut ClassUsage,
     growth: Growth,
@@ -145,7 +145,9 @@ impl Visitor for Measuring<'_> {
         class.needed_plain_bytes += length;
         self.growth.chunks += 1;
         self.growth.plain_bytes += length;
-        if let Some(used) = self.packs.get(&location.pack.name).filter(|used| used.plain > 0) {
+        if let Some(used) =
+            self.packs.get(&(location.class, location.pack.name)).filter(|used| used.plain > 0)
+        {
             let share = u128::from(length) * u128::from(used.pack.size) / u128::from(used.plain);
             self.growth.stored_bytes += u64::try_from(share).unwrap_or(u64::MAX);
         }

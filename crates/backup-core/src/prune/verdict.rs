@@ -86,7 +86,7 @@ impl Visitor for Rescue {
         if !self.seen.set(first) {
             return false;
         }
-        if !locations.iter().any(|l| self.ours.contains(&l.pack.name)) {
+        if !locations.iter().any(|l| self.ours.contains(l.class, &l.pack.name)) {
             return true;
         }
         let mut safe = locations.iter().filter(|l| self.is_safe(l));
@@ -108,7 +108,8 @@ impl Visitor for Rescue {
 
 impl Rescue {
     fn is_safe(&self, location: &Location) -> bool {
-        !self.ours.contains(&location.pack.name) && !self.others.contains(&location.pack.name)
+        let (class, name) = (location.class, &location.pack.name);
+        !self.ours.contains(class, name) && !self.others.contains(class, name)
     }
 
     /// Proves the places that were relied on. What is not there is looked for in the other safe places that the index
@@ -133,7 +134,7 @@ impl Rescue {
 
 /// Keys of the packs of a plan among these places.
 fn condemned_of(ours: &PackSet, locations: &[Location]) -> impl Iterator<Item = String> {
-    let condemned = locations.iter().filter(move |l| ours.contains(&l.pack.name));
+    let condemned = locations.iter().filter(move |l| ours.contains(l.class, &l.pack.name));
     condemned.map(|l| names::pack_key(l.class, &l.pack.name).to_string())
 }
 

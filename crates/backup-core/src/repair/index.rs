@@ -10,7 +10,7 @@ use keepwell_crypto::{ChunkKind, Digest, Identity, OpenReader};
 use keepwell_storage::Key;
 
 use crate::Error;
-use crate::check::{CheckReport, class_of_key};
+use crate::check::CheckReport;
 use crate::pack::{PackDirectory, chunk_from_frame, decode_frame};
 use crate::prune::by_place;
 use crate::repository::{Repository, read_plans};
@@ -69,8 +69,8 @@ pub(super) async fn list_unlisted(
     let is_sound = |name: &str| !damaged.contains(&format!("index/{}/{name}", repository.group()));
     let (sound, hints): (Vec<_>, Vec<_>) =
         repository.index().segments().into_iter().partition(|(name, _)| is_sound(name));
-    let indexed: BTreeSet<ContentName> =
-        sound.iter().flat_map(|(_, s)| s.packs().iter().map(|p| p.name).collect::<Vec<_>>()).collect();
+    let indexed: BTreeSet<(PackClass, ContentName)> =
+        sound.iter().flat_map(|(_, s)| s.packs().iter().map(move |p| (s.class(), p.name))).collect();
     let hints: Vec<Arc<Segment>> = hints.into_iter().map(|(_, segment)| segment).collect();
     let mut listed = Listed::default();
     for class in [PackClass::Meta, PackClass::Data] {
@@ -78,7 +78,7 @@ pub(super) async fn list_unlisted(
         let mut builder = empty();
         for info in repository.list(&format!("{}/", class.prefix())).await? {
             let Ok(ObjectName::Pack(_, name)) = info.key.as_str().parse() else { continue };
-            if indexed.contains(&name) || dead.contains(&name) || class_of_key(info.key.as_str()) != class {
+            if indexed.contains(&(class, name)) || dead.contains(class, &name) {
                 continue;
             }
             match read_pack(repository, class, &name, &hints).await {

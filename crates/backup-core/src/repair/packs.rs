@@ -37,7 +37,7 @@ pub(super) async fn replace(
     }
     // What the index lists in packs that a prune has removed, or is about to, is sound nowhere either.
     let mut unsound = read_plans(repository).await?.doomed_packs();
-    bad.keys().for_each(|name| unsound.insert(*name));
+    bad.iter().for_each(|(name, class)| unsound.insert(*class, *name));
     repository.refresh_index().await?;
     let entries = sound_nowhere_else(repository, &bad, &unsound)?;
     let session = Session::claim(repository).await?;
@@ -126,7 +126,8 @@ fn sound_nowhere_else(
         for item in segment.iter() {
             let (_, entry) = item?;
             let Some(pack) = segment.packs().get(entry.pack as usize) else { continue };
-            if bad.contains_key(&pack.name) && !index.contains_live(&entry.id, unsound)? {
+            let is_bad = bad.get(&pack.name) == Some(&segment.class());
+            if is_bad && !index.contains_live(&entry.id, unsound)? {
                 needed.entry(pack.name).or_default().push(entry);
             }
         }

@@ -96,10 +96,10 @@ impl Repository {
         };
         let gone = self.0.gone.read().unwrap_or_else(PoisonError::into_inner);
         if planted("reader-skips-doomed") {
-            found.retain(|location| !gone.contains(&location.pack.name));
+            found.retain(|location| !gone.contains(location.class, &location.pack.name));
         }
         if found.len() > 1 && !gone.is_empty() {
-            found.sort_by_key(|location| gone.contains(&location.pack.name));
+            found.sort_by_key(|location| gone.contains(location.class, &location.pack.name));
         }
         Ok(found)
     }
@@ -130,15 +130,15 @@ impl Repository {
     }
 
     /// Whether a pack was found missing.
-    pub(crate) fn is_gone(&self, pack: &ContentName) -> bool {
-        self.0.gone.read().unwrap_or_else(PoisonError::into_inner).contains(pack)
+    pub(crate) fn is_gone(&self, class: PackClass, pack: &ContentName) -> bool {
+        self.0.gone.read().unwrap_or_else(PoisonError::into_inner).contains(class, pack)
     }
 
     /// Remembers that a pack is not in the store any more; `false` if that was known.
-    pub(crate) fn note_gone(&self, pack: ContentName) -> bool {
+    pub(crate) fn note_gone(&self, class: PackClass, pack: ContentName) -> bool {
         let mut gone = self.0.gone.write().unwrap_or_else(PoisonError::into_inner);
-        let news = !gone.contains(&pack);
-        gone.insert(pack);
+        let news = !gone.contains(class, &pack);
+        gone.insert(class, pack);
         news
     }
 

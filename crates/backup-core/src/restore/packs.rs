@@ -180,7 +180,10 @@ fn from_pack(
         Ok(Fetched::Whole(stored)) => return from_whole(to, repository, &pack, stored, needs),
         Ok(Fetched::Run(parts)) => Some(Ok(*parts)),
         Err(Error::Storage(error))
-            if whole && is_here && error.is_not_found() && repository.note_gone(pack.name) =>
+            if whole
+                && is_here
+                && error.is_not_found()
+                && repository.note_gone(PackClass::Data, pack.name) =>
         {
             return from_elsewhere(to, needs);
         }
@@ -260,7 +263,8 @@ fn from_elsewhere(to: &mut Delivery<'_>, needs: &[Need]) -> Result<(), Error> {
     let mut packs = Packs::default();
     let (mut moved, mut lost) = (Vec::with_capacity(needs.len()), Vec::new());
     for need in needs {
-        match work.repository.locate(&need.id)?.into_iter().find(|l| !work.repository.is_gone(&l.pack.name)) {
+        let is_there = |l: &Location| !work.repository.is_gone(PackClass::Data, &l.pack.name);
+        match work.repository.locate(&need.id)?.into_iter().find(is_there) {
             Some(found) => moved.push(need.at_place(&mut packs, &found)),
             None => lost.push(*need),
         }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use keepwell_crypto::{ChunkId, DomainId};
 
-use crate::names::{ContentName, ObjectName};
+use crate::names::{ContentName, ObjectName, PackClass};
 
 /// A pack, as an index segment describes it. Ordered by name, then the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,28 +36,29 @@ pub struct IndexEntry {
     pub length: u32,
 }
 
-/// Packs that count as gone: those that prune plans condemn.
+/// Packs that count as gone: those that prune plans condemn. The class is part of what a pack is: a segment may speak of
+/// a pack of content as one of nodes, and what is said of the one is nothing about the other.
 #[derive(Clone, Debug, Default)]
-pub struct PackSet(HashSet<ContentName>);
+pub struct PackSet(HashSet<(PackClass, ContentName)>);
 
 impl PackSet {
     /// The packs among the given store keys; other keys, as of index segments, are passed over.
     pub fn from_keys<'a>(keys: impl IntoIterator<Item = &'a str>) -> Self {
         let pack = |key: &str| match key.parse() {
-            Ok(ObjectName::Pack(_, name)) => Some(name),
+            Ok(ObjectName::Pack(class, name)) => Some((class, name)),
             _ => None,
         };
         PackSet(keys.into_iter().filter_map(pack).collect())
     }
 
     /// Adds a pack.
-    pub fn insert(&mut self, name: ContentName) {
-        self.0.insert(name);
+    pub fn insert(&mut self, class: PackClass, name: ContentName) {
+        self.0.insert((class, name));
     }
 
     /// Whether the pack counts as gone.
-    pub fn contains(&self, name: &ContentName) -> bool {
-        !self.0.is_empty() && self.0.contains(name)
+    pub fn contains(&self, class: PackClass, name: &ContentName) -> bool {
+        !self.0.is_empty() && self.0.contains(&(class, *name))
     }
 
     /// Whether nothing is condemned.
@@ -66,8 +67,8 @@ impl PackSet {
     }
 }
 
-impl FromIterator<ContentName> for PackSet {
-    fn from_iter<I: IntoIterator<Item = ContentName>>(names: I) -> Self {
-        PackSet(names.into_iter().collect())
+impl FromIterator<(PackClass, ContentName)> for PackSet {
+    fn from_iter<I: IntoIterator<Item = (PackClass, ContentName)>>(packs: I) -> Self {
+        PackSet(packs.into_iter().collect())
     }
 }

@@ -43,7 +43,7 @@ const CACHE_BYTES: usize = 16 << 20;
 /// index.add("a", Segment::open(Box::new(segment), &verify)?)?;
 /// assert_eq!(index.find(&id)?[0].pack.name, name);
 /// assert!(index.contains_live(&id, &PackSet::default())?);
-/// assert!(!index.contains_live(&id, &PackSet::from_iter([name]))?, "a plan condemns the pack");
+/// assert!(!index.contains_live(&id, &PackSet::from_iter([(PackClass::Data, name)]))?, "a plan condemns the pack");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
@@ -135,15 +135,16 @@ impl IndexSet {
         Ok(found)
     }
 
-    /// The locations of a chunk in all segments that are near or, if there are none, in the first of the far ones that has
-    /// it; those of the class that it is expected in are asked first. What it does not find may be there all the same.
+    /// The locations of a chunk in packs of a class, in all segments that are near or, if there are none, in the first of the
+    /// far ones that has it. What it does not find may be there all the same.
     pub fn find_nearest(&self, id: &ChunkId, class: PackClass) -> Result<Vec<Location>, CatalogError> {
         let (mut found, stored) = self.find_in_memory(id);
-        let (mut far, near): (Vec<_>, Vec<_>) = stored.iter().partition(|(_, segment)| segment.is_far());
+        found.retain(|location| location.class == class);
+        let of_class = stored.iter().filter(|(_, segment)| segment.class() == class);
+        let (far, near): (Vec<_>, Vec<_>) = of_class.partition(|(_, segment)| segment.is_far());
         for (number, segment) in near {
             self.find_stored(id, *number, segment, &mut found)?;
         }
-        far.sort_by_key(|(_, segment)| segment.class() != class);
         for (number, segment) in far {
             if !found.is_empty() {
                 break;
@@ -182,8 +183,10 @@ impl IndexSet {
         let stored = {
             let state = self.read();
             let live = state.table.visit(id, |number, _, entry| {
-                let pack = &state.segments[number].1.packs()[entry.pack as usize];
-                if dead.contains(&pack.name) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                let segment = &state.segments[number].1;
+                let name = &segment.packs()[entry.pack as usize].name;
+                let is_dead = dead.contains(segment.class(), name);
+                if is_dead { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             });
             if live.is_break() {
                 return Ok(true);
@@ -195,8 +198,8 @@ impl IndexSet {
         };
         for (number, segment) in stored.iter() {
             let entries = segment.find_cached(id, *number, &self.cache)?;
-            let is_live = |entry: &IndexEntry| !dead.contains(&segment.packs()[entry.pack as usize].name);
-            if entries.iter().any(|(_, entry)| is_live(entry)) {
+            let pack = |entry: &IndexEntry| segment.packs()[entry.pack as usize].name;
+            if entries.iter().any(|(_, entry)| !dead.contains(segment.class(), &pack(entry))) {
                 return Ok(true);
             }
         }

@@ -273,9 +273,9 @@ fn the_stream_writer_refuses_disorder_and_unknown_packs() {
 fn a_merge_drops_the_dead_and_the_double() {
     let segments =
         [open(build(0..1000)).unwrap(), open(build(500..2500)).unwrap(), open(build(0..0)).unwrap()];
-    let dead = PackSet::from_iter([pack(3).name, pack(7).name]);
+    let dead = PackSet::from_iter([3, 7].map(|n| (PackClass::Data, pack(n).name)));
     let mut writer = SortedSegmentWriter::new(Vec::new(), GROUP, PackClass::Data, 3000).unwrap();
-    for located in merge(&segments, |pack, _| dead.contains(&pack.name)).unwrap() {
+    for located in merge(&segments, |pack, _| dead.contains(PackClass::Data, &pack.name)).unwrap() {
         writer.push_located(&located.unwrap()).unwrap();
     }
     let merged = open(writer.finish(REPOSITORY, &signer(), Vec::new()).unwrap()).unwrap();
@@ -355,6 +355,7 @@ fn a_set_answers_alike_from_memory_and_from_blocks() {
         assert_eq!((set.len(), set.segments().len()), (9000, 2));
         let dead =
             PackSet::from_keys([&*pack_key(PackClass::Data, &pack(5).name).to_string(), "index/x", "gc/1"]);
+        let of_nodes = PackSet::from_iter([(PackClass::Meta, pack(5).name)]);
         for n in 0..8000 {
             let found = set.find(&id(n)).unwrap();
             let copies = usize::from(n < 2000) + usize::from(n >= 1000);
@@ -365,6 +366,7 @@ fn a_set_answers_alike_from_memory_and_from_blocks() {
                 assert!(segment.find(&id(n)).unwrap().contains(&(location.ordinal, location.entry)));
             }
             assert_eq!(set.contains_live(&id(n), &dead).unwrap(), n / 100 != 5);
+            assert!(set.contains_live(&id(n), &of_nodes).unwrap(), "a pack of another class");
             assert!(!set.contains_live(&id(n + 8000), &dead).unwrap());
         }
     }

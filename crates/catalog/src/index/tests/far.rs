@@ -77,7 +77,7 @@ fn the_nearest_segment_that_has_a_chunk_is_enough() {
 }
 
 #[test]
-fn of_far_segments_those_of_the_class_are_asked_first() {
+fn of_far_segments_only_those_of_the_class_are_asked() {
     let of_class = |class| {
         let mut builder = SegmentBuilder::new(GROUP, class);
         let pack = builder.add_pack(pack(0));
@@ -93,5 +93,7 @@ fn of_far_segments_those_of_the_class_are_asked_first() {
         meta.reads();
         assert_eq!(set.find_nearest(&id(7), class).unwrap()[0].class, class);
         assert_eq!((asked.reads(), other.reads()), (1, 0));
+        assert!(set.find_nearest(&id(9000), class).unwrap().is_empty());
+        assert_eq!(other.reads(), 0);
     }
 }

@@ -302,26 +302,11 @@ pub(crate) fn verify_end(
     let by_keeper = refused.is_none()
         && commit.kind == CommitKind::Fence
         && chain.verify_author(&signed, Commit::KIND, Roles::KEEPER).is_ok();
-    let commit = if refused.is_some() { without_a_word(commit) } else { commit };
+    let commit = if refused.is_some() { without_a_word(&commit) } else { commit };
     Ok(End { writer, n, digest: Digest::of(bytes), by_keeper, commit, stored: None, refused })
 }
 
 /// What is left of a commit that is refused.
-fn without_a_word(commit: Commit) -> Commit {
-    Commit {
-        kind: CommitKind::Fence,
-        previous: Vec::new(),
-        seen: Vec::new(),
-        manifest: None,
-        snapshot: None,
-        list: None,
-        complete: false,
-        logical_bytes: 0,
-        capture: None,
-        origin: None,
-        state: Vec::new(),
-        dataset_tag: None,
-        supersedes: Vec::new(),
-        ..commit
-    }
+fn without_a_word(commit: &Commit) -> Commit {
+    Commit::fence(commit.store, commit.writer, commit.n, commit.time)
 }

@@ -214,26 +214,7 @@ pub(crate) async fn fence(
     n: u64,
     previous: Vec<(u64, Digest)>,
 ) -> Result<bool, Error> {
-    let fence = Commit {
-        store: repository.store_id(),
-        writer,
-        n,
-        kind: CommitKind::Fence,
-        time: repository.now(),
-        previous,
-        seen: Vec::new(),
-        manifest: None,
-        snapshot: None,
-        list: None,
-        group: None,
-        complete: false,
-        logical_bytes: 0,
-        capture: None,
-        origin: None,
-        state: Vec::new(),
-        dataset_tag: None,
-        supersedes: Vec::new(),
-    };
+    let fence = Commit { previous, ..Commit::fence(repository.store_id(), writer, n, repository.now()) };
     let signed = repository.sign(Commit::KIND, fence.encode())?;
     let fenced = repository.put_record(&names::commit_key(writer, n), signed).await?;
     alive::forget(repository.cache(), writer, n);

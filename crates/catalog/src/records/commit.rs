@@ -103,6 +103,30 @@ impl Commit {
     pub const KIND: &str = "commit";
     const WHAT: &str = "commit";
 
+    /// An end with nothing: that of a session that failed or was given up.
+    pub fn fence(store: StoreId, writer: MemberId, n: u64, time: i64) -> Self {
+        Commit {
+            store,
+            writer,
+            n,
+            kind: CommitKind::Fence,
+            time,
+            previous: Vec::new(),
+            seen: Vec::new(),
+            manifest: None,
+            snapshot: None,
+            list: None,
+            group: None,
+            complete: false,
+            logical_bytes: 0,
+            capture: None,
+            origin: None,
+            state: Vec::new(),
+            dataset_tag: None,
+            supersedes: Vec::new(),
+        }
+    }
+
     /// Deterministic CBOR.
     pub fn encode(&self) -> Vec<u8> {
         let mut map = MapWriter::default();

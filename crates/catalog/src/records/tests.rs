@@ -124,23 +124,7 @@ fn manifest_bytes() {
 #[test]
 fn commit_bytes() {
     golden(&commit(), &commit().encode(), Commit::decode, COMMIT);
-    let fence = Commit {
-        kind: CommitKind::Fence,
-        previous: Vec::new(),
-        seen: Vec::new(),
-        manifest: None,
-        snapshot: None,
-        list: None,
-        group: None,
-        complete: false,
-        logical_bytes: 0,
-        capture: None,
-        origin: None,
-        state: Vec::new(),
-        dataset_tag: None,
-        supersedes: Vec::new(),
-        ..commit()
-    };
+    let fence = Commit::fence(STORE, WRITER, 42, TIME);
     golden(&fence, &fence.encode(), Commit::decode, FENCE);
 }
 

@@ -302,11 +302,16 @@ pub(crate) fn verify_end(
     let by_keeper = refused.is_none()
         && commit.kind == CommitKind::Fence
         && chain.verify_author(&signed, Commit::KIND, Roles::KEEPER).is_ok();
-    let commit = if refused.is_some() { without_a_word(&commit) } else { commit };
+    let commit = match (&refused, commit.kind) {
+        (Some(_), _) => without_a_word(&commit),
+        // A fence counts also after a revocation; so it ends its session, and nothing else that it says is heard.
+        (None, CommitKind::Fence) => Commit { previous: commit.previous.clone(), ..without_a_word(&commit) },
+        (None, _) => commit,
+    };
     Ok(End { writer, n, digest: Digest::of(bytes), by_keeper, commit, stored: None, refused })
 }
 
-/// What is left of a commit that is refused.
+/// What is left of a commit that is refused: the end of its session.
 fn without_a_word(commit: &Commit) -> Commit {
     Commit::fence(commit.store, commit.writer, commit.n, commit.time)
 }

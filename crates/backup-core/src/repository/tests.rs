@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use keepwell_catalog::{IndexEntry, PackClass, PackRef, SegmentBuilder, names};
+use keepwell_catalog::{Commit, IndexEntry, PackClass, PackRef, SegmentBuilder, names};
 use keepwell_crypto::{ChunkId, Digest};
 use keepwell_storage::{ObjectStore, Operation};
 
@@ -174,6 +174,19 @@ async fn a_number_that_a_dead_session_holds_is_passed_over() {
         world.store.put_new(&key, "claimed by somebody else".into()).await.unwrap();
     }
     assert_eq!(back_up(&world.repository, &TreeModel::default()).await.seq, 3);
+}
+
+/// A revoked credential can still sign fences that count. They make no checkpoint of its owner go.
+#[tokio::test]
+async fn a_fence_makes_nothing_unnecessary() {
+    let world = World::new().await;
+    let repository = &world.repository;
+    let writer = repository.writer().unwrap();
+    let plain = Commit::fence(repository.store_id(), writer, 7, repository.now());
+    let hostile = Commit { supersedes: vec![1, 2], logical_bytes: 9, ..plain.clone() };
+    let signed = repository.sign(Commit::KIND, hostile.encode()).unwrap();
+    assert!(repository.put_record(&names::commit_key(writer, 7), signed).await.unwrap());
+    assert_eq!(repository.read_end(writer, 7).await.unwrap().commit, plain);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -114,19 +114,19 @@ impl Repository {
         if self.is_silent() {
             return Ok(Vec::new()); // copies have the word
         }
-        match index.find_nearest(id, class).map_err(cause) {
+        let found = match index.find_nearest(id, class).map_err(cause) {
             Ok(found) if !found.is_empty() => Ok(found),
             Err(Error::Cancelled) => Err(Error::Cancelled),
-            Err(Error::Storage(error)) if !error.is_not_found() => {
-                let error = Error::Storage(error);
-                self.note_failure(&error);
-                if self.is_silent() { Ok(Vec::new()) } else { Err(error) }
-            }
+            Err(Error::Storage(error)) if !error.is_not_found() => Err(Error::Storage(error)),
             _ => {
-                wait(handle, self.refresh_index())?;
-                Ok(self.index().find(id)?)
+                let refreshed = wait(handle, self.refresh_index());
+                refreshed.and_then(|_| self.index().find(id).map_err(Error::from))
             }
-        }
+        };
+        found.or_else(|error| {
+            self.note_failure(&error);
+            if self.is_silent() { Ok(Vec::new()) } else { Err(error) }
+        })
     }
 
     /// Whether a pack was found missing.

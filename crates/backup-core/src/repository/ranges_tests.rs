@@ -4,15 +4,16 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
+use async_trait::async_trait;
 use keepwell_catalog::{IndexEntry, PackClass, PackRef, SegmentBuilder, names};
 use keepwell_crypto::{ChunkId, Digest};
-use keepwell_storage::{Key, ObjectStore, Operation, list_all};
+use keepwell_storage::{Fault, Faulty, Key, ObjectStore, Operation, list_all};
 
 use super::{Limits, Repository, Snapshot};
 use crate::cache::Cache;
 use crate::monitor::Monitor;
 use crate::testing::{MemoryTarget, Thing, TreeModel, World, back_up, key, noise, snapshot_of};
-use crate::{CheckOptions, Depth, Error, RestoreOptions};
+use crate::{CheckOptions, Copies, Depth, Error, RestoreOptions};
 
 /// Entries of chunks that nobody asks for, in each segment: 46 bytes each.
 const OTHERS: u32 = 200_000;
@@ -266,6 +267,38 @@ async fn a_segment_that_is_merged_meanwhile_is_found_again() {
     tree.dump_file(&key("d3/file 10"), &mut dumped).await.unwrap();
     assert_eq!(dumped, noise(10, 60));
     assert_eq!(*problems.0.lock().unwrap(), []);
+}
+
+/// There would be copies, if somebody asked.
+#[derive(Debug)]
+struct NoCopies;
+
+#[async_trait]
+impl Copies for NoCopies {
+    async fn open(&self) -> Vec<(String, Repository)> {
+        Vec::new()
+    }
+}
+
+/// Where no segment that is at hand has a chunk, the index is listed anew; a store that does not answer that is not asked
+/// any more, as with any other request.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_does_not_list_its_index_leaves_the_word_to_copies() {
+    let large = Large::new().await;
+    let open = async |fault: Fault| {
+        let store = Arc::new(Faulty::new(large.world.store.inner().clone(), fault));
+        let builder = Repository::builder(Arc::clone(&store) as _).copies(Box::new(NoCopies));
+        let repository = builder.open(large.world.key.clone()).await.unwrap();
+        repository.refresh_index_as_needed().await.unwrap();
+        (store.calls(), repository)
+    };
+    let (calls, _) = open(Fault::None).await;
+    let (_, repository) = open(Fault::FromThenOn(calls + 1)).await;
+    let before_all_others = ChunkId::from_bytes([0; 32]);
+    let search = move || (repository.locate(&before_all_others), repository.is_silent());
+    let (found, is_silent) = tokio::task::spawn_blocking(search).await.unwrap();
+    assert_eq!(found.unwrap(), []);
+    assert!(is_silent);
 }
 
 /// What a repository without anything at hand fetches of the index: whole segments and parts; and how often the index then

@@ -93,7 +93,7 @@ impl Browser {
         let repository = &self.0.repository;
         let manifest = snapshot.manifest()?;
         repository.data_identities(manifest.domain)?;
-        repository.refresh_index_as_needed().await?;
+        repository.unless_cancelled(repository.refresh_index_as_needed()).await?;
         Ok(Tree(Arc::new(Inner { shared: self.clone(), root: manifest.root, snapshot: snapshot.short() })))
     }
 }

@@ -198,6 +198,28 @@ impl Content for Endless {
 }
 
 #[test]
+fn what_only_reads_or_forgets_is_cancelled_at_every_call() {
+    block_on(async {
+        let world = World::new().await;
+        let gone = snapshot_of(&world.repository, &back_up(&world.repository, &tree(1)).await).await;
+        let kept = snapshot_of(&world.repository, &back_up(&world.repository, &tree(2)).await).await;
+        world.repository.forget(&[(&gone, "test".into())]).await.unwrap();
+        let work = async |repository: &Repository| {
+            repository.snapshots().await?;
+            repository.forgotten().await?;
+            repository.usage().await?;
+            repository.checked().await?;
+            repository.tree(&kept).await?;
+            repository.packs_needed(&kept, RestoreOptions::default()).await?;
+            let target = Arc::new(MemoryTarget::default());
+            repository.plan_restore(&kept, target, RestoreOptions::default()).await?;
+            repository.forget(&[(&kept, "test".into())]).await
+        };
+        assert!(at_every_call(&world, work, async |_: &Repository, _: bool| {}).await >= 10);
+    });
+}
+
+#[test]
 fn a_content_without_an_end_is_given_up() {
     block_on(async {
         let world = World::new().await;

@@ -36,6 +36,10 @@ impl Repository {
     /// proved does not count; nor do packs of erased domains, which nobody can read, and packs that a prune has removed and
     /// the index lists still. Costs reading the index and the plans, and nothing else.
     pub async fn proved_since(&self) -> Result<Option<Timestamp>, Error> {
+        self.unless_cancelled(self.all_proved_since()).await
+    }
+
+    async fn all_proved_since(&self) -> Result<Option<Timestamp>, Error> {
         if crate::check::found_damage(self.cache()) {
             return Ok(None);
         }

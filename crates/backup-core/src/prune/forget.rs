@@ -31,7 +31,7 @@ impl Repository {
         };
         // Where it cannot be noted, the next forgetting brings a prune about.
         let _ = self.cache().store(PRUNE_DUE, b"");
-        self.retire(snapshots.iter().map(list).collect()).await
+        self.unless_cancelled(self.retire(snapshots.iter().map(list).collect())).await
     }
 
     /// Whether this host has forgotten snapshots of this store and not pruned it since, as far as the cache remembers.

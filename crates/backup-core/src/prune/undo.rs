@@ -24,6 +24,10 @@ impl Repository {
     /// Snapshots that were forgotten, oldest commit first. After a prune their manifests are usually gone, and then
     /// [`Snapshot::manifest`] fails. Costs two requests per forgotten snapshot.
     pub async fn forgotten(&self) -> Result<Vec<Forgotten>, Error> {
+        self.unless_cancelled(self.list_forgotten()).await
+    }
+
+    async fn list_forgotten(&self) -> Result<Vec<Forgotten>, Error> {
         let mut reasons: BTreeMap<(MemberId, u64), (i64, String)> = BTreeMap::new();
         for record in self.retirements().await?.into_values() {
             for gone in record.snapshots {
@@ -65,7 +69,7 @@ impl Repository {
             report.skipped.push(snapshot.id);
             return Ok(report);
         }
-        self.store_snapshot(self, snapshot, &mut report).await?;
+        self.unless_cancelled(self.store_snapshot(self, snapshot, &mut report)).await?;
         Ok(report)
     }
 }

@@ -83,6 +83,10 @@ impl Repository {
             return Err(self.access().cannot("decrypt what it backs up"));
         }
         self.monitor().phase("stats");
+        self.unless_cancelled(self.measure_all()).await
+    }
+
+    async fn measure_all(&self) -> Result<Usage, Error> {
         let retired = self.retired().await?;
         let doomed = read_plans(self).await?.doomed_packs();
         let roots = self.roots_in_order(&retired).await?;

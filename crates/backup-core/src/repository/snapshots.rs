@@ -104,6 +104,10 @@ impl Repository {
     /// to the monitor and left out. Costs two listings, and two requests per snapshot where the cache does not hold its
     /// records.
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>, Error> {
+        self.unless_cancelled(self.list_snapshots()).await
+    }
+
+    async fn list_snapshots(&self) -> Result<Vec<Snapshot>, Error> {
         let (ends, undecided) = read_ends(self).await?;
         for (name, reason) in &undecided {
             self.monitor().problem(name, reason);

@@ -34,6 +34,14 @@ impl Repository {
         snapshot: &Snapshot,
         options: RestoreOptions,
     ) -> Result<Vec<NeededPack>, Error> {
+        self.unless_cancelled(self.find_packs(snapshot, options)).await
+    }
+
+    async fn find_packs(
+        &self,
+        snapshot: &Snapshot,
+        options: RestoreOptions,
+    ) -> Result<Vec<NeededPack>, Error> {
         self.refresh_index_for(&options).await?;
         self.note_dead_packs().await;
         let root = snapshot.manifest()?.root;

@@ -75,7 +75,8 @@ impl Repository {
         target: Arc<dyn RestoreTarget>,
         options: RestoreOptions,
     ) -> Result<RestorePlan, Error> {
-        self.plan_restore_with(Arc::new(Nodes::new(self)), snapshot, target, options).await
+        let planned = self.plan_restore_with(Arc::new(Nodes::new(self)), snapshot, target, options);
+        self.unless_cancelled(planned).await
     }
 
     /// Of one path few chunks may be needed, and not the whole index.

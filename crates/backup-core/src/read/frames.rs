@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use keepwell_catalog::{PackClass, PackRef, names};
 use keepwell_crypto::{Digest, Identity, OpenReader, Parts, sealed_range};
-use keepwell_storage::Key;
+use keepwell_storage::{Key, StorageErrorKind};
 
 use crate::Error;
 use crate::pack::{FrameDecoder, PackDirectory, PackError};
@@ -15,6 +15,9 @@ use crate::repository::Repository;
 
 /// Ranges of a pack closer than this are fetched as one.
 const GAP_MAX: u64 = 256 << 10;
+/// Largest pack that is fetched whole, three times what a writer makes of it: its size is what somebody signed. Of larger
+/// ones frames are read.
+const WHOLE_BYTES_MAX: u64 = 256 << 20;
 
 /// Fetches the stored frames at these ranges of a pack's plaintext, in the order asked for. Ranges must ascend.
 ///
@@ -58,7 +61,7 @@ pub(crate) async fn fetch_parts(
     }
     let fetches = merged.into_iter().map(|range| {
         let (repository, key) = (repository.clone(), key.clone());
-        async move { Ok((range.start, repository.store().get_range(&key, range).await?)) }
+        async move { Ok((range.start, fetch_range(&repository, &key, range).await?)) }
     });
     for (start, bytes) in parallel::all(fetches).await? {
         parts = parts.with(start, bytes);
@@ -134,13 +137,27 @@ pub(crate) struct FrameMemory {
     pub decoder: FrameDecoder,
 }
 
-/// The stored bytes of a whole pack.
+/// The stored bytes of a whole pack, as many as the index says it has: an object that is longer costs no more memory than
+/// that, and what follows is no part of the pack. One that is shorter is damaged, or the index says what is not so.
 pub(crate) async fn fetch_stored(
     repository: &Repository,
     class: PackClass,
     pack: &PackRef,
 ) -> Result<Bytes, Error> {
-    Ok(repository.store().get(&names::pack_key(class, &pack.name)).await?)
+    let key = names::pack_key(class, &pack.name);
+    if pack.size > WHOLE_BYTES_MAX {
+        return Err(Error::damaged(key, "an index segment says that it is larger than any pack"));
+    }
+    fetch_range(repository, &key, 0..pack.size).await
+}
+
+async fn fetch_range(repository: &Repository, key: &Key, range: Range<u64>) -> Result<Bytes, Error> {
+    match repository.store().get_range(key, range).await {
+        Err(error) if error.kind == StorageErrorKind::OutOfRange => {
+            Err(Error::damaged(key, "it is shorter than an index segment says"))
+        }
+        fetched => Ok(fetched?),
+    }
 }
 
 /// A whole pack.
@@ -172,9 +189,37 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use keepwell_storage::{ObjectStore, Operation};
+
     use super::*;
-    use crate::testing::{MemorySource, Paired, Thing, TreeModel, World, noise, options};
+    use crate::testing::{MemorySource, Paired, Thing, TreeModel, World, back_up, data_pack, noise, options};
     use crate::{BackupOptions, Limits};
+
+    #[tokio::test]
+    async fn of_a_pack_no_more_is_fetched_than_the_index_says() {
+        let world = World::new().await;
+        let repository = &world.repository;
+        back_up(repository, &TreeModel::default().with("a", Thing::file(noise(1, 9_000)))).await;
+        let (pack, _) = data_pack(repository);
+        let key = names::pack_key(PackClass::Data, &pack.name);
+        let sound = world.store.get(&key).await.unwrap();
+        let replace = async |bytes: Bytes| {
+            world.delete(key.as_str()).await;
+            world.store.put_new(&key, bytes).await.unwrap();
+            world.store.reset();
+            let fetched = fetch_pack(repository, PackClass::Data, &pack).await;
+            (fetched.map(|fetched| fetched.stored), world.store.reset().total().bytes)
+        };
+        let (longer, bytes) = replace([&sound[..], &[0; 1 << 20]].concat().into()).await;
+        assert_eq!((longer.unwrap(), bytes), (sound.clone(), pack.size));
+        let (shorter, bytes) = replace(sound.slice(1..)).await;
+        assert!(matches!(shorter, Err(Error::Damaged { .. })), "{shorter:?}");
+        assert_eq!(bytes, 0);
+        let huge = PackRef { size: WHOLE_BYTES_MAX + 1, ..pack };
+        let refused = fetch_stored(repository, PackClass::Data, &huge).await;
+        assert!(matches!(refused, Err(Error::Damaged { .. })), "{refused:?}");
+        assert_eq!(world.store.reset().calls(Operation::GetRange), 0);
+    }
 
     #[tokio::test]
     async fn the_header_of_a_pack_is_not_waited_for() {

@@ -36,7 +36,7 @@ pub(super) async fn lost_chunks(
 }
 
 /// The frame that was read last; neighbouring chunks share it.
-type LastFrame = Option<((ContentName, u32, u32), Option<Bytes>)>;
+type LastFrame = Option<((PackRef, u32, u32), Option<Bytes>)>;
 
 struct Search {
     repository: Repository,
@@ -86,7 +86,8 @@ impl Search {
             return Ok(self.packs.contains_key(&pack.name));
         }
         let entry = &location.entry;
-        let place = (pack.name, entry.frame_offset, entry.frame_length);
+        // With all that is said of the pack: of another place, which is false, nothing follows for this one.
+        let place = (*pack, entry.frame_offset, entry.frame_length);
         if last.as_ref().is_none_or(|(at, _)| *at != place) {
             let range = entry.frame_offset..entry.frame_offset.saturating_add(entry.frame_length);
             let fetch = fetch_frames(&self.repository, location.class, pack, std::slice::from_ref(&range));
@@ -98,7 +99,7 @@ impl Search {
             *last = Some((place, plain));
         }
         let Some((_, Some(plain))) = last else { return Ok(false) };
-        let key = self.repository.id_key(pack.domain)?;
+        let Ok(key) = self.repository.id_key(pack.domain) else { return Ok(false) };
         let chunk = chunk_from_frame(plain, entry.offset, entry.length, id, ChunkKind::Content, key);
         Ok(chunk.is_ok())
     }

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keepwell_catalog::retention::{RetentionPolicy, Slots};
+use keepwell_catalog::{IndexEntry, PackClass, PackRef};
+use keepwell_crypto::{ChunkId, DomainId};
 use keepwell_storage::ObjectStore;
 
 use super::{CheckOptions, ReadData, remembered_proofs};
 use crate::env::{Clock, SystemClock, Timestamp};
 use crate::monitor::Monitor;
-use crate::testing::{Thing, TreeModel, World, back_up, block_on, noise};
+use crate::testing::{Thing, TreeModel, World, back_up, block_on, data_pack, noise, say};
 use crate::{Cache, Cancel, Error, Limits, Repository, Verdict, retain};
 
 const EVERYTHING: CheckOptions = CheckOptions { read: ReadData::Everything };
@@ -67,6 +69,29 @@ fn damage_to_what_no_snapshot_needs_affects_none() {
         assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
         assert!(report.damaged_snapshots.is_empty() && report.damaged_paths.is_empty(), "{report:?}");
     });
+}
+
+/// Whoever says of a pack that it lies in a domain that nobody has keys for neither ends the check nor makes what is true of
+/// the pack look lost.
+#[test]
+fn what_is_said_falsely_of_a_pack_affects_no_snapshot() {
+    for first in [false, true] {
+        block_on(async {
+            let world = World::new().await;
+            let hostile = world.enrol_writer().await;
+            back_up(&world.repository, &tree("one", 1)).await;
+            let (pack, mut entries) = data_pack(&world.repository);
+            let nobodys = IndexEntry { id: ChunkId::from_bytes([0xff; 32]), ..entries[0] };
+            entries.push(nobodys);
+            let lie = PackRef { domain: DomainId::from_bytes([9; 4]), ..pack };
+            let segment = say(&hostile, PackClass::Data, lie, &entries, first).await;
+            let report = world.open(&world.key).await.check(EVERYTHING).await.unwrap();
+            let objects: Vec<&str> = report.findings.iter().map(|finding| finding.object.as_str()).collect();
+            assert!(objects.contains(&segment.as_str()), "{objects:?}");
+            assert!(objects.iter().all(|object| *object == segment.as_str()), "{objects:?}");
+            assert!(report.damaged_snapshots.is_empty() && report.damaged_paths.is_empty(), "{report:?}");
+        });
+    }
 }
 
 /// Says the time that it was set to; time that passes is a minute for each look.

@@ -39,7 +39,7 @@ pub struct Segment {
 /// Where the entries are.
 enum Body {
     Stored { source: Box<dyn ReadAt>, blocks: Vec<BlockRef>, filter: StoredFilter },
-    Memory(Arc<[IndexEntry]>),
+    Memory(Arc<Vec<IndexEntry>>),
 }
 
 /// A filter that is read once it is near.
@@ -166,13 +166,16 @@ impl Segment {
 
     /// Decodes all entries (52 bytes each) and lets go of what the segment was read from.
     pub(crate) fn into_memory(self) -> Result<Self, CatalogError> {
-        let entries =
-            self.iter().map(|item| item.map(|(_, entry)| entry)).collect::<Result<Arc<[_]>, _>>()?;
-        Ok(Segment { body: Body::Memory(entries), ..self })
+        // All at once: a list that grows, or is copied, holds them twice for a moment.
+        let mut entries = Vec::with_capacity(usize::try_from(self.entries).unwrap_or(0));
+        for item in self.iter() {
+            entries.push(item?.1);
+        }
+        Ok(Segment { body: Body::Memory(Arc::new(entries)), ..self })
     }
 
     /// The entries, if they are in memory.
-    pub(crate) fn in_memory(&self) -> Option<&Arc<[IndexEntry]>> {
+    pub(crate) fn in_memory(&self) -> Option<&Arc<Vec<IndexEntry>>> {
         match &self.body {
             Body::Memory(entries) => Some(entries),
             Body::Stored { .. } => None,

@@ -33,7 +33,7 @@ struct Run {
     /// Number of its first entry.
     start: u32,
     segment: usize,
-    entries: Arc<[IndexEntry]>,
+    entries: Arc<Vec<IndexEntry>>,
 }
 
 impl Table {
@@ -53,7 +53,7 @@ impl Table {
     }
 
     /// Adds all entries of a segment.
-    pub(crate) fn insert_run(&mut self, segment: usize, entries: Arc<[IndexEntry]>) {
+    pub(crate) fn insert_run(&mut self, segment: usize, entries: Arc<Vec<IndexEntry>>) {
         let start = self.len;
         self.len += entries.len();
         self.runs.push(Run { start: start as u32, segment, entries });
@@ -129,17 +129,16 @@ impl Table {
 mod tests {
     use super::*;
 
-    fn run(range: std::ops::Range<u64>) -> Arc<[IndexEntry]> {
-        range
-            .map(|n| IndexEntry {
-                id: ChunkId::from_bytes(*blake3::hash(&n.to_le_bytes()).as_bytes()),
-                pack: n as u32,
-                frame_offset: 0,
-                frame_length: 0,
-                offset: 0,
-                length: 0,
-            })
-            .collect()
+    fn run(range: std::ops::Range<u64>) -> Arc<Vec<IndexEntry>> {
+        let entry = |n: u64| IndexEntry {
+            id: ChunkId::from_bytes(*blake3::hash(&n.to_le_bytes()).as_bytes()),
+            pack: n as u32,
+            frame_offset: 0,
+            frame_length: 0,
+            offset: 0,
+            length: 0,
+        };
+        Arc::new(range.map(entry).collect())
     }
 
     fn found(table: &Table, entry: &IndexEntry) -> Vec<(usize, u64)> {

@@ -372,6 +372,23 @@ fn a_set_answers_alike_from_memory_and_from_blocks() {
     }
 }
 
+/// Twice the chunks, or four times, take no more: what does not fit is read in blocks, and of these the last are kept.
+#[test]
+fn a_set_holds_no_more_than_its_budget_however_many_entries_it_has() {
+    const BUDGET: u64 = 1 << 20;
+    let set = IndexSet::new(BUDGET);
+    let (none, mut held) = (PackSet::default(), Vec::new());
+    for n in 0..32 {
+        set.add(&format!("segment {n}"), open(build(n * 2000..n * 2000 + 2000)).unwrap()).unwrap();
+        for chunk in (0..(n + 1) * 2000).step_by(7) {
+            assert!(set.contains_live(&id(chunk), &none).unwrap(), "chunk {chunk} of {n} segments");
+        }
+        held.push(set.held_bytes());
+    }
+    assert!(held.iter().all(|held| *held <= BUDGET), "{held:?}");
+    assert!(held[15..].iter().all(|held| *held > BUDGET / 10 * 9), "all of it is used: {held:?}");
+}
+
 #[test]
 fn segments_are_added_while_others_look_things_up() {
     let set = IndexSet::new(1 << 20);

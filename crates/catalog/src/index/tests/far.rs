@@ -97,3 +97,25 @@ fn of_far_segments_only_those_of_the_class_are_asked() {
         assert_eq!(other.reads(), 0);
     }
 }
+
+/// Blocks of 16 segments, of which the memory for blocks holds fewer than those of two.
+#[test]
+fn ids_in_the_order_in_which_they_were_stored_read_each_block_once() {
+    let set = IndexSet::new(300 << 10);
+    let near = |n: u64| {
+        let segment = Far::new(build(n * 4000..n * 4000 + 4000));
+        segment.is_near.store(true, Ordering::Relaxed);
+        segment
+    };
+    let segments: Vec<Far> = (0..16).map(near).collect();
+    for (n, segment) in segments.iter().enumerate() {
+        set.add(&n.to_string(), segment.open()).unwrap();
+        segment.reads();
+    }
+    assert!((0..64_000).all(|n| set.contains_live(&id(n), &PackSet::default()).unwrap()));
+    let reads: usize = segments.iter().map(Far::reads).sum();
+    assert!(
+        (16 * 8..400).contains(&reads),
+        "{reads} blocks, where filters that let 1 % through would read thousands"
+    );
+}

@@ -2,306 +2,309 @@
 //!
 //! A node is named by a hash of its content, so what it refers to never changes: remembering it is no opinion about
 //! what is live, where anything lies, or what may go. All of that is found anew in every prune, from commits, index and
-//! plans. The file lies in the local cache, which is not trusted: it carries a keyed hash that only members of the group can
-//! make, and one that does not fit is as good as none.
+//! plans. The file lies in the local cache, which is not trusted: it is a row of records, one for each node, and each
+//! carries a keyed hash that only members of the group can make, and that is checked when the record is read. One that does
+//! not fit is as good as none.
+//!
+//! In memory are the places of the records, and ids that were met so far, both within bounds: what is beyond them is read,
+//! or looked up, again each time it is met.
 
-use std::collections::HashMap;
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasherDefault;
+use std::io::Write;
 
-use hashbrown::HashTable;
 use keepwell_catalog::{IndexSet, PackClass, record_extents, walk_nodes};
-use keepwell_crypto::{ChunkHasher, ChunkId, ChunkKind};
+use keepwell_crypto::{ChunkId, ChunkKind};
 
 use crate::Error;
-use crate::cache::CachedFile;
+use crate::cache::{CacheWriter, CachedFile};
 use crate::mark::{Visitor, places_of};
 use crate::read::Nodes;
 use crate::repository::Repository;
+use crate::write::IdHasher;
 
 const NAME: &str = "nodes";
-const MAGIC: &[u8; 8] = b"KWNODE\0\x01";
-/// Of the memory limit, this part may be taken by what is remembered.
-const MEMORY_SHARE: usize = 4;
-/// Bytes in memory per id: itself, and its place in the table of numbers.
-const ID_BYTES: usize = 44;
-/// Between the file and the hash of it.
-const BUFFER_BYTES: usize = 64 << 10;
-/// What is remembered ends in a keyed hash.
-const MAC_LEN: usize = 32;
+const MAGIC: &[u8; 8] = b"KWNODE\0\x02";
+/// Of the memory limit, this part is for the places of records, and as much for ids of chunks.
+const MEMORY_SHARE: usize = 32;
+/// Bytes in memory of a node's id and place, in a table that is about to grow.
+const NODE_BYTES: usize = 74;
+/// Bytes in memory of a chunk's id in such a table.
+const CHUNK_BYTES: usize = 37;
+/// So many chunks are looked up together, in the order of their ids: then blocks of the index are read one after the other.
+const LOOKED_UP_TOGETHER: usize = 64 << 10;
+/// In front of the ids in a record: that of the node, and how many children and chunks it has.
+const HEAD_LEN: usize = ChunkId::LEN + 8;
+/// Behind them: the keyed hash.
+const PROOF_LEN: usize = 32;
+/// Most bytes of ids in a record: a node has at most 1 MiB, and every id that it refers to is in it.
+const IDS_BYTES_MAX: usize = 1 << 20;
 
-/// What one node refers to: numbers of ids, children first.
+/// How much is held.
 #[derive(Debug, Clone, Copy)]
-struct Refs {
-    start: u32,
-    children: u32,
-    chunks: u32,
+struct Bounds {
+    /// Nodes of which the place of the record is known.
+    nodes: usize,
+    /// Ids of chunks that were met.
+    chunks: usize,
+    /// Bytes of the file.
+    file_bytes: u64,
 }
 
-/// Ids get numbers in the order in which they are met; everything else is in numbers.
-#[derive(Debug, Default)]
+impl Bounds {
+    fn of(memory_bytes: usize) -> Self {
+        let share = memory_bytes / MEMORY_SHARE;
+        Self { nodes: share / NODE_BYTES, chunks: share / CHUNK_BYTES, file_bytes: memory_bytes as u64 }
+    }
+}
+
+/// Where a record lies in the file that the last prune has left.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    at: u64,
+    len: u32,
+}
+
+/// What is known of a node.
+#[derive(Debug, Clone, Copy)]
+enum Known {
+    /// It is remembered, and was not met yet.
+    Before(Place),
+    /// It was met, and is remembered.
+    Met(Place),
+    /// It was met, and is remembered from now on.
+    New,
+}
+
+/// What a node refers to.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Refs {
+    children: Vec<ChunkId>,
+    chunks: Vec<ChunkId>,
+}
+
+/// One marking, by what is remembered.
 pub(crate) struct Remembered {
-    ids: Vec<ChunkId>,
-    /// Where in `ids` an id is.
-    numbers: HashTable<u32>,
-    refs: Vec<u32>,
-    nodes: HashMap<u32, Refs>,
-    /// How much may be remembered, in bytes.
-    bytes_max: usize,
+    repository: Repository,
+    bounds: Bounds,
+    /// What the last prune on this host has left.
+    old: Option<CachedFile>,
+    /// What this one leaves, if it is kept: records of nodes that were read.
+    new: Option<CacheWriter>,
+    new_len: u64,
+    nodes: HashMap<ChunkId, Known, BuildHasherDefault<IdHasher>>,
+    /// Chunks that were met. A hostile tree may name a node as content, so these are apart.
+    chunks: HashSet<ChunkId, BuildHasherDefault<IdHasher>>,
+    /// Those that are not looked up yet.
+    waiting: Vec<ChunkId>,
     /// Nodes that were read because nothing was remembered of them.
     pub nodes_read: u64,
 }
 
 impl Remembered {
-    /// Takes up what the last prune on this host remembered, if that is sound; with room for all ids of this index, as far
-    /// as the limit of memory allows.
-    pub fn load(repository: &Repository, index: &IndexSet) -> Self {
-        let bytes_max = repository.limits().memory_bytes / MEMORY_SHARE;
-        let room = usize::try_from(index.len()).unwrap_or(usize::MAX).min(bytes_max / ID_BYTES);
-        let loaded = repository.cache().open(NAME).filter(|file| file.len() <= bytes_max as u64);
-        let loaded = loaded.and_then(|file| Self::read(&file, mac_of(repository), room));
-        Self { bytes_max, ..loaded.unwrap_or_else(|| Self::with_room(room)) }
+    /// Takes up what the last prune on this host remembered, as far as memory allows.
+    pub fn load(repository: &Repository) -> Self {
+        Self::within(repository, Bounds::of(repository.limits().memory_bytes))
     }
 
-    fn with_room(ids: usize) -> Self {
-        Self { ids: Vec::with_capacity(ids), numbers: HashTable::with_capacity(ids), ..Self::default() }
-    }
-
-    fn read(file: &CachedFile, mac: ChunkHasher, room: usize) -> Option<Self> {
-        let body_len = file.len().checked_sub(MAC_LEN as u64)?;
-        let mut body = BufReader::with_capacity(BUFFER_BYTES, Hashed(file.reader().take(body_len), mac));
-        let found = Self::decode(&mut body, body_len, room).ok()?;
-        let mac = body.into_inner().1.finish();
-        let stored = file.read_at(body_len, MAC_LEN).ok()?;
-        (*mac.as_bytes() == *stored).then_some(found)
-    }
-
-    /// Keeps it for the next prune: of nodes reached since `reached` was empty, the others are forgotten.
-    pub fn save(&self, repository: &Repository, reached: &Reached) {
+    fn within(repository: &Repository, bounds: Bounds) -> Self {
+        let old = repository.cache().open(NAME);
         // A cache that cannot be written costs time at the next prune, nothing else.
-        let Ok(file) = repository.cache().create(NAME) else { return };
-        let mut body = BufWriter::with_capacity(BUFFER_BYTES, Hashed(file, mac_of(repository)));
-        if self.encode(reached, &mut body).is_err() {
-            return;
-        }
-        let Ok(Hashed(mut file, mac)) = body.into_inner() else { return };
-        if file.write_all(mac.finish().as_bytes()).is_ok() {
-            let _ = file.publish();
+        let new = repository.cache().create(NAME).ok();
+        let new = new.and_then(|mut new| new.write_all(MAGIC).is_ok().then_some(new));
+        Self {
+            repository: repository.clone(),
+            bounds,
+            nodes: old.as_ref().map(|old| places(old, bounds.nodes)).unwrap_or_default(),
+            old,
+            new,
+            new_len: MAGIC.len() as u64,
+            chunks: HashSet::default(),
+            waiting: Vec::new(),
+            nodes_read: 0,
         }
     }
 
-    /// Visits everything that the root reaches, as [`crate::mark::visit`] does, but each chunk once per `reached`, and
-    /// without fetching nodes that are remembered.
+    /// Keeps it for the next prune: of nodes that were met, the others are forgotten.
+    pub fn save(self) {
+        let (Some(mut new), mut len) = (self.new, self.new_len) else { return };
+        let met = |known: &Known| if let Known::Met(place) = known { Some(*place) } else { None };
+        let mut met: Vec<Place> = self.nodes.values().filter_map(met).collect();
+        met.sort_unstable_by_key(|place| place.at);
+        for place in met {
+            len += u64::from(place.len);
+            if len > self.bounds.file_bytes {
+                break;
+            }
+            let read = self.old.as_ref().and_then(|old| old.read_at(place.at, place.len as usize).ok());
+            let Some(record) = read else { return };
+            if new.write_all(&record).is_err() {
+                return;
+            }
+        }
+        let _ = new.publish();
+    }
+
+    /// Visits everything that the root reaches, as [`crate::mark::visit`] does, but without fetching nodes that are
+    /// remembered, and most chunks once, however many roots reach them. Chunks come after the nodes that refer to them.
     pub fn visit(
         &mut self,
         nodes: &Nodes,
         index: &IndexSet,
         root: &ChunkId,
-        reached: &mut Reached,
         visitor: &mut dyn Visitor,
     ) -> Result<(), Error> {
         let mut stack = vec![*root];
         while let Some(id) = stack.pop() {
-            let number = self.number(&id);
-            if !reached.nodes.set(number) || !visitor.reached(&id, &places_of(index, PackClass::Meta, &id)?) {
+            let was_met = matches!(self.nodes.get(&id), Some(Known::Met(_) | Known::New));
+            if was_met || !visitor.reached(&id, &places_of(index, PackClass::Meta, &id)?) {
                 continue;
             }
-            let (children, chunks) = match self.of(number) {
-                Some(known) => known,
+            let refs = match self.recall(&id) {
+                Some(refs) => refs,
                 None => match read_refs(nodes, &id) {
-                    Ok(read) => {
+                    Ok(refs) => {
                         self.nodes_read += 1;
-                        self.remember(number, &read);
-                        read
+                        self.remember(id, &refs);
+                        refs
                     }
-                    Err(error) => return visitor.broken(error),
+                    Err(error) => {
+                        visitor.broken(error)?;
+                        continue;
+                    }
                 },
             };
-            for chunk in chunks {
-                let number = self.number(&chunk);
-                if reached.chunks.set(number) {
-                    visitor.reached(&chunk, &places_of(index, PackClass::Data, &chunk)?);
-                }
+            self.gather(refs.chunks);
+            if self.waiting.len() >= LOOKED_UP_TOGETHER {
+                self.look_up(index, visitor)?;
             }
-            stack.extend(children);
+            stack.extend(refs.children);
         }
-        Ok(())
+        self.look_up(index, visitor)
     }
 
-    fn number(&mut self, id: &ChunkId) -> u32 {
-        if let Some(number) = self.numbers.find(hash_of(id), |number| self.ids[*number as usize] == *id) {
-            return *number;
+    /// What is remembered of a node; if that does not hold, it is forgotten.
+    fn recall(&mut self, id: &ChunkId) -> Option<Refs> {
+        let Some(Known::Before(place)) = self.nodes.get(id).copied() else { return None };
+        let read = self.old.as_ref().and_then(|old| old.read_at(place.at, place.len as usize).ok());
+        let refs = read.and_then(|record| decode(&self.repository, id, &record));
+        match refs {
+            Some(_) => _ = self.nodes.insert(*id, Known::Met(place)),
+            None => _ = self.nodes.remove(id),
         }
-        if self.bytes() >= self.bytes_max || self.ids.len() >= u32::MAX as usize {
-            return u32::MAX; // too many to number: visited at every reference, and not remembered
-        }
-        self.push(*id)
+        refs
     }
 
-    /// Gives an id that has none a number.
-    fn push(&mut self, id: ChunkId) -> u32 {
-        let number = self.ids.len() as u32;
-        self.ids.push(id);
-        let ids = &self.ids;
-        self.numbers.insert_unique(hash_of(&id), number, |number| hash_of(&ids[*number as usize]));
-        number
-    }
-
-    fn bytes(&self) -> usize {
-        self.ids.len() * ID_BYTES + self.refs.len() * 4
-    }
-
-    fn of(&self, number: u32) -> Option<(Vec<ChunkId>, Vec<ChunkId>)> {
-        let refs = self.nodes.get(&number)?;
-        let (start, children) = (refs.start as usize, refs.children as usize);
-        let all = self.refs.get(start..start + children + refs.chunks as usize)?;
-        let ids: Vec<ChunkId> = all.iter().map(|n| self.ids[*n as usize]).collect();
-        let (children, chunks) = ids.split_at(children);
-        Some((children.to_vec(), chunks.to_vec()))
-    }
-
-    fn remember(&mut self, number: u32, (children, chunks): &(Vec<ChunkId>, Vec<ChunkId>)) {
-        let start = self.refs.len();
-        if number == u32::MAX || self.bytes() >= self.bytes_max || u32::try_from(start).is_err() {
+    fn remember(&mut self, id: ChunkId, refs: &Refs) {
+        let Some(record) = encode(&self.repository, &id, refs) else { return };
+        let len = self.new_len + record.len() as u64;
+        if self.nodes.len() >= self.bounds.nodes || len > self.bounds.file_bytes {
             return;
         }
-        for id in children.iter().chain(chunks) {
-            match self.number(id) {
-                u32::MAX => return self.refs.truncate(start),
-                known => self.refs.push(known),
-            }
+        let Some(new) = &mut self.new else { return };
+        if new.write_all(&record).is_err() {
+            self.new = None;
+            return;
         }
-        let (children, chunks) = (children.len() as u32, chunks.len() as u32);
-        self.nodes.insert(number, Refs { start: start as u32, children, chunks });
+        self.new_len = len;
+        self.nodes.insert(id, Known::New);
     }
 
-    fn encode(&self, reached: &Reached, out: &mut impl Write) -> io::Result<()> {
-        let kept = || self.nodes.iter().filter(|(number, _)| reached.nodes.get(**number));
-        let refs_of = |refs: &Refs| {
-            let start = refs.start as usize;
-            &self.refs[start..start + refs.children as usize + refs.chunks as usize]
-        };
-        let mut renumbered = vec![u32::MAX; self.ids.len()];
-        let mut order: Vec<u32> = Vec::new();
-        for number in kept().flat_map(|(number, refs)| std::iter::once(number).chain(refs_of(refs))) {
-            let new = &mut renumbered[*number as usize];
-            if *new == u32::MAX {
-                *new = order.len() as u32;
-                order.push(*number);
+    /// Of these chunks those that are not known to have been met wait to be looked up.
+    fn gather(&mut self, chunks: Vec<ChunkId>) {
+        for chunk in chunks {
+            let is_new = match self.chunks.len() < self.bounds.chunks {
+                true => self.chunks.insert(chunk),
+                false => !self.chunks.contains(&chunk),
+            };
+            if is_new {
+                self.waiting.push(chunk);
             }
         }
-        out.write_all(MAGIC)?;
-        out.write_all(&(order.len() as u32).to_le_bytes())?;
-        for number in order {
-            out.write_all(self.ids[number as usize].as_bytes())?;
-        }
-        for (number, refs) in kept() {
-            for word in [renumbered[*number as usize], refs.children, refs.chunks] {
-                out.write_all(&word.to_le_bytes())?;
-            }
-            for to in refs_of(refs) {
-                out.write_all(&renumbered[*to as usize].to_le_bytes())?;
-            }
+    }
+
+    fn look_up(&mut self, index: &IndexSet, visitor: &mut dyn Visitor) -> Result<(), Error> {
+        self.waiting.sort_unstable();
+        self.waiting.dedup();
+        for chunk in self.waiting.drain(..) {
+            visitor.reached(&chunk, &places_of(index, PackClass::Data, &chunk)?);
         }
         Ok(())
     }
+}
 
-    fn decode(body: &mut impl BufRead, len: u64, room: usize) -> io::Result<Self> {
-        let unsound = || io::Error::from(io::ErrorKind::InvalidData);
-        let magic: [u8; 8] = take(body)?;
-        let count = u32::from_le_bytes(take(body)?);
-        if magic != *MAGIC || u64::from(count) * 32 > len {
-            return Err(unsound());
+/// Where the records of a file lie, from the first on. Nothing is believed of them before they are read.
+fn places(file: &CachedFile, most: usize) -> HashMap<ChunkId, Known, BuildHasherDefault<IdHasher>> {
+    let mut places = HashMap::default();
+    if file.read_at(0, MAGIC.len()).is_ok_and(|magic| magic[..] == MAGIC[..]) {
+        let mut at = MAGIC.len() as u64;
+        while places.len() < most
+            && let Ok(head) = file.read_at(at, HEAD_LEN)
+            && let Some((id, ids)) = head_of(&head)
+            && let Some(len) = record_len(ids)
+        {
+            places.insert(id, Known::Before(Place { at, len: len as u32 }));
+            at += len as u64;
         }
-        let mut found = Self::with_room(room.max(count as usize));
-        for _ in 0..count {
-            found.push(ChunkId::from_bytes(take(body)?));
-        }
-        while !body.fill_buf()?.is_empty() {
-            let mut word = || Ok::<_, io::Error>(u32::from_le_bytes(take(body)?));
-            let (number, children, chunks) = (word()?, word()?, word()?);
-            let start = u32::try_from(found.refs.len()).map_err(|_| unsound())?;
-            for _ in 0..children.checked_add(chunks).ok_or_else(unsound)? {
-                found.refs.push(word().ok().filter(|to| *to < count).ok_or_else(unsound)?);
-            }
-            found.nodes.insert(number, Refs { start, children, chunks });
-        }
-        Ok(found)
     }
+    places
 }
 
-fn take<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    from.read_exact(&mut bytes)?;
-    Ok(bytes)
+/// The node of a record, and its numbers of children and chunks.
+fn head_of(record: &[u8]) -> Option<(ChunkId, (u32, u32))> {
+    let (id, rest) = record.split_first_chunk()?;
+    let (children, rest) = rest.split_first_chunk()?;
+    let chunks = rest.first_chunk()?;
+    Some((ChunkId::from_bytes(*id), (u32::from_le_bytes(*children), u32::from_le_bytes(*chunks))))
 }
 
-/// Hashes what passes.
-struct Hashed<T>(T, ChunkHasher);
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.0.read(buffer)?;
-        self.1.update(&buffer[..count]);
-        Ok(count)
-    }
+/// Length of a record with so many children and chunks, unless that is more than any has.
+fn record_len((children, chunks): (u32, u32)) -> Option<usize> {
+    let ids = (children as usize).checked_add(chunks as usize)?.checked_mul(ChunkId::LEN)?;
+    (ids <= IDS_BYTES_MAX).then(|| HEAD_LEN + ids + PROOF_LEN)
 }
 
-impl<W: Write> Write for Hashed<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.0.write(bytes)?;
-        self.1.update(&bytes[..count]);
-        Ok(count)
+fn encode(repository: &Repository, id: &ChunkId, refs: &Refs) -> Option<Vec<u8>> {
+    let children = u32::try_from(refs.children.len()).ok()?;
+    let chunks = u32::try_from(refs.chunks.len()).ok()?;
+    let mut record = Vec::with_capacity(record_len((children, chunks))?);
+    record.extend_from_slice(id.as_bytes());
+    record.extend_from_slice(&children.to_le_bytes());
+    record.extend_from_slice(&chunks.to_le_bytes());
+    for id in refs.children.iter().chain(&refs.chunks) {
+        record.extend_from_slice(id.as_bytes());
     }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
+    let proof = proof_of(repository, &record);
+    record.extend_from_slice(&proof);
+    Some(record)
 }
 
-/// Which ids one marking has come to, as nodes and as chunks of content: a hostile tree may name a node as content.
-#[derive(Debug, Default)]
-pub(crate) struct Reached {
-    nodes: Numbers,
-    chunks: Numbers,
-}
-
-/// A set of numbers.
-#[derive(Debug, Default)]
-struct Numbers(Vec<u64>);
-
-impl Numbers {
-    /// `true` if it was not reached before, and always for ids without a number.
-    fn set(&mut self, number: u32) -> bool {
-        if number == u32::MAX {
-            return true;
-        }
-        let (word, bit) = (number as usize / 64, 1 << (number % 64));
-        if self.0.len() <= word {
-            self.0.resize((word + 1).next_power_of_two(), 0);
-        }
-        let fresh = self.0[word] & bit == 0;
-        self.0[word] |= bit;
-        fresh
+fn decode(repository: &Repository, id: &ChunkId, record: &[u8]) -> Option<Refs> {
+    let (body, proof) = record.split_last_chunk::<PROOF_LEN>()?;
+    let (of, (children, chunks)) = head_of(body)?;
+    if of != *id
+        || *proof != proof_of(repository, body)
+        || record_len((children, chunks)) != Some(record.len())
+    {
+        return None;
     }
-
-    fn get(&self, number: u32) -> bool {
-        self.0.get(number as usize / 64).is_some_and(|word| word & (1 << (number % 64)) != 0)
-    }
-}
-
-/// Ids are keyed hashes already.
-fn hash_of(id: &ChunkId) -> u64 {
-    id.as_bytes().first_chunk::<8>().map_or(0, |first| u64::from_le_bytes(*first))
+    let ids = body[HEAD_LEN..].chunks_exact(ChunkId::LEN);
+    let mut ids = ids.filter_map(|id| id.first_chunk().copied()).map(ChunkId::from_bytes);
+    Some(Refs { children: ids.by_ref().take(children as usize).collect(), chunks: ids.collect() })
 }
 
 /// No node begins with the bytes of the file, so the hash is never the id of one.
-fn mac_of(repository: &Repository) -> ChunkHasher {
-    repository.domain().id_key.hasher(ChunkKind::Node)
+fn proof_of(repository: &Repository, body: &[u8]) -> [u8; PROOF_LEN] {
+    let mut hasher = repository.domain().id_key.hasher(ChunkKind::Node);
+    hasher.update(MAGIC);
+    hasher.update(body);
+    *hasher.finish().as_bytes()
 }
 
-/// The children and the chunks of one node.
-fn read_refs(nodes: &Nodes, id: &ChunkId) -> Result<(Vec<ChunkId>, Vec<ChunkId>), Error> {
-    let (mut children, mut chunks) = (Vec::new(), Vec::new());
+/// What one node refers to.
+fn read_refs(nodes: &Nodes, id: &ChunkId) -> Result<Refs, Error> {
+    let mut refs = Refs::default();
+    let Refs { children, chunks } = &mut refs;
     let mut failed = None;
     let mut at_top = true;
     let walked = walk_nodes(
@@ -325,5 +328,137 @@ fn read_refs(nodes: &Nodes, id: &ChunkId) -> Result<(Vec<ChunkId>, Vec<ChunkId>)
     walked?;
     chunks.sort_unstable();
     chunks.dedup();
-    Ok((children, chunks))
+    Ok(refs)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use keepwell_catalog::Location;
+
+    use super::*;
+    use crate::mark;
+    use crate::testing::{Thing, TreeModel, World, back_up, block_on, noise, snapshot_of};
+
+    /// What a marking comes to.
+    #[derive(Default)]
+    struct Ids(BTreeSet<ChunkId>, u64);
+
+    impl Visitor for Ids {
+        fn reached(&mut self, id: &ChunkId, locations: &[Location]) -> bool {
+            assert_eq!(locations.len(), 1);
+            self.1 += 1;
+            self.0.insert(*id)
+        }
+
+        fn broken(&mut self, error: Error) -> Result<(), Error> {
+            Err(error)
+        }
+    }
+
+    /// Small files, of which `round` changes one.
+    fn tree(round: u64) -> TreeModel {
+        let name = |i: u64| format!("d/{i:04}");
+        let of = |tree: TreeModel, i: u64| tree.with(&name(i), Thing::file(noise(i, 30)));
+        (0..3000).fold(TreeModel::default(), of).with(&name(1500), Thing::file(noise(9000 + round, 30)))
+    }
+
+    async fn roots(repository: &Repository, snapshots: u64) -> Vec<ChunkId> {
+        let mut roots = Vec::new();
+        for round in 0..snapshots {
+            let report = back_up(repository, &tree(round)).await;
+            roots.push(snapshot_of(repository, &report).await.manifest().unwrap().root);
+        }
+        repository.refresh_index().await.unwrap();
+        roots
+    }
+
+    /// Runs on a thread that may wait for the store.
+    async fn on_a_thread<T: Send + 'static>(
+        repository: &Repository,
+        run: impl FnOnce(&Repository, &Nodes, &IndexSet) -> T + Send + 'static,
+    ) -> T {
+        let (repository, nodes) = (repository.clone(), Nodes::new(repository));
+        let task = tokio::task::spawn_blocking(move || {
+            let index: &IndexSet = &repository.index();
+            run(&repository, &nodes, index)
+        });
+        task.await.unwrap()
+    }
+
+    /// One after the other, each with what the one before has left.
+    #[test]
+    fn however_little_is_held_everything_is_reached() {
+        block_on(async {
+            let world = World::new().await;
+            let roots = roots(&world.repository, 4).await;
+            on_a_thread(&world.repository, move |repository, nodes, index| {
+                let mut all = Ids::default();
+                roots.iter().try_for_each(|root| mark::visit(nodes, index, root, &mut all)).unwrap();
+                assert!(all.0.len() > 3000);
+                for (nodes_max, chunks_max, file_bytes) in
+                    [(0, 0, 0), (3, 10, 1 << 20), (1000, 1000, 40_000), (1000, 1 << 20, 1 << 20)]
+                {
+                    let bounds = Bounds { nodes: nodes_max, chunks: chunks_max, file_bytes };
+                    for _ in 0..3 {
+                        let (mut ids, mut remembered) =
+                            (Ids::default(), Remembered::within(repository, bounds));
+                        for root in &roots {
+                            remembered.visit(nodes, index, root, &mut ids).unwrap();
+                            assert!(
+                                remembered.nodes.len() <= nodes_max && remembered.chunks.len() <= chunks_max
+                            );
+                            assert!(remembered.waiting.is_empty());
+                        }
+                        assert!(ids.0 == all.0, "within {bounds:?}");
+                        remembered.save();
+                        let len = repository.cache().open(NAME).unwrap().len();
+                        assert!(len <= file_bytes.max(MAGIC.len() as u64), "{len} bytes within {bounds:?}");
+                    }
+                }
+            })
+            .await;
+        });
+    }
+
+    #[test]
+    fn many_snapshots_are_marked_in_the_memory_of_one() {
+        block_on(async {
+            let world = World::new().await;
+            let roots = roots(&world.repository, 10).await;
+            let held = on_a_thread(&world.repository, move |repository, nodes, index| {
+                let (mut ids, mut remembered) = (Ids::default(), Remembered::load(repository));
+                roots.iter().for_each(|root| remembered.visit(nodes, index, root, &mut ids).unwrap());
+                assert_eq!(ids.1, ids.0.len() as u64, "each is looked up once");
+                (remembered.nodes.len(), remembered.chunks.len())
+            });
+            let (nodes, chunks) = held.await;
+            // Each changes one chunk, and the nodes on the way to it.
+            assert!(chunks < 3000 + 20 && nodes < 300, "{chunks} chunks, {nodes} nodes");
+        });
+    }
+
+    #[test]
+    fn only_a_whole_record_of_the_node_that_is_meant_counts() {
+        block_on(async {
+            let repository = World::new().await.repository;
+            let ids: Vec<ChunkId> = (0..5).map(|n| ChunkId::from_bytes([n; 32])).collect();
+            let refs = Refs { children: ids[..2].to_vec(), chunks: ids[2..].to_vec() };
+            let record = encode(&repository, &ids[0], &refs).unwrap();
+            assert_eq!(decode(&repository, &ids[0], &record), Some(refs));
+            assert_eq!(decode(&repository, &ids[1], &record), None);
+            for at in 0..record.len() {
+                let mut damaged = record.clone();
+                damaged[at] ^= 1;
+                assert_eq!(decode(&repository, &ids[0], &damaged), None, "byte {at}");
+                assert_eq!(decode(&repository, &ids[0], &record[..at]), None, "cut at {at}");
+            }
+            let other = World::new().await.repository;
+            assert_eq!(decode(&other, &ids[0], &record), None, "of another group");
+            let huge =
+                encode(&repository, &ids[0], &Refs { children: Vec::new(), chunks: vec![ids[0]; 40_000] });
+            assert!(huge.is_none(), "no node has so many");
+        });
+    }
 }

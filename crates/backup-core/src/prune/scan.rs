@@ -15,7 +15,7 @@ use crate::Error;
 use crate::mark::{Marks, Visitor, preferred};
 use crate::planted::planted;
 use crate::read::Nodes;
-use crate::remembered::{Reached, Remembered};
+use crate::remembered::Remembered;
 use crate::repository::{End, Plans, Repository, read_ends, read_plans};
 
 /// Packs smaller than this are merged with others.
@@ -428,19 +428,19 @@ async fn mark(
     let nodes = Nodes::new(repository);
     let (repository, index) = (repository.clone(), std::sync::Arc::clone(index));
     let task = tokio::task::spawn_blocking(move || {
-        let mut marks = Marks::new(&index);
-        let (mut remembered, mut reached) = (Remembered::load(&repository, &index), Reached::default());
+        let (mut marks, mut remembered) = (Marks::new(&index), Remembered::load(&repository));
+        let mut marking = Marking { marks: &mut marks, gone: &gone, lost: None };
         for root in roots {
-            let mut marking = Marking { marks: &mut marks, gone: &gone, lost: None };
-            remembered.visit(&nodes, &index, &root, &mut reached, &mut marking)?;
+            remembered.visit(&nodes, &index, &root, &mut marking)?;
             if let Some(id) = marking.lost {
                 return Err(unlisted(id));
             }
         }
-        if remembered.nodes_read > 0 {
-            remembered.save(&repository, &reached);
+        let nodes_read = remembered.nodes_read;
+        if nodes_read > 0 {
+            remembered.save();
         }
-        Ok((marks, remembered.nodes_read))
+        Ok((marks, nodes_read))
     });
     task.await.map_err(|e| Error::Task(e.to_string()))?
 }

@@ -11,7 +11,7 @@ use super::scan::{decided, live_ends};
 use crate::Error;
 use crate::mark::{Marks, Visitor, preferred};
 use crate::read::Nodes;
-use crate::remembered::{Reached, Remembered};
+use crate::remembered::Remembered;
 use crate::repository::{Repository, in_order, read_ends, read_plans};
 
 /// What the packs of a store hold.
@@ -174,18 +174,18 @@ fn measure(
     let mut marks = Marks::new(&index);
     let before = pack_uses(&index, &marks)?;
     let mut usage = Usage::default();
-    let (mut remembered, mut reached) = (Remembered::load(repository, &index), Reached::default());
+    let mut remembered = Remembered::load(repository);
     for (snapshot, root) in roots {
         let growth = Growth { snapshot: *snapshot, ..Growth::default() };
         let (content, trees) = (&mut usage.content, &mut usage.trees);
         let mut measuring =
             Measuring { marks: &mut marks, gone: &gone, packs: &before, content, trees, growth };
-        remembered.visit(nodes, &index, root, &mut reached, &mut measuring)?;
+        remembered.visit(nodes, &index, root, &mut measuring)?;
         let growth = measuring.growth;
         usage.growth.push(growth);
     }
     if remembered.nodes_read > 0 {
-        remembered.save(repository, &reached);
+        remembered.save();
     }
     let mut listed = HashSet::new();
     for used in pack_uses(&index, &marks)?.into_values() {

@@ -15,7 +15,7 @@ use crate::mark::{Marks, Visitor, places_of};
 use crate::parallel;
 use crate::planted::planted;
 use crate::read::{Nodes, fetch_pack};
-use crate::remembered::{Reached, Remembered};
+use crate::remembered::Remembered;
 use crate::repository::{Repository, read_ends_anew, read_plans_anew, read_verdict};
 
 /// Rescans and creates the verdict on a plan. Gives the names it keeps; if somebody else decided first, theirs.
@@ -151,12 +151,13 @@ async fn needed_packs(
     let segments = index.segments();
     let written = (0..).zip(&segments).filter(|(_, (name, _))| is_written(name)).map(|(n, _)| n).collect();
     let task = tokio::task::spawn_blocking(move || {
-        let (mut remembered, mut reached) = (Remembered::load(&repository, &index), Reached::default());
+        let mut remembered = Remembered::load(&repository);
         let (seen, kept, relied_on) = (Marks::new(&index), BTreeSet::new(), BTreeMap::new());
         let mut rescue = Rescue { ours, others, written, seen, kept, relied_on, lost: None };
         for root in roots {
-            remembered.visit(&nodes, &index, &root, &mut reached, &mut rescue)?;
+            remembered.visit(&nodes, &index, &root, &mut rescue)?;
         }
+        drop(remembered);
         if let Some(id) = rescue.lost {
             return Err(unlisted(id));
         }

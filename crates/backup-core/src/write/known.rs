@@ -75,7 +75,7 @@ impl Known {
 
 /// Ids are keyed hashes already: their first eight bytes will do.
 #[derive(Debug, Default)]
-struct IdHasher(u64);
+pub(crate) struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     fn finish(&self) -> u64 {

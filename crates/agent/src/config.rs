@@ -10,7 +10,8 @@ use anyhow::{Context, Result, anyhow};
 use jiff::{Span, SpanRelativeTo};
 use keepwell_catalog::retention::{RetentionPolicy, Slots};
 use keepwell_storage::{CredentialSources, InvalidLocation, Location, RateLimits, Settings, Size};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 /// A configuration file.
 #[derive(Debug, Clone, Deserialize)]
@@ -60,7 +61,7 @@ pub struct Job {
     /// What to keep of the job's snapshots; without it, everything.
     pub retention: Option<Retention>,
     /// Further places for the job's snapshots.
-    #[serde(default, rename = "copy")]
+    #[serde(default, rename = "copy", deserialize_with = "distinct")]
     pub copies: Vec<CopyJob>,
 }
 
@@ -277,6 +278,20 @@ impl Retention {
     }
 }
 
+/// Copies whose names differ: by its name it is remembered how new each is.
+fn distinct<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<CopyJob>, D::Error> {
+    let copies = Vec::<CopyJob>::deserialize(deserializer)?;
+    for (number, copy) in copies.iter().enumerate() {
+        if copies[..number].iter().any(|other| other.name == copy.name) {
+            return Err(D::Error::custom(format!(
+                "two copies of one job are called `{}`",
+                copy.name.as_str()
+            )));
+        }
+    }
+    Ok(copies)
+}
+
 fn default_state_directory() -> AbsolutePath {
     AbsolutePath("/var/lib/keepwell-agent".into())
 }
@@ -339,6 +354,17 @@ secret-key-file = "/etc/keepwell/s3"
         assert_eq!(mail.limits.rates().upload_bytes_per_second, NonZeroU64::new(5 << 20));
         assert_eq!(mail.limits.rates().download_bytes_per_second, None);
         assert_eq!(home.limits.rates(), RateLimits::default());
+    }
+
+    #[test]
+    fn copies_of_one_job_have_different_names() {
+        let copy =
+            |job: &str, name: &str| format!("[[job.{job}.copy]]\nname = \"{name}\"\nto = \"/{name}\"\n");
+        let with = |copies: String| parse(&format!("{GOOD}{copies}"));
+        let config = with(copy("home", "near") + &copy("home", "far") + &copy("mail", "near")).unwrap();
+        assert!(config.jobs.values().all(|job| !job.copies.is_empty()));
+        let error = with(copy("home", "near") + &copy("home", "near")).unwrap_err();
+        assert!(error.ends_with("two copies of one job are called `near`"), "{error}");
     }
 
     #[test]

@@ -11,10 +11,10 @@ cd "$(dirname "$0")/../fuzz"
 seconds=${1:-5}
 shift || true
 host=$(rustc -vV | sed -n 's/^host: //p')
-target_dir=$(cd .. && realpath -m "${CARGO_TARGET_DIR:-target}")/fuzz
+target_dir=$(cd .. && realpath -m "${CARGO_TARGET_DIR:-target}")
 
 # What cargo-fuzz would set, without its sanitizers: the code is safe Rust, and sanitizers need a nightly toolchain.
-# With --target, build scripts and procedural macros stay uninstrumented.
+# With --target, build scripts and procedural macros stay uninstrumented, and are those that the workspace has built already.
 RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
  -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
  -Cllvm-args=-sanitizer-coverage-trace-compares" \

@@ -1,7 +1,8 @@
 //! Names of snapshots as people write them.
 //!
 //! `latest`, an id or the start of one, `tag:NAME`, `host:NAME`, `dataset:NAME`, or a time (`2026-11-20`,
-//! `2026-11-20T12:00`: the newest of then). `~N` at the end goes N snapshots further back. `NAME:/PATH` names a part.
+//! `2026-11-20T12:00`: the newest of then). `~N` at the end goes N snapshots further back, of those with the tag, host or
+//! dataset that is named. `NAME:/PATH` names a part.
 
 use anyhow::Result;
 use backup_core::{Repository, Snapshot, SnapshotState};
@@ -104,10 +105,10 @@ pub fn select<'s>(snapshots: &'s [Snapshot], filter: &Filter, name: &str) -> Res
         let why = if snapshots.is_empty() { "the repository has no snapshots" } else { "no snapshot fits" };
         return Err(missing(why.to_owned()));
     }
-    let at = position(&counted, base)?;
-    at.checked_sub(back).map(|at| counted[at]).ok_or_else(|| {
-        missing(format!("`{name}` goes back further than the {} that there are", counted.len()))
-    })
+    let meant = up_to(&counted, base)?;
+    let at = meant.len().checked_sub(back).and_then(|number| number.checked_sub(1));
+    at.map(|at| meant[at])
+        .ok_or_else(|| missing(format!("`{name}` goes back further than the {} that there are", meant.len())))
 }
 
 /// The snapshots that names mean, in their order; one that several of them mean comes once.
@@ -156,11 +157,11 @@ fn steps_back(name: &str) -> Result<(&str, usize)> {
     }
 }
 
-fn position(counted: &[&Snapshot], base: &str) -> Result<usize> {
+/// The snapshots among which a name counts back, oldest first; the last of them is the one that it means.
+fn up_to<'s>(counted: &[&'s Snapshot], base: &str) -> Result<Vec<&'s Snapshot>> {
     let none = |what: String| anyhow::Error::from(backup_core::Error::NoSuchSnapshot(what));
-    let newest = |fits: &dyn Fn(&Snapshot) -> bool| counted.iter().rposition(|s| fits(s));
     if base == "latest" {
-        return Ok(counted.len() - 1);
+        return Ok(counted.to_vec());
     }
     for (prefix, what) in [("tag:", "tag"), ("host:", "host"), ("dataset:", "dataset")] {
         if let Some(value) = base.strip_prefix(prefix) {
@@ -170,15 +171,19 @@ fn position(counted: &[&Snapshot], base: &str) -> Result<usize> {
                 "host" => filter.host = Some(value.to_owned()),
                 _ => filter.dataset = Some(value.to_owned()),
             }
-            return newest(&|s| filter.accepts(s))
-                .ok_or_else(|| none(format!("no snapshot has the {what} `{value}`")));
+            let fitting: Vec<&'s Snapshot> = counted.iter().copied().filter(|s| filter.accepts(s)).collect();
+            return match fitting.is_empty() {
+                true => Err(none(format!("no snapshot has the {what} `{value}`"))),
+                false => Ok(fitting),
+            };
         }
     }
     if let Some(moment) = text::parse_time(base) {
-        return newest(&|s| taken(s) <= moment)
-            .ok_or_else(|| none(format!("no snapshot is as old as `{base}`")));
+        let at = counted.iter().rposition(|s| taken(s) <= moment);
+        let at = at.ok_or_else(|| none(format!("no snapshot is as old as `{base}`")))?;
+        return Ok(counted[..=at].to_vec());
     }
-    by_id(counted, base)
+    Ok(counted[..=by_id(counted, base)?].to_vec())
 }
 
 fn by_id(counted: &[&Snapshot], base: &str) -> Result<usize> {
@@ -205,7 +210,45 @@ pub fn taken(snapshot: &Snapshot) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use backup_core::env::SystemClock;
+    use backup_core::{BackupOptions, CreateOptions, Created};
+    use keepwell_source_files::{FileOptions, FileSource};
+    use keepwell_storage::Memory;
+
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_name_counts_back_among_those_that_it_means() {
+        let store = Memory::new();
+        let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
+        let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
+        let repository = Repository::builder(Arc::new(store)).open(key).await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let files = FileOptions { paths: vec![dir.path().to_owned()], ..FileOptions::default() };
+        for (dataset, tag) in [("a", "x"), ("b", "x"), ("a", "y"), ("c", "x")] {
+            let source = FileSource::new(&files, Arc::new(SystemClock)).unwrap();
+            let (dataset, tags, host) = (dataset.to_owned(), vec![tag.to_owned()], "h".to_owned());
+            let options = BackupOptions { dataset, tags, host, ..BackupOptions::default() };
+            repository.backup(Arc::new(source), options).await.unwrap();
+        }
+        let snapshots = repository.snapshots().await.unwrap();
+        let found = |name: &str| select(&snapshots, &Filter::default(), name).map(|snapshot| snapshot.id);
+        for (name, at) in [
+            ("latest~1", 2),
+            ("dataset:a", 2),
+            ("dataset:a~1", 0),
+            ("tag:x~1", 1),
+            ("tag:x~2", 0),
+            ("host:h~3", 0),
+        ] {
+            assert_eq!(found(name).unwrap(), snapshots[at].id, "{name}");
+        }
+        for name in ["dataset:a~2", "tag:z", "latest~4", "latest~18446744073709551615"] {
+            assert!(found(name).is_err(), "{name}");
+        }
+    }
 
     #[test]
     fn a_path_is_split_off_at_the_first_colon_slash() {

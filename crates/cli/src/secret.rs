@@ -339,7 +339,7 @@ pub fn write_private(path: &Path, text: &Secret) -> Result<()> {
     let mut file = file.map_err(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => {
             let complaint = Complaint::failed(format!("`{}` exists already", path.display()));
-            anyhow::Error::from(complaint.hint("Move it away, or name another file with `--key-file`."))
+            anyhow::Error::from(complaint.hint("Move it away, or name another file."))
         }
         _ => anyhow::Error::from(error).context(format!("create `{}`", path.display())),
     })?;

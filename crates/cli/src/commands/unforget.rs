@@ -54,8 +54,12 @@ fn pick<'f>(forgotten: &'f [Forgotten], wanted: &str) -> Result<&'f Forgotten> {
     let found: Vec<&Forgotten> = forgotten.iter().filter(begins).collect();
     match found.last() {
         Some(last) if found.iter().all(|f| f.snapshot.id == last.snapshot.id) => Ok(last),
-        Some(_) => Err(Complaint::usage(format!("several forgotten snapshots begin with `{wanted}`")).into()),
-        None => Err(Complaint::usage(format!("no forgotten snapshot begins with `{wanted}`")).into()),
+        Some(_) => Err(Complaint::usage(format!("several forgotten snapshots begin with `{wanted}`"))
+            .hint("Give more digits of the id; `keepwell unforget --json` shows all of them.")
+            .into()),
+        None => Err(Complaint::usage(format!("no forgotten snapshot begins with `{wanted}`"))
+            .hint("`keepwell unforget` lists those that could be brought back.")
+            .into()),
     }
 }
 

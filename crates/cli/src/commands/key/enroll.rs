@@ -92,7 +92,10 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
 
 /// The key that an enrolment of this name left when it was interrupted.
 fn interrupted(ctx: &Context, repository: &Repository, path: &Path, name: &str) -> Result<KeyFile> {
-    let exists = || Complaint::failed(format!("`{}` exists already", path.display()));
+    let exists = || {
+        Complaint::failed(format!("`{}` exists already", path.display()))
+            .hint("Move it away, or name another file with `--output`.")
+    };
     let key = secret::load_key(ctx, &Origin::File(path.to_path_buf())).map_err(|_| exists())?;
     let chain = repository.chain();
     let mut known = chain.members().map(Member::id).chain(chain.owners().map(Owner::id));

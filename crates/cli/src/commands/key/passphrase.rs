@@ -31,7 +31,9 @@ pub struct Args {
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let credential = open::credential(ctx).await?;
     let Some(path) = &credential.key_file else {
-        return Err(Complaint::usage("the key does not come from a file").into());
+        return Err(Complaint::usage("the key does not come from a file")
+            .hint("Name the file that is to change: `--key-file FILE`.")
+            .into());
     };
     let text = if args.remove {
         credential.key.to_toml()

@@ -48,7 +48,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let (id, first_refused) = match found {
         Found::Member(id) => {
             if repository.access().member() == Some(id) && !repository.access().is_owner() {
-                return Err(Complaint::failed("a member cannot revoke itself").into());
+                let complaint = Complaint::failed("a member cannot revoke itself");
+                return Err(complaint.hint("Use the key file of an owner.").into());
             }
             let from = repository.revoke(id, args.refuse_all.then_some(0), &args.reason).await?;
             repository.rotate_keys().await?;

@@ -26,7 +26,7 @@ trap 'rm -rf "$work"' EXIT
 
 fuzz() { # TARGET: says in one piece how it went
     local target=$1 said binary=$binaries/$1 log=$work/$1.log
-    local limits=(-timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=512 -max_len=65536 -artifact_prefix="artifacts/$1/")
+    local limits=(-timeout=60 -rss_limit_mb=1024 -malloc_limit_mb=512 -max_len=65536 -artifact_prefix="artifacts/$1/")
     mkdir -p "corpus/$target" "artifacts/$target" "$work/$target"
     if "$binary" "${limits[@]}" -runs=0 "corpus/$target" >"$log" 2>&1 &&
         { [ "$seconds" = 0 ] || "$binary" "${limits[@]}" -max_total_time="$seconds" "$work/$target" "corpus/$target" >"$log" 2>&1; }; then

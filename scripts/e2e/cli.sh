@@ -195,7 +195,8 @@ says "- $tree/odd/link"
 step "names of snapshots"
 expect 0 show tag:second
 expect 0 show "dataset:$tree"
-expect 0 show "$(date +%F)"
+expect 0 snapshots --last 1 --json
+expect 0 show "$(date -d "$(json snapshot time)" +%F)" # not today's: midnight may have passed
 expect 0 show "latest~2"
 expect 1 show latest~3
 says "goes back further"

@@ -45,7 +45,7 @@ $run_as
 X
     } >"$DIR/httpd.conf"
     background apache /usr/sbin/apache2 -D FOREGROUND -f "$DIR/httpd.conf"
-    wait_for 20 apache answers "http://127.0.0.1:$port/"
+    wait_for 120 apache answers "http://127.0.0.1:$port/"
     setting ENDPOINT "http://127.0.0.1:$port"
     setting USER keepwell
     setting PASSWORD "$password"

@@ -15,7 +15,7 @@ const THINGS: u64 = 240;
 /// Every thing fills a batch of its own.
 const CLAIMED: u64 = 4 << 20;
 /// Of processor time: short against "for ever".
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(300);
 
 async fn attempt(
     world: &World,

@@ -75,7 +75,7 @@ impl Server {
         let settings = Settings {
             ca_file: trusted.then(|| self.directory.path().join("ca.pem")),
             tls_min: Some(oldest),
-            timeout_seconds: Some(10),
+            timeout_seconds: Some(60),
             ..Settings::default()
         };
         let credentials = Credentials {

@@ -52,15 +52,21 @@ async fn send(stream: &mut UnixStream, from: Lsn, wal: &[u8]) {
     }
 }
 
+/// The next message of a client, with its kind; `None` when it is gone.
+async fn heard(stream: &mut UnixStream) -> Option<(u8, Vec<u8>)> {
+    let tag = stream.read_u8().await.ok()?;
+    let mut body = vec![0; stream.read_u32().await.ok()? as usize - 4];
+    stream.read_exact(&mut body).await.ok()?;
+    Some((tag, body))
+}
+
 /// A server that has come to the end of segment 11; each stream that is asked for must be the next of these.
 async fn serve(listener: UnixListener, plays: Vec<Play>, store: Arc<Store>) {
     let (mut plays, ready) = (plays.into_iter(), message(b'Z', b"I"));
     let mut switch: Option<Lsn> = None;
     let mut stream = greeted(&listener).await;
     let position = at(12, 0).to_string();
-    while let Ok(tag) = stream.read_u8().await {
-        let mut body = vec![0; stream.read_u32().await.unwrap() as usize - 4];
-        stream.read_exact(&mut body).await.unwrap();
+    while let Some((tag, body)) = heard(&mut stream).await {
         let command = String::from_utf8_lossy(&body).into_owned();
         let answer = match command.as_str() {
             // The end of the stream, and reports.
@@ -79,7 +85,11 @@ async fn serve(listener: UnixListener, plays: Vec<Play>, store: Arc<Store>) {
                 store.away.store(matches!(play.then, Then::Dies | Then::Ends), Ordering::SeqCst);
                 send(&mut stream, play.from, &play.wal).await;
                 match play.then {
-                    Then::Dies => return,
+                    Then::Dies => {
+                        // With the report that each stream begins with: one that fails would end it before all is read.
+                        heard(&mut stream).await;
+                        return;
+                    }
                     Then::Ends => {
                         switch = Some(play.from.plus(play.wal.len() as u64));
                         stream.write_all(&message(b'c', b"")).await.unwrap();

@@ -4,6 +4,8 @@
 #
 # usage: scripts/fuzz.sh [SECONDS [TARGET…]]     SECONDS per target, default 5; 0 runs the corpora only
 #
+# environment: KEEPWELL_FUZZ_SEED  a number that says where new inputs begin; by default elsewhere each time
+#
 # A failing input is left in fuzz/artifacts/<target>/; `FUZZ_BINARY FILE` runs it again.
 set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
@@ -26,7 +28,8 @@ trap 'rm -rf "$work"' EXIT
 
 fuzz() { # TARGET: says in one piece how it went
     local target=$1 said binary=$binaries/$1 log=$work/$1.log
-    local limits=(-timeout=60 -rss_limit_mb=1024 -malloc_limit_mb=512 -max_len=65536 -artifact_prefix="artifacts/$1/")
+    local limits=(-timeout=60 -rss_limit_mb=1024 -malloc_limit_mb=512 -max_len=65536)
+    limits+=("-seed=${KEEPWELL_FUZZ_SEED:-0}" -artifact_prefix="artifacts/$1/")
     mkdir -p "corpus/$target" "artifacts/$target" "$work/$target"
     if "$binary" "${limits[@]}" -runs=0 "corpus/$target" >"$log" 2>&1 &&
         { [ "$seconds" = 0 ] || "$binary" "${limits[@]}" -max_total_time="$seconds" "$work/$target" "corpus/$target" >"$log" 2>&1; }; then

@@ -6,6 +6,7 @@
 #
 # environment: KEEPWELL_FUZZ_SECONDS   per fuzz target, default 5
 #              KEEPWELL_TEST_SERVERS   servers that `stores` runs, default "moto azurite gcs sftp"; also ceph, webdav
+#              KEEPWELL_FUZZ_SEED      where `fuzz` begins its new inputs; by default always at the same place, 0: elsewhere
 #              KEEPWELL_SIM_SEEDS      simulated worlds, default 150
 #              KEEPWELL_TEST_POSTGRES  majors to test against, default "15 17"
 #              PROPTEST_RNG_SEED       where `test` begins its random inputs; by default always at the same place
@@ -71,9 +72,10 @@ stage_test() {
         --no-tests=pass --status-level fail --final-status-level slow
 }
 
-# The tests of the libraries with inputs that no run had before, twenty times as many of them.
+# The tests of the libraries with inputs that no run had before, twenty times as many of them, and the fuzz targets.
 stage_random() {
     unset PROPTEST_RNG_SEED
+    KEEPWELL_FUZZ_SEED=0 stage_fuzz
     PROPTEST_CASES=5120 cargo nextest run --workspace --locked --no-fail-fast --lib --status-level fail --final-status-level slow
     cargo nextest run --workspace --locked --no-fail-fast --stress-count 20 --status-level fail --final-status-level none \
         -E 'binary(it) - test(/^(confinement|target|walk)::/) + binary(engine) & test(/^stateful::/)'
@@ -147,7 +149,7 @@ built() {
 # The engine in simulated worlds; a workspace of its own (docs/simulation.md).
 stage_sim() { (cd tests/sim && cargo test --locked --quiet); }
 
-stage_fuzz() { scripts/fuzz.sh "${KEEPWELL_FUZZ_SECONDS:-5}"; }
+stage_fuzz() { KEEPWELL_FUZZ_SEED=${KEEPWELL_FUZZ_SEED:-1} scripts/fuzz.sh "${KEEPWELL_FUZZ_SECONDS:-5}"; }
 
 run_stage() {
     local started=$SECONDS status

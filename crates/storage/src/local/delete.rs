@@ -1,6 +1,7 @@
 //! Deleting an object, and the directories that it leaves empty.
 
 use std::os::fd::AsFd;
+use std::sync::PoisonError;
 
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
@@ -36,9 +37,12 @@ impl Disk {
         while !path.is_empty() {
             let (parent_path, name) = path.rsplit_once('/').unwrap_or(("", path));
             let Ok(parent) = open_directory(self.root.as_fd(), parent_path) else { return };
+            // Forgotten before anyone can ask: one made anew at once may have the inode and even the time of the old.
+            let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
             if rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR).is_err() {
                 return;
             }
+            durable.remove(path);
             path = parent_path;
         }
     }

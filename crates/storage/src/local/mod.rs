@@ -102,13 +102,14 @@ struct Disk {
     root: OwnedFd,
     path: PathBuf,
     suspect: AtomicBool,
-    /// Directories whose own name is known to be durable.
+    /// Directories whose own name is known to be durable, without those that this process removed.
     durable: Mutex<HashMap<String, DirectoryId>>,
     spare: spare::Spare,
     sync: SyncCalls,
 }
 
-/// Tells a directory from a later one of the same name: inode and time of birth.
+/// Tells a directory from a later one of the same name: inode and time of birth. Both are those of the old one when
+/// it is made anew within a tick of the clock, some milliseconds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct DirectoryId(u64, i64, u32);
 

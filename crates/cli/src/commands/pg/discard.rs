@@ -1,4 +1,4 @@
-//! Directories below `--scratch` that are thrown away, and what killed processes left of some.
+//! Directories that are thrown away, below `--scratch` or for a socket, and what killed processes left of some.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt, chown};
@@ -11,6 +11,9 @@ use super::marked;
 use crate::context::Context;
 
 const PREFIX: &str = "keepwell-scratch-";
+/// Where the name of a socket is short enough.
+const SOCKETS: &str = "/tmp";
+const SOCKET_PREFIX: &str = "keepwell-socket-";
 /// A file in the directory that is locked as long as its process lives.
 const MARKER: &str = "keepwell-scratch";
 
@@ -28,10 +31,25 @@ impl Discarded {
         // A server that is watched over is known by its directory as the system names it.
         let parent = parent.canonicalize().with_context(|| format!("look at `{}`", parent.display()))?;
         marked::sweep(ctx, &parent, PREFIX, clear)?;
+        Self::make_in(&parent, PREFIX, owner)
+    }
+
+    /// Makes one for a socket and other small files.
+    pub fn for_socket(ctx: &Context, owner: Option<(u32, u32)>) -> Result<Self> {
+        Self::for_socket_in(ctx, Path::new(SOCKETS), owner)
+    }
+
+    fn for_socket_in(ctx: &Context, parent: &Path, owner: Option<(u32, u32)>) -> Result<Self> {
+        // Where it cannot be listed, what was left stays; there is room for this one all the same.
+        let _ = marked::sweep(ctx, parent, SOCKET_PREFIX, clear);
+        Self::make_in(parent, SOCKET_PREFIX, owner)
+    }
+
+    fn make_in(parent: &Path, prefix: &str, owner: Option<(u32, u32)>) -> Result<Self> {
         // In a container each run has the same process number.
         let mut random = [0_u8; 8];
         SystemRng.fill(&mut random);
-        let path = parent.join(format!("{PREFIX}{:016x}", u64::from_ne_bytes(random)));
+        let path = parent.join(format!("{prefix}{:016x}", u64::from_ne_bytes(random)));
         let made = fs::DirBuilder::new().mode(0o700).create(&path);
         made.with_context(|| format!("create `{}`", path.display()))?;
         match mark(&path, owner) {
@@ -60,7 +78,7 @@ impl Drop for Discarded {
 fn mark(path: &Path, owner: Option<(u32, u32)>) -> Result<File> {
     let marker = marked::mark(path, MARKER)?;
     if let Some((user, group)) = owner {
-        chown(path, Some(user), Some(group)).context("hand over the scratch directory")?;
+        chown(path, Some(user), Some(group)).context("hand over a directory")?;
     }
     Ok(marker)
 }
@@ -112,5 +130,12 @@ mod tests {
         drop(first);
         assert!(!gone.exists() && second.path().exists());
         assert!(Discarded::make(&ctx, &dir.path().join("missing"), None).is_err());
+        let left = dir.path().join(format!("{SOCKET_PREFIX}left"));
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join(MARKER), "").unwrap();
+        fs::write(left.join("wal"), "").unwrap();
+        let socket = Discarded::for_socket_in(&ctx, dir.path(), None).unwrap();
+        assert!(!left.exists() && socket.path().exists() && second.path().exists());
+        assert!(Discarded::for_socket(&ctx, None).unwrap().path().join("0123456789").as_os_str().len() < 90);
     }
 }

@@ -19,8 +19,7 @@ use serde_json::json;
 
 use super::discard::Discarded;
 use super::dump::SelectArgs;
-use super::helper::private_directory;
-use super::load::{Private, find_dump};
+use super::load::find_dump;
 use super::places;
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
@@ -110,7 +109,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         ctx.printer.json("exported", fields(&args, &Loaded::default(), began));
         return Ok(Exit::Done);
     };
-    let private = Private::new()?;
+    let private = Discarded::for_socket(ctx, None)?;
     let options = LoadOptions {
         programs: Programs::find(from.dump().program_major, args.bin_dir.as_deref(), &ctx.environment.path)?,
         jobs: usize::from(args.jobs),
@@ -119,7 +118,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         privileges: if args.no_privileges { Privileges::None } else { Privileges::AsDumped },
         roles: Roles::MakeMissing,
         proof: Proof::Counts,
-        directory: private.0.clone(),
+        directory: private.path().to_path_buf(),
         cancel: ctx.interrupt.cancel(),
     };
     ctx.interrupt.ends_by_itself();
@@ -234,23 +233,17 @@ fn script(
 /// Directories of a scratch server; removed when this is dropped.
 struct Place {
     place: ScratchPlace,
-    _directory: Discarded,
+    _directories: [Discarded; 2],
 }
 
 impl Place {
     fn make(ctx: &Context, scratch: &Path) -> Result<Self> {
         let owner = places::server_owner()?;
         let directory = Discarded::make(ctx, scratch, owner)?;
-        let socket = private_directory(owner)?;
-        let place = ScratchPlace { directory: directory.path().to_path_buf(), socket, owner };
-        Ok(Self { place, _directory: directory })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Nobody uses it any more; what cannot be removed is left in plain sight.
-        let _ = fs::remove_dir_all(&self.place.socket);
+        let socket = Discarded::for_socket(ctx, owner)?;
+        let [path, socket_path] = [&directory, &socket].map(|made| made.path().to_path_buf());
+        let place = ScratchPlace { directory: path, socket: socket_path, owner };
+        Ok(Self { place, _directories: [directory, socket] })
     }
 }
 

@@ -1,7 +1,7 @@
 //! How a recovering server gets its WAL: through a socket of ours while we run, or by a command of its own.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use keepwell_source_postgres::serve::WalServer;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
+use super::discard::Discarded;
 use crate::context::Context;
 use crate::exit::Complaint;
 use crate::open::Opened;
@@ -21,14 +22,19 @@ use crate::secret::{self, Origin};
 #[derive(Debug)]
 pub struct Helper {
     directory: PathBuf,
+    /// The directory, if it is its own.
+    own: Option<Discarded>,
     /// Dropped, it ends the server.
     _stop: watch::Sender<bool>,
 }
 
 impl Helper {
     /// Begins to serve; only `owner` (and root) can ask.
-    pub fn start(reader: WalReader, owner: Option<(u32, u32)>) -> Result<Self> {
-        Self::start_in(private_directory(owner)?, WalServer::new(reader), owner)
+    pub fn start(ctx: &Context, reader: WalReader, owner: Option<(u32, u32)>) -> Result<Self> {
+        let directory = Discarded::for_socket(ctx, owner)?;
+        let mut started = Self::start_in(directory.path().to_path_buf(), WalServer::new(reader), owner)?;
+        started.own = Some(directory);
+        Ok(started)
     }
 
     /// The same in a directory that is there already, and is removed in the end. Its name must be short.
@@ -42,7 +48,7 @@ impl Helper {
         }
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(server.run(listener, None, stopped));
-        Ok(Self { directory, _stop: stop })
+        Ok(Self { directory, own: None, _stop: stop })
     }
 
     /// The `restore_command` that asks it.
@@ -56,28 +62,11 @@ impl Helper {
 
 impl Drop for Helper {
     fn drop(&mut self) {
-        // Of a directory in /tmp that nobody uses any more nothing depends.
-        let _ = fs::remove_dir_all(&self.directory);
-    }
-}
-
-/// A directory that only `owner` can enter; short enough for a socket's name.
-pub fn private_directory(owner: Option<(u32, u32)>) -> Result<PathBuf> {
-    let process = std::process::id();
-    for number in 0..1000 {
-        let path = PathBuf::from(format!("/tmp/keepwell-{process}-{number}"));
-        match fs::DirBuilder::new().mode(0o700).create(&path) {
-            Ok(()) => {
-                if let Some((user, group)) = owner {
-                    chown(&path, Some(user), Some(group)).context("hand over a directory")?;
-                }
-                return Ok(path);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error).with_context(|| format!("create `{}`", path.display())),
+        if self.own.is_none() {
+            // Whoever made what it lies in removes that.
+            let _ = fs::remove_dir_all(&self.directory);
         }
     }
-    Err(Complaint::failed("there is no name left for a directory in /tmp").into())
 }
 
 /// The `restore_command` for a server that recovers without us.

@@ -11,8 +11,8 @@ use keepwell_source_postgres::logical::{
 };
 use serde_json::json;
 
+use super::discard::Discarded;
 use super::dump::SelectArgs;
-use super::helper::private_directory;
 use crate::confirm::{Unattended, confirm};
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
@@ -91,24 +91,6 @@ pub struct Args {
     filter: Filter,
 }
 
-/// A directory that is removed with all that is in it.
-#[derive(Debug)]
-pub struct Private(pub PathBuf);
-
-impl Private {
-    /// One that only we can enter.
-    pub fn new() -> Result<Self> {
-        private_directory(None).map(Self)
-    }
-}
-
-impl Drop for Private {
-    fn drop(&mut self) {
-        // Nobody uses it any more.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// The logical backup that a name means.
 pub async fn find_dump(opened: &Opened, name: &str, filter: &Filter, kind: &str) -> Result<Snapshot> {
     let snapshots = opened.repository.snapshots().await?;
@@ -136,7 +118,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let opened = open::for_reading(ctx).await?;
     let snapshot = find_dump(&opened, &args.snapshot, &args.filter, DUMP_KIND).await?;
     let dump = DumpSnapshot::open(&opened.repository, &snapshot).await?.dump().clone();
-    let private = Private::new()?;
+    let private = Discarded::for_socket(ctx, None)?;
     let options = LoadOptions {
         programs: Programs::find(dump.program_major, args.bin_dir.as_deref(), &ctx.environment.path)?,
         jobs: usize::from(args.jobs),
@@ -149,7 +131,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         privileges: if args.no_privileges { Privileges::None } else { Privileges::AsDumped },
         roles: if args.no_roles { Roles::Leave } else { Roles::MakeMissing },
         proof: if args.verify { Proof::Content } else { Proof::Counts },
-        directory: private.0.clone(),
+        directory: private.path().to_path_buf(),
         cancel: ctx.interrupt.cancel(),
     };
     let mut loader = Loader::new(&opened.repository, &snapshot, &connect, options).await?;

@@ -3,10 +3,12 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use rustix::fs::{Mode, OFlags};
 
 use crate::context::Context;
 use crate::exit::one_line;
@@ -36,9 +38,13 @@ pub fn left(directory: &Path, name: &str) -> Result<Option<File>> {
     }
 }
 
-/// Removes everything in a directory, the mark last.
+/// Removes everything in a directory, the mark last. Fails for a link.
 pub fn empty(directory: &Path, name: &str) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
+    // By what is open: the server's user, whose it is, could put a link in its place meanwhile.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = rustix::fs::open(directory, flags, Mode::empty())?;
+    let directory = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
+    for entry in fs::read_dir(&directory)? {
         let entry = entry?;
         match entry.file_type()?.is_dir() {
             _ if entry.file_name() == name => {}
@@ -84,4 +90,22 @@ pub fn sweep(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_link_leads_to_is_not_emptied() {
+        let dir = tempfile::tempdir().unwrap();
+        let (theirs, link) = (dir.path().join("theirs"), dir.path().join("link"));
+        fs::create_dir_all(theirs.join("more")).unwrap();
+        fs::write(theirs.join("file"), "").unwrap();
+        std::os::unix::fs::symlink(&theirs, &link).unwrap();
+        assert!(empty(&link, "mark").is_err());
+        assert!(theirs.join("file").exists() && theirs.join("more").exists());
+        empty(&theirs, "mark").unwrap();
+        assert_eq!(fs::read_dir(&theirs).unwrap().count(), 0);
+    }
 }

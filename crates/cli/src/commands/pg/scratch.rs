@@ -1,6 +1,5 @@
 //! A place for a scratch cluster, and the way there.
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use keepwell_source_postgres::recovery::{
 };
 
 use super::discard::Discarded;
-use super::helper::{Helper, private_directory};
+use super::helper::Helper;
 use super::places::{self, Directories};
 use crate::context::Context;
 use crate::open::Opened;
@@ -40,7 +39,7 @@ pub struct ScratchArgs {
 #[derive(Debug)]
 pub struct Place {
     directory: Discarded,
-    socket: PathBuf,
+    socket: Discarded,
     owner: Option<(u32, u32)>,
     helper: Helper,
     superuser: String,
@@ -54,8 +53,8 @@ impl Place {
         // What is in it belongs to the cluster's users alone, also before a server closes its data directory.
         let owner = places::owner(&args.scratch.join("keepwell-scratch"), args.owner.as_deref())?;
         let directory = Discarded::make(ctx, &args.scratch, owner)?;
-        let helper = Helper::start(reader, owner)?;
-        let socket = private_directory(owner)?;
+        let helper = Helper::start(ctx, reader, owner)?;
+        let socket = Discarded::for_socket(ctx, owner)?;
         Ok(Self { directory, socket, owner, helper, superuser: args.superuser.clone() })
     }
 
@@ -73,7 +72,7 @@ impl Place {
         })?;
         let options = ScratchOptions {
             directory: self.directory.path().to_path_buf(),
-            socket: self.socket.clone(),
+            socket: self.socket.path().to_path_buf(),
             owner: self.owner,
             restore_command,
             superuser: self.superuser.clone(),
@@ -95,11 +94,4 @@ pub async fn start(
     plan: &RecoveryPlan,
 ) -> Result<Said, keepwell_source_postgres::recovery::ServerError> {
     scratch.start(&plan.backup, RECOVERY_MAX).await
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Nobody uses it any more; what cannot be removed is left in plain sight.
-        let _ = fs::remove_dir_all(&self.socket);
-    }
 }

@@ -36,7 +36,7 @@ pub struct Args {
     /// The database they are in
     #[arg(long, value_name = "NAME", default_value = "postgres")]
     database: String,
-    /// Write SQL to this file
+    /// Write SQL to this file, which must not exist yet
     #[arg(short, long, value_name = "FILE", required_unless_present = "into")]
     output: Option<PathBuf>,
     /// Load them into this database, as psql takes it
@@ -56,6 +56,7 @@ pub struct Args {
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let target = args.recover.target.target()?;
     let tables: Vec<(String, String)> = args.table.iter().map(|name| table(name)).collect::<Result<_>>()?;
+    args.output.as_deref().map(refuse_existing).transpose()?;
     let opened = open::for_reading(ctx).await?;
     let plan = args.recover.plan(&opened, args.snapshot.as_deref(), &target).await?;
     let binaries = args.recover.binaries(ctx, &plan)?;
@@ -216,7 +217,17 @@ async fn load(scratch: &Scratch, dump: std::process::Command, into: &str) -> Res
     finish(psql, "psql").await
 }
 
-/// Runs a command that writes a dump; half a dump is not left behind, and takes the place of nothing.
+/// What stands there may be the only copy of something. A terminal or a pipe is written to.
+fn refuse_existing(output: &Path) -> Result<()> {
+    match fs::metadata(output) {
+        Ok(found) if found.is_file() || found.is_dir() => {
+            Err(Complaint::failed(format!("`{}` exists", output.display())).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Runs a command that writes a dump; half a dump is not left behind, and none takes the place of anything.
 async fn dump_to(mut dump: std::process::Command, output: &Path) -> Result<()> {
     let create = |options: &mut OpenOptions, path: &Path| {
         options.write(true).open(path).with_context(|| format!("create `{}`", path.display()))
@@ -233,6 +244,7 @@ async fn dump_to(mut dump: std::process::Command, output: &Path) -> Result<()> {
     let _ = fs::remove_file(&partial.0);
     dump.stdout(create(File::options().create_new(true).mode(0o600), &partial.0)?);
     finish(dump, "pg_dump").await?;
+    refuse_existing(output)?;
     fs::rename(&partial.0, output).with_context(|| format!("create `{}`", output.display()))
 }
 
@@ -271,7 +283,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn half_a_dump_is_not_left_behind() {
+    async fn half_a_dump_is_not_left_behind_and_a_whole_one_replaces_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("tables.sql");
         let shell = |script: &str| {
@@ -282,9 +294,13 @@ mod tests {
         fs::write(dir.path().join("tables.sql.partial"), "of a killed run").unwrap();
         dump_to(shell("echo whole"), &output).await.unwrap();
         assert_eq!(fs::metadata(&output).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(dump_to(shell("echo half; exit 3"), &output).await.is_err());
+        assert!(dump_to(shell("echo half; exit 3"), &dir.path().join("half.sql")).await.is_err());
+        let refused = dump_to(shell("echo other"), &output).await.unwrap_err();
+        assert!(refused.to_string().ends_with("tables.sql` exists"), "{refused}");
         assert_eq!(fs::read_to_string(&output).unwrap(), "whole\n");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(refuse_existing(dir.path()).is_err() && refuse_existing(&dir.path().join("new")).is_ok());
+        refuse_existing(Path::new("/dev/null")).unwrap();
         dump_to(shell("echo said"), Path::new("/dev/null")).await.unwrap();
     }
 

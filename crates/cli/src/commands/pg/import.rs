@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::commands::backup::About;
 use crate::context::Context;
-use crate::exit::Exit;
+use crate::exit::{Complaint, Exit, exit_of};
 use crate::{open, text};
 
 const EXAMPLES: &str = "\
@@ -49,13 +49,15 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         sources.push(Arc::new(looked.await??));
     }
     sources.sort_by_key(|source| source.made());
+    ctx.interrupt.ends_by_itself();
     let mut exit = Exit::Done;
-    for source in sources {
+    for (stored, source) in sources.into_iter().enumerate() {
         let began = Instant::now();
         let options = args.about.options(ctx, &opened.repository, args.dataset.clone())?;
         let options = BackupOptions { capture_time: Some(source.made()), ..options };
-        let report = opened.repository.backup(Arc::clone(&source) as Arc<dyn Source>, options).await?;
         let import = source.import();
+        let report = opened.repository.backup(Arc::clone(&source) as Arc<dyn Source>, options).await;
+        let report = report.map_err(|error| not_stored(error.into(), &import.name, stored))?;
         let id = ctx.printer.strong(&report.snapshot.to_string()[..8]);
         ctx.printer.line(format_args!(
             "snapshot {id} of {}: {} of {}, {}, in {}",
@@ -78,4 +80,30 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     }
     opened.progress.end();
     Ok(exit)
+}
+
+/// Says so where others were stored before: given again, they would be stored once more.
+fn not_stored(error: anyhow::Error, name: &str, stored: usize) -> anyhow::Error {
+    if stored == 0 {
+        return error;
+    }
+    let complaint = Complaint::new(exit_of(&error), format!("`{name}` is not stored"));
+    error.context(complaint.hint("The files above are stored: name only the others."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::hints_of;
+
+    #[test]
+    fn what_is_stored_already_is_said_where_a_later_file_is_not() {
+        let away = || anyhow::Error::from(backup_core::Error::NoRepository { place: "x".into() });
+        let first = not_stored(away(), "a.sql", 0);
+        let later = not_stored(away(), "b.sql", 2);
+        assert_eq!(first.to_string(), away().to_string());
+        assert_eq!(later.to_string(), "`b.sql` is not stored");
+        assert_eq!((exit_of(&first), exit_of(&later)), (Exit::NoRepository, Exit::NoRepository));
+        assert!(hints_of(&later)[0].ends_with("name only the others."), "{:?}", hints_of(&later));
+    }
 }

@@ -54,6 +54,7 @@ pub struct Store {
     /// Requests that it did not answer.
     pub refused: AtomicU64,
     pub reads: AtomicU64,
+    pub lists: AtomicU64,
     /// While somebody holds it, nothing is read.
     pub gate: tokio::sync::Mutex<()>,
     /// Each request takes so long.
@@ -104,6 +105,7 @@ impl ObjectStore for Store {
     async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
         self.there(prefix)?;
         self.travel().await;
+        self.lists.fetch_add(1, Ordering::SeqCst);
         self.memory.list_page(prefix, after).await
     }
     async fn delete(&self, key: &Key) -> Result<(), StorageError> {

@@ -72,13 +72,14 @@ pub async fn fetch_segment(reader: &WalReader, name: &str) -> Result<Option<Segm
     }
 }
 
-/// What is archived of a segment, whatever is there behind it.
+/// What these writers archived of a segment, whatever is there behind it.
 pub(crate) async fn held_segment(
     reader: &WalReader,
+    writers: &[MemberId],
     name: &str,
 ) -> Result<Option<SegmentFile>, ArchiveError> {
     let Some((timeline, file)) = parse(name) else { return Ok(None) };
-    Ok(held(reader, &reader.writers().await?, name, timeline, file).await?.0)
+    Ok(held(reader, writers, name, timeline, file).await?.0)
 }
 
 fn parse(name: &str) -> Option<(Timeline, u64)> {

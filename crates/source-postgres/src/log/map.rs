@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use backup_core::wal::WalReader;
 use keepwell_catalog::wal::{WalName, WalPlace};
+use keepwell_crypto::MemberId;
 
 use crate::archive::{ArchiveError, Coverage, Covered, differing};
 use crate::history::History;
@@ -13,6 +14,7 @@ use crate::lsn::{Lsn, Segment, SegmentSize, Timeline};
 #[derive(Debug, Clone)]
 pub struct LogMap {
     size: SegmentSize,
+    writers: Vec<MemberId>,
     files: BTreeMap<Timeline, BTreeMap<u64, u32>>,
     histories: BTreeMap<Timeline, History>,
 }
@@ -42,7 +44,7 @@ pub struct Gap {
 impl LogMap {
     /// A log without files.
     pub fn new(size: SegmentSize) -> Self {
-        Self { size, files: BTreeMap::new(), histories: BTreeMap::new() }
+        Self { size, writers: Vec::new(), files: BTreeMap::new(), histories: BTreeMap::new() }
     }
 
     /// What is archived of a cluster from a segment on.
@@ -51,7 +53,8 @@ impl LogMap {
     pub async fn read(reader: &WalReader, size: SegmentSize, from: u64) -> Result<Self, ArchiveError> {
         let mut map = Self::new(size);
         let mut timelines: BTreeMap<Timeline, Vec<Vec<WalName>>> = BTreeMap::new();
-        for writer in reader.writers().await? {
+        map.writers = reader.writers().await?;
+        for writer in map.writers.clone() {
             for number in reader.timelines(writer).await? {
                 let Some(timeline) = Timeline::new(number) else { continue };
                 let first = Segment { timeline, number: from }.file_number(size);
@@ -103,6 +106,11 @@ impl LogMap {
             Some(other) if other != history => Err(ArchiveError::Conflict { file: timeline.history_file() }),
             _ => Ok(()),
         }
+    }
+
+    /// Who archived something of it.
+    pub fn writers(&self) -> &[MemberId] {
+        &self.writers
     }
 
     /// How long its files are.

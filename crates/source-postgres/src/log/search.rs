@@ -105,7 +105,8 @@ impl LogReader {
 
     async fn segment(&self, timeline: Timeline, number: u64, covered: u32) -> Result<Vec<u8>, ArchiveError> {
         let name = Segment { timeline, number }.file_name(self.map.segment_size());
-        let mut content = match (held_segment(&self.wal, &name).await, &self.own) {
+        let held = held_segment(&self.wal, self.map.writers(), &name).await;
+        let mut content = match (held, &self.own) {
             (Ok(Some(SegmentFile { content, .. })), _) => content,
             (fetched, Some((tree, directory))) => {
                 let mut content = Vec::with_capacity(covered as usize);

@@ -44,6 +44,22 @@ async fn a_time_at_which_the_cluster_lived_on_a_branch_that_was_left_is_refused(
 }
 
 #[tokio::test]
+async fn looking_through_the_log_costs_a_listing_for_each_segment_however_many_members_there_are() {
+    let mut world = World::new().await;
+    let backup = Made::new(SYSTEM, lsn(3, 40), lsn(3, 80), NINE, "").back_up(&world, "db").await;
+    for number in 3..40 {
+        put_committed(&world.repository, 1, number, &[NINE + number as i64]).await;
+    }
+    let _second = world.second().await;
+    let planner = Planner::new(world.repository.clone(), vec![backup]).unwrap();
+    let lists = || world.store.lists.load(std::sync::atomic::Ordering::SeqCst);
+    // Another name than any that was given: the whole log is read for it.
+    let before = lists();
+    planner.plan(&Target::Name("never".to_owned()), None).await.unwrap_err();
+    assert!(lists() - before < 37 + 20, "{}", lists() - before);
+}
+
+#[tokio::test]
 async fn a_base_backup_in_which_a_later_transaction_ended_is_too_new_whatever_its_host_says() {
     let world = World::new().await;
     let by = &world.repository;

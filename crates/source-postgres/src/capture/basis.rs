@@ -46,6 +46,7 @@ impl Basis {
             entry.whole
                 && entry.extents as u64 <= FRAGMENTS_FREE + entry.size / FRAGMENT_BYTES
                 && is_relation(&entry.key)
+                && !is_visibility_map(&entry.key)
         };
         let files = entries.into_iter().filter(fit).map(|entry| (entry.key, entry.size)).collect();
         Some(Self { origin, files })
@@ -62,6 +63,13 @@ pub(super) fn origin_of(key: &MapKey) -> Option<(Option<u32>, Vec<String>)> {
         TABLESPACES if names.len() > 1 => Some((Some(names[1].parse().ok()?), names.split_off(2))),
         _ => None,
     }
+}
+
+/// Its bits are taken away by records of the WAL that name only the page of the table, so that WAL summaries do not tell it: a
+/// page that is kept would show rows as visible to all that were deleted since. It is small, and always read.
+fn is_visibility_map(key: &MapKey) -> bool {
+    let name = key.name().map(|name| String::from_utf8_lossy(&name).into_owned()).unwrap_or_default();
+    name.split('.').next().is_some_and(|stem| stem.ends_with("_vm"))
 }
 
 fn is_relation(key: &MapKey) -> bool {
@@ -98,6 +106,9 @@ mod tests {
             entry("data/base/5/2", 97, true),
             entry("data/base/5/3", 1, false),
             entry("data/base/5/PG_VERSION", 1, true),
+            entry("data/base/5/1_vm", 1, true),
+            entry("data/base/5/1_vm.1", 1, true),
+            entry("data/base/5/1_fsm", 1, true),
             entry("tablespaces/99/PG_17_x/5/4", 1, true),
         ];
         assert_eq!(Basis::of(entries.clone()), None, "it does not say which capture it was");
@@ -105,7 +116,7 @@ mod tests {
         entries.push(cluster);
         let basis = Basis::of(entries).unwrap();
         let paths: Vec<String> = basis.files.keys().map(MapKey::display_path).collect();
-        assert_eq!(paths, ["data/base/5/1", "tablespaces/99/PG_17_x/5/4"]);
+        assert_eq!(paths, ["data/base/5/1", "data/base/5/1_fsm", "tablespaces/99/PG_17_x/5/4"]);
         assert_eq!(basis.origin, origin);
     }
 }

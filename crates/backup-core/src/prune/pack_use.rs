@@ -1,8 +1,8 @@
 //! How much of each pack is used.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use keepwell_catalog::{ContentName, IndexSet, PackClass, PackRef, names};
+use keepwell_catalog::{ContentName, IndexSet, PackClass, PackRef, Segment, names};
 
 use crate::Error;
 use crate::mark::Marks;
@@ -15,7 +15,11 @@ pub(super) type PackId = (PackClass, ContentName);
 #[derive(Debug, Clone)]
 pub(super) struct PackUse {
     pub class: PackClass,
-    pub pack: PackRef,
+    pub name: ContentName,
+    /// What segments say of it; where that is more than one thing, the pack alone tells which is so.
+    pub said: BTreeSet<PackRef>,
+    /// Stored bytes, as the store lists it; none if it is not there.
+    pub size: u64,
     /// Stored bytes of frames that hold something live.
     pub live: u64,
     /// Stored bytes of all frames.
@@ -25,13 +29,32 @@ pub(super) struct PackUse {
 }
 
 impl PackUse {
+    fn new((class, name): PackId, size: u64) -> Self {
+        Self { class, name, said: BTreeSet::new(), size, live: 0, total: 0, plain: 0 }
+    }
+
     pub fn id(&self) -> PackId {
-        (self.class, self.pack.name)
+        (self.class, self.name)
     }
 
     /// The key of its object.
     pub fn key(&self) -> String {
-        names::pack_key(self.class, &self.pack.name).to_string()
+        names::pack_key(self.class, &self.name).to_string()
+    }
+
+    /// Takes in what one segment says. Several list the same frames while a merge is not over, and any writer may list some
+    /// again: they add up to nothing more. Frames that are longer than the pack are none.
+    fn take(&mut self, pack: PackRef, sums: &Sums) {
+        self.said.insert(pack);
+        self.live = self.live.saturating_add(sums.live);
+        self.total = self.total.max(if sums.total <= self.size { sums.total } else { 0 });
+        self.plain = self.plain.max(sums.plain);
+    }
+
+    /// No more of it is in use, or not, than there is of it, whatever was said.
+    fn settle(&mut self) {
+        self.live = self.live.min(self.size.max(1));
+        self.total = self.total.max(self.live);
     }
 }
 
@@ -56,36 +79,55 @@ impl FrameUse {
     }
 }
 
-/// Live and total bytes of every pack. Reads the whole index, a segment at a time, and holds the frames of one.
+/// What one segment says of a pack, summed up.
+#[derive(Default, Clone)]
+struct Sums {
+    live: u64,
+    total: u64,
+    plain: u64,
+}
+
+/// Live and total bytes of every pack, of which the store lists these with these sizes. Reads the whole index, a segment at
+/// a time, and holds the frames of one.
 ///
 /// Chunks of a frame count by their share of it, so that what is dead beside one live chunk is found too.
-pub(super) fn pack_uses(index: &IndexSet, marks: &Marks) -> Result<HashMap<PackId, PackUse>, Error> {
+pub(super) fn pack_uses(
+    index: &IndexSet,
+    marks: &Marks,
+    stored: &HashMap<PackId, u64>,
+) -> Result<HashMap<PackId, PackUse>, Error> {
     let mut uses: HashMap<PackId, PackUse> = HashMap::new();
     for (number, (_, segment)) in index.segments().iter().enumerate() {
-        let mut frames: HashMap<(u32, u32), FrameUse> = HashMap::new();
-        for item in segment.iter() {
-            let (ordinal, entry) = item?;
-            let frame = frames.entry((entry.pack, entry.frame_offset)).or_default();
-            frame.stored = u64::from(entry.frame_length);
-            frame.plain += u64::from(entry.length);
-            if marks.get(number, ordinal) {
-                frame.live = true;
-                frame.live_plain += u64::from(entry.length);
-            }
-        }
-        for ((pack, _), frame) in frames {
-            let Some(pack) = segment.packs().get(pack as usize) else { continue };
-            let used = uses.entry((segment.class(), pack.name)).or_insert(PackUse {
-                class: segment.class(),
-                pack: *pack,
-                live: 0,
-                total: 0,
-                plain: 0,
-            });
-            used.plain += frame.plain;
-            used.total += frame.stored;
-            used.live += frame.live_stored();
+        let sums = sums_of(segment, number, marks)?;
+        for (pack, sums) in segment.packs().iter().zip(&sums) {
+            let id = (segment.class(), pack.name);
+            let size = || stored.get(&id).copied().unwrap_or(0);
+            uses.entry(id).or_insert_with(|| PackUse::new(id, size())).take(*pack, sums);
         }
     }
+    uses.values_mut().for_each(PackUse::settle);
     Ok(uses)
+}
+
+/// For each pack of a segment's table.
+fn sums_of(segment: &Segment, number: usize, marks: &Marks) -> Result<Vec<Sums>, Error> {
+    let mut frames: HashMap<(u32, u32), FrameUse> = HashMap::new();
+    for item in segment.iter() {
+        let (ordinal, entry) = item?;
+        let frame = frames.entry((entry.pack, entry.frame_offset)).or_default();
+        frame.stored = frame.stored.max(u64::from(entry.frame_length));
+        frame.plain += u64::from(entry.length);
+        if marks.get(number, ordinal) {
+            frame.live = true;
+            frame.live_plain += u64::from(entry.length);
+        }
+    }
+    let mut sums = vec![Sums::default(); segment.packs().len()];
+    for ((pack, _), frame) in frames {
+        let Some(sums) = sums.get_mut(pack as usize) else { continue };
+        sums.live = sums.live.saturating_add(frame.live_stored());
+        sums.total = sums.total.saturating_add(frame.stored);
+        sums.plain = sums.plain.saturating_add(frame.plain);
+    }
+    Ok(sums)
 }

@@ -1,18 +1,21 @@
 //! Repacking: what is live in packs that are mostly unused moves into new ones, in an ordinary session.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use keepwell_catalog::names::ObjectName;
-use keepwell_catalog::{IndexEntry, PackClass, PackRef};
-use keepwell_crypto::ChunkId;
+use keepwell_catalog::{IndexEntry, PackClass, PackRef, names};
+use keepwell_crypto::{ChunkId, DomainId};
+use tokio::runtime::Handle;
 
 use super::pack_use::{PackId, PackUse};
 use super::scan::Scan;
 use crate::Error;
 use crate::backup::begin_uploads;
-use crate::read::{FrameMemory, FrameReader, fetch_pack, fetch_parts};
+use crate::read::{FetchedPack, FrameMemory, FrameReader, fetch_parts, fetch_stored};
 use crate::repository::Repository;
+use crate::transfer::is_of;
 use crate::write::{Ending, PackSettings, Packer, Session, Uploads};
 
 /// What was moved.
@@ -54,60 +57,110 @@ pub(super) async fn repack(repository: &Repository, scan: &Scan) -> Result<Moved
     }
 }
 
-/// Gives the packs of which all that is live was copied; another prune may have been faster with the rest. A damaged pack
-/// is left alone, but for one that is going to be deleted.
+/// Gives the packs of which all that is live was copied; another prune may have been faster with the rest. A pack that is
+/// damaged, or of which nothing that the index says is so, is left alone, but for one that is going to be deleted.
 async fn copy(repository: &Repository, scan: &Scan) -> Result<(Uploads, BTreeSet<PackId>), Error> {
     let uploads = begin_uploads(repository).await?;
-    let live = live_entries(scan)?;
+    let mut live = live_entries(scan)?;
     let (repository, uploads_there) = (repository.clone(), uploads.clone());
     let packs: Vec<(PackUse, Vec<IndexEntry>, bool)> = scan
         .repack
         .iter()
-        .map(|(id, used)| {
-            (used.clone(), live.get(id).cloned().unwrap_or_default(), scan.must_move(&used.key()))
-        })
+        .map(|(id, used)| (used.clone(), live.remove(id).unwrap_or_default(), scan.must_move(&used.key())))
         .collect();
-    let handle = tokio::runtime::Handle::current();
+    let handle = Handle::current();
     let task = tokio::task::spawn_blocking(move || {
         let mut moved = BTreeSet::new();
-        let mut packers: BTreeMap<(PackClass, keepwell_crypto::DomainId), Packer<'_>> = BTreeMap::new();
+        let (repository, uploads, handle) = (&repository, &uploads_there, &handle);
+        let mut moving = Moving { repository, uploads, handle, packers: BTreeMap::new() };
         for (used, entries, must_move) in packs {
-            let packer = match packers.entry((used.class, used.pack.domain)) {
-                std::collections::btree_map::Entry::Occupied(slot) => slot.into_mut(),
-                std::collections::btree_map::Entry::Vacant(slot) => slot.insert(Packer::new(
-                    &uploads_there,
-                    PackSettings::for_moved(&repository, used.class, used.pack.domain)?,
-                )?),
-            };
-            let ended = match handle.block_on(fetch_pack(&repository, used.class, &used.pack)) {
-                Ok(mut fetched) => {
-                    let frames = &mut fetched.frames;
-                    move_frames(frames, used.class, &used.pack, &entries, packer, &repository)
-                }
-                Err(error) => Err(error),
-            };
-            match ended {
+            match moving.pack(&used, &entries) {
                 Ok(()) => _ = moved.insert(used.id()),
                 Err(Error::Storage(error)) if error.is_not_found() => {}
-                Err(error @ Error::Damaged { .. }) if !must_move => {
+                Err(error) if !is_of_pack(&error) => return Err(error),
+                Err(error) if !must_move => {
                     let problem = format!("{}; it stays as it is", crate::error::one_line(&error));
                     repository.monitor().problem(&used.key(), &problem);
                 }
-                Err(error @ Error::Damaged { .. }) => {
-                    if !move_singly(used.class, &used.pack, &entries, packer, &repository, &handle)? {
+                Err(error) => {
+                    if !moving.singly(&used, &entries)? {
                         return Err(error);
                     }
                     moved.insert(used.id());
                 }
-                Err(error) => return Err(error),
             }
         }
-        packers.into_values().try_for_each(|mut packer| packer.finish())?;
+        moving.packers.into_values().try_for_each(|mut packer| packer.finish())?;
         Ok::<_, Error>(moved)
     });
     let moved = task.await.map_err(|e| Error::Task(e.to_string()))??;
     uploads.flush().await?;
     Ok((uploads, moved))
+}
+
+/// Whether a failure is a matter of one pack, and of what is said of it.
+fn is_of_pack(error: &Error) -> bool {
+    matches!(error, Error::Damaged { .. } | Error::NotAllowed { .. } | Error::Erased { .. })
+}
+
+/// Moves live chunks on an ordinary thread.
+struct Moving<'m> {
+    repository: &'m Repository,
+    uploads: &'m Uploads,
+    handle: &'m Handle,
+    packers: BTreeMap<(PackClass, DomainId), Packer<'m>>,
+}
+
+impl<'m> Moving<'m> {
+    fn pack(&mut self, used: &PackUse, entries: &[IndexEntry]) -> Result<(), Error> {
+        let (repository, class) = (self.repository, used.class);
+        let (pack, mut fetched) = self.handle.block_on(fetch_as_it_is(repository, used))?;
+        let packer = self.packer(class, pack.domain)?;
+        move_frames(&mut fetched.frames, class, &pack, entries, packer, repository)
+    }
+
+    /// One frame at a time, by whatever is said of the pack. `true` if that was everything.
+    fn singly(&mut self, used: &PackUse, entries: &[IndexEntry]) -> Result<bool, Error> {
+        let (repository, handle) = (self.repository, self.handle);
+        for pack in used.said.iter().filter(|pack| repository.id_key(pack.domain).is_ok()) {
+            let packer = self.packer(used.class, pack.domain)?;
+            if move_singly(used.class, pack, entries, packer, repository, handle)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn packer(&mut self, class: PackClass, domain: DomainId) -> Result<&mut Packer<'m>, Error> {
+        match self.packers.entry((class, domain)) {
+            Entry::Occupied(slot) => Ok(slot.into_mut()),
+            Entry::Vacant(slot) => {
+                let settings = PackSettings::for_moved(self.repository, class, domain)?;
+                Ok(slot.insert(Packer::new(self.uploads, settings)?))
+            }
+        }
+    }
+}
+
+/// A whole pack, and what of all that segments say of it is so: its size is what the store lists, its header is its own, and
+/// its domain the one whose keys open it.
+async fn fetch_as_it_is(repository: &Repository, used: &PackUse) -> Result<(PackRef, FetchedPack), Error> {
+    let mut failed = Error::damaged(used.key(), "nothing that the index says of it is so");
+    let mut said = used.said.iter().filter(|pack| pack.size == used.size).peekable();
+    let stored = match said.peek() {
+        Some(pack) => fetch_stored(repository, used.class, pack).await?,
+        None => {
+            repository.store().head(&names::pack_key(used.class, &used.name)).await?; // it may be gone
+            return Err(failed);
+        }
+    };
+    for pack in said.filter(|pack| is_of(pack, &stored)) {
+        match FetchedPack::open(repository, used.class, pack, stored.clone()) {
+            Ok(fetched) => return Ok((*pack, fetched)),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
 }
 
 /// Frames that are live as a whole move as they are; of others, the live chunks are compressed anew. Every chunk is
@@ -228,7 +281,7 @@ pub(crate) fn move_singly(
     entries: &[IndexEntry],
     packer: &mut Packer<'_>,
     repository: &Repository,
-    handle: &tokio::runtime::Handle,
+    handle: &Handle,
 ) -> Result<bool, Error> {
     let mut all = true;
     let mut memory = FrameMemory::default();

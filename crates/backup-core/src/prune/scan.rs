@@ -44,7 +44,7 @@ pub(super) struct Scan {
     /// Plans without a verdict, and plans with one of which something still exists.
     pub unfinished: BTreeMap<PlanName, BTreeSet<String>>,
     /// What the listing says of packs and small objects.
-    listed: HashMap<String, Listed>,
+    listed: BTreeMap<String, Listed>,
     /// Packs that are needed.
     needed: Vec<PackId>,
     /// Commits and manifests of what is not retired, with when commits were stored.
@@ -139,16 +139,27 @@ fn is_pack(key: &str) -> bool {
 struct Marking<'m> {
     marks: &'m mut Marks,
     gone: &'m PackSet,
+    /// Packs that the store lists.
+    stored: &'m HashMap<PackId, u64>,
+    /// Packs that would be preferred, and that the store does not list.
+    missing: &'m mut BTreeSet<PackId>,
     /// The first chunk or node that the index does not list.
     lost: Option<ChunkId>,
 }
 
 impl Visitor for Marking<'_> {
     fn reached(&mut self, id: &ChunkId, locations: &[Location]) -> bool {
-        let Some(chosen) = preferred(locations, self.gone).or(locations.first()) else {
+        let pack = |l: &Location| (l.class, l.pack.name);
+        let is_gone = |l: &&Location| self.gone.contains(l.class, &l.pack.name);
+        let there = locations.iter().find(|l| !is_gone(l) && self.stored.contains_key(&pack(l)));
+        let first = preferred(locations, self.gone);
+        let Some(chosen) = there.or(first).or(locations.first()) else {
             self.lost.get_or_insert(*id);
             return false;
         };
+        if let Some(first) = first.filter(|first| pack(first) != pack(chosen)) {
+            self.missing.insert(pack(first));
+        }
         self.marks.set(chosen)
     }
 
@@ -170,13 +181,10 @@ impl Scan {
         let live = live_ends(&ends, &retired);
         let roots = roots_of(repository, &live).await?;
         let gone = plans.doomed_packs();
-        let (marks, nodes_read) = mark(repository, &index, roots, gone.clone()).await?;
-        let (uses, marks, index) = {
-            let task = tokio::task::spawn_blocking(move || {
-                Ok::<_, Error>((pack_uses(&index, &marks)?, marks, index))
-            });
-            task.await.map_err(|e| Error::Task(e.to_string()))??
-        };
+        let listed = list_objects(repository).await?;
+        let stored = packs_of(&listed);
+        let Marked { marks, uses, missing, nodes_read } =
+            mark(repository, &index, roots, gone.clone(), stored).await?;
         let stale_checkpoints = !stale_checkpoints(&ends, &retired).is_empty();
         let mut scan = Self {
             retired,
@@ -186,7 +194,7 @@ impl Scan {
             unused: BTreeMap::new(),
             others: Vec::new(),
             unfinished: BTreeMap::new(),
-            listed: HashMap::new(),
+            listed,
             needed: Vec::new(),
             records: live.iter().flat_map(|end| records_of(end)).collect(),
             must_move: BTreeSet::new(),
@@ -197,20 +205,30 @@ impl Scan {
         let needed = uses.values().filter(|u| u.live > 0).map(PackUse::key).collect();
         scan.needed = uses.values().filter(|u| u.live > 0).map(PackUse::id).collect();
         scan.sort_packs(uses, &gone, options);
-        scan.find_others(repository, &plans, &ends, &live).await?;
-        scan.refuse_missing(repository, needed).await?;
+        scan.find_others(&plans, &ends, &live);
+        scan.refuse_missing(repository, needed, missing).await?;
         Ok(scan)
     }
 
-    /// Fails if a pack that is needed is not in the store. It may be damage of which another copy of a chunk, unused so
-    /// far, is the cure; that copy must not go.
-    async fn refuse_missing(&self, repository: &Repository, mut needed: Vec<String>) -> Result<(), Error> {
+    /// Fails if a pack that is needed is not in the store. Names those of which the index says that what is needed lies in
+    /// others too, which therefore stay.
+    async fn refuse_missing(
+        &self,
+        repository: &Repository,
+        mut needed: Vec<String>,
+        missing: BTreeSet<PackId>,
+    ) -> Result<(), Error> {
         needed.retain(|key| !self.listed.contains_key(key));
-        if needed.is_empty() {
+        if needed.is_empty() && missing.is_empty() {
             return Ok(());
         }
         let plans = read_plans(repository).await?; // another prune may have moved the content meanwhile
         let doomed: BTreeSet<&str> = plans.doomed().collect();
+        let missing = missing.iter().map(|(class, name)| names::pack_key(*class, name));
+        for key in missing.filter(|key| !doomed.contains(key.as_str())) {
+            let problem = "it is missing; what is needed of it lies elsewhere too, as the index says";
+            repository.monitor().problem(key.as_str(), problem);
+        }
         match needed.into_iter().find(|key| !doomed.contains(key.as_str())) {
             None => Ok(()),
             Some(key) => Err(Error::damaged(key, "it is missing; nothing is pruned until that is repaired")),
@@ -317,7 +335,7 @@ impl Scan {
                 continue;
             }
             report.packs += 1;
-            report.pack_bytes += used.pack.size;
+            report.pack_bytes += used.size;
             report.unused_bytes += used.total - used.live;
             if used.live == 0 {
                 report.packs_unused += 1;
@@ -327,7 +345,7 @@ impl Scan {
                 self.repack.insert(id, used);
             } else if used.live < used.total {
                 partly.push(used);
-            } else if used.pack.size < SMALL_PACK_BYTES {
+            } else if used.size < SMALL_PACK_BYTES {
                 small.entry(used.class.prefix()).or_default().push(used);
             }
         }
@@ -344,7 +362,7 @@ impl Scan {
         let mut budget = options.max_repack_bytes;
         partly.sort_by(|a, b| {
             let share = |u: &PackUse| (u.total - u.live) as f64 / u.total.max(1) as f64;
-            share(b).total_cmp(&share(a)).then(a.pack.name.cmp(&b.pack.name))
+            share(b).total_cmp(&share(a)).then(a.name.cmp(&b.name))
         });
         for used in partly {
             if unused <= tolerated || used.live > budget {
@@ -357,44 +375,48 @@ impl Scan {
     }
 
     /// Objects that nothing refers to, other than packs in the index.
-    async fn find_others(
-        &mut self,
-        repository: &Repository,
-        plans: &Plans,
-        ends: &[End],
-        live: &[&End],
-    ) -> Result<(), Error> {
+    fn find_others(&mut self, plans: &Plans, ends: &[End], live: &[&End]) {
         let doomed: BTreeSet<&str> = plans.doomed().collect();
         let named = live.iter().filter_map(|e| e.commit.manifest).collect::<BTreeSet<ContentName>>();
         let state = needed_state(ends);
         let segments = self.index.segments();
         let indexed: BTreeSet<PackId> =
             segments.iter().flat_map(|(_, s)| s.packs().iter().map(move |p| (s.class(), p.name))).collect();
-        let mut existing: BTreeSet<String> = BTreeSet::new();
-        for prefix in ["data/", "meta/", "manifests/", "state/", "index/"] {
-            for info in repository.list(prefix).await? {
-                let text = info.key.to_string();
-                let orphan = match text.parse() {
-                    Ok(ObjectName::Pack(class, name)) => !indexed.contains(&(class, name)),
-                    Ok(ObjectName::Manifest(name)) => !named.contains(&name),
-                    Ok(ObjectName::State(..)) => !state.contains(&text),
-                    _ => false,
-                };
-                if orphan && !doomed.contains(text.as_str()) {
-                    self.others.push(text.clone());
-                }
-                self.listed.insert(text.clone(), Listed { size: info.size, modified: info.modified });
-                existing.insert(text);
-            }
-        }
+        let is_orphan = |key: &&String| match key.parse() {
+            Ok(ObjectName::Pack(class, name)) => !indexed.contains(&(class, name)),
+            Ok(ObjectName::Manifest(name)) => !named.contains(&name),
+            Ok(ObjectName::State(..)) => !state.contains(*key),
+            _ => false,
+        };
+        let orphans = self.listed.keys().filter(is_orphan).filter(|key| !doomed.contains(key.as_str()));
+        self.others = orphans.cloned().collect();
         for (name, plan) in &plans.plans {
             let undecided = !plans.verdicts.contains_key(name);
-            if undecided || plans.left_of(name).any(|name| existing.contains(name)) {
+            if undecided || plans.left_of(name).any(|name| self.listed.contains_key(name)) {
                 self.unfinished.insert(*name, plan.condemned.iter().cloned().collect());
             }
         }
-        Ok(())
     }
+}
+
+/// What the store holds of packs and small objects, by key.
+async fn list_objects(repository: &Repository) -> Result<BTreeMap<String, Listed>, Error> {
+    let mut listed = BTreeMap::new();
+    for prefix in ["data/", "meta/", "manifests/", "state/", "index/"] {
+        for info in repository.list(prefix).await? {
+            listed.insert(info.key.to_string(), Listed { size: info.size, modified: info.modified });
+        }
+    }
+    Ok(listed)
+}
+
+/// The packs among them, with their sizes.
+fn packs_of(listed: &BTreeMap<String, Listed>) -> HashMap<PackId, u64> {
+    let pack = |(key, listed): (&String, &Listed)| match key.parse() {
+        Ok(ObjectName::Pack(class, name)) => Some(((class, name), listed.size)),
+        _ => None,
+    };
+    listed.iter().filter_map(pack).collect()
 }
 
 /// The state of the newest snapshot of every writer's datasets, retired or not: the writer goes on from there.
@@ -417,19 +439,32 @@ pub(super) fn unlisted(id: ChunkId) -> Error {
     }
 }
 
-/// Marks everything that the roots reach, at its preferred location. Gives how many nodes had to be read for that. Fails
-/// on what no index segment lists.
+/// What the roots reach.
+struct Marked {
+    marks: Marks,
+    uses: HashMap<PackId, PackUse>,
+    /// Packs that the store does not list, in whose place others were marked.
+    missing: BTreeSet<PackId>,
+    /// How many nodes had to be read for that.
+    nodes_read: u64,
+}
+
+/// Marks everything that the roots reach, at its preferred location, and sums up what is used of the packs. Fails on what
+/// no index segment lists.
 async fn mark(
     repository: &Repository,
     index: &std::sync::Arc<IndexSet>,
     roots: Vec<ChunkId>,
     gone: PackSet,
-) -> Result<(Marks, u64), Error> {
+    stored: HashMap<PackId, u64>,
+) -> Result<Marked, Error> {
     let nodes = Nodes::new(repository);
     let (repository, index) = (repository.clone(), std::sync::Arc::clone(index));
     let task = tokio::task::spawn_blocking(move || {
-        let (mut marks, mut remembered) = (Marks::new(&index), Remembered::load(&repository));
-        let mut marking = Marking { marks: &mut marks, gone: &gone, lost: None };
+        let (mut marks, mut missing) = (Marks::new(&index), BTreeSet::new());
+        let mut remembered = Remembered::load(&repository);
+        let mut marking =
+            Marking { marks: &mut marks, gone: &gone, stored: &stored, missing: &mut missing, lost: None };
         for root in roots {
             remembered.visit(&nodes, &index, &root, &mut marking)?;
             if let Some(id) = marking.lost {
@@ -440,7 +475,8 @@ async fn mark(
         if nodes_read > 0 {
             remembered.save();
         }
-        Ok((marks, nodes_read))
+        let uses = pack_uses(&index, &marks, &stored)?;
+        Ok(Marked { marks, uses, missing, nodes_read })
     });
     task.await.map_err(|e| Error::Task(e.to_string()))?
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use keepwell_catalog::names::ObjectName;
 use keepwell_catalog::{CommitKind, IndexSet, Location, PackClass, PackSet};
 use keepwell_crypto::{ChunkId, MemberId, SnapshotId};
 
@@ -92,9 +93,11 @@ impl Repository {
         let roots = self.roots_in_order(&retired).await?;
         self.refresh_index().await?;
         let mut packs = HashMap::new();
-        for class in [PackClass::Data, PackClass::Meta] {
-            for info in self.list(&format!("{}/", class.prefix())).await? {
-                packs.insert(info.key.to_string(), info.size);
+        for prefix in ["data/", "meta/"] {
+            for info in self.list(prefix).await? {
+                if let Ok(ObjectName::Pack(class, name)) = info.key.as_str().parse() {
+                    packs.insert((class, name), info.size);
+                }
             }
         }
         let (repository, nodes) = (self.clone(), Nodes::new(self));
@@ -152,7 +155,7 @@ impl Visitor for Measuring<'_> {
         if let Some(used) =
             self.packs.get(&(location.class, location.pack.name)).filter(|used| used.plain > 0)
         {
-            let share = u128::from(length) * u128::from(used.pack.size) / u128::from(used.plain);
+            let share = u128::from(length) * u128::from(used.size) / u128::from(used.plain);
             self.growth.stored_bytes += u64::try_from(share).unwrap_or(u64::MAX);
         }
         true
@@ -168,11 +171,11 @@ fn measure(
     nodes: &Nodes,
     roots: &[(Option<SnapshotId>, ChunkId)],
     gone: PackSet,
-    stored: &HashMap<String, u64>,
+    stored: &HashMap<PackId, u64>,
 ) -> Result<Usage, Error> {
     let index: Arc<IndexSet> = repository.index();
     let mut marks = Marks::new(&index);
-    let before = pack_uses(&index, &marks)?;
+    let before = pack_uses(&index, &marks, stored)?;
     let mut usage = Usage::default();
     let mut remembered = Remembered::load(repository);
     for (snapshot, root) in roots {
@@ -188,14 +191,13 @@ fn measure(
         remembered.save();
     }
     let mut listed = HashSet::new();
-    for used in pack_uses(&index, &marks)?.into_values() {
-        let key = used.key();
-        if stored.contains_key(&key) {
+    for used in pack_uses(&index, &marks, stored)?.into_values() {
+        if stored.contains_key(&used.id()) {
             usage.add_pack(&used);
-            listed.insert(key);
+            listed.insert(used.id());
         }
     }
-    for (_, size) in stored.iter().filter(|(key, _)| !listed.contains(*key)) {
+    for (_, size) in stored.iter().filter(|(id, _)| !listed.contains(*id)) {
         usage.unlisted_packs += 1;
         usage.unlisted_bytes += size;
     }
@@ -209,11 +211,11 @@ impl Usage {
             PackClass::Meta => &mut self.trees,
         };
         class.packs += 1;
-        class.bytes += used.pack.size;
+        class.bytes += used.size;
         class.needed_stored_bytes += used.live;
         if used.live == 0 {
             class.unused_packs += 1;
-            class.unused_pack_bytes += used.pack.size;
+            class.unused_pack_bytes += used.size;
         } else if used.live < used.total {
             class.partly_unused_packs += 1;
             class.partly_unused_bytes += used.total - used.live;

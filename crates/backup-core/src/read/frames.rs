@@ -176,12 +176,24 @@ pub(crate) async fn fetch_pack(
     pack: &PackRef,
 ) -> Result<FetchedPack, Error> {
     let stored = fetch_stored(repository, class, pack).await?;
-    let has_its_hash = Digest::of(&stored) == pack.name.digest();
-    let mut frames = FrameReader::new(repository, class, pack, stored.clone())?;
-    if !has_its_hash {
-        frames.prove_from(0)?;
+    FetchedPack::open(repository, class, pack, stored)
+}
+
+impl FetchedPack {
+    /// One of which these are the stored bytes.
+    pub fn open(
+        repository: &Repository,
+        class: PackClass,
+        pack: &PackRef,
+        stored: Bytes,
+    ) -> Result<Self, Error> {
+        let has_its_hash = Digest::of(&stored) == pack.name.digest();
+        let mut frames = FrameReader::new(repository, class, pack, stored.clone())?;
+        if !has_its_hash {
+            frames.prove_from(0)?;
+        }
+        Ok(Self { stored, has_its_hash, frames })
     }
-    Ok(FetchedPack { stored, has_its_hash, frames })
 }
 
 #[cfg(test)]

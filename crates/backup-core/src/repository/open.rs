@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use keepwell_catalog::Segment;
 use keepwell_catalog::names::ObjectName;
 use keepwell_crypto::keyfile::{KeyFile, MemberKeys, OwnerKeys};
 use keepwell_crypto::keyring::DomainKeys;
@@ -145,8 +144,9 @@ impl Repository {
 
     /// At which size a pack is finished: larger for larger repositories, within the limit of memory.
     pub(crate) fn pack_bytes(&self) -> usize {
-        let packs = |segment: &Segment| segment.packs().iter().map(|p| p.size).sum::<u64>();
-        let stored: u64 = self.index().segments().iter().map(|(_, segment)| packs(segment)).sum();
+        let segments = self.index().segments();
+        let sizes = segments.iter().flat_map(|(_, segment)| segment.packs().iter().map(|pack| pack.size));
+        let stored = sizes.fold(0, u64::saturating_add); // anybody who writes may say of a pack what they like
         let doublings = (stored / PACKS_GROW_FROM).checked_ilog2().unwrap_or(0) / 2;
         let wanted = (PACK_BYTES_MIN << doublings.min(2)).min(PACK_BYTES_MAX);
         // One open pack per thread, a few on their way, and as much again for everything else.

@@ -8,7 +8,7 @@ use keepwell_catalog::{
     Entry, EntryKind, Extent, Manifest, MapBuilder, MapKey, PackClass, Problem, Root, Statistics,
     dataset_tag, names, push_entry, record_extents, seal_record, snapshot_id,
 };
-use keepwell_crypto::{ChunkId, DomainId};
+use keepwell_crypto::{ChunkId, ChunkKind, DomainId};
 
 use crate::Error;
 use crate::backup::{Novelty, StoredNodes, begin_uploads, count_kind};
@@ -336,7 +336,7 @@ impl<'r> Rebuild<'r> {
             return Ok(());
         }
         let chunk = self.filter.tree.contents().chunk(id)?;
-        let domain = self.domain_of(id)?;
+        let domain = self.domain_of(id, &chunk)?;
         if !self.content.contains_key(&domain) {
             let settings = PackSettings::for_moved(self.repository, PackClass::Data, domain)?;
             self.content.insert(domain, Packer::new(self.uploads, settings)?);
@@ -347,12 +347,12 @@ impl<'r> Rebuild<'r> {
         }
     }
 
-    /// A snapshot may use chunks of several domains if its dataset moved from one to another.
-    fn domain_of(&self, id: &ChunkId) -> Result<DomainId, Error> {
-        let found = self.repository.index().find(id)?.into_iter().next();
-        found
-            .map(|location| location.pack.domain)
-            .ok_or_else(|| Error::ChunkLost { id: *id, reason: "no index segment lists it".into() })
+    /// A snapshot may use chunks of several domains if its dataset moved from one to another. The one whose key gives the
+    /// chunk its id, whatever the index says of the packs that hold it.
+    fn domain_of(&self, id: &ChunkId, chunk: &[u8]) -> Result<DomainId, Error> {
+        let mut domains = self.repository.access().domains();
+        let found = domains.find(|keys| keys.id_key.chunk_id(ChunkKind::Content, chunk) == *id);
+        found.map(|keys| keys.id).ok_or_else(|| Error::damaged(id, "no key at hand gives it its name"))
     }
 
     fn finish(mut self, mut problems: Vec<Problem>) -> Result<Rebuilt, Error> {

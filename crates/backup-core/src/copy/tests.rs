@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use keepwell_catalog::names::PlanName;
-use keepwell_catalog::{EntryKind, MapKey, Plan, names};
+use keepwell_catalog::{EntryKind, MapKey, PackClass, PackRef, Plan, names};
 use keepwell_storage::{Memory, ObjectStore, Operation};
 use proptest::prelude::*;
 
@@ -14,8 +14,8 @@ use crate::browse::Depth;
 use crate::repository::{Repository, Snapshot, SnapshotState};
 use crate::source::{Found, Source};
 use crate::testing::{
-    MemorySource, Part, Thing, TreeModel, World, assert_same, back_up, block_on, key, noise, options,
-    restored, snapshot_of, tree_model,
+    MemorySource, Part, Thing, TreeModel, World, assert_same, back_up, block_on, data_pack, key, noise,
+    options, restored, say, snapshot_of, tree_model,
 };
 use crate::{BackupOptions, Error};
 
@@ -245,6 +245,25 @@ async fn what_lies_only_in_condemned_packs_is_stored_anew() {
     for name in condemned {
         world.delete(&name).await;
     }
+    assert_same(&restored(&world.open(&world.key).await, &new.snapshot).await, &tree.as_restored());
+}
+
+/// Sealed to another domain, it could not be proved by its id any more.
+#[tokio::test]
+async fn what_is_stored_anew_stays_in_its_domain_whatever_the_index_says() {
+    let world = World::new().await;
+    let hostile = world.enrol_writer().await;
+    let tree = TreeModel::default().with("d/a", Thing::file(noise(5, 50_000)));
+    let old = snapshot_of(&world.repository, &back_up(&world.repository, &tree).await).await;
+    let (pack, entries) = data_pack(&world.repository);
+    let domain = world.repository.create_domain("tenant").await.unwrap();
+    say(&hostile, PackClass::Data, PackRef { domain, ..pack }, &entries, true).await;
+    let condemned = names::pack_key(PackClass::Data, &pack.name).to_string();
+    world.repository.write_plan(vec![condemned.clone()], Vec::new()).await.unwrap();
+    let repository = world.open(&world.key).await;
+    let new = repository.rewrite(&old, RewriteOptions::of(&old).unwrap()).await.unwrap();
+    assert!(new.stored_chunks > 10, "{}", new.stored_chunks);
+    world.delete(&condemned).await;
     assert_same(&restored(&world.open(&world.key).await, &new.snapshot).await, &tree.as_restored());
 }
 

@@ -1,9 +1,9 @@
 //! Copying snapshots into a repository with other keys.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use keepwell_catalog::{Manifest, dataset_tag, names};
+use keepwell_catalog::{Manifest, MapKey, Problem, dataset_tag, names};
 use keepwell_crypto::SnapshotId;
 
 use crate::Error;
@@ -23,7 +23,7 @@ pub struct CopyReport {
     pub copied: Vec<CopiedSnapshot>,
     /// Snapshots that were there already.
     pub skipped: Vec<SnapshotId>,
-    /// Snapshots of which nothing could be copied because they are damaged, with the reason.
+    /// Snapshots of which nothing could be copied, or nothing more than was there, because they are damaged, with the reason.
     pub failed: Vec<(SnapshotId, String)>,
 }
 
@@ -32,8 +32,8 @@ pub struct CopyReport {
 pub struct CopiedSnapshot {
     /// Its id where it came from.
     pub from: SnapshotId,
-    /// Items that the copy lacks because their content could not be read. A later copy tries again, and makes another
-    /// snapshot.
+    /// Items that the copy lacks because their content could not be read. A later copy makes another snapshot, as soon as
+    /// one of them can be.
     pub unread: u64,
     /// What the backup into the other repository did; its problems include those of the capture.
     pub report: BackupReport,
@@ -45,6 +45,8 @@ struct Present {
     ids: BTreeSet<SnapshotId>,
     /// Dataset and time of capture, for a credential that cannot read manifests.
     captures: BTreeSet<([u8; 16], i64)>,
+    /// Originals of which there are only copies that lack something: what the best of them lacks.
+    short: BTreeMap<SnapshotId, Vec<MapKey>>,
 }
 
 impl Repository {
@@ -86,6 +88,13 @@ impl Repository {
                 report.skipped.push(snapshot.id);
                 continue;
             }
+            if let Some(lacking) = present.short.get(&snapshot.id)
+                && !self.gives_any(snapshot, lacking.clone()).await?
+            {
+                let reason = "the copy that is there lacks items, and none of them can be read here";
+                report.failed.push((snapshot.id, reason.to_owned()));
+                continue;
+            }
             match self.copy_one(target, snapshot, manifest, options).await {
                 Ok(copied) => report.copied.push(copied),
                 Err(error @ (Error::Damaged { .. } | Error::ChunkLost { .. } | Error::Source(_))) => {
@@ -95,6 +104,13 @@ impl Repository {
             }
         }
         Ok(report)
+    }
+
+    /// Whether the content of one of these items at least can be read.
+    async fn gives_any(&self, snapshot: &Snapshot, keys: Vec<MapKey>) -> Result<bool, Error> {
+        let source = self.snapshot_source(snapshot).await?;
+        let task = tokio::task::spawn_blocking(move || keys.iter().any(|key| source.gives(key)));
+        self.unless_cancelled(async { task.await.map_err(|e| Error::Task(e.to_string())) }).await
     }
 
     async fn copy_one(
@@ -136,8 +152,13 @@ impl Present {
         let mut present = Self::default();
         for snapshot in target.snapshots().await? {
             match &snapshot.state {
-                SnapshotState::Readable(manifest) if is_short_of(manifest, wanted) => {}
-                SnapshotState::Readable(manifest) => present.ids.extend(identities(snapshot.id, manifest)),
+                SnapshotState::Readable(manifest) => {
+                    let original = wanted.iter().find(|(original, _)| is_short_of(&snapshot, original));
+                    match original {
+                        None => present.ids.extend(identities(snapshot.id, manifest)),
+                        Some((original, whole)) => present.note_short(original.id, lacking(manifest, whole)),
+                    }
+                }
                 SnapshotState::Sealed => {
                     present.captures.extend(snapshot.commit.dataset_tag.zip(snapshot.commit.capture));
                 }
@@ -145,6 +166,13 @@ impl Present {
             }
         }
         Ok(present)
+    }
+
+    fn note_short(&mut self, original: SnapshotId, lacking: Vec<MapKey>) {
+        let best = self.short.entry(original).or_insert_with(|| lacking.clone());
+        if lacking.len() < best.len() {
+            *best = lacking;
+        }
     }
 
     /// `true` if the snapshot was not there; from now on it is.
@@ -161,13 +189,19 @@ impl Present {
     }
 }
 
-/// Whether a copy lacks items that one of the originals has: the origin was damaged when it was made.
-fn is_short_of(copy: &Manifest, wanted: &[(&Snapshot, &Manifest)]) -> bool {
-    let of = origin_snapshot(copy);
-    wanted.iter().any(|(snapshot, original)| {
-        of.is_some_and(|of| identities(snapshot.id, original).any(|id| id == of))
-            && copy.problem_count > original.problems.len() as u64 // as many were copied, and counted
-    })
+/// Whether a copy under other keys lacks items that the original has: that was damaged when the copy was made.
+pub(super) fn is_short_of(copy: &Snapshot, original: &Snapshot) -> bool {
+    let (Ok(short), Ok(whole)) = (copy.manifest(), original.manifest()) else { return false };
+    let is_copy = origin_snapshot(short).is_some_and(|of| identities(original.id, whole).any(|id| id == of));
+    // As many problems as the original names were copied, and counted.
+    copy.id != original.id && is_copy && short.problem_count > whole.problems.len() as u64
+}
+
+/// Items that a copy has as problems, and the original has not.
+fn lacking(copy: &Manifest, original: &Manifest) -> Vec<MapKey> {
+    let known: BTreeSet<&[u8]> = original.problems.iter().map(|problem| problem.key.as_slice()).collect();
+    let news = copy.problems.iter().filter(|problem: &&Problem| !known.contains(problem.key.as_slice()));
+    news.filter_map(|problem| MapKey::from_bytes(problem.key.as_slice()).ok()).collect()
 }
 
 /// The ids under which a snapshot is known in the repositories it was copied through.

@@ -1,10 +1,11 @@
 //! What belongs into a copy, and how long it stays there.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use keepwell_catalog::retention::RetentionPolicy;
 use keepwell_crypto::SnapshotId;
 
+use super::reencrypt::is_short_of;
 use crate::Error;
 use crate::env::Timestamp;
 use crate::prune::{PruneOptions, PruneReport};
@@ -54,15 +55,21 @@ impl CopyRules {
         chosen.filter(|verdict| verdict.by_rule).map(|verdict| verdict.snapshot).collect()
     }
 
-    /// Of the selected snapshots, those that the copy lacks, or of which the manifest is damaged there, and that its own
-    /// retention would keep. `there` is what it holds.
+    /// Of the selected snapshots, those that the copy lacks, of which the manifest is damaged there, or of which it has under
+    /// other keys less than all, and that its own retention would keep. `there` is what it holds.
     pub fn missing<'s>(
         &self,
         now: Timestamp,
         selected: Vec<&'s Snapshot>,
         there: &'s [Snapshot],
     ) -> Vec<&'s Snapshot> {
-        let sound = || there.iter().filter(|snapshot| !matches!(snapshot.state, SnapshotState::Damaged(_)));
+        let originals: HashMap<SnapshotId, &Snapshot> =
+            selected.iter().map(|snapshot| (snapshot.origin_id(), *snapshot)).collect();
+        let is_short = |copy: &Snapshot| {
+            originals.get(&copy.origin_id()).is_some_and(|original| is_short_of(copy, original))
+        };
+        let is_sound = |copy: &&Snapshot| !matches!(copy.state, SnapshotState::Damaged(_)) && !is_short(copy);
+        let sound = || there.iter().filter(is_sound);
         let held: HashSet<SnapshotId> = sound().map(Snapshot::origin_id).collect();
         let lacking: Vec<&Snapshot> =
             selected.into_iter().filter(|snapshot| !held.contains(&snapshot.origin_id())).collect();

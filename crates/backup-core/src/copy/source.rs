@@ -30,6 +30,23 @@ impl Repository {
     }
 }
 
+impl SnapshotSource {
+    /// Whether the content of an item can be read to its end. Runs on an ordinary thread.
+    pub(super) fn gives(&self, key: &MapKey) -> bool {
+        let Ok(Some(entry)) = self.tree.head(key) else { return false };
+        if !entry.kind.has_content() {
+            return false;
+        }
+        let mut pieces = Pieces::new(&self.tree, key, &entry);
+        loop {
+            match pieces.next() {
+                Ok(Some(_)) => {}
+                ended => return ended.is_ok(),
+            }
+        }
+    }
+}
+
 impl Source for SnapshotSource {
     fn kind(&self) -> &str {
         &self.manifest.source_kind

@@ -133,6 +133,7 @@ fn a_large_segment_that_lists_dead_packs_is_rewritten_alone() {
             1,
             "both are larger than that"
         );
+        repository.refresh_index().await.unwrap();
         let left = segments(repository, PackClass::Data);
         assert!(left.len() == 1 && before.contains(&left[0]), "{before:?} {left:?}");
         for key in keys {

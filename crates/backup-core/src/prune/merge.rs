@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use keepwell_catalog::{Kept, PackClass, PackRef, PackSet, Segment, SortedSegmentWriter, merge, names};
+use keepwell_crypto::{CryptoError, SealWriter};
 
 use super::locks::Young;
 use super::verdict::delete_all;
@@ -15,16 +16,17 @@ use crate::write::{Ending, Session, name_of};
 
 /// Segments of a class are merged when there are more …
 const SEGMENTS_MAX: usize = 8;
-/// … but never into one of more than this many entries, 46 MB: a host that has it not at hand holds it twice for a moment,
-/// sealed and open, …
+/// … but never into one of more than this many entries, 46 MB: who merges holds that much, sealed, …
 const ENTRIES_MAX: u64 = 1_000_000;
-/// … nor into more than half of our own memory limit has room for: the new segment, plain and sealed.
-const ENTRY_BYTES: u64 = 2 * 48;
+/// … nor into more than a quarter of our own memory limit has room for.
+const MEMORY_SHARE: u64 = 4;
+/// What an entry takes in a sealed segment, with its part of filter and tables.
+const ENTRY_BYTES: u64 = 48;
 
-/// Merges small segments of each class, and rewrites any that list many dead packs. Gives how many went.
-/// What the bucket keeps for a time is left as it is.
+/// Merges small segments of each class, and rewrites any that list many dead packs. Gives how many went. The index in memory
+/// stays as it was: who next works with it reads it anew. What the bucket keeps for a time is left as it is.
 pub(super) async fn merge_segments(repository: &Repository, young: Young) -> Result<u64, Error> {
-    let room = repository.limits().memory_bytes as u64 / 2 / ENTRY_BYTES;
+    let room = repository.limits().memory_bytes as u64 / MEMORY_SHARE / ENTRY_BYTES;
     let mut kept = BTreeSet::new();
     if !young.is_none() {
         let listed = repository.list(&format!("index/{}/", repository.group())).await?;
@@ -114,9 +116,7 @@ async fn merge_these(
         input_names = others.map(|info| info.key.last_component().to_owned()).collect();
     }
     let keys: Vec<String> = input_names.iter().map(|n| format!("index/{}/{n}", repository.group())).collect();
-    delete_segments(repository, &keys).await?;
-    repository.refresh_index().await?;
-    Ok(())
+    delete_segments(repository, &keys).await
 }
 
 /// Removes index segments that others replace.
@@ -134,7 +134,7 @@ pub(super) async fn record_deletion(repository: &Repository, keys: &[String]) ->
     Ok(())
 }
 
-/// The merged segment, sealed; `None` when nothing is left. Reads the inputs twice, so as to hold no entry.
+/// The merged segment, sealed as it is written; `None` when nothing is left. Reads the inputs twice, so as to hold no entry.
 fn build(
     repository: &Repository,
     class: PackClass,
@@ -151,10 +151,13 @@ fn build(
     if left == 0 {
         return Ok(None);
     }
-    let mut writer = SortedSegmentWriter::new(Vec::new(), repository.group(), class, left)?;
+    let room = Vec::with_capacity(usize::try_from(left * ENTRY_BYTES).unwrap_or(0));
+    let sealed = SealWriter::new(&[repository.access().index_recipient()?], room)?;
+    let mut writer = SortedSegmentWriter::new(sealed, repository.group(), class, left)?;
     for located in merged()? {
         writer.push_located(&located?)?;
     }
-    let plain = writer.finish(repository.id(), repository.signer("write an index")?, names)?;
-    repository.seal_index(&plain).map(Some)
+    let sealed = writer.finish(repository.id(), repository.signer("write an index")?, names)?;
+    let sealed = sealed.finish().map_err(|source| CryptoError::Io { source })?;
+    Ok(Some(sealed.into()))
 }

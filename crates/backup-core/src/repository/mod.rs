@@ -308,13 +308,8 @@ impl Repository {
         inputs: Vec<String>,
     ) -> Result<(Bytes, Bytes), Error> {
         let plain = builder.finish(self.id(), self.signer("write an index")?, inputs)?;
-        let sealed = self.seal_index(&plain)?;
-        Ok((Bytes::from(plain), sealed))
-    }
-
-    /// Seals the plaintext of a segment to the group.
-    pub(crate) fn seal_index(&self, plain: &[u8]) -> Result<Bytes, Error> {
-        Ok(keepwell_crypto::seal(&[self.access().index_recipient()?], plain)?.into())
+        let sealed = keepwell_crypto::seal(&[self.access().index_recipient()?], &plain)?;
+        Ok((plain.into(), sealed.into()))
     }
 
     pub(crate) fn index_name(&self, sealed: &[u8], suffix: [u8; 4]) -> (ContentName, Key) {

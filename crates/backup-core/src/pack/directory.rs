@@ -103,7 +103,7 @@ impl PackDirectory {
 
     /// What an index says of the pack, under an ordinal of its own.
     pub fn entries(&self, pack: u32) -> Vec<IndexEntry> {
-        let mut entries = Vec::new();
+        let mut entries = Vec::with_capacity(self.frames.iter().map(|frame| frame.chunks.len()).sum());
         let mut frame_offset = 0;
         for frame in &self.frames {
             let mut offset = 0;

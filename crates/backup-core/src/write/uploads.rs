@@ -250,6 +250,7 @@ fn build_segment(
     packs: Vec<FinishedPack>,
 ) -> Result<(Bytes, Bytes), Error> {
     let mut builder = SegmentBuilder::new(repository.group(), class);
+    builder.reserve(packs.iter().map(|pack| pack.entries.len()).sum());
     for pack in packs {
         let number = builder.add_pack(pack.reference);
         for entry in pack.entries {

@@ -39,6 +39,11 @@ impl SegmentBuilder {
         self.packs.len() as u32 - 1
     }
 
+    /// Makes room for so many entries more. A list that grows holds them up to three times for a moment.
+    pub fn reserve(&mut self, entries: usize) {
+        self.entries.reserve_exact(entries);
+    }
+
     /// Adds an entry; any order will do, and what is added twice is written once.
     pub fn add(&mut self, entry: IndexEntry) {
         self.entries.push(entry);

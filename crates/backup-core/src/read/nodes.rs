@@ -14,8 +14,8 @@ use crate::Error;
 use crate::pack::{chunk_from_frame, decode_frame};
 use crate::repository::Repository;
 
-/// Decoded frames kept; a frame of nodes is about 256 KiB.
-const FRAMES_MAX: usize = 64;
+/// Decoded frames kept, in bytes: about 64 of the usual 256 KiB. One may have 8 MiB.
+const FRAMES_BYTES_MAX: usize = 16 << 20;
 /// Runs of stored frames kept …
 const RUNS_MAX: usize = 4;
 /// … of at most this many bytes beyond the frame that was asked for.
@@ -35,6 +35,8 @@ pub(crate) struct Nodes {
 struct Frames {
     tick: u64,
     by_place: HashMap<(String, u32), (u64, Bytes)>,
+    /// Of these.
+    bytes: usize,
     /// The last used comes last.
     runs: Vec<Run>,
 }
@@ -142,19 +144,42 @@ impl Nodes {
 
     fn keep(&self, place: (String, u32), frame: Bytes) {
         let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        if frames.by_place.len() >= FRAMES_MAX
-            && let Some(oldest) =
-                frames.by_place.iter().min_by_key(|(_, (used, _))| *used).map(|(p, _)| p.clone())
-        {
-            frames.by_place.remove(&oldest);
-        }
         let tick = frames.tick;
-        frames.by_place.insert(place, (tick, frame));
+        frames.bytes += frame.len();
+        if let Some((_, same)) = frames.by_place.insert(place, (tick, frame)) {
+            frames.bytes -= same.len();
+        }
+        while frames.bytes > FRAMES_BYTES_MAX && frames.by_place.len() > 1 {
+            let oldest = frames.by_place.iter().min_by_key(|(_, (used, _))| *used).map(|(p, _)| p.clone());
+            let Some((_, gone)) = oldest.and_then(|oldest| frames.by_place.remove(&oldest)) else { break };
+            frames.bytes -= gone.len();
+        }
     }
 }
 
 impl NodeSource for Nodes {
     fn node(&self, id: &ChunkId) -> Result<Bytes, MapError> {
         self.read(id).map_err(|error| MapError::Read { node: *id, source: Box::new(error) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::World;
+
+    #[tokio::test]
+    async fn of_large_frames_fewer_are_kept() {
+        let nodes = Nodes::new(&World::new().await.repository);
+        for (frame_bytes, kept) in [(256 << 10, 64), (4 << 20, 4), (32 << 20, 1)] {
+            for n in 0..100 {
+                let place = (format!("a pack of {frame_bytes}"), n);
+                assert!(nodes.cached(&place).is_none());
+                nodes.keep(place, Bytes::from(vec![0; frame_bytes]));
+            }
+            let frames = nodes.frames.lock().unwrap();
+            assert_eq!(frames.by_place.len(), kept);
+            assert_eq!(frames.bytes, kept * frame_bytes);
+        }
     }
 }

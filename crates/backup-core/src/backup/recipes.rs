@@ -4,7 +4,7 @@
 use std::io::{self, Read};
 
 use keepwell_catalog::{ContentName, MapKey, RecipeReader, RecipeWriter, names};
-use keepwell_crypto::{Digest, MemberId};
+use keepwell_crypto::{Digest, MemberId, SealWriter};
 
 use super::encoded::Encoded;
 use crate::Error;
@@ -116,22 +116,21 @@ pub(super) async fn upload(
     let Some(file) = repository.cache().open(&cache_name(tag)) else { return Ok(Vec::new()) };
     let recipients = repository.state_recipients()?;
     let mut names = Vec::new();
-    let mut left = usize::try_from(file.len()).unwrap_or(usize::MAX);
-    let mut reader = file.reader();
-    loop {
-        let mut part = Vec::with_capacity(left.min(PART_BYTES));
-        (&mut reader).take(PART_BYTES as u64).read_to_end(&mut part).map_err(Error::cache("read recipes"))?;
-        if part.is_empty() {
-            return Ok(names);
-        }
-        left = left.saturating_sub(part.len());
-        let sealed = keepwell_crypto::seal(&recipients, &part)?;
-        drop(part);
+    let (mut left, mut reader) = (file.len(), file.reader());
+    while left > 0 {
+        let part = left.min(PART_BYTES as u64);
+        left -= part;
+        // Sealed as it is read: nobody holds a part twice.
+        let room = part as usize;
+        let mut sealed = SealWriter::new(&recipients, Vec::with_capacity(room + room / 2048 + 1024))?;
+        let copied = io::copy(&mut (&mut reader).take(part), &mut sealed);
+        let sealed = copied.and_then(|_| sealed.finish()).map_err(Error::cache("read recipes"))?;
         let size = sealed.len() as u64;
         let (name, key) = repository.put_content(|name| names::state_key(writer, name), sealed).await?;
         uploads.created(key.to_string(), size);
         names.push(name);
     }
+    Ok(names)
 }
 
 /// Fetches recipes from `state/` into the cache.

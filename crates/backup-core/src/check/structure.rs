@@ -13,7 +13,7 @@ use super::history::History;
 use crate::Error;
 use crate::mark::{Marks, Visitor, visit};
 use crate::read::{Nodes, fetch_pack};
-use crate::repository::Repository;
+use crate::repository::{Repository, Snapshot};
 use crate::transfer::is_of;
 
 /// Packs that the index lists and that exist.
@@ -183,13 +183,14 @@ async fn check_trees(
 ) -> Result<Structure, Error> {
     let nodes = Nodes::new(repository);
     let index = Arc::clone(index);
-    let snapshots = history.snapshots.clone();
+    let root = |snapshot: &Snapshot| snapshot.manifest().map(|manifest| manifest.root);
+    let roots = history.snapshots.iter().map(root).collect::<Result<Vec<ChunkId>, Error>>()?;
     let mut into = std::mem::take(report);
     let task = tokio::task::spawn_blocking(move || {
         let mut walk = Walk::new(&index, &packs);
         let mut is_broken = false;
-        for snapshot in &snapshots {
-            visit(&nodes, &index, &snapshot.manifest()?.root, &mut walk)?;
+        for root in &roots {
+            visit(&nodes, &index, root, &mut walk)?;
             is_broken |= !walk.broken.is_empty();
             for (object, what) in std::mem::take(&mut walk.broken) {
                 into.found(object, what);

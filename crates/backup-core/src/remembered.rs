@@ -76,6 +76,9 @@ enum Known {
     New,
 }
 
+/// By the ids of nodes.
+type KnownNodes = HashMap<ChunkId, Known, BuildHasherDefault<IdHasher>>;
+
 /// What a node refers to.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Refs {
@@ -92,7 +95,7 @@ pub(crate) struct Remembered {
     /// What this one leaves, if it is kept: records of nodes that were read.
     new: Option<CacheWriter>,
     new_len: u64,
-    nodes: HashMap<ChunkId, Known, BuildHasherDefault<IdHasher>>,
+    nodes: KnownNodes,
     /// Chunks that were met. A hostile tree may name a node as content, so these are apart.
     chunks: HashSet<ChunkId, BuildHasherDefault<IdHasher>>,
     /// Those that are not looked up yet.
@@ -234,8 +237,8 @@ impl Remembered {
 }
 
 /// Where the records of a file lie, from the first on. Nothing is believed of them before they are read.
-fn places(file: &CachedFile, most: usize) -> HashMap<ChunkId, Known, BuildHasherDefault<IdHasher>> {
-    let mut places = HashMap::default();
+fn places(file: &CachedFile, most: usize) -> KnownNodes {
+    let mut places = KnownNodes::default();
     if file.read_at(0, MAGIC.len()).is_ok_and(|magic| magic[..] == MAGIC[..]) {
         let mut at = MAGIC.len() as u64;
         while places.len() < most
@@ -289,7 +292,8 @@ fn decode(repository: &Repository, id: &ChunkId, record: &[u8]) -> Option<Refs> 
         return None;
     }
     let ids = body[HEAD_LEN..].chunks_exact(ChunkId::LEN);
-    let mut ids = ids.filter_map(|id| id.first_chunk().copied()).map(ChunkId::from_bytes);
+    let mut ids =
+        ids.filter_map(|id| id.first_chunk::<{ ChunkId::LEN }>()).map(|id| ChunkId::from_bytes(*id));
     Some(Refs { children: ids.by_ref().take(children as usize).collect(), chunks: ids.collect() })
 }
 

@@ -35,7 +35,7 @@ fn writer_stays_within_its_limit(packs_per_segment: &str) {
     }
 }
 
-/// As prunes merge it.
+/// As prunes merged it once.
 #[test]
 fn a_million_packs_in_few_segments() {
     writer_stays_within_its_limit("250000");

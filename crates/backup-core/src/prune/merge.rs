@@ -16,8 +16,9 @@ use crate::write::{Ending, Session, name_of};
 
 /// Segments of a class are merged when there are more …
 const SEGMENTS_MAX: usize = 8;
-/// … but never into one of more than this many entries, 46 MB: who merges holds that much, sealed, …
-const ENTRIES_MAX: u64 = 1_000_000;
+/// … but never into one of more than this many entries, 23 MB: who merges holds that much, sealed; and what was stored
+/// together lies further apart the more is merged, so that lookups in the order of a tree find fewer blocks at hand …
+const ENTRIES_MAX: u64 = 500_000;
 /// … nor into more than a quarter of our own memory limit has room for.
 const MEMORY_SHARE: u64 = 4;
 /// What an entry takes in a sealed segment, with its part of filter and tables.

@@ -162,10 +162,19 @@ async fn store(places: &Places<'_>) -> Result<Option<Arc<dyn ObjectStore>>> {
         }
         opened => opened,
     };
-    match opened {
-        Ok(store) => Ok(Some(Arc::new(Throttled::new(store, copy.limits.rates())))),
-        Err(error) if copy.when_attached && error.is_away() => Ok(None),
+    let store: Arc<dyn ObjectStore> = match opened {
+        Ok(store) => Arc::new(Throttled::new(store, copy.limits.rates())),
+        Err(error) if copy.when_attached && error.is_away() => return Ok(None),
         Err(error) => bail!(error),
+    };
+    if !copy.when_attached {
+        return Ok(Some(store));
+    }
+    match RepositoryHint::read(&*store).await {
+        // It may be where a disk is mounted that is away, unless it is known that this one is mounted.
+        Err(Error::NoRepository { .. }) if copy.require_mount.is_none() => Ok(None),
+        Err(Error::Storage(error)) if error.is_away() => Ok(None),
+        _ => Ok(Some(store)),
     }
 }
 

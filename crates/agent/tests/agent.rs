@@ -170,6 +170,18 @@ async fn copies_are_brought_up_to_date_after_each_run() {
 }
 
 #[tokio::test]
+async fn an_empty_place_is_taken_for_a_disk_that_is_away() {
+    let place = Place::new().await;
+    fs::create_dir(place.path("disk")).unwrap();
+    let top = place.0.path().display();
+    let rules = format!("[[job.test.copy]]\nname = \"safe\"\nto = \"{top}/disk\"\nwhen-attached = true");
+    let (code, log) = place.once("1h", &rules);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("not attached job=\"test\" copy=\"safe\""), "{log}");
+    assert!(walk(&place.path("disk")).is_empty(), "a copy was begun beneath the disk");
+}
+
+#[tokio::test]
 async fn a_copy_is_proved_and_brought_up_to_date_when_it_is_attached_between_runs() {
     let place = Place::new().await;
     let top = place.0.path().display();

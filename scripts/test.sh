@@ -15,8 +15,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
 
-STAGES=(tools fmt clippy deny test doctest api rescue e2e embed bench fuzz stores)
-# Asked for by name: they take minutes. `postgres`, `sim`, `random`.
+STAGES=(tools fmt clippy deny test doctest api e2e embed bench fuzz stores)
+# Asked for by name: they take minutes. `postgres`, `sim`, `random`. `rescue` is a part of `e2e`.
 
 # Installs the Debian packages, Rust components and cargo tools that the other stages use, if they are missing.
 stage_tools() {
@@ -122,9 +122,13 @@ stage_api() { scripts/public_api.py backup-core; }
 # The independent reader restores what our own command wrote, and every format fixture.
 stage_rescue() { scripts/rescue.sh; }
 
+# What follows keeps one processor busy most of the time, so `rescue` runs beside it.
 stage_e2e() {
-    local script failed=0
+    local script failed=0 rescued rescue
     cargo build --locked --quiet --workspace --bins --tests # built already for the stage `test`
+    rescued=$(mktemp)
+    stage_rescue >"$rescued" 2>&1 &
+    rescue=$!
     for script in scripts/e2e/*.sh; do
         [ -e "$script" ] || { echo "no end-to-end scripts"; break; }
         echo "-- $script"
@@ -132,6 +136,9 @@ stage_e2e() {
     done
     echo "-- scripts/first-run.sh"
     KEEPWELL=${CARGO_TARGET_DIR:-target}/debug/keepwell scripts/first-run.sh /usr/share/doc >/dev/null || failed=1
+    echo "-- scripts/rescue.sh"
+    wait "$rescue" || { echo "failed: scripts/rescue.sh"; failed=1; }
+    cat "$rescued" && rm "$rescued"
     return $failed
 }
 

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use backup_core::OpenFile;
 use fuser::{Errno, FileAttr, FileHandle, FileType, INodeNo, RenameFlags, Request, TimeOrNow};
+use keepwell_catalog::readable;
 use rustix::fs::{self as at};
 use rustix::fs::{
     AtFlags, Dir, Gid, Mode, OFlags, RawMode, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
@@ -160,8 +161,7 @@ impl Hollow {
     fn say(&self, path: &[u8], error: &FetchError) -> Errno {
         match error {
             FetchError::Snapshot(error) => {
-                let item = String::from_utf8_lossy(path);
-                self.files.monitor.problem(&item, &backup_core::one_line(error));
+                self.files.monitor.problem(&readable(path), &backup_core::one_line(error));
                 Errno::EIO
             }
             FetchError::Directory(error) => failed(error),

@@ -269,6 +269,18 @@ fn a_symlink_swapped_in_by_another_process_never_leads_outside() {
 }
 
 #[test]
+fn what_is_left_out_cannot_speak_to_the_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = FileTarget::create(dir.path(), &TargetOptions { untrusted: true }).unwrap();
+    let mut entry = file_entry(1);
+    entry.xattrs = vec![(b"trusted.\x1b[31m".to_vec(), b"1".to_vec())];
+    target.write_file(&key("f"), &entry, b"x").unwrap();
+    let left_out = target.left_out().concat();
+    assert!(left_out.contains("attribute trusted.\\u{1b}[31m: "), "{left_out:?}");
+    assert!(!left_out.chars().any(char::is_control), "{left_out:?}");
+}
+
+#[test]
 fn an_untrusted_snapshot_gets_no_rights() {
     let world = World::new();
     let options = TargetOptions { untrusted: true };

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use backup_core::target::TargetError;
-use keepwell_catalog::{Entry, EntryKind};
+use keepwell_catalog::{Entry, EntryKind, readable};
 use rustix::io::Errno;
 
 use crate::handle::Handle;
@@ -191,5 +191,5 @@ fn is_removable(name: &[u8]) -> bool {
 }
 
 fn attribute(name: &[u8]) -> String {
-    format!("attribute {}", String::from_utf8_lossy(name))
+    format!("attribute {}", readable(name))
 }

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ use tempfile::TempDir;
 /// That of the programs: what memory is held depends on it.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Where it looks for its settings.
+const ALLOCATOR_SETTINGS: &str = "_RJEM_MALLOC_CONF";
 
 const MIB: usize = 1 << 20;
 const NOT_A_NAME_IN_UTF8: &[u8] = b"caf\xe9 \x01";
@@ -265,6 +269,21 @@ fn a_directory_of_any_size_is_listed_in_pieces_and_its_files_are_forgotten() {
 
 #[test]
 fn what_is_kept_in_memory_has_a_bound() {
+    if !can_mount() {
+        return;
+    }
+    // In a process whose allocator gives back what is free: how much it keeps otherwise, and for how long, depends on
+    // which thread has asked for what, and on the processors.
+    if std::env::var_os(ALLOCATOR_SETTINGS).is_none() {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "what_is_kept_in_memory_has_a_bound", "--nocapture"])
+            .env(ALLOCATOR_SETTINGS, "dirty_decay_ms:0,muzzy_decay_ms:0")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
     in_a_directory(async |world, repository, dir| {
         for n in 0..12 {
             tree::put(dir, &format!("{n}"), n, 24 * MIB);
@@ -297,9 +316,9 @@ fn what_is_kept_in_memory_has_a_bound() {
                 });
             })
             .await;
-        // The limit of this repository is 64 MiB; four answers hold a frame of up to 8 MiB each, the readers 12 MiB.
+        // The limit of this repository. Nobody reads now, so no answer holds a frame beside what is kept.
         let grown = resident().saturating_sub(before);
-        assert!(grown < 108 * MIB, "{} MiB more than before", grown / MIB);
+        assert!(grown < 64 * MIB, "{} MiB more than before", grown / MIB);
         mount.end().await;
     });
 }

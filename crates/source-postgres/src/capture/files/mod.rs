@@ -45,6 +45,8 @@ use crate::wire::{Client, PgError, Rows};
 
 /// What a role lacks who may not do something.
 const DENIED: &str = "42501";
+/// First major with this setting.
+const TRANSACTION_TIMEOUT_MAJOR: u32 = 17;
 /// First major whose functions have today's names.
 const NEW_NAMES: u32 = 15;
 /// Below the data directory.
@@ -163,11 +165,18 @@ fn denied(result: Result<Rows, PgError>) -> Result<Rows, CaptureError> {
     }
 }
 
-/// Tells the server that a backup begins, which lasts as long as the session.
-async fn begin(source: &PgSource, client: &mut Client) -> Result<Lsn, CaptureError> {
-    for setting in ["statement_timeout", "idle_session_timeout"] {
+/// A session lasts as long as it is needed, and a statement until we took its answer, whatever limits the server has.
+async fn keep(client: &mut Client) -> Result<(), PgError> {
+    let newer = (client.major() >= TRANSACTION_TIMEOUT_MAJOR).then_some("transaction_timeout");
+    for setting in ["statement_timeout", "idle_session_timeout"].into_iter().chain(newer) {
         client.query(&format!("SET {setting} = 0"), "keep the session").await?;
     }
+    Ok(())
+}
+
+/// Tells the server that a backup begins, which lasts as long as the session.
+async fn begin(source: &PgSource, client: &mut Client) -> Result<Lsn, CaptureError> {
+    keep(client).await?;
     let label = source.options.label.replace('\'', "''");
     let fast = source.options.checkpoint == Checkpoint::Fast;
     let sql = match client.major() >= NEW_NAMES {
@@ -251,4 +260,21 @@ async fn control_file(place: &Place, shared: &Shared, visit: Visit<'_>) -> Resul
     let size = bytes.len() as u64;
     shared.add(Read { path: CONTROL.to_owned(), size, crc: Some(crc_fast::crc32_iscsi(&bytes)) });
     visit(own_file(key, entry(EntryKind::File, &head), bytes)).or_stop()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{message, played};
+
+    #[tokio::test]
+    async fn no_limit_of_the_server_ends_a_session_while_it_is_needed() {
+        let settings =
+            ["SET statement_timeout = 0", "SET idle_session_timeout = 0", "SET transaction_timeout = 0"];
+        for (known, is_kept) in [(2, false), (3, true)] {
+            let answers = settings[..known].iter().map(|setting| (*setting, message(b'C', b"SET\0")));
+            let (_dir, mut client) = played(answers.collect()).await;
+            assert_eq!(keep(&mut client).await.is_ok(), is_kept, "{known}");
+        }
+    }
 }

@@ -54,10 +54,7 @@ impl Sessions {
             return Ok(client);
         }
         let mut client = Client::connect(&self.connect).await?;
-        client.query("SET idle_session_timeout = 0", "prepare the session").await?;
-        if client.major() >= 17 {
-            client.query("SET transaction_timeout = 0", "prepare the session").await?;
-        }
+        super::keep(&mut client).await?;
         // Behind one address there may be several.
         if which(&mut client).await? != self.which {
             return Err(PgError::Protocol("a second connection leads to another server".to_owned()));

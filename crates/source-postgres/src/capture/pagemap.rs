@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -62,7 +62,12 @@ impl PageMap {
         }
         remove_left_over(&maps.path);
         let partial = maps.path.with_extension(format!("{}.partial", std::process::id()));
-        let out = File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        let out = File::options().write(true).create(true).truncate(false).mode(0o600).open(&partial)?;
+        // In another container a process may have our number, and write one now: hashes of its pages are not those of ours.
+        if matches!(out.try_lock(), Err(TryLockError::WouldBlock)) {
+            return Err(io::Error::other("another process writes it"));
+        }
+        out.set_len(0)?;
         let mut out = BufWriter::new(out);
         let (key, old) = found.map_or((maps.key, None), |(key, old)| (key, Some(old)));
         out.write_all(&MAGIC)?;
@@ -345,6 +350,21 @@ mod tests {
         PageMap::open(&maps, None).unwrap();
         assert!(!left.exists());
         assert!(others.iter().all(|name| dir.path().join(name).exists()));
+    }
+
+    #[test]
+    fn a_map_that_another_process_of_our_number_writes_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let maps = PageMaps { path: dir.path().join("map"), key: [3; 32] };
+        let mut first = PageMap::open(&maps, None).unwrap();
+        compare(&mut first, b"abcd", PAGE);
+        assert!(PageMap::open(&maps, None).is_err());
+        first.finish(&origin(1)).unwrap();
+        assert_eq!(open_old(&maps.path, &origin(1)).unwrap().1.places.len(), 1);
+        // One that was killed had it, too.
+        fs::write(maps.path.with_extension(format!("{}.partial", std::process::id())), [7; 999]).unwrap();
+        PageMap::open(&maps, None).unwrap().finish(&origin(2)).unwrap();
+        assert_eq!(fs::read(&maps.path).unwrap()[..8], MAGIC);
     }
 
     #[test]

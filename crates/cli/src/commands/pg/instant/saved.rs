@@ -6,9 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use backup_core::env::SystemClock;
-use backup_core::source::{
-    Found, Item, Opened as OpenedItem, Order, Preflight, Previous, Source, SourceError,
-};
+use backup_core::source::{Found, Item, Opened as OpenedItem, Order, Preflight, Source, SourceError};
 use backup_core::{BackupOptions, Snapshot, SnapshotState};
 use keepwell_catalog::MapKey;
 use keepwell_source_postgres::capture::{CaptureOptions, PgSource};
@@ -88,7 +86,8 @@ pub async fn save(ctx: &Context, opened: &Opened, scratch: &Scratch, name: &str)
     Ok(if report.problem_count > 0 { Exit::Skipped } else { Exit::Done })
 }
 
-/// A base backup under another kind.
+/// A base backup under another kind. It builds on none: what was saved under the name before may come from another server that
+/// began a timeline of the same number, of whose WAL no summary here tells.
 struct Saved(PgSource);
 
 impl Source for Saved {
@@ -106,10 +105,6 @@ impl Source for Saved {
 
     fn order(&self) -> Order {
         self.0.order()
-    }
-
-    fn previous(&self, entries: Vec<Previous>) {
-        self.0.previous(entries);
     }
 
     fn walk(&self, visit: &mut dyn FnMut(Found) -> ControlFlow<()>) -> Result<(), SourceError> {

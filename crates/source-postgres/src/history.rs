@@ -73,6 +73,14 @@ impl History {
         &self.ancestors
     }
 
+    /// Where a timeline of this history began; `None` for one that is not in it.
+    pub fn begin_of(&self, timeline: Timeline) -> Option<Lsn> {
+        let is_known =
+            timeline == self.timeline || self.ancestors.iter().any(|(ancestor, _)| *ancestor == timeline);
+        let before = self.ancestors.iter().rfind(|(ancestor, _)| *ancestor < timeline);
+        is_known.then(|| before.map_or(Lsn::default(), |(_, at)| *at))
+    }
+
     /// Where the timeline itself began: the start of the WAL when it has no ancestors.
     pub fn begin(&self) -> Lsn {
         self.ancestors.last().map_or(Lsn::default(), |(_, at)| *at)

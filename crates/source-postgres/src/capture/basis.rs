@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::place::Relation;
 use crate::cluster::{CLUSTER_FILE, DATA, TABLESPACES};
+use crate::history::History;
+use crate::lsn::{Lsn, Timeline};
 
 /// Attribute of the entry `cluster.json` that holds the [`Origin`]: a writer sees it in its recipes, and cannot read contents.
 pub(super) const ORIGIN: &str = "postgres";
@@ -22,10 +24,23 @@ pub(super) struct Origin {
     pub system: String,
     pub major: u32,
     pub timeline: u32,
+    /// Where that timeline began. Two servers that were recovered to different places may both have begun one of this number.
+    #[serde(default)]
+    pub begun: Option<String>,
     pub start: String,
     pub stop: String,
     /// Nanoseconds since 1970.
     pub time: i64,
+}
+
+impl Origin {
+    /// Whether its timeline is the one of this number that the server's history has, as far as both are known.
+    pub fn is_in(&self, history: Option<&History>) -> bool {
+        let Some(timeline) = Timeline::new(self.timeline) else { return false };
+        let own: Option<Lsn> = self.begun.as_deref().and_then(|begun| begun.parse().ok());
+        let known = history.and_then(|history| history.begin_of(timeline));
+        timeline == Timeline::FIRST || (own.is_some() && own == known)
+    }
 }
 
 /// The last capture.
@@ -83,6 +98,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_timeline_of_the_same_number_that_began_elsewhere_is_another_one() {
+        let history = |number, text: &str| History::parse(Timeline::new(number).unwrap(), text.as_bytes());
+        let origin = |timeline, begun: Option<&str>| Origin {
+            system: "7".into(),
+            major: 17,
+            timeline,
+            begun: begun.map(str::to_owned),
+            start: "0/900".into(),
+            stop: "0/999".into(),
+            time: 5,
+        };
+        let third = history(3, "1\t0/500\tx\n2\t0/A00\tx\n").unwrap();
+        assert!(origin(1, None).is_in(Some(&third)) && origin(1, None).is_in(None));
+        assert!(origin(2, Some("0/500")).is_in(Some(&third)));
+        assert!(origin(3, Some("0/A00")).is_in(Some(&third)));
+        // Recovered to another place, and opened under the same number.
+        assert!(
+            !origin(2, Some("0/400")).is_in(Some(&third)) && !origin(3, Some("0/B00")).is_in(Some(&third))
+        );
+        assert!(!origin(2, None).is_in(Some(&third)), "an older version did not write it down");
+        assert!(!origin(2, Some("0/500")).is_in(None) && !origin(4, Some("0/A00")).is_in(Some(&third)));
+        let old = r#"{"system":"7","major":17,"timeline":1,"start":"0/28","stop":"0/99","time":5}"#;
+        assert_eq!(serde_json::from_str::<Origin>(old).unwrap().begun, None);
+    }
+
+    #[test]
     fn only_whole_relations_that_are_not_in_too_many_parts_are_built_on() {
         let entry = |path: &str, extents, whole| Previous {
             key: MapKey::from_components(path.split('/')).unwrap(),
@@ -96,6 +137,7 @@ mod tests {
             system: "7".into(),
             major: 17,
             timeline: 1,
+            begun: None,
             start: "0/28".into(),
             stop: "0/99".into(),
             time: 5,

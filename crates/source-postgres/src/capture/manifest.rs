@@ -134,6 +134,7 @@ mod tests {
             system: "7".into(),
             major: 15,
             timeline: 2,
+            begun: None,
             start: "0/28".into(),
             stop: "0/99".into(),
             time: 5,

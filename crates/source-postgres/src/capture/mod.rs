@@ -35,6 +35,7 @@ use self::pagemap::PageMap;
 pub use self::pagemap::PageMaps;
 pub use self::tape::TapeError;
 use crate::cluster::{Cluster, Database, Increment, Space};
+use crate::history::History;
 use crate::lsn::{Lsn, SegmentSize, Timeline};
 use crate::options::ConnectOptions;
 use crate::recovery::SOURCE_KIND;
@@ -174,7 +175,8 @@ impl PgSource {
         let begun = self.clock.now();
         let keeper = self.hold_wal(visit).await?;
         let basis = self.previous.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let basis = self.usable(basis, visit)?.map(Arc::new);
+        let history = known_history(&mut client, self.identity.timeline).await?;
+        let basis = self.usable(basis, history.as_ref(), visit)?.map(Arc::new);
         let streamed = match &self.options.reading {
             Reading::Sent => self.stream(&mut client, basis.as_ref(), visit).await?,
             Reading::Local { .. } | Reading::Sql => {
@@ -202,7 +204,11 @@ impl PgSource {
             bad_page_examples,
             ..report::cluster(self, &started, end, (begun, ended))
         };
-        let origin = self.origin(&cluster, ended);
+        let history = match cluster.timeline == self.identity.timeline {
+            true => history,
+            false => known_history(&mut client, cluster.timeline).await?,
+        };
+        let origin = self.origin(&cluster, history.as_ref(), ended);
         if let Some(Err(error)) = map.map(|map| map.finish(&origin)) {
             visit(Found::Note(format!("{} ({error})", intake::MAP_LOST))).or_stop()?;
         }
@@ -215,11 +221,12 @@ impl PgSource {
         Ok(())
     }
 
-    fn origin(&self, cluster: &Cluster, time: i64) -> Origin {
+    fn origin(&self, cluster: &Cluster, history: Option<&History>, time: i64) -> Origin {
         Origin {
             system: cluster.system_identifier.to_string(),
             major: self.facts.server_version_num / 10_000,
             timeline: cluster.timeline.get(),
+            begun: history.map(|history| history.begin().to_string()),
             start: cluster.start_lsn.to_string(),
             stop: cluster.stop_lsn.to_string(),
             time,
@@ -227,13 +234,21 @@ impl PgSource {
     }
 
     /// The last capture, if it is of this cluster; says so if it is not.
-    fn usable(&self, basis: Option<Basis>, visit: Visit<'_>) -> Result<Option<Basis>, CaptureError> {
+    fn usable(
+        &self,
+        basis: Option<Basis>,
+        history: Option<&History>,
+        visit: Visit<'_>,
+    ) -> Result<Option<Basis>, CaptureError> {
         let Some(basis) = basis else { return Ok(None) };
         let (origin, major) = (&basis.origin, self.facts.server_version_num / 10_000);
         let reason = if origin.system != self.identity.system_id.to_string() {
             format!("the last snapshot is of cluster {}", origin.system)
         } else if origin.major != major {
             format!("the last snapshot is of PostgreSQL {}", origin.major)
+        } else if self.has_summaries() && !origin.is_in(history) {
+            // What changed is told along the server's own timelines. Page maps compare the pages themselves.
+            format!("the last snapshot may be of another timeline {} than this server's", origin.timeline)
         } else {
             return Ok(Some(basis));
         };
@@ -364,6 +379,15 @@ impl PgSource {
         let (taken, map) = intake.finish()?;
         let increment = basis.zip(method).map(|(basis, method)| increment(basis, method));
         Ok(Streamed { started, taken, end, increment, map })
+    }
+}
+
+/// The history of a timeline; `None` where the server does not have it.
+async fn known_history(client: &mut Client, timeline: Timeline) -> Result<Option<History>, PgError> {
+    match client.history(timeline).await {
+        Ok(history) => Ok(Some(history)),
+        Err(PgError::Server { .. } | PgError::Protocol(_)) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -132,6 +132,7 @@ pub(super) async fn capture(
         system: source.identity.system_id.to_string(),
         major: source.facts.server_version_num / 10_000,
         timeline: ended.timeline.get(),
+        begun: None,
         start: start.to_string(),
         stop: ended.stop.to_string(),
         time: now,

@@ -155,6 +155,7 @@ fn pages_are_compared_with_those_of_the_last_capture() {
         system: "7".into(),
         major: 15,
         timeline: 1,
+        begun: None,
         start: "0/28".into(),
         stop: "0/99".into(),
         time: 1,

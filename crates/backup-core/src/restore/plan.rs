@@ -143,21 +143,25 @@ impl Measuring<'_> {
 
     fn file(&mut self, source: &MapKey, key: &MapKey, entry: &Entry) -> Result<(), Error> {
         self.plan.files += 1;
-        self.plan.bytes += entry.size;
+        self.plan.bytes = self.plan.bytes.saturating_add(entry.size);
         let mut holes = 0;
         // What cannot be read needs no room, and is named when it is restored.
         for extent in self.reader.extents(source, entry)?.map_while(Result::ok) {
             holes += if extent.chunk().is_none() { extent.length() } else { 0 };
         }
-        let standing = if self.fresh { None } else { self.target.existing(key)? };
-        let needed = entry.size - holes.min(entry.size);
-        self.plan.needed += needed.saturating_sub(standing.map_or(0, |e| e.size));
+        // What cannot be looked at, the restore names.
+        let standing = if self.fresh { None } else { self.target.existing(key).ok().flatten() };
+        let needed = (entry.size - holes.min(entry.size)).saturating_sub(standing.map_or(0, |e| e.size));
+        self.plan.needed = self.plan.needed.saturating_add(needed);
         Ok(())
     }
 
     /// Counts what stands in a directory and is not in the snapshot.
     fn leave(&mut self, directory: Option<&MapKey>, names: &[Vec<u8>]) -> Result<(), Error> {
-        let others = super::tree::others(self.target, directory, names)?;
+        let others = match super::tree::others(self.target, directory, names) {
+            Err(error) if !is_fatal(&error) => return Ok(()), // the restore names it
+            others => others?,
+        };
         if others.is_empty() || self.target.is_mounted(directory)? {
             return Ok(());
         }
@@ -175,14 +179,14 @@ impl Measuring<'_> {
         let mut sum = 0;
         let mut waiting = vec![key.clone()];
         while let Some(key) = waiting.pop() {
-            let Some(entry) = self.target.existing(&key)? else { continue };
+            let Ok(Some(entry)) = self.target.existing(&key) else { continue };
             let is_directory = entry.kind == EntryKind::Directory;
             if is_directory && self.target.is_mounted(Some(&key))? {
                 continue;
             }
             sum += 1;
             if is_directory {
-                for name in self.target.list_dir(Some(&key))? {
+                for name in self.target.list_dir(Some(&key)).unwrap_or_default() {
                     waiting.push(key.child(&name)?);
                 }
             }

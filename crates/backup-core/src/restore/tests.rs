@@ -138,6 +138,27 @@ async fn what_lies_on_another_file_system_is_named_and_not_removed() {
     assert!(!target.tree().0.contains_key(&key("s/stray")));
 }
 
+#[tokio::test]
+async fn a_directory_that_cannot_be_looked_into_costs_what_should_go_there() {
+    let world = World::new().await;
+    let tree = TreeModel::default().with("closed/a", Thing::file("a")).with("open/b", Thing::file("b"));
+    let snapshot = snapshot_of(&world.repository, &back_up(&world.repository, &tree).await).await;
+    let standing = tree.with("closed/stray", Thing::file("x")).with("open/stray", Thing::file("y"));
+    let before = snapshot_of(&world.repository, &back_up(&world.repository, &standing).await).await;
+    let target = MemoryTarget::default();
+    restore_over(&world.repository, &before, &target).await;
+    target.close(key("closed"));
+    let options = RestoreOptions { delete: true, ..RestoreOptions::default() };
+    let plan = world.repository.plan_restore(&snapshot, Arc::new(target.clone()), options.clone()).await;
+    assert_eq!(plan.unwrap().removed, 1);
+    let report = world.repository.restore(&snapshot, Arc::new(target.clone()), options).await.unwrap();
+    let paths: Vec<&str> = report.problems.iter().map(|(path, _)| path.as_str()).collect();
+    assert_eq!(paths, ["/closed"]);
+    let left = target.tree();
+    assert!(left.0.contains_key(&key("closed/stray")) && !left.0.contains_key(&key("open/stray")));
+    assert!(left.0.contains_key(&key("closed/a")) && left.0.contains_key(&key("open/b")));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_next_pack_is_on_its_way_before_the_one_before_is_written() {
     let world = World::new().await;

@@ -341,7 +341,10 @@ impl Restorer<'_> {
 
     fn leave(&mut self, target: Option<&MapKey>, names: Option<&[Vec<u8>]>) -> Result<(), Error> {
         if let Some(names) = names.filter(|_| self.work.delete && !self.work.fresh) {
-            self.remove_others(target, names)?;
+            // What cannot be looked into costs what should go there, and nothing else.
+            let removed = self.remove_others(target, names);
+            let at = target.cloned().unwrap_or_else(MapKey::root);
+            removed.or_else(|error| self.work.problem(&at, error))?;
         }
         let Some(target) = target else { return Ok(()) };
         match self.directories.leave(target, self.window.next(), self.window.delivered()) {

@@ -9,7 +9,7 @@ use crate::target::{RestoreTarget, TargetError, TargetFile};
 
 /// Holds what was restored. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct MemoryTarget(Arc<Mutex<TreeModel>>, Arc<Mutex<Vec<MapKey>>>);
+pub(crate) struct MemoryTarget(Arc<Mutex<TreeModel>>, Arc<Mutex<Vec<MapKey>>>, Arc<Mutex<Vec<MapKey>>>);
 
 impl MemoryTarget {
     pub fn tree(&self) -> TreeModel {
@@ -19,6 +19,11 @@ impl MemoryTarget {
     /// From now on another file system counts as mounted there.
     pub fn mount(&self, key: MapKey) {
         self.1.lock().unwrap().push(key);
+    }
+
+    /// From now on this directory cannot be listed.
+    pub fn close(&self, key: MapKey) {
+        self.2.lock().unwrap().push(key);
     }
 
     /// Changes a byte of a file.
@@ -92,6 +97,10 @@ impl RestoreTarget for MemoryTarget {
 
     fn list_dir(&self, key: Option<&MapKey>) -> Result<Vec<Vec<u8>>, TargetError> {
         let parent = key.cloned().unwrap_or_default();
+        if self.2.lock().unwrap().contains(&parent) {
+            let (path, reason) = (parent.display_path(), "it is closed".to_owned());
+            return Err(TargetError::Refused { path, reason });
+        }
         let tree = self.0.lock().unwrap();
         let inside = tree.0.keys().filter(|k| k.parent().as_ref() == Some(&parent));
         Ok(inside.filter_map(|k| k.name().map(|n| n.into_owned())).collect())

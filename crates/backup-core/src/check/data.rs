@@ -34,7 +34,11 @@ pub(super) async fn check(
     let mut proofs = Proofs::new(repository);
     known.keys().filter(|name| !packs.contains_key(name)).for_each(|name| proofs.doubt(*name));
     let mut chosen = choose(repository, packs, read, now, &known);
-    chosen.sort_by_key(|(_, pack)| (known.get(&pack.name).copied(), pack.name));
+    // Those that one segment lists come together: then all threads look up in the same few blocks.
+    let segments = segments_of(&repository.index());
+    let place = |pack: &PackRef| (segments.get(&pack.name).copied(), pack.name);
+    chosen.sort_by_key(|(_, pack)| (known.get(&pack.name).copied(), place(pack)));
+    drop(segments);
     if chosen.is_empty() {
         proofs.save();
         return Ok(HashSet::new());
@@ -45,6 +49,13 @@ pub(super) async fn check(
     let found = read_packs(repository, chosen, Some(Arc::clone(&proofs)), report).await;
     proofs.lock().unwrap_or_else(PoisonError::into_inner).save();
     affected::lost_chunks(repository, packs, &found?.suspect).await
+}
+
+/// The number of the last segment that lists each pack.
+fn segments_of(index: &IndexSet) -> HashMap<ContentName, usize> {
+    let segments = index.segments();
+    let listed = segments.iter().enumerate();
+    listed.flat_map(|(number, (_, segment))| segment.packs().iter().map(move |p| (p.name, number))).collect()
 }
 
 fn choose(

@@ -26,11 +26,16 @@ pub(super) struct PackUse {
     pub total: u64,
     /// Bytes of all chunks before compression.
     pub plain: u64,
+    /// Entries that are live.
+    pub live_entries: u64,
+    /// Number of the first segment that has some of these; if none has, of the last that lists it.
+    pub segment: usize,
 }
 
 impl PackUse {
     fn new((class, name): PackId, size: u64) -> Self {
-        Self { class, name, said: BTreeSet::new(), size, live: 0, total: 0, plain: 0 }
+        let said = BTreeSet::new();
+        Self { class, name, said, size, live: 0, total: 0, plain: 0, live_entries: 0, segment: 0 }
     }
 
     pub fn id(&self) -> PackId {
@@ -44,8 +49,12 @@ impl PackUse {
 
     /// Takes in what one segment says. Several list the same frames while a merge is not over, and any writer may list some
     /// again: they add up to nothing more. Frames that are longer than the pack are none.
-    fn take(&mut self, pack: PackRef, sums: &Sums) {
+    fn take(&mut self, number: usize, pack: PackRef, sums: &Sums) {
         self.said.insert(pack);
+        if self.live_entries == 0 {
+            self.segment = number;
+        }
+        self.live_entries += sums.live_entries;
         self.live = self.live.saturating_add(sums.live);
         self.total = self.total.max(if sums.total <= self.size { sums.total } else { 0 });
         self.plain = self.plain.max(sums.plain);
@@ -64,14 +73,14 @@ struct FrameUse {
     stored: u64,
     plain: u64,
     live_plain: u64,
-    live: bool,
+    live_entries: u64,
 }
 
 impl FrameUse {
     /// The share of its stored bytes that its live chunks hold; never nothing while one is live, for a pack without
     /// live bytes is deleted.
     fn live_stored(&self) -> u64 {
-        if !self.live {
+        if self.live_entries == 0 {
             return 0;
         }
         let share = u128::from(self.stored) * u128::from(self.live_plain) / u128::from(self.plain.max(1));
@@ -85,6 +94,7 @@ struct Sums {
     live: u64,
     total: u64,
     plain: u64,
+    live_entries: u64,
 }
 
 /// Live and total bytes of every pack, of which the store lists these with these sizes. Reads the whole index, a segment at
@@ -102,7 +112,7 @@ pub(super) fn pack_uses(
         for (pack, sums) in segment.packs().iter().zip(&sums) {
             let id = (segment.class(), pack.name);
             let size = || stored.get(&id).copied().unwrap_or(0);
-            uses.entry(id).or_insert_with(|| PackUse::new(id, size())).take(*pack, sums);
+            uses.entry(id).or_insert_with(|| PackUse::new(id, size())).take(number, *pack, sums);
         }
     }
     uses.values_mut().for_each(PackUse::settle);
@@ -118,7 +128,7 @@ fn sums_of(segment: &Segment, number: usize, marks: &Marks) -> Result<Vec<Sums>,
         frame.stored = frame.stored.max(u64::from(entry.frame_length));
         frame.plain += u64::from(entry.length);
         if marks.get(number, ordinal) {
-            frame.live = true;
+            frame.live_entries += 1;
             frame.live_plain += u64::from(entry.length);
         }
     }
@@ -128,6 +138,7 @@ fn sums_of(segment: &Segment, number: usize, marks: &Marks) -> Result<Vec<Sums>,
         sums.live = sums.live.saturating_add(frame.live_stored());
         sums.total = sums.total.saturating_add(frame.stored);
         sums.plain = sums.plain.saturating_add(frame.plain);
+        sums.live_entries += frame.live_entries;
     }
     Ok(sums)
 }

@@ -3,9 +3,10 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use keepwell_catalog::names::ObjectName;
-use keepwell_catalog::{IndexEntry, PackClass, PackRef, names};
+use keepwell_catalog::{IndexEntry, IndexSet, PackClass, PackRef, names};
 use keepwell_crypto::{ChunkId, DomainId};
 use tokio::runtime::Handle;
 
@@ -13,6 +14,7 @@ use super::pack_use::{PackId, PackUse};
 use super::scan::Scan;
 use crate::Error;
 use crate::backup::begin_uploads;
+use crate::mark::Marks;
 use crate::read::{FetchedPack, FrameMemory, FrameReader, fetch_parts, fetch_stored};
 use crate::repository::Repository;
 use crate::transfer::is_of;
@@ -31,6 +33,9 @@ pub(super) struct Moved {
 
 /// Live entries by pack, in order of place.
 type Live = BTreeMap<PackId, Vec<IndexEntry>>;
+
+/// Of the memory limit, this part may be taken by live entries: packs are moved in groups that have as many.
+const MEMORY_SHARE: usize = 16;
 
 /// Copies what is live and durable-commits it. A session that is fenced meanwhile leaves the old packs alone.
 pub(super) async fn repack(repository: &Repository, scan: &Scan) -> Result<Moved, Error> {
@@ -61,31 +66,23 @@ pub(super) async fn repack(repository: &Repository, scan: &Scan) -> Result<Moved
 /// damaged, or of which nothing that the index says is so, is left alone, but for one that is going to be deleted.
 async fn copy(repository: &Repository, scan: &Scan) -> Result<(Uploads, BTreeSet<PackId>), Error> {
     let uploads = begin_uploads(repository).await?;
-    let mut live = live_entries(scan)?;
     let (repository, uploads_there) = (repository.clone(), uploads.clone());
-    let packs: Vec<(PackUse, Vec<IndexEntry>, bool)> = scan
-        .repack
-        .iter()
-        .map(|(id, used)| (used.clone(), live.remove(id).unwrap_or_default(), scan.must_move(&used.key())))
-        .collect();
+    let (index, marks) = (Arc::clone(&scan.index), Arc::clone(&scan.marks));
+    let mut packs: Vec<(PackUse, bool)> =
+        scan.repack.values().map(|used| (used.clone(), scan.must_move(&used.key()))).collect();
+    // Those that one segment lists come together, so that a group is found in few of them.
+    packs.sort_by_key(|(used, _)| used.segment);
+    let entries_max = repository.limits().memory_bytes / MEMORY_SHARE / size_of::<IndexEntry>();
     let handle = Handle::current();
     let task = tokio::task::spawn_blocking(move || {
         let mut moved = BTreeSet::new();
         let (repository, uploads, handle) = (&repository, &uploads_there, &handle);
         let mut moving = Moving { repository, uploads, handle, packers: BTreeMap::new() };
-        for (used, entries, must_move) in packs {
-            match moving.pack(&used, &entries) {
-                Ok(()) => _ = moved.insert(used.id()),
-                Err(Error::Storage(error)) if error.is_not_found() => {}
-                Err(error) if !is_of_pack(&error) => return Err(error),
-                Err(error) if !must_move => {
-                    let problem = format!("{}; it stays as it is", crate::error::one_line(&error));
-                    repository.monitor().problem(&used.key(), &problem);
-                }
-                Err(error) => {
-                    if !moving.singly(&used, &entries)? {
-                        return Err(error);
-                    }
+        for group in groups(&packs, entries_max as u64) {
+            let mut live = live_entries(&index, &marks, group)?;
+            for (used, must_move) in group {
+                let entries = live.remove(&used.id()).unwrap_or_default();
+                if moving.pack(used, *must_move, &entries)? {
                     moved.insert(used.id());
                 }
             }
@@ -96,6 +93,21 @@ async fn copy(repository: &Repository, scan: &Scan) -> Result<(Uploads, BTreeSet
     let moved = task.await.map_err(|e| Error::Task(e.to_string()))??;
     uploads.flush().await?;
     Ok((uploads, moved))
+}
+
+/// Packs, in their order, that have at most so many live entries together, or one that has more.
+fn groups(packs: &[(PackUse, bool)], entries_max: u64) -> impl Iterator<Item = &[(PackUse, bool)]> {
+    let mut left = packs;
+    std::iter::from_fn(move || {
+        let mut entries = 0;
+        let too_many = left.iter().position(|(used, _)| {
+            entries += used.live_entries;
+            entries > entries_max
+        });
+        let (group, rest) = left.split_at(too_many.map_or(left.len(), |first| first.max(1)));
+        left = rest;
+        (!group.is_empty()).then_some(group)
+    })
 }
 
 /// Whether a failure is a matter of one pack, and of what is said of it.
@@ -112,7 +124,27 @@ struct Moving<'m> {
 }
 
 impl<'m> Moving<'m> {
-    fn pack(&mut self, used: &PackUse, entries: &[IndexEntry]) -> Result<(), Error> {
+    /// Copies what is live in a pack; `false` if it stays as it is.
+    fn pack(&mut self, used: &PackUse, must_move: bool, entries: &[IndexEntry]) -> Result<bool, Error> {
+        match self.whole(used, entries) {
+            Ok(()) => Ok(true),
+            Err(Error::Storage(error)) if error.is_not_found() => Ok(false),
+            Err(error) if !is_of_pack(&error) => Err(error),
+            Err(error) if !must_move => {
+                let problem = format!("{}; it stays as it is", crate::error::one_line(&error));
+                self.repository.monitor().problem(&used.key(), &problem);
+                Ok(false)
+            }
+            Err(error) => {
+                if self.singly(used, entries)? {
+                    return Ok(true);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn whole(&mut self, used: &PackUse, entries: &[IndexEntry]) -> Result<(), Error> {
         let (repository, class) = (self.repository, used.class);
         let (pack, mut fetched) = self.handle.block_on(fetch_as_it_is(repository, used))?;
         let packer = self.packer(class, pack.domain)?;
@@ -332,23 +364,50 @@ fn move_frame(
     Ok(())
 }
 
-/// The marked entries of the packs to be repacked.
-fn live_entries(scan: &Scan) -> Result<Live, Error> {
+/// The marked entries of these packs.
+fn live_entries(index: &IndexSet, marks: &Marks, packs: &[(PackUse, bool)]) -> Result<Live, Error> {
+    let ids: BTreeSet<PackId> = packs.iter().map(|(used, _)| used.id()).collect();
     let mut live = Live::new();
-    for (number, (_, segment)) in scan.index.segments().iter().enumerate() {
+    for (number, (_, segment)) in index.segments().iter().enumerate() {
         let id = |pack: &PackRef| (segment.class(), pack.name);
-        let wanted: Vec<bool> =
-            segment.packs().iter().map(|pack| scan.repack.contains_key(&id(pack))).collect();
+        let wanted: Vec<bool> = segment.packs().iter().map(|pack| ids.contains(&id(pack))).collect();
         if !wanted.contains(&true) {
             continue;
         }
         for item in segment.iter() {
             let (ordinal, entry) = item?;
-            if wanted.get(entry.pack as usize) == Some(&true) && scan.marks.get(number, ordinal) {
+            if wanted.get(entry.pack as usize) == Some(&true) && marks.get(number, ordinal) {
                 live.entry(id(&segment.packs()[entry.pack as usize])).or_default().push(entry);
             }
         }
     }
     live.values_mut().for_each(by_place);
     Ok(live)
+}
+
+#[cfg(test)]
+mod tests {
+    use keepwell_catalog::ContentName;
+    use keepwell_crypto::Digest;
+
+    use super::*;
+
+    #[test]
+    fn packs_move_in_groups_of_so_many_entries_and_one_that_has_more_by_itself() {
+        let pack = |n: u8, live_entries: u64| {
+            let (class, said) = (PackClass::Data, BTreeSet::new());
+            let name = ContentName::new(&Digest::from_bytes([n; 32]), [0; 4]);
+            let used =
+                PackUse { class, name, said, size: 4, live: 1, total: 2, plain: 3, live_entries, segment: 0 };
+            (used, false)
+        };
+        let entries = [3, 3, 3, 2, 900, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1];
+        let packs: Vec<(PackUse, bool)> = (0..).zip(entries).map(|(n, live)| pack(n, live)).collect();
+        let counts = |group: &[(PackUse, bool)]| -> Vec<u64> {
+            group.iter().map(|(used, _)| used.live_entries).collect()
+        };
+        let found: Vec<Vec<u64>> = groups(&packs, 9).map(counts).collect();
+        assert_eq!(found, [vec![3, 3, 3], vec![2], vec![900], vec![1; 9], vec![1; 2]]);
+        assert_eq!(groups(&[], 9).count(), 0);
+    }
 }

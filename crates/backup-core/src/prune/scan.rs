@@ -1,6 +1,7 @@
 //! The scan: what is unused, what is worth repacking, what a crashed prune left. Only a heuristic: the verdict decides.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use keepwell_catalog::names::{ObjectName, PlanName};
@@ -35,8 +36,8 @@ struct Listed {
 pub(super) struct Scan {
     pub retired: BTreeSet<(MemberId, u64)>,
     /// Marked entries; only the preferred location of each chunk is marked.
-    pub marks: Marks,
-    pub index: std::sync::Arc<IndexSet>,
+    pub marks: Arc<Marks>,
+    pub index: Arc<IndexSet>,
     pub repack: BTreeMap<PackId, PackUse>,
     unused: BTreeMap<PackId, PackUse>,
     /// Packs in no index, stale state, manifests of retired snapshots: whole keys.
@@ -188,7 +189,7 @@ impl Scan {
         let stale_checkpoints = !stale_checkpoints(&ends, &retired).is_empty();
         let mut scan = Self {
             retired,
-            marks,
+            marks: Arc::new(marks),
             index,
             repack: BTreeMap::new(),
             unused: BTreeMap::new(),
@@ -453,13 +454,13 @@ struct Marked {
 /// no index segment lists.
 async fn mark(
     repository: &Repository,
-    index: &std::sync::Arc<IndexSet>,
+    index: &Arc<IndexSet>,
     roots: Vec<ChunkId>,
     gone: PackSet,
     stored: HashMap<PackId, u64>,
 ) -> Result<Marked, Error> {
     let nodes = Nodes::new(repository);
-    let (repository, index) = (repository.clone(), std::sync::Arc::clone(index));
+    let (repository, index) = (repository.clone(), Arc::clone(index));
     let task = tokio::task::spawn_blocking(move || {
         let (mut marks, mut missing) = (Marks::new(&index), BTreeSet::new());
         let mut remembered = Remembered::load(&repository);

@@ -32,7 +32,11 @@ pub(super) fn deliver(work: &Work, jobs: &[Job]) -> Result<(), Error> {
 
 /// What is needed of packs for these files. Those that need nothing are finished.
 fn prepared(work: &Work, jobs: &[Job]) -> Result<(Vec<Need>, Vec<PackRef>), Error> {
-    let stretches = prepare::stretches(jobs);
+    let mut stretches = prepare::stretches(jobs);
+    if work.fresh {
+        // Elsewhere files are read and compared, and these lie in the order of the tree.
+        prepare::by_first_chunk(&mut stretches, jobs);
+    }
     let shares: Vec<&[Stretch]> = prepare::shares(&stretches).collect();
     let (packs, needs) = (Mutex::new(Packs::default()), Mutex::new(Vec::new()));
     let next = AtomicUsize::new(0);

@@ -56,6 +56,15 @@ pub(super) fn stretches(jobs: &[Job]) -> Vec<Stretch> {
     all
 }
 
+/// Puts stretches in the order of the ids of their first chunks, which is that of the index: lookups of small files then
+/// read each block of it once for a window, however large a segment a prune has merged.
+pub(super) fn by_first_chunk(stretches: &mut [Stretch], jobs: &[Job]) {
+    stretches.sort_by_key(|stretch| {
+        let content = &jobs[stretch.job as usize].entry.content;
+        content.get(stretch.extents.start as usize).and_then(Extent::chunk).copied()
+    });
+}
+
 /// Deals stretches out: one that is large comes last in its share.
 pub(super) fn shares(stretches: &[Stretch]) -> impl Iterator<Item = &[Stretch]> {
     let mut left = stretches;
@@ -249,6 +258,24 @@ mod tests {
         let id = ChunkId::from_bytes([1; 32]);
         let content = extents.iter().map(|length| Extent::Chunk { id, offset: 0, length: *length }).collect();
         Job::new(key("file"), Entry { content, ..Entry::new(EntryKind::File) })
+    }
+
+    #[test]
+    fn small_files_are_prepared_in_the_order_of_the_index() {
+        let extent = |n: u8| Extent::Chunk { id: ChunkId::from_bytes([n; 32]), offset: 0, length: 9 };
+        let entry = |content| Entry { content, ..Entry::new(EntryKind::File) };
+        let contents = [
+            vec![extent(7)],
+            vec![],
+            vec![extent(2), extent(9)],
+            vec![extent(7)],
+            vec![Extent::Hole { length: 9 }],
+        ];
+        let jobs: Vec<Job> =
+            contents.into_iter().map(|content| Job::new(key("file"), entry(content))).collect();
+        let mut stretches = stretches(&jobs);
+        by_first_chunk(&mut stretches, &jobs);
+        assert_eq!(stretches.iter().map(|stretch| stretch.job).collect::<Vec<_>>(), [1, 4, 2, 0, 3]);
     }
 
     #[test]

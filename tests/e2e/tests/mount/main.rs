@@ -274,6 +274,7 @@ fn what_is_kept_in_memory_has_a_bound() {
     }
     // In a process whose allocator gives back what is free: how much it keeps otherwise, and for how long, depends on
     // which thread has asked for what, and on the processors.
+    #[expect(clippy::disallowed_methods, reason = "the test speaks to its own second process")]
     if std::env::var_os(ALLOCATOR_SETTINGS).is_none() {
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "what_is_kept_in_memory_has_a_bound", "--nocapture"])

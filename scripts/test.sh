@@ -43,6 +43,19 @@ stage_fmt() {
     cargo fmt --all --check
     (cd fuzz && cargo fmt --all --check)
     (cd tests/sim && cargo fmt --check)
+    no_test_is_forgotten
+}
+
+# A crate whose tests are one program names each file of them in it; one that it does not name would never run.
+no_test_is_forgotten() {
+    local manifest file name
+    for manifest in $(grep -l '^autotests = false' {crates,tests}/*/Cargo.toml); do
+        for file in "$(dirname "$manifest")"/tests/*.rs; do
+            name=$(basename "$file" .rs)
+            grep -q "^path = \"tests/$name.rs\"" "$manifest" || grep -qsx "mod $name;" "$(dirname "$file")"/*.rs ||
+                { echo "$file is part of no program: name it in one beside it (\`mod $name;\`)" >&2; return 1; }
+        done
+    done
 }
 
 stage_clippy() {

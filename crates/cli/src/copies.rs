@@ -39,6 +39,12 @@ pub fn at_hand(ctx: &Context) -> &[CopyConfig] {
     if named.is_none_or(is_known) { &ctx.profile.copies } else { &[] }
 }
 
+/// Of these, the ones from which single objects of the repository at a place can be had: other places with the same keys.
+pub fn sources<'c>(ctx: &'c Context, place: &'c Location) -> impl Iterator<Item = &'c CopyConfig> {
+    let is_here = move |copy: &CopyConfig| Location::parse(&copy.to).is_ok_and(|there| there == *place);
+    at_hand(ctx).iter().filter(move |copy| copy.key_file.is_none() && !is_here(copy))
+}
+
 /// What belongs into a copy, and how long it stays.
 pub fn rules(copy: &CopyConfig) -> CopyRules {
     CopyRules {
@@ -150,7 +156,7 @@ pub struct Fallback {
 impl Fallback {
     /// `None` if no copy is at hand.
     pub fn new(ctx: &Context, key: &KeyFile, except: &Location) -> Option<Box<Self>> {
-        let some = !at_hand(ctx).is_empty();
+        let some = sources(ctx, except).next().is_some();
         some.then(|| Box::new(Self { ctx: ctx.clone(), key: key.clone(), except: except.clone() }))
     }
 }
@@ -159,11 +165,7 @@ impl Fallback {
 impl backup_core::Copies for Fallback {
     async fn open(&self) -> Vec<(String, Repository)> {
         let mut opened = Vec::new();
-        let same_keys = at_hand(&self.ctx).iter().filter(|copy| copy.key_file.is_none());
-        for copy in same_keys {
-            if Location::parse(&copy.to).is_ok_and(|place| place == self.except) {
-                continue;
-            }
+        for copy in sources(&self.ctx, &self.except) {
             match open::quietly(&self.ctx, &copy.to, self.key.clone()).await {
                 Ok(repository) => opened.push((copy.name().to_owned(), repository)),
                 Err(error) => {

@@ -179,7 +179,7 @@ async fn needed(opened: &Opened, snapshot: &Snapshot, jobs: &[Job]) -> Result<Ve
 /// Whether packs may lie in an archive, as far as the settings or the rules of the bucket tell: to ask about each costs a
 /// request. What a copy with the same keys has is taken from there.
 async fn may_be_archived(ctx: &Context, opened: &Opened) -> Result<bool> {
-    if opened.location.path().is_some() || copies::at_hand(ctx).iter().any(|copy| copy.key_file.is_none()) {
+    if opened.location.path().is_some() || copies::sources(ctx, &opened.location).next().is_some() {
         return Ok(false);
     }
     if opened.location.archives(ctx)? || ctx.profile.warm_up_command.is_some() {

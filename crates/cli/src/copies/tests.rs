@@ -136,3 +136,13 @@ async fn a_copy_forgets_only_what_its_own_rules_are_about() {
     assert_eq!(done, Retirement { forgotten: 1, bytes_freed: 0 });
     assert_eq!(days(&copy.snapshots().await.unwrap()), [1, 2, 3, 4]);
 }
+
+#[test]
+fn no_place_is_a_copy_of_itself() {
+    let ctx = Context::of_profiles(
+        "[profile.default]\nrepository = \"/srv/own\"\n[[profile.default.copy]]\nto = \"/mnt/near\"\n\
+         [[profile.default.copy]]\nto = \"/mnt/other\"\nkey-file = \"/mnt/key\"\n",
+    );
+    let count = |place: &str| sources(&ctx, &Location::parse(place).unwrap()).count();
+    assert_eq!((count("/srv/own"), count("/mnt/near"), count("/mnt/other")), (1, 0, 1));
+}

@@ -41,7 +41,7 @@ pub fn at_hand(ctx: &Context) -> &[CopyConfig] {
 
 /// Of these, the ones from which single objects of the repository at a place can be had: other places with the same keys.
 pub fn sources<'c>(ctx: &'c Context, place: &'c Location) -> impl Iterator<Item = &'c CopyConfig> {
-    let is_here = move |copy: &CopyConfig| Location::parse(&copy.to).is_ok_and(|there| there == *place);
+    let is_here = move |copy: &CopyConfig| Location::parse(&copy.to).is_ok_and(|there| there.is_same(place));
     at_hand(ctx).iter().filter(move |copy| copy.key_file.is_none() && !is_here(copy))
 }
 

@@ -196,7 +196,7 @@ impl Location {
     }
 
     /// Whether both lead to the same place, also by a symlink.
-    fn is_same(&self, other: &Self) -> bool {
+    pub fn is_same(&self, other: &Self) -> bool {
         let real = |location: &Self| location.path().and_then(|path| path.canonicalize().ok());
         self.0.place == other.0.place || real(self).is_some_and(|path| real(other) == Some(path))
     }

@@ -145,4 +145,6 @@ fn no_place_is_a_copy_of_itself() {
     );
     let count = |place: &str| sources(&ctx, &Location::parse(place).unwrap()).count();
     assert_eq!((count("/srv/own"), count("/mnt/near"), count("/mnt/other")), (1, 0, 1));
+    let ctx = Context::of_profiles("[[profile.default.copy]]\nto = \"s3://b/x?cold-class=GLACIER\"\n");
+    assert_eq!(sources(&ctx, &Location::parse("s3://b/x").unwrap()).count(), 0, "however it is written");
 }

@@ -268,13 +268,13 @@ fn a_directory_of_any_size_is_listed_in_pieces_and_its_files_are_forgotten() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "asks whether this is the process with the settings")]
 fn what_is_kept_in_memory_has_a_bound() {
     if !can_mount() {
         return;
     }
     // In a process whose allocator gives back what is free: how much it keeps otherwise, and for how long, depends on
     // which thread has asked for what, and on the processors.
-    #[expect(clippy::disallowed_methods, reason = "the test speaks to its own second process")]
     if std::env::var_os(ALLOCATOR_SETTINGS).is_none() {
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "what_is_kept_in_memory_has_a_bound", "--nocapture"])

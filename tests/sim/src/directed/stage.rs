@@ -25,7 +25,7 @@ use crate::tree::{Node, SlowTree, Tree, content, key};
 use crate::work::{open, restore};
 
 /// How often a look is taken at what should happen, a millisecond apart.
-const LOOKS: u32 = 30_000;
+const LOOKS: u32 = 240_000;
 /// Longer than a keeper sleeps between two looks at open sessions.
 const POLL: Duration = Duration::from_secs(6);
 /// Every file is one chunk.

@@ -77,6 +77,14 @@ pub enum RestoreError {
         /// Its process, or one of its processes.
         pid: u32,
     },
+    /// A server has a tablespace where one is to be restored.
+    #[error("a server (process {pid}) has a tablespace in `{place}`")]
+    InUse {
+        /// The tablespace's place.
+        place: String,
+        /// One of the server's processes.
+        pid: u32,
+    },
     /// A cluster stands in a directory below the place, which would be removed.
     #[error("`{cluster}`, a data directory, stands in `{directory}`, and would be removed")]
     AboveCluster {
@@ -144,6 +152,10 @@ impl RestoreError {
         match self {
             Self::Engine(error) => error.hint(),
             Self::Running { directory, .. } => Some(format!("Stop it first: `pg_ctl stop -D {directory}`.")),
+            Self::InUse { place, .. } => Some(format!(
+                "Stop that server if this cluster takes its place, or say where this one's tablespace goes: `--tablespace \
+                 {place}=NEW`."
+            )),
             Self::AboveCluster { cluster, .. } => {
                 Some(format!("Name the data directory itself: `{cluster}`, or one that is empty."))
             }
@@ -263,8 +275,7 @@ async fn refuse_others(tree: &Tree, backup: &BaseBackup) -> Result<(), RestoreEr
 ///
 /// Only what differs is written; what the snapshot does not have is removed. `pg_control` goes first and comes back last,
 /// when everything else is on the disk: a restore that was interrupted leaves a directory that no server starts in, and
-/// is completed by restoring again. Fails with [`RestoreError::Running`] while a server runs there, and as
-/// [`Layout::check_place`] does.
+/// is completed by restoring again. Fails as [`Layout::check_running`] and [`Layout::check_place`] do.
 pub async fn restore(
     repository: &Repository,
     backup: &BaseBackup,
@@ -272,9 +283,7 @@ pub async fn restore(
     settings: &RecoverySettings,
     places: &dyn Places,
 ) -> Result<ClusterReport, RestoreError> {
-    if let Some(pid) = layout.running() {
-        return Err(RestoreError::Running { directory: layout.directory.display().to_string(), pid });
-    }
+    layout.check_running()?;
     layout.check_place()?;
     let tree = backup.tree(repository).await?;
     refuse_others(&tree, backup).await?;

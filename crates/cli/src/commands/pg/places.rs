@@ -87,6 +87,7 @@ pub fn layout(
         }
         tablespaces.insert(tablespace.oid, PathBuf::from(new.unwrap_or(&tablespace.location)));
     }
+    refuse_shared(&directory, &tablespaces)?;
     if let Some(unknown) = moved.keys().next() {
         return Err(Complaint::usage(format!("the cluster has no tablespace `{unknown}`")).into());
     }
@@ -95,6 +96,20 @@ pub fn layout(
     let stamp = stamp.split('.').next().unwrap_or_default();
     let saved_wal = directory.with_file_name(format!("{name}.pg_wal-{stamp}"));
     Ok(Layout { owner: self::owner(&directory, owner)?, directory, tablespaces, saved_wal })
+}
+
+/// What is restored later into the same directory would remove what came before.
+fn refuse_shared(directory: &Path, tablespaces: &BTreeMap<u32, PathBuf>) -> Result<()> {
+    let mut places = vec![directory];
+    for place in tablespaces.values() {
+        if places.iter().any(|other| same_place(other, place)) {
+            return Err(Complaint::usage(format!("`{}` is to be the place of two things", place.display()))
+                .hint("Each tablespace goes into a directory of its own: `--tablespace OLD=NEW`.")
+                .into());
+        }
+        places.push(place.as_path());
+    }
+    Ok(())
 }
 
 /// Whether two paths lead to the same directory.
@@ -201,6 +216,13 @@ mod tests {
         let elsewhere = format!("fast={}/elsewhere", dir.path().display());
         assert_eq!(layout(&copy, &[elsewhere]).unwrap(), dir.path().join("elsewhere"));
         assert_eq!(layout(&data, &[]).unwrap(), fast, "in its own place");
+        let into = |place: &Path| layout(&copy, &[format!("fast={}", place.display())]);
+        assert!(into(&copy).unwrap_err().to_string().ends_with("is to be the place of two things"));
+        let two = |second: &Path| {
+            let tablespaces = BTreeMap::from([(1, fast.clone()), (2, second.to_path_buf())]);
+            refuse_shared(&copy, &tablespaces)
+        };
+        assert!(two(&fast).is_err() && two(&dir.path().join("./fast")).is_err() && two(&data).is_ok());
         fs::remove_dir(fast.join("PG_15_202209061")).unwrap();
         assert_eq!(layout(&copy, &[]).unwrap(), fast, "nothing is there");
     }

@@ -128,10 +128,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     opened.progress.end();
     describe(ctx, &prepared, &args);
     warn_of_extensions(ctx, &prepared.plan, binaries.as_ref(), args.bin_dir.as_deref());
-    if let Some(pid) = prepared.layout.running() {
-        let directory = prepared.layout.directory.display().to_string();
-        return Err(recovery::RestoreError::Running { directory, pid }.into());
-    }
+    prepared.layout.check_running()?;
     prepared.layout.check_wal()?;
     RestorePlan::check_space_for_all(prepared.parts.iter().map(|(_, part)| part))?;
     if args.dry_run {

@@ -18,6 +18,26 @@ const LOST_AND_FOUND: &str = "lost+found";
 const SERVERS: [&str; 2] = ["postgres", "postmaster"];
 
 impl Layout {
+    /// Fails while a server runs in the data directory, or one of whatever cluster has a tablespace where one goes: a data
+    /// directory may have been moved, and its tablespaces stay where they are.
+    pub fn check_running(&self) -> Result<(), RestoreError> {
+        if let Some(pid) = self.running() {
+            return Err(RestoreError::Running { directory: self.directory.display().to_string(), pid });
+        }
+        let taken: Vec<_> = self.tablespaces.values().filter_map(|path| Some((place(path)?, path))).collect();
+        if taken.is_empty() {
+            return Ok(());
+        }
+        for pid in processes().filter(|pid| is_named(*pid, "comm")) {
+            for used in tablespaces_of(pid) {
+                if let Some((_, path)) = taken.iter().find(|(place, _)| *place == used) {
+                    return Err(RestoreError::InUse { place: path.display().to_string(), pid });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// A process of a server that runs in the data directory. Also one in a container, whose number there is another one,
     /// and one whose first process has died, as far as we may see in which directory it works.
     pub fn running(&self) -> Option<u32> {
@@ -75,6 +95,12 @@ fn is_named(pid: u32, file: &str) -> bool {
 /// In which directory a process works; `None` for one that we may not look at.
 fn at_work(pid: u32) -> Option<(u64, u64)> {
     place(Path::new(&format!("/proc/{pid}/cwd")))
+}
+
+/// Where the tablespaces of a server lie; none of one that we may not look at.
+fn tablespaces_of(pid: u32) -> impl Iterator<Item = (u64, u64)> {
+    let links = fs::read_dir(format!("/proc/{pid}/cwd/pg_tblspc")).into_iter().flatten().flatten();
+    links.filter_map(|link| place(&link.path()))
 }
 
 /// Device and number of a directory, whatever it is called.

@@ -224,6 +224,29 @@ fn a_server_is_found_whatever_its_program_is_called_and_whatever_number_it_has_e
 }
 
 #[tokio::test]
+async fn a_tablespace_of_a_server_that_runs_elsewhere_is_refused_and_stays_as_it_is() {
+    let root = tempfile::tempdir().unwrap();
+    let (fast, moved) = (root.path().join("fast"), root.path().join("moved"));
+    let theirs = fast.join("PG_15_202209061/5/1");
+    fs::create_dir_all(theirs.parent().unwrap()).unwrap();
+    fs::write(&theirs, "theirs").unwrap();
+    let program = root.path().join("postgres");
+    fs::write(&program, "#!/bin/sh\nread -r _\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut server = at_work(&program, &moved);
+    fs::create_dir(moved.join("pg_tblspc")).unwrap();
+    std::os::unix::fs::symlink(&fast, moved.join("pg_tblspc/16400")).unwrap();
+    let made = made(r#", "tablespaces": [{ "oid": 16400, "location": "/nowhere", "name": "fast" }]"#);
+    let refused = restored(made, root.path()).await.unwrap_err();
+    assert!(matches!(refused, RestoreError::InUse { pid, .. } if pid == server.id()), "{refused}");
+    assert!(refused.hint().unwrap().contains("--tablespace"), "{refused}");
+    assert_eq!(fs::read_to_string(&theirs).unwrap(), "theirs");
+    drop(server.stdin.take());
+    server.wait().unwrap();
+    assert!(layout(root.path()).check_running().is_ok());
+}
+
+#[tokio::test]
 async fn a_directory_above_a_cluster_or_of_something_else_is_refused_and_stays_as_it_is() {
     let refused = async |things: &[&str]| {
         let root = tempfile::tempdir().unwrap();

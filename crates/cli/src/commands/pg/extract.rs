@@ -56,7 +56,9 @@ pub struct Args {
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let target = args.recover.target.target()?;
     let tables: Vec<(String, String)> = args.table.iter().map(|name| table(name)).collect::<Result<_>>()?;
-    args.output.as_deref().map(refuse_existing).transpose()?;
+    if let Some(output) = &args.output {
+        refuse_existing(output)?;
+    }
     let opened = open::for_reading(ctx).await?;
     let plan = args.recover.plan(&opened, args.snapshot.as_deref(), &target).await?;
     let binaries = args.recover.binaries(ctx, &plan)?;

@@ -15,6 +15,8 @@ use crate::lsn::{Lsn, Timeline};
 pub(super) const ORIGIN: &str = "postgres";
 /// A file that is put together from more parts than one for so many bytes is read in full again.
 const FRAGMENT_BYTES: u64 = 32 << 10;
+/// Where more files than that have damaged pages, nothing is built on.
+pub(super) const BAD_FILES_MAX: usize = 200;
 /// So many parts are always fine.
 const FRAGMENTS_FREE: u64 = 64;
 
@@ -27,6 +29,9 @@ pub(super) struct Origin {
     /// Where that timeline began. Two servers that were recovered to different places may both have begun one of this number.
     #[serde(default)]
     pub begun: Option<String>,
+    /// Files with damaged pages, by their paths in the snapshot, [`BAD_FILES_MAX`] and one at most.
+    #[serde(default)]
+    pub bad: Vec<String>,
     pub start: String,
     pub stop: String,
     /// Nanoseconds since 1970.
@@ -56,12 +61,14 @@ impl Basis {
     pub fn of(entries: Vec<Previous>) -> Option<Self> {
         let cluster = MapKey::from_components([CLUSTER_FILE]).ok()?;
         let origin = entries.iter().find(|entry| entry.key == cluster)?.attributes.get(ORIGIN)?;
-        let origin = serde_json::from_slice(origin).ok()?;
+        let origin: Origin = serde_json::from_slice(origin).ok()?;
         let fit = |entry: &Previous| {
             entry.whole
                 && entry.extents as u64 <= FRAGMENTS_FREE + entry.size / FRAGMENT_BYTES
                 && is_relation(&entry.key)
                 && !is_visibility_map(&entry.key)
+                // A page that is kept is not looked at, and would pass for a sound one from then on.
+                && (origin.bad.is_empty() || !origin.bad.contains(&entry.key.display_path()))
         };
         let files = entries.into_iter().filter(fit).map(|entry| (entry.key, entry.size)).collect();
         Some(Self { origin, files })
@@ -105,6 +112,7 @@ mod tests {
             major: 17,
             timeline,
             begun: begun.map(str::to_owned),
+            bad: Vec::new(),
             start: "0/900".into(),
             stop: "0/999".into(),
             time: 5,
@@ -138,6 +146,7 @@ mod tests {
             major: 17,
             timeline: 1,
             begun: None,
+            bad: vec!["data/base/5/5".into()],
             start: "0/28".into(),
             stop: "0/99".into(),
             time: 5,
@@ -149,6 +158,7 @@ mod tests {
             entry("data/base/5/3", 1, false),
             entry("data/base/5/PG_VERSION", 1, true),
             entry("data/base/5/1_vm", 1, true),
+            entry("data/base/5/5", 1, true),
             entry("data/base/5/1_vm.1", 1, true),
             entry("data/base/5/1_fsm", 1, true),
             entry("tablespaces/99/PG_17_x/5/4", 1, true),

@@ -26,7 +26,7 @@ use backup_core::env::Clock;
 use backup_core::source::{Found, Item, Opened, Order, Preflight, Previous, Source, SourceError};
 use tokio::runtime::Handle;
 
-use self::basis::{Basis, Origin};
+use self::basis::{BAD_FILES_MAX, Basis, Origin};
 pub use self::error::CaptureError;
 use self::facts::Facts;
 pub use self::files::LocalError;
@@ -208,7 +208,8 @@ impl PgSource {
             true => history,
             false => known_history(&mut client, cluster.timeline).await?,
         };
-        let origin = self.origin(&cluster, history.as_ref(), ended);
+        let origin =
+            Origin { bad: report::bad_paths(&taken.bad), ..self.origin(&cluster, history.as_ref(), ended) };
         if let Some(Err(error)) = map.map(|map| map.finish(&origin)) {
             visit(Found::Note(format!("{} ({error})", intake::MAP_LOST))).or_stop()?;
         }
@@ -227,6 +228,7 @@ impl PgSource {
             major: self.facts.server_version_num / 10_000,
             timeline: cluster.timeline.get(),
             begun: history.map(|history| history.begin().to_string()),
+            bad: Vec::new(),
             start: cluster.start_lsn.to_string(),
             stop: cluster.stop_lsn.to_string(),
             time,
@@ -249,6 +251,8 @@ impl PgSource {
         } else if self.has_summaries() && !origin.is_in(history) {
             // What changed is told along the server's own timelines. Page maps compare the pages themselves.
             format!("the last snapshot may be of another timeline {} than this server's", origin.timeline)
+        } else if origin.bad.len() > BAD_FILES_MAX {
+            format!("the last snapshot has damaged pages in more than {BAD_FILES_MAX} files")
         } else {
             return Ok(Some(basis));
         };

@@ -280,7 +280,16 @@ mod tests {
 
     fn origin(time: i64) -> Origin {
         let text = || "0/28".to_owned();
-        Origin { system: "7".into(), major: 15, timeline: 1, begun: None, start: text(), stop: text(), time }
+        Origin {
+            system: "7".into(),
+            major: 15,
+            timeline: 1,
+            begun: None,
+            bad: Vec::new(),
+            start: text(),
+            stop: text(),
+            time,
+        }
     }
 
     fn compare(map: &mut PageMap, pages: &[u8], step: usize) -> String {

@@ -6,7 +6,7 @@ use backup_core::env::Timestamp;
 use backup_core::source::Found;
 use keepwell_catalog::{Entry, EntryKind, MapKey};
 
-use super::basis::{ORIGIN, Origin};
+use super::basis::{BAD_FILES_MAX, ORIGIN, Origin};
 use super::facts::relation_name;
 use super::intake::{BadFile, OrStop, Taken, Visit, own_file};
 use super::{CaptureError, PgSource, Reading};
@@ -138,6 +138,11 @@ pub(super) async fn bad_pages(
         }));
     }
     Ok((files.iter().map(|file| file.count).sum(), examples))
+}
+
+/// The damaged files as the next capture needs them.
+pub(super) fn bad_paths(files: &[BadFile]) -> Vec<String> {
+    files.iter().take(BAD_FILES_MAX + 1).map(|file| file.key.display_path()).collect()
 }
 
 fn describe(file: &BadFile, database: Option<&str>, relation: Option<&str>) -> String {

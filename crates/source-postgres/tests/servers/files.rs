@@ -170,23 +170,27 @@ async fn each_way_of_reading_builds_on_the_others() {
 }
 
 #[tokio::test]
-async fn a_damaged_page_is_named_whoever_reads_it() {
-    let server = Server::start(majors()[0], &[]);
-    server.sql("CREATE TABLE people AS SELECT g, repeat('x', 500) FROM generate_series(1, 1000) g").await;
-    server.sql("VACUUM people").await;
-    server.sql("CHECKPOINT").await;
-    let path = server.sql("SELECT pg_relation_filepath('people') AS path").await;
-    let path = path.first("path").unwrap().to_owned();
-    let file = std::fs::File::options().write(true).open(server.data().join(&path)).unwrap();
-    for block in [3, 7] {
-        file.write_all_at(b"rot", block * 8192 + 5000).unwrap();
-    }
-    let (world, maps) = (World::new().await, tempfile::tempdir().unwrap());
-    for reading in [LOCAL, Reading::Sql] {
-        let (report, cluster) = capture(&world, &server.socket(), how(reading, maps.path())).await.unwrap();
-        let message = "the checksum of blocks 3, 7 of `public.people` in database `postgres` does not fit";
-        assert_eq!(report.problems, [(format!("/data/{path}"), message.to_owned())]);
-        assert!(!report.complete && cluster.bad_pages == 2);
+async fn a_damaged_page_is_named_whoever_reads_it_and_whatever_was_built_on() {
+    for (major, settings) in [(majors()[0], vec![]), (17, vec!["--conf", "summarize_wal = on"])] {
+        let server = Server::start(major, &settings);
+        server.sql("CREATE TABLE people AS SELECT g, repeat('x', 500) FROM generate_series(1, 1000) g").await;
+        server.sql("VACUUM people").await;
+        server.sql("CHECKPOINT").await;
+        let path = server.sql("SELECT pg_relation_filepath('people') AS path").await;
+        let path = path.first("path").unwrap().to_owned();
+        let file = std::fs::File::options().write(true).open(server.data().join(&path)).unwrap();
+        for block in [3, 7] {
+            file.write_all_at(b"rot", block * 8192 + 5000).unwrap();
+        }
+        let (world, maps) = (World::new().await, tempfile::tempdir().unwrap());
+        for reading in [LOCAL, Reading::Sql, LOCAL] {
+            let (report, cluster) =
+                capture(&world, &server.socket(), how(reading, maps.path())).await.unwrap();
+            let message =
+                "the checksum of blocks 3, 7 of `public.people` in database `postgres` does not fit";
+            assert_eq!(report.problems, [(format!("/data/{path}"), message.to_owned())]);
+            assert!(!report.complete && cluster.bad_pages == 2);
+        }
     }
 }
 

@@ -40,8 +40,9 @@ pub(super) async fn list_again(repository: &Repository, before: &CheckReport) ->
     if damaged.is_empty() && !lost_chunks {
         return Ok(Listed::default());
     }
+    let unproved = PackSet::from_keys(before.findings.iter().map(|finding| finding.object.as_str()));
     let session = Session::claim(repository).await?;
-    let mut listed = match list_unlisted(repository, &damaged, SEGMENT_ENTRIES_MAX).await {
+    let mut listed = match list_unlisted(repository, &damaged, &unproved, SEGMENT_ENTRIES_MAX).await {
         Ok(listed) => listed,
         Err(error) => return Err(session.fail(error).await),
     };
@@ -57,10 +58,14 @@ pub(super) async fn list_again(repository: &Repository, before: &CheckReport) ->
 /// The listing is made after the plans are read, as a resumed writer would do (docs/pruning.md). A pack that is doomed and
 /// not dead is listed too: what lies in it can only be released by a verdict that finds it in the index.
 ///
+/// So is a sound pack among those of which a check has found that something is wrong (`unproved`): a segment may name it, and
+/// leave out what it holds.
+///
 /// A segment is stored as soon as it has `entries_max` entries, so that neither memory nor objects grow with the repository.
 pub(super) async fn list_unlisted(
     repository: &Repository,
     damaged: &[String],
+    unproved: &PackSet,
     entries_max: usize,
 ) -> Result<Listed, Error> {
     let dead = PackSet::from_keys(read_plans(repository).await?.dead());
@@ -78,10 +83,12 @@ pub(super) async fn list_unlisted(
         let mut builder = empty();
         for info in repository.list(&format!("{}/", class.prefix())).await? {
             let Ok(ObjectName::Pack(_, name)) = info.key.as_str().parse() else { continue };
-            if indexed.contains(&(class, name)) || dead.contains(class, &name) {
+            let is_listed = indexed.contains(&(class, name));
+            if dead.contains(class, &name) || (is_listed && !unproved.contains(class, &name)) {
                 continue;
             }
             match read_pack(repository, class, &name, &hints).await {
+                Ok(found) if is_listed && !found.is_sound => {}
                 Ok(found) => {
                     listed.take(&info.key, &found);
                     let number = builder.add_pack(found.pack);
@@ -92,6 +99,7 @@ pub(super) async fn list_unlisted(
                     }
                 }
                 Err(error @ Error::Storage(_)) => return Err(error),
+                Err(_) if is_listed => {} // the check has named it
                 // Not a pack of ours, or damaged all over: it stays unlisted, and a prune removes it.
                 Err(error) => {
                     listed.has_losses = true;

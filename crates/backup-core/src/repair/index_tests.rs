@@ -1,6 +1,6 @@
 //! What a repair makes of an index with damaged packs behind it.
 
-use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef, SegmentBuilder, names};
+use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef, PackSet, SegmentBuilder, names};
 use keepwell_crypto::{ChunkId, ChunkKind, DomainId};
 use keepwell_storage::{Key, Memory, ObjectStore};
 
@@ -197,7 +197,7 @@ fn of_a_pack_whose_directory_is_false_only_what_it_holds_is_listed_again() {
         let world = World::new().await;
         let (pack, of_others) = lying_pack(&world).await;
         let repository = world.open(&world.key).await;
-        let listed = super::index::list_unlisted(&repository, &[], 100).await.unwrap();
+        let listed = super::index::list_unlisted(&repository, &[], &PackSet::default(), 100).await.unwrap();
         assert_eq!((listed.packs, listed.damaged.len()), (1, 0));
         assert_eq!(fetch_all(&repository, &pack.entries[..1]).await, 1);
         assert_eq!(repository.index().find(&of_others).unwrap(), []);
@@ -226,5 +226,29 @@ fn a_pack_whose_directory_is_false_is_not_copied_as_it_is() {
         uploads.flush().await.unwrap();
         assert_eq!(fetch_all(&target, &pack.entries[..1]).await, 1);
         assert_eq!(target.index().find(&of_others).unwrap(), []);
+    });
+}
+
+/// Whoever signs a segment that names somebody's packs, and nothing in them, does not keep a repair from listing them again
+/// when the segment that did is lost.
+#[test]
+fn packs_that_a_segment_only_names_are_listed_again() {
+    block_on(async {
+        let world = World::new().await;
+        let hostile = world.enrol_writer().await;
+        let report = back_up(&world.repository, &tree(1)).await;
+        let (pack, entries) = data_pack(&world.repository);
+        let segments = world.repository.index().segments();
+        let (lost, _) = segments.iter().find(|(_, s)| s.class() == PackClass::Data).unwrap();
+        say(&hostile, PackClass::Data, pack, &[], false).await;
+        world.delete(&format!("index/{}/{lost}", world.repository.group())).await;
+        let repository = world.open(&world.key).await;
+        let repaired = repository.repair(None, now()).await.unwrap();
+        assert_eq!(repaired.packs_indexed, 1, "{repaired:?}");
+        assert!(repaired.after.is_sound(), "{:?}", repaired.after.findings);
+        assert_eq!(fetch_all(&repository, &entries).await, entries.len());
+        let fresh = world.open(&world.key).await;
+        let snapshot = snapshot_of(&fresh, &report).await;
+        assert_same(&restored(&fresh, &snapshot).await, &tree(1).as_restored());
     });
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef, names};
+use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef, PackSet, names};
 use keepwell_crypto::{ChunkId, DomainId};
 use keepwell_storage::{Fault, Faulty, Memory, ObjectStore, list_all};
 
@@ -286,7 +286,7 @@ fn a_lost_index_is_written_in_pieces() {
             world.delete(&name).await;
         }
         let repository = world.open(&world.key).await;
-        let listed = super::index::list_unlisted(&repository, &[], 1).await.unwrap();
+        let listed = super::index::list_unlisted(&repository, &[], &PackSet::default(), 1).await.unwrap();
         assert_eq!((listed.created.len(), listed.packs as usize), (packs, packs));
         assert_eq!(world.names("index/").await.len(), packs);
         let repository = world.open(&world.key).await;

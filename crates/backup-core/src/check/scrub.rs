@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keepwell_catalog::names::ObjectName;
-use keepwell_crypto::Digest;
-use keepwell_storage::{Key, ObjectStore, list_all};
+use keepwell_crypto::{Digest, DigestHasher};
+use keepwell_storage::{Key, ObjectStore, StorageError, StorageErrorKind, list_all};
 
 use super::{Finding, records};
 use crate::Error;
 use crate::repository::{Repository, read_chain, read_plans};
+
+/// Of a larger object so much is held at a time: how large one is, whoever may create objects decides.
+const PART_BYTES: u64 = 64 << 20;
 
 /// What a scrub found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,7 +35,8 @@ impl ScrubReport {
 /// Verifies a store with public information only: every signed record, that each content object has the hash in its
 /// name, and that everything a signed list names is there with its size, unless a signed plan condemned it.
 ///
-/// `pin` is the genesis fingerprint, if known. `hashes` false compares names and sizes only. Reads one object at a time.
+/// `pin` is the genesis fingerprint, if known. `hashes` false compares names and sizes only. Holds one object at a time, or 64 MiB
+/// of a larger one.
 pub async fn scrub(store: &dyn ObjectStore, pin: Option<Digest>, hashes: bool) -> Result<ScrubReport, Error> {
     let chain = read_chain(store, pin).await?;
     let mut report = ScrubReport { genesis: chain.fingerprint().to_string(), ..ScrubReport::default() };
@@ -65,7 +69,7 @@ async fn hash_all(
     report: &mut ScrubReport,
 ) -> Result<Vec<String>, Error> {
     let mut missing = Vec::new();
-    for (name, _) in names {
+    for (name, size) in names {
         let digest = match name.parse() {
             Ok(
                 ObjectName::Pack(_, n)
@@ -76,19 +80,42 @@ async fn hash_all(
             _ => continue,
         };
         let key: Key = name.parse().map_err(|e| Error::damaged(name, e))?;
-        match store.get(&key).await {
-            Ok(bytes) => {
+        match digest_of(store, &key, *size, PART_BYTES).await {
+            Ok(found) => {
                 report.objects += 1;
-                report.bytes += bytes.len() as u64;
-                if Digest::of(&bytes) != digest {
+                report.bytes += size;
+                if found != digest {
                     report.found(name, "its bytes do not have the hash in its name");
                 }
             }
             Err(error) if error.is_not_found() => missing.push(name.clone()),
+            Err(error) if error.kind == StorageErrorKind::OutOfRange => {
+                report.found(name, format_args!("it does not have the {size} bytes that it should have"));
+            }
             Err(error) => return Err(error.into()),
         }
     }
     Ok(missing)
+}
+
+/// Of an object of this size, part by part.
+async fn digest_of(
+    store: &dyn ObjectStore,
+    key: &Key,
+    size: u64,
+    part_bytes: u64,
+) -> Result<Digest, StorageError> {
+    let mut hasher = DigestHasher::new();
+    let mut start = 0;
+    while start < size {
+        let end = size.min(start.saturating_add(part_bytes));
+        hasher.update(&store.get_range(key, start..end).await?);
+        start = end;
+    }
+    if size == 0 {
+        store.head(key).await?; // whether it is there
+    }
+    Ok(hasher.finish())
 }
 
 /// Reads back content objects and proves their hashes, for a credential that can do no more. One that a prune has removed
@@ -108,5 +135,25 @@ pub(super) async fn prove_hashes(repository: &Repository, created: &[(String, u6
     match report.findings.into_iter().next() {
         None => Ok(()),
         Some(finding) => Err(Error::damaged(finding.object, finding.what)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keepwell_storage::{Memory, Operation, Recording};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_large_object_is_hashed_part_by_part() {
+        let store = Recording::new(Memory::new());
+        let (key, bytes) = ("data/00/x".parse().unwrap(), &b"twenty-five bytes of pack"[..]);
+        store.put_new(&key, bytes.into()).await.unwrap();
+        assert_eq!(digest_of(&store, &key, 25, 10).await.unwrap(), Digest::of(bytes));
+        assert_eq!(store.reset().calls(Operation::GetRange), 3);
+        let shorter = digest_of(&store, &key, 26, 10).await.unwrap_err();
+        assert_eq!(shorter.kind, StorageErrorKind::OutOfRange);
+        let missing = "data/00/y".parse().unwrap();
+        assert!(digest_of(&store, &missing, 0, 10).await.unwrap_err().is_not_found());
     }
 }

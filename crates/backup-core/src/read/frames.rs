@@ -144,17 +144,21 @@ pub(crate) async fn fetch_stored(
     class: PackClass,
     pack: &PackRef,
 ) -> Result<Bytes, Error> {
-    let key = names::pack_key(class, &pack.name);
-    if pack.size > WHOLE_BYTES_MAX {
-        return Err(Error::damaged(key, "an index segment says that it is larger than any pack"));
+    fetch_whole(repository, &names::pack_key(class, &pack.name), pack.size).await
+}
+
+/// The same of a pack that no segment lists, by the size that a listing shows.
+pub(crate) async fn fetch_whole(repository: &Repository, key: &Key, size: u64) -> Result<Bytes, Error> {
+    if size > WHOLE_BYTES_MAX {
+        return Err(Error::damaged(key, format_args!("with {size} bytes it is larger than any pack")));
     }
-    fetch_range(repository, &key, 0..pack.size).await
+    fetch_range(repository, key, 0..size).await
 }
 
 async fn fetch_range(repository: &Repository, key: &Key, range: Range<u64>) -> Result<Bytes, Error> {
     match repository.store().get_range(key, range).await {
         Err(error) if error.kind == StorageErrorKind::OutOfRange => {
-            Err(Error::damaged(key, "it is shorter than an index segment says"))
+            Err(Error::damaged(key, "it is shorter than it should be"))
         }
         fetched => Ok(fetched?),
     }

@@ -9,7 +9,7 @@ pub(crate) use contents::Contents;
 pub use copies::Copies;
 pub(crate) use copies::CopySet;
 pub(crate) use frames::{
-    FetchedPack, FrameMemory, FrameReader, fetch_frames, fetch_pack, fetch_parts, fetch_stored,
+    FetchedPack, FrameMemory, FrameReader, fetch_frames, fetch_pack, fetch_parts, fetch_stored, fetch_whole,
 };
 pub(crate) use nodes::Nodes;
 

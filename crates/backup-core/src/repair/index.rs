@@ -13,6 +13,7 @@ use crate::Error;
 use crate::check::CheckReport;
 use crate::pack::{PackDirectory, chunk_from_frame, decode_frame};
 use crate::prune::by_place;
+use crate::read::fetch_whole;
 use crate::repository::{Repository, read_plans};
 use crate::write::{Ending, SEGMENT_ENTRIES_MAX, Session};
 
@@ -87,7 +88,7 @@ pub(super) async fn list_unlisted(
             if dead.contains(class, &name) || (is_listed && !unproved.contains(class, &name)) {
                 continue;
             }
-            match read_pack(repository, class, &name, &hints).await {
+            match read_pack(repository, class, (&name, info.size), &hints).await {
                 Ok(found) if is_listed && !found.is_sound => {}
                 Ok(found) => {
                     listed.take(&info.key, &found);
@@ -143,13 +144,13 @@ struct Found {
 async fn read_pack(
     repository: &Repository,
     class: PackClass,
-    name: &ContentName,
+    (name, size): (&ContentName, u64),
     hints: &[Arc<Segment>],
 ) -> Result<Found, Error> {
     let key = names::pack_key(class, name);
-    let stored = repository.store().get(&key).await?;
+    let stored = fetch_whole(repository, &key, size).await?;
     let is_sound = Digest::of(&stored) == name.digest();
-    let (size, header_len) = (stored.len() as u64, keepwell_crypto::header_len(&stored)?);
+    let header_len = keepwell_crypto::header_len(&stored)?;
     let header_len = u32::try_from(header_len).unwrap_or(u32::MAX);
     for domain in repository.access().domains() {
         let pack = PackRef { name: *name, size, header_len, domain: domain.id };

@@ -15,6 +15,7 @@ mod rotate;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
 use bytes::Bytes;
@@ -66,15 +67,16 @@ impl Repository {
         Ok(())
     }
 
-    /// The number for a new keyring of a member: one that no object has.
-    async fn next_keyring(&self, member: MemberId) -> Result<u64, Error> {
-        let mut next = 0;
-        for info in self.list(&format!("keys/{member}/")).await? {
-            if let Ok(ObjectName::Keyring { n, .. }) = info.key.as_str().parse() {
-                next = next.max(n + 1);
-            }
-        }
-        Ok(next)
+    /// The number for a new keyring of a member: above that of the one in force, and one that no object has.
+    async fn next_keyring(&self, chain: &Chain, member: MemberId) -> Result<u64, Error> {
+        let number = |key: &str| match key.parse() {
+            Ok(ObjectName::Keyring { n, .. }) => Some(n),
+            _ => None,
+        };
+        let listed = self.list(&format!("keys/{member}/")).await?;
+        let taken: BTreeSet<u64> = listed.iter().filter_map(|info| number(info.key.as_str())).collect();
+        let newest = chain.keyring(&member).and_then(|keyring| number(&keyring.name));
+        Ok(first_free(newest.map_or(0, |n| n + 1), &taken))
     }
 
     /// Gives every member that is not revoked a new keyring: as it is, changed by `change`, sealed to `owners`.
@@ -92,13 +94,19 @@ impl Repository {
         for member in in_force(chain) {
             let mut keyring = read_keyring(&self.records(), chain, member.id(), identity).await?;
             change(&mut keyring);
-            let n = self.next_keyring(member.id()).await?;
+            let n = self.next_keyring(chain, member.id()).await?;
             let (keyring, key, sealed) = seal_keyring(owners, &keyring, member, n)?;
             self.put_new(&key, Bytes::from(sealed)).await?;
             bodies.push(Body::Keyring { member: member.id(), keyring });
         }
         Ok(bodies)
     }
+}
+
+/// The first number from there on that is not taken. Not the one above all: whoever may create objects can have given away the
+/// largest that a name can carry, and nobody finds an object by a name with a larger one.
+fn first_free(from: u64, taken: &BTreeSet<u64>) -> u64 {
+    (from..).find(|n| !taken.contains(n)).unwrap_or(u64::MAX)
 }
 
 /// Members that are not revoked.

@@ -10,7 +10,7 @@ use keepwell_crypto::trust::{Body, Chain, Domain, Erase, Member};
 use keepwell_crypto::{DomainId, IdKey, Identity, MemberId, Recipient};
 use keepwell_storage::Key;
 
-use super::{erasable, in_force, reads};
+use super::{erasable, first_free, in_force, reads};
 use crate::Error;
 use crate::repository::{Repository, read_erasable};
 
@@ -205,5 +205,5 @@ impl Repository {
 /// The number for a new key object of a member.
 fn next(objects: &[(MemberId, u64)], member: &Member) -> u64 {
     let own = objects.iter().filter(|(whose, _)| *whose == member.id());
-    own.map(|(_, n)| n + 1).max().unwrap_or(0)
+    first_free(0, &own.map(|(_, n)| *n).collect())
 }

@@ -1,7 +1,6 @@
 //! Members: enrolling and revoking.
 
 use bytes::Bytes;
-use keepwell_catalog::names::ObjectName;
 use keepwell_crypto::keyfile::{KeyFile, MemberKeys, OwnerKeys};
 use keepwell_crypto::keyring::Keyring;
 use keepwell_crypto::trust::{Body, Member, Revoke, Roles};
@@ -9,7 +8,7 @@ use keepwell_crypto::{Identity, MemberId, SigningKey};
 
 use super::{in_force, reads};
 use crate::Error;
-use crate::repository::{Repository, reading_keyring, seal_keyring};
+use crate::repository::{Repository, read_own_ends, reading_keyring, seal_keyring};
 
 impl Repository {
     /// Makes the credential of a new member of the group. Nothing is stored: save it, for it exists nowhere else, and
@@ -49,7 +48,7 @@ impl Repository {
         }
         let keyring = Keyring { member: member.id(), ..readers };
         let keyring = if reads(member.roles) { keyring } else { keyring.without_read_keys() };
-        let n = self.next_keyring(member.id()).await?;
+        let n = self.next_keyring(&chain, member.id()).await?;
         let (reference, key, sealed) = seal_keyring(&chain.owner_recipients(), &keyring, &member, n)?;
         self.put_new(&key, Bytes::from(sealed)).await?;
         self.give_erasable(&chain, &member).await?;
@@ -95,12 +94,23 @@ impl Repository {
         Ok(first_refused)
     }
 
+    /// The number after a member's newest end that verifies, and after all that follow it without a gap, damaged or not: far
+    /// above these anybody who may create objects can have put something, and everything below would be believed for ever.
     async fn after_newest_end(&self, member: MemberId) -> Result<u64, Error> {
+        let numbers = read_own_ends(self, member).await?;
         let mut next = 0;
-        for info in self.list(&format!("commits/{member}/")).await? {
-            if let Ok(ObjectName::Commit(_, n)) = info.key.as_str().parse() {
-                next = next.max(n + 1);
+        for n in numbers.iter().rev() {
+            match self.read_end(member, *n).await {
+                Ok(_) => {
+                    next = n + 1;
+                    break;
+                }
+                Err(Error::Damaged { .. }) => {}
+                Err(error) => return Err(error),
             }
+        }
+        while numbers.binary_search(&next).is_ok() {
+            next += 1;
         }
         Ok(next)
     }

@@ -256,7 +256,7 @@ async fn forged_keys_with_the_recipient_of_a_domain_displace_nothing() {
         assert_eq!(id_of(&open(&world, key).await.unwrap()), genuine, "as {}", key.name);
     }
     owner.rotate_keys().await.unwrap();
-    forge(3).await; // below the genuine ones
+    forge(3).await; // which name the new recipient
     let bob = add_owner(&world.open(&world.key).await, "bob").await;
     let desk = enroll(&world.open(&bob).await, "desk", Roles::READER).await;
     reports.push((back_up_into(&world.open(&web).await, &tree("after"), domain).await, tree("after")));
@@ -357,4 +357,44 @@ async fn keys_that_another_owner_stores_meanwhile_go_too() {
     let erased = owner.erase_domain(domain, &[]).await.unwrap();
     assert_eq!(erased.gone.len(), given.len() + 1);
     assert_eq!(world.names("keys/erasable/").await, Vec::<String>::new());
+}
+
+/// Whoever may create objects can take the largest number that a name can carry. Keys that were stored above it nobody would
+/// find, and what was sealed to them nobody could read.
+#[tokio::test]
+async fn the_largest_number_keeps_nobody_from_the_next_keys() {
+    let world = World::new().await;
+    let reader = enroll(&world.repository, "reader", Roles::WRITER | Roles::READER).await;
+    let domain = world.repository.create_domain("tenant").await.unwrap();
+    let own = world.repository.access().member().unwrap();
+    for member in [own, member(&reader)] {
+        for name in [
+            names::erasable_key(domain, member, names::NUMBER_MAX),
+            names::keyring_key(member, names::NUMBER_MAX),
+        ] {
+            world.store.put_new(&name, Bytes::from_static(b"planted")).await.unwrap();
+        }
+    }
+    let owner = open(&world, &world.key).await.unwrap();
+    owner.rotate_keys().await.unwrap();
+    owner.rotate_keys().await.unwrap();
+    let repository = open(&world, &reader).await.unwrap();
+    let report = back_up_into(&repository, &tree("after the rotation"), domain).await;
+    for key in [&world.key, &reader] {
+        let repository = open(&world, key).await.unwrap();
+        let snapshot = snapshot_of(&repository, &report).await;
+        assert_eq!(restored(&repository, &snapshot).await, tree("after the rotation"));
+    }
+}
+
+#[tokio::test]
+async fn a_number_that_was_planted_makes_no_revocation_void() {
+    let world = World::new().await;
+    let key = enroll(&world.repository, "writer", Roles::WRITER).await;
+    let report = back_up(&open(&world, &key).await.unwrap(), &tree("before")).await;
+    let writer = member(&key);
+    let planted = names::commit_key(writer, names::NUMBER_MAX);
+    world.store.put_new(&planted, Bytes::from_static(b"planted")).await.unwrap();
+    let refused = world.repository.revoke(writer, None, "stolen").await.unwrap();
+    assert_eq!(refused, report.seq + 1);
 }

@@ -1,6 +1,6 @@
 //! How much of each pack is used.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use keepwell_catalog::{ContentName, IndexSet, PackClass, PackRef, Segment, names};
 
@@ -11,13 +11,16 @@ use crate::mark::Marks;
 /// another pack.
 pub(super) type PackId = (PackClass, ContentName);
 
+/// So many different things are heard of one pack: whoever writes may say any number.
+const SAID_MAX: usize = 16;
+
 /// One pack of the index.
 #[derive(Debug, Clone)]
 pub(super) struct PackUse {
     pub class: PackClass,
     pub name: ContentName,
     /// What segments say of it; where that is more than one thing, the pack alone tells which is so.
-    pub said: BTreeSet<PackRef>,
+    pub said: Vec<PackRef>,
     /// Stored bytes, as the store lists it; none if it is not there.
     pub size: u64,
     /// Stored bytes of frames that hold something live.
@@ -34,7 +37,7 @@ pub(super) struct PackUse {
 
 impl PackUse {
     fn new((class, name): PackId, size: u64) -> Self {
-        let said = BTreeSet::new();
+        let said = Vec::new();
         Self { class, name, said, size, live: 0, total: 0, plain: 0, live_entries: 0, segment: 0 }
     }
 
@@ -50,7 +53,7 @@ impl PackUse {
     /// Takes in what one segment says. Several list the same frames while a merge is not over, and any writer may list some
     /// again: they add up to nothing more. Frames that are longer than the pack are none.
     fn take(&mut self, number: usize, pack: PackRef, sums: &Sums) {
-        self.said.insert(pack);
+        self.hear(pack);
         if self.live_entries == 0 {
             self.segment = number;
         }
@@ -58,6 +61,22 @@ impl PackUse {
         self.live = self.live.saturating_add(sums.live);
         self.total = self.total.max(if sums.total <= self.size { sums.total } else { 0 });
         self.plain = self.plain.max(sums.plain);
+    }
+
+    /// What has the size that the store lists comes before what has not.
+    fn hear(&mut self, pack: PackRef) {
+        let size = self.size;
+        if self.said.contains(&pack) {
+            return;
+        }
+        if self.said.len() < SAID_MAX {
+            self.said.reserve_exact(1); // mostly it is the only one, and there may be a million packs
+            self.said.push(pack);
+        } else if pack.size == size
+            && let Some(other) = self.said.iter_mut().find(|other| other.size != size)
+        {
+            *other = pack;
+        }
     }
 
     /// No more of it is in use, or not, than there is of it, whatever was said.

@@ -1,8 +1,9 @@
 //! The hash table over the segments that are held in memory.
 //!
 //! Per entry: 52 bytes for the entry itself, and 6 to 10 for one slot of 5 bytes at 53 % to 80 % load. A miss touches
-//! one line of tags and nothing else, as a rule.
+//! one line of tags and nothing else, as a rule. A further entry of an id that is there takes up to 20 more.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use keepwell_crypto::ChunkId;
 use super::entry::IndexEntry;
 
 const SLOT_LEN: usize = size_of::<u8>() + size_of::<u32>();
+/// A step to another entry of the same id.
+const STEP_LEN: usize = 2 * size_of::<u32>() + size_of::<u8>();
 /// No entry in this slot.
 const EMPTY: u8 = 0;
 
@@ -22,6 +25,9 @@ pub(crate) struct Table {
     tags: Vec<u8>,
     /// Number of the entry over all runs.
     slots: Vec<u32>,
+    /// Of entries with one id only the first has a slot; this leads from each to another. How many there are, whoever signs a
+    /// segment decides: with slots of their own, each would have to be stepped over for the next.
+    next: HashMap<u32, u32>,
     runs: Vec<Run>,
     len: usize,
     /// A secret of this process: nobody can choose ids that collide.
@@ -44,7 +50,8 @@ impl Table {
 
     /// Bytes that it takes now.
     pub(crate) fn bytes(&self) -> u64 {
-        (self.len * size_of::<IndexEntry>() + self.tags.len() * SLOT_LEN) as u64
+        let steps = self.next.capacity() * STEP_LEN;
+        (self.len * size_of::<IndexEntry>() + self.tags.len() * SLOT_LEN + steps) as u64
     }
 
     /// Whether the numbers of so many more entries fit the slots.
@@ -75,18 +82,29 @@ impl Table {
         }
         let (mut slot, tag) = self.place(id);
         while self.tags[slot] != EMPTY {
-            if self.tags[slot] == tag {
-                let number = self.slots[slot];
-                let run = &self.runs[self.runs.partition_point(|run| run.start <= number) - 1];
-                let position = number - run.start;
-                let entry = &run.entries[position as usize];
-                if entry.id == *id {
-                    visit(run.segment, u64::from(position), entry)?;
+            if self.tags[slot] == tag && self.id_at(slot) == *id {
+                let mut number = Some(self.slots[slot]);
+                while let Some(at) = number {
+                    let (run, position) = self.entry(at);
+                    visit(run.segment, u64::from(position), &run.entries[position as usize])?;
+                    number = self.next.get(&at).copied();
                 }
+                return ControlFlow::Continue(());
             }
             slot = self.after(slot);
         }
         ControlFlow::Continue(())
+    }
+
+    /// The run of the entry with this number, and its position there.
+    fn entry(&self, number: u32) -> (&Run, u32) {
+        let run = &self.runs[self.runs.partition_point(|run| run.start <= number) - 1];
+        (run, number - run.start)
+    }
+
+    fn id_at(&self, slot: usize) -> ChunkId {
+        let (run, position) = self.entry(self.slots[slot]);
+        run.entries[position as usize].id
     }
 
     /// Grows by half at least, so that the load stays between 53 % and 80 %.
@@ -94,21 +112,25 @@ impl Table {
         let capacity = (self.tags.len() * 3 / 2).max(self.len * 5 / 4 + 8);
         self.tags = vec![EMPTY; capacity];
         self.slots = vec![0; capacity];
+        self.next = HashMap::new();
         self.index_from(0);
     }
 
-    /// Gives every entry with this number or a higher one its slot.
+    /// Gives every entry with this number or a higher one its slot, or its place behind the first with its id.
     fn index_from(&mut self, start: usize) {
         let first_run = self.runs.partition_point(|run| (run.start as usize) < start);
         for at in first_run..self.runs.len() {
             let entries = Arc::clone(&self.runs[at].entries);
             for (number, entry) in (self.runs[at].start..).zip(entries.iter()) {
                 let (mut slot, tag) = self.place(&entry.id);
-                while self.tags[slot] != EMPTY {
+                while self.tags[slot] != EMPTY && (self.tags[slot] != tag || self.id_at(slot) != entry.id) {
                     slot = self.after(slot);
                 }
-                self.tags[slot] = tag;
-                self.slots[slot] = number;
+                if self.tags[slot] == EMPTY {
+                    (self.tags[slot], self.slots[slot]) = (tag, number);
+                } else if let Some(second) = self.next.insert(self.slots[slot], number) {
+                    self.next.insert(number, second);
+                }
             }
         }
     }
@@ -168,6 +190,26 @@ mod tests {
         }
         run(9000..20_000).iter().for_each(|entry| assert!(found(&table, entry).is_empty()));
         assert!(found(&Table::default(), &runs[0][0]).is_empty());
+    }
+
+    /// With each of them in the way of the next, this would take minutes.
+    #[test]
+    fn one_id_may_have_any_number_of_entries() {
+        let seven = run(7..8)[0];
+        let same: Arc<[IndexEntry]> = (0..400_000).map(|n| IndexEntry { frame_offset: n, ..seven }).collect();
+        let mut table = Table::default();
+        for (segment, entries) in [run(0..10), Arc::clone(&same), run(10..9000)].into_iter().enumerate() {
+            table.insert_run(segment, entries);
+        }
+        let mut found = Vec::new();
+        let _ = table.visit(&seven.id, |segment, position, _| {
+            found.push((segment, position));
+            ControlFlow::<()>::Continue(())
+        });
+        assert_eq!(found[0], (0, 7), "the oldest comes first");
+        found.sort_unstable();
+        found.dedup();
+        assert_eq!(found.len(), same.len() + 1);
     }
 
     #[test]

@@ -134,6 +134,8 @@ async fn read_packs(
     let (repository, handle) = (repository.clone(), Handle::current());
     let task = tokio::task::spawn_blocking(move || {
         let listed = entries_listed(&index, packs.iter().map(|(_, pack)| pack.name).collect())?;
+        let largest = packs.iter().map(|(_, pack)| pack.size).max().unwrap_or(0);
+        let threads = repository.limits().threads.clamp(1, repository.packs_at_once(largest));
         let next = AtomicUsize::new(0);
         let results = Mutex::new(Vec::new());
         let run = || {
@@ -154,7 +156,7 @@ async fn read_packs(
             }
         };
         std::thread::scope(|scope| {
-            (0..repository.limits().threads.max(1)).for_each(|_| {
+            (0..threads).for_each(|_| {
                 scope.spawn(run);
             });
         });

@@ -153,6 +153,13 @@ impl Repository {
         let affordable = self.limits().memory_bytes / (2 * (self.limits().threads + 3));
         wanted.min(affordable).max(4 << 20)
     }
+
+    /// How many packs of up to so many bytes may be in memory at once, as they are stored; at least one. They take half of
+    /// the limit: a host with many threads, or one that reads what another with more memory wrote, has no room for one each.
+    pub(crate) fn packs_at_once(&self, largest_bytes: u64) -> usize {
+        let room = self.limits().memory_bytes as u64 / 2 / largest_bytes.max(1);
+        usize::try_from(room).unwrap_or(usize::MAX).max(1)
+    }
 }
 
 impl Builder {

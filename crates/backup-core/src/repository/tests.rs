@@ -218,3 +218,12 @@ async fn a_damaged_block_of_a_large_cached_segment_is_fetched_anew() {
     assert!((0..300_000).step_by(10).all(|n| repository.locate(&id(n)).unwrap().len() == 1));
     assert_eq!(world.store.reset().under(Operation::Get, "index").calls, 0, "and kept");
 }
+
+#[tokio::test]
+async fn packs_in_memory_take_half_of_the_limit_however_many_threads_there_are() {
+    let repository = World::new().await.repository; // of 64 MiB
+    for (pack_bytes, packs) in [(4 << 20, 8), (7 << 20, 4), (16 << 20, 2), (17 << 20, 1), (64 << 20, 1)] {
+        assert_eq!(repository.packs_at_once(pack_bytes), packs, "of {pack_bytes} bytes");
+    }
+    assert!(repository.packs_at_once(0) > 1000, "nothing is read");
+}

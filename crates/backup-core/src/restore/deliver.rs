@@ -7,11 +7,11 @@ use keepwell_catalog::PackRef;
 
 use super::Work;
 use super::job::Job;
-use super::packs::{self, Need, Packs};
+use super::packs::{self, Ahead, Need, Packs};
 use super::prepare::{self, Stretch};
 use crate::Error;
 
-/// Restores the content of these files, with as many threads as the limits allow.
+/// Restores the content of these files, with as many threads as the limits allow, and memory for packs.
 pub(super) fn deliver(work: &Work, jobs: &[Job]) -> Result<(), Error> {
     if jobs.is_empty() {
         return Ok(());
@@ -20,9 +20,12 @@ pub(super) fn deliver(work: &Work, jobs: &[Job]) -> Result<(), Error> {
     needs.sort_unstable_by_key(|n| (n.pack, n.frame_offset, n.offset, n.job, n.at));
     let groups: Vec<&[Need]> = needs.chunk_by(|a, b| a.pack == b.pack).collect();
     let next = AtomicUsize::new(0);
-    on_all_threads(work, || {
+    let at_once = work.repository.packs_at_once(packs.iter().map(|pack| pack.size).max().unwrap_or(0));
+    let threads = work.repository.limits().threads.clamp(1, at_once);
+    let ahead = if at_once / threads >= 2 { Ahead::OnePack } else { Ahead::Nothing };
+    on_threads(threads, || {
         let claim = || groups.get(next.fetch_add(1, Ordering::Relaxed)).copied();
-        let done = packs::deliver_each(work, &packs, claim, jobs);
+        let done = packs::deliver_each(work, &packs, claim, ahead, jobs);
         if done.is_err() {
             next.store(groups.len(), Ordering::Relaxed);
         }
@@ -40,7 +43,7 @@ fn prepared(work: &Work, jobs: &[Job]) -> Result<(Vec<Need>, Vec<PackRef>), Erro
     let shares: Vec<&[Stretch]> = prepare::shares(&stretches).collect();
     let (packs, needs) = (Mutex::new(Packs::default()), Mutex::new(Vec::new()));
     let next = AtomicUsize::new(0);
-    on_all_threads(work, || {
+    on_threads(work.repository.limits().threads.max(1), || {
         let (mut local, mut buffer) = (Vec::new(), Vec::new());
         while let Some(share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
             for stretch in *share {
@@ -59,11 +62,10 @@ fn prepared(work: &Work, jobs: &[Job]) -> Result<(Vec<Need>, Vec<PackRef>), Erro
     Ok((needs, packs.into_inner().unwrap_or_else(PoisonError::into_inner).list))
 }
 
-/// Runs the same on as many threads as the limits allow, and gives the first error.
-fn on_all_threads(work: &Work, run: impl Fn() -> Result<(), Error> + Sync) -> Result<(), Error> {
+/// Runs the same on so many threads, and gives the first error.
+fn on_threads(count: usize, run: impl Fn() -> Result<(), Error> + Sync) -> Result<(), Error> {
     std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..work.repository.limits().threads.max(1)).map(|_| scope.spawn(&run)).collect();
+        let threads: Vec<_> = (0..count).map(|_| scope.spawn(&run)).collect();
         let mut ended = Ok(());
         for thread in threads {
             let result = thread.join().unwrap_or_else(|_| Err(Error::Task("it panicked".to_owned())));

@@ -80,22 +80,36 @@ pub(super) fn locate_in(work: &Work, copy: &Repository, id: &ChunkId) -> Option<
     copy.locate(id).ok()?.into_iter().next()
 }
 
-/// Delivers what `claim` gives, group by group, each of one pack or of [`ELSEWHERE`]. The next pack is on its way while
-/// one is decoded, so there are two for each thread, as they are stored, and one frame as it is decoded.
+/// What a thread has on its way while it decodes a pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ahead {
+    Nothing,
+    /// The next pack, so that there are two for each thread, as they are stored.
+    OnePack,
+}
+
+/// Delivers what `claim` gives, group by group, each of one pack or of [`ELSEWHERE`]. Of a pack one frame is decoded at a
+/// time.
 pub(super) fn deliver_each<'g>(
     work: &Work,
     packs: &[PackRef],
     claim: impl Fn() -> Option<&'g [Need]>,
+    ahead: Ahead,
     jobs: &[Job],
 ) -> Result<(), Error> {
     let start = || claim().map(|group| (group, Fetching::start(work, packs, group)));
-    let mut ahead = start();
+    let mut next = start();
     let mut to = Delivery { work, jobs, memory: work.take_memory() };
-    while let Some((group, fetching)) = ahead {
-        ahead = start();
+    while let Some((group, fetching)) = next.take() {
+        if ahead == Ahead::OnePack {
+            next = start();
+        }
         match fetching {
             Some(fetching) => from_pack(&mut to, &work.repository, fetching)?,
             None => from_copies(&mut to, group)?,
+        }
+        if ahead == Ahead::Nothing {
+            next = start();
         }
     }
     work.keep_memory(to.memory);

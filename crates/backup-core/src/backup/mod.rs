@@ -173,7 +173,9 @@ fn run(repository: &Repository, source: &dyn Source, publisher: &mut Publisher) 
     let options = publisher.options.clone();
     let uploads = publisher.uploads.clone();
     let keys = repository.domain_for(options.domain)?;
-    let workers = repository.limits().threads.max(1);
+    // Their buffers take a quarter of the limit; their packs are smaller the more threads there are (`pack_bytes`).
+    let affordable = repository.limits().memory_bytes / 4 / worker::buffer_bytes(options.chunk_sizes).max(1);
+    let workers = repository.limits().threads.clamp(1, affordable.max(1));
     let chunker = Chunker::new(keys.id_key.gear_table(), options.chunk_sizes);
     let settings = |class| PackSettings::of(repository, class, keys.id, options.compression_level);
     let known = uploads.known();

@@ -13,7 +13,7 @@ use super::runs::{KEPT, Runs};
 use super::scan::Alarm;
 use crate::Error;
 use crate::cancel::Cancel;
-use crate::chunker::Chunker;
+use crate::chunker::{ChunkSizes, Chunker};
 use crate::error::one_line;
 use crate::monitor::Monitor;
 use crate::pack::FrameBuilder;
@@ -40,9 +40,14 @@ pub(super) struct Worker<'a> {
     buffer: Vec<u8>,
 }
 
+/// What a worker reads into: two of the largest chunks.
+pub(super) fn buffer_bytes(sizes: ChunkSizes) -> usize {
+    2 * sizes.max
+}
+
 impl<'a> Worker<'a> {
     pub fn new(shop: Shop<'a>, packer: Packer<'a>, results: Sender<Step>) -> Self {
-        let buffer = vec![0; 2 * shop.chunker.sizes().max];
+        let buffer = vec![0; buffer_bytes(shop.chunker.sizes())];
         Self { shop, packer, results, buffer }
     }
 

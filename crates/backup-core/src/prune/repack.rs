@@ -395,7 +395,7 @@ mod tests {
     #[test]
     fn packs_move_in_groups_of_so_many_entries_and_one_that_has_more_by_itself() {
         let pack = |n: u8, live_entries: u64| {
-            let (class, said) = (PackClass::Data, BTreeSet::new());
+            let (class, said) = (PackClass::Data, Vec::new());
             let name = ContentName::new(&Digest::from_bytes([n; 32]), [0; 4]);
             let used =
                 PackUse { class, name, said, size: 4, live: 1, total: 2, plain: 3, live_entries, segment: 0 };

@@ -196,7 +196,8 @@ mod tests {
     #[test]
     fn one_id_may_have_any_number_of_entries() {
         let seven = run(7..8)[0];
-        let same: Arc<[IndexEntry]> = (0..400_000).map(|n| IndexEntry { frame_offset: n, ..seven }).collect();
+        let same = (0..400_000).map(|n| IndexEntry { frame_offset: n, ..seven }).collect();
+        let same: Arc<Vec<IndexEntry>> = Arc::new(same);
         let mut table = Table::default();
         for (segment, entries) in [run(0..10), Arc::clone(&same), run(10..9000)].into_iter().enumerate() {
             table.insert_run(segment, entries);

@@ -32,9 +32,9 @@ const SMALL_AT_ONCE: usize = 16;
 /// For a few lookups, larger ones than this are read by ranges: the first costs two requests and 150 KB, and each further
 /// one mostly 64 KiB.
 const NEAR_BYTES_MAX: u64 = 4 << 20;
-/// Of the memory limit, so many 32nds are for the index: segments held decoded, about 270,000 entries with 256 MiB, and blocks
-/// of the others.
-const MEMORY_32NDS: usize = 3;
+/// Of the memory limit, this part is for the index: segments held decoded, about 360,000 entries with 256 MiB, and blocks of
+/// the others.
+const MEMORY_SHARE: usize = 8;
 
 /// The index as last read.
 pub(super) struct HeldIndex {
@@ -60,7 +60,7 @@ impl HeldIndex {
 }
 
 fn empty_index(memory_bytes: usize) -> Arc<IndexSet> {
-    Arc::new(IndexSet::new((memory_bytes / 32 * MEMORY_32NDS) as u64))
+    Arc::new(IndexSet::new((memory_bytes / MEMORY_SHARE) as u64))
 }
 
 impl Repository {

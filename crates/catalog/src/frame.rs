@@ -109,7 +109,11 @@ mod tests {
             let mut damaged = stored.clone();
             damaged[at] ^= 1;
             let _ = decompress("record", &damaged, 1000);
-            assert_eq!(decompress("record", &stored, 1000).unwrap(), [7; 1000], "after byte {at} was damaged");
+            assert_eq!(
+                decompress("record", &stored, 1000).unwrap(),
+                [7; 1000],
+                "after byte {at} was damaged"
+            );
         }
         let skippable = [&skippable_header(0x184D_2A50, 0)[..], &stored].concat();
         assert!(decompress("record", &skippable, 1000).is_err());

@@ -29,6 +29,10 @@ pub(super) struct Origin {
     /// Where that timeline began. Two servers that were recovered to different places may both have begun one of this number.
     #[serde(default)]
     pub begun: Option<String>,
+    /// Since when its server had counted (`pg_stat_archiver.stats_reset`). Two servers that were recovered to the same place
+    /// tell the same of their timelines, and each counts from its own recovery.
+    #[serde(default)]
+    pub counted: Option<String>,
     /// Files with damaged pages, by their paths in the snapshot, [`BAD_FILES_MAX`] and one at most.
     #[serde(default)]
     pub bad: Vec<String>,
@@ -39,12 +43,14 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// Whether its timeline is the one of this number that the server's history has, as far as both are known.
-    pub fn is_in(&self, history: Option<&History>) -> bool {
+    /// Whether its timeline is the one of this number that the server's history has, and the server the same, as far as both
+    /// are known. A recovery after a crash passes for another server: then everything is read once.
+    pub fn is_in(&self, history: Option<&History>, counted: Option<&str>) -> bool {
         let Some(timeline) = Timeline::new(self.timeline) else { return false };
         let own: Option<Lsn> = self.begun.as_deref().and_then(|begun| begun.parse().ok());
         let known = history.and_then(|history| history.begin_of(timeline));
-        timeline == Timeline::FIRST || (own.is_some() && own == known)
+        let is_same = self.counted.is_some() && self.counted.as_deref() == counted;
+        timeline == Timeline::FIRST || (is_same && own.is_some() && own == known)
     }
 }
 
@@ -112,21 +118,37 @@ mod tests {
             major: 17,
             timeline,
             begun: begun.map(str::to_owned),
+            counted: Some("1793.5".into()),
             bad: Vec::new(),
             start: "0/900".into(),
             stop: "0/999".into(),
             time: 5,
         };
         let third = history(3, "1\t0/500\tx\n2\t0/A00\tx\n").unwrap();
-        assert!(origin(1, None).is_in(Some(&third)) && origin(1, None).is_in(None));
-        assert!(origin(2, Some("0/500")).is_in(Some(&third)));
-        assert!(origin(3, Some("0/A00")).is_in(Some(&third)));
+        assert!(
+            origin(1, None).is_in(Some(&third), Some("1793.5"))
+                && origin(1, None).is_in(None, Some("1793.5"))
+        );
+        assert!(origin(2, Some("0/500")).is_in(Some(&third), Some("1793.5")));
+        assert!(origin(3, Some("0/A00")).is_in(Some(&third), Some("1793.5")));
         // Recovered to another place, and opened under the same number.
         assert!(
-            !origin(2, Some("0/400")).is_in(Some(&third)) && !origin(3, Some("0/B00")).is_in(Some(&third))
+            !origin(2, Some("0/400")).is_in(Some(&third), Some("1793.5"))
+                && !origin(3, Some("0/B00")).is_in(Some(&third), Some("1793.5"))
         );
-        assert!(!origin(2, None).is_in(Some(&third)), "an older version did not write it down");
-        assert!(!origin(2, Some("0/500")).is_in(None) && !origin(4, Some("0/A00")).is_in(Some(&third)));
+        assert!(
+            !origin(2, None).is_in(Some(&third), Some("1793.5")),
+            "an older version did not write it down"
+        );
+        assert!(
+            !origin(2, Some("0/500")).is_in(None, Some("1793.5"))
+                && !origin(4, Some("0/A00")).is_in(Some(&third), Some("1793.5"))
+        );
+        // Recovered to the same place.
+        for counted in [None, Some("1801.5")] {
+            assert!(!origin(2, Some("0/500")).is_in(Some(&third), counted));
+            assert!(origin(1, None).is_in(Some(&third), counted));
+        }
         let old = r#"{"system":"7","major":17,"timeline":1,"start":"0/28","stop":"0/99","time":5}"#;
         assert_eq!(serde_json::from_str::<Origin>(old).unwrap().begun, None);
     }
@@ -146,6 +168,7 @@ mod tests {
             major: 17,
             timeline: 1,
             begun: None,
+            counted: None,
             bad: vec!["data/base/5/5".into()],
             start: "0/28".into(),
             stop: "0/99".into(),

@@ -21,6 +21,8 @@ pub(super) struct Facts {
     pub segment_pages: u32,
     pub data_directory: Option<String>,
     pub summarize_wal: bool,
+    /// When the server began to count its archiver's work: anew whenever it recovers, and not where it was ended in order.
+    pub counted: Option<String>,
     pub settings: BTreeMap<String, String>,
 }
 
@@ -40,7 +42,8 @@ pub(super) async fn ask(client: &mut Client) -> Result<Facts, PgError> {
                (SELECT setting FROM pg_settings WHERE name = 'block_size') AS block, \
                (SELECT setting FROM pg_settings WHERE name = 'segment_size') AS segment, \
                (SELECT setting FROM pg_settings WHERE name = 'data_directory') AS directory, \
-               (SELECT setting FROM pg_settings WHERE name = 'summarize_wal') AS summaries";
+               (SELECT setting FROM pg_settings WHERE name = 'summarize_wal') AS summaries, \
+               (SELECT extract(epoch FROM stats_reset) FROM pg_stat_archiver) AS counted";
     let rows = client.query(sql, "ask for the server's settings").await?;
     let listed = format!("SELECT name, setting FROM pg_settings WHERE name IN ({RECOVERY_SETTINGS})");
     let settings = client.query(&listed, "ask for the server's settings").await?;
@@ -54,6 +57,7 @@ pub(super) async fn ask(client: &mut Client) -> Result<Facts, PgError> {
             segment_pages: number(&rows, "segment")?,
             data_directory: rows.first("directory").map(str::to_owned),
             summarize_wal: rows.first("summaries") == Some("on"),
+            counted: rows.first("counted").map(str::to_owned),
             settings: (0..settings.rows.len())
                 .filter_map(|row| {
                     Some((settings.text(row, 0)?.to_owned(), settings.text(row, 1)?.to_owned()))

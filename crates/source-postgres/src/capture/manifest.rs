@@ -135,6 +135,7 @@ mod tests {
             major: 15,
             timeline: 2,
             begun: None,
+            counted: None,
             bad: Vec::new(),
             start: "0/28".into(),
             stop: "0/99".into(),

@@ -228,6 +228,7 @@ impl PgSource {
             major: self.facts.server_version_num / 10_000,
             timeline: cluster.timeline.get(),
             begun: history.map(|history| history.begin().to_string()),
+            counted: self.facts.counted.clone(),
             bad: Vec::new(),
             start: cluster.start_lsn.to_string(),
             stop: cluster.stop_lsn.to_string(),
@@ -248,7 +249,7 @@ impl PgSource {
             format!("the last snapshot is of cluster {}", origin.system)
         } else if origin.major != major {
             format!("the last snapshot is of PostgreSQL {}", origin.major)
-        } else if self.has_summaries() && !origin.is_in(history) {
+        } else if self.has_summaries() && !origin.is_in(history, self.facts.counted.as_deref()) {
             // What changed is told along the server's own timelines. Page maps compare the pages themselves.
             format!("the last snapshot may be of another timeline {} than this server's", origin.timeline)
         } else if origin.bad.len() > BAD_FILES_MAX {

@@ -285,6 +285,7 @@ mod tests {
             major: 15,
             timeline: 1,
             begun: None,
+            counted: None,
             bad: Vec::new(),
             start: text(),
             stop: text(),

@@ -133,6 +133,7 @@ pub(super) async fn capture(
         major: source.facts.server_version_num / 10_000,
         timeline: ended.timeline.get(),
         begun: None,
+        counted: None,
         bad: Vec::new(),
         start: start.to_string(),
         stop: ended.stop.to_string(),

@@ -156,6 +156,7 @@ fn pages_are_compared_with_those_of_the_last_capture() {
         major: 15,
         timeline: 1,
         begun: None,
+        counted: None,
         bad: Vec::new(),
         start: "0/28".into(),
         stop: "0/99".into(),

@@ -242,12 +242,14 @@ impl Disk {
 
     fn is_durable(&self, path: &str, directory: BorrowedFd<'_>) -> bool {
         let known = self.durable.lock().unwrap_or_else(PoisonError::into_inner).get(path).copied();
-        known.is_some_and(|known| directory_id(directory).is_ok_and(|id| id == known))
+        known.is_some_and(|known| directory_id(directory).is_ok_and(|id| id == Some(known)))
     }
 
     fn remember_durable(&self, path: &str, directory: BorrowedFd<'_>) {
-        let Ok(id) = directory_id(directory) else { return };
         let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        // Asked while no deletion of this process can remove it: one that is gone already was forgotten before, and
+        // remembered now it would stand for the next of its name.
+        let Ok(Some(id)) = directory_id(directory) else { return };
         if durable.len() >= DURABLE_DIRECTORIES_MAX {
             durable.clear();
         }
@@ -255,9 +257,12 @@ impl Disk {
     }
 }
 
-fn directory_id(directory: BorrowedFd<'_>) -> Result<DirectoryId, Errno> {
-    let facts = rustix::fs::statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::INO | StatxFlags::BTIME)?;
-    Ok(DirectoryId(facts.stx_ino, facts.stx_btime.tv_sec, facts.stx_btime.tv_nsec))
+/// `None` for a directory that was removed.
+fn directory_id(directory: BorrowedFd<'_>) -> Result<Option<DirectoryId>, Errno> {
+    let asked = StatxFlags::INO | StatxFlags::BTIME | StatxFlags::NLINK;
+    let facts = rustix::fs::statx(directory, "", AtFlags::EMPTY_PATH, asked)?;
+    let id = DirectoryId(facts.stx_ino, facts.stx_btime.tv_sec, facts.stx_btime.tv_nsec);
+    Ok((facts.stx_nlink > 0).then_some(id))
 }
 
 #[async_trait]

@@ -121,6 +121,18 @@ async fn a_put_syncs_the_file_then_every_new_name() {
     }
 }
 
+/// A put makes its directory durable; before it says so, a deletion elsewhere removes the directory, and another put makes
+/// one of the same name, often with the inode and the time of the old.
+#[tokio::test]
+async fn a_directory_that_is_gone_is_not_remembered_as_durable() {
+    let (_directory, store) = new_store().await;
+    store.put_new(&key("a/b"), "x".into()).await.unwrap();
+    let removed = std::fs::File::open(store.path().join("a")).unwrap();
+    store.delete(&key("a/b")).await.unwrap();
+    store.disk.remember_durable("a", removed.as_fd());
+    assert!(store.disk.durable.lock().unwrap().is_empty());
+}
+
 fn with_sync_calls(store: &LocalFs, sync: SyncCalls) -> LocalFs {
     let root = store.disk.root.try_clone().unwrap();
     let mut disk = Disk::new(root, store.disk.path.clone());

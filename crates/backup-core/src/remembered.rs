@@ -10,7 +10,6 @@
 //! or looked up, again each time it is met.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::BuildHasherDefault;
 use std::io::Write;
 
 use keepwell_catalog::{IndexSet, PackClass, record_extents, walk_nodes};
@@ -21,7 +20,6 @@ use crate::cache::{CacheWriter, CachedFile};
 use crate::mark::{Visitor, places_of};
 use crate::read::Nodes;
 use crate::repository::Repository;
-use crate::write::IdHasher;
 
 const NAME: &str = "nodes";
 const MAGIC: &[u8; 8] = b"KWNODE\0\x02";
@@ -76,8 +74,9 @@ enum Known {
     New,
 }
 
-/// By the ids of nodes.
-type KnownNodes = HashMap<ChunkId, Known, BuildHasherDefault<IdHasher>>;
+/// By the ids of nodes. Hashed with a key of this process, as chunks below: whoever may write chooses the ids that a tree
+/// refers to, so none of their bits are a hash.
+type KnownNodes = HashMap<ChunkId, Known>;
 
 /// What a node refers to.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -97,7 +96,7 @@ pub(crate) struct Remembered {
     new_len: u64,
     nodes: KnownNodes,
     /// Chunks that were met. A hostile tree may name a node as content, so these are apart.
-    chunks: HashSet<ChunkId, BuildHasherDefault<IdHasher>>,
+    chunks: HashSet<ChunkId>,
     /// Those that are not looked up yet.
     waiting: Vec<ChunkId>,
     /// Nodes that were read because nothing was remembered of them.
@@ -338,6 +337,7 @@ fn read_refs(nodes: &Nodes, id: &ChunkId) -> Result<Refs, Error> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::hash::BuildHasher;
 
     use keepwell_catalog::Location;
 
@@ -441,6 +441,19 @@ mod tests {
             // Each changes one chunk, and the nodes on the way to it.
             assert!(chunks < 3000 + 20 && nodes < 300, "{chunks} chunks, {nodes} nodes");
         });
+    }
+
+    #[test]
+    fn ids_that_begin_alike_do_not_fall_together() {
+        let remembered = block_on(async { Remembered::load(&World::new().await.repository) });
+        let [one, other] = [1, 2].map(|last| {
+            let mut id = [7; ChunkId::LEN];
+            id[ChunkId::LEN - 1] = last;
+            ChunkId::from_bytes(id)
+        });
+        let (nodes, chunks) = (remembered.nodes.hasher(), remembered.chunks.hasher());
+        assert_ne!(nodes.hash_one(one), nodes.hash_one(other));
+        assert_ne!(chunks.hash_one(one), chunks.hash_one(other));
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! Which chunks need not be stored again.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use keepwell_catalog::{CatalogError, IndexSet, PackSet};
 use keepwell_crypto::ChunkId;
@@ -13,7 +12,7 @@ const SHARDS: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Known {
     basis: RwLock<Basis>,
-    session: Vec<Mutex<HashSet<ChunkId, BuildHasherDefault<IdHasher>>>>,
+    session: Vec<Mutex<HashSet<ChunkId>>>,
 }
 
 #[derive(Debug)]
@@ -64,31 +63,8 @@ impl Known {
         basis.index.contains_live(id, &basis.condemned)
     }
 
-    fn shard(
-        &self,
-        id: &ChunkId,
-    ) -> std::sync::MutexGuard<'_, HashSet<ChunkId, BuildHasherDefault<IdHasher>>> {
+    fn shard(&self, id: &ChunkId) -> MutexGuard<'_, HashSet<ChunkId>> {
         let shard = usize::from(id.as_bytes()[31]) % SHARDS;
         self.session[shard].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Ids are keyed hashes already: their first eight bytes will do.
-#[derive(Debug, Default)]
-pub(crate) struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 ^= value;
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        if let Some(first) = bytes.first_chunk::<8>() {
-            self.0 ^= u64::from_le_bytes(*first);
-        }
     }
 }

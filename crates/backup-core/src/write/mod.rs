@@ -5,7 +5,7 @@ mod packer;
 mod session;
 mod uploads;
 
-pub(crate) use known::{IdHasher, Known};
+pub(crate) use known::Known;
 pub(crate) use packer::{OWN_FRAME_MIN, PackSettings, Packer};
 pub(crate) use session::{BEAT_EVERY, Ending, Session, fence};
 pub(crate) use uploads::{SEGMENT_ENTRIES_MAX, Uploads, name_of};

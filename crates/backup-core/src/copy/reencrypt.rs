@@ -45,7 +45,7 @@ struct Present {
     ids: BTreeSet<SnapshotId>,
     /// Dataset and time of capture, for a credential that cannot read manifests.
     captures: BTreeSet<([u8; 16], i64)>,
-    /// Originals of which there are only copies that lack something: what the best of them lacks.
+    /// Originals of which there are only copies that lack something: what the best of them lacks, as far as that is named.
     short: BTreeMap<SnapshotId, Vec<MapKey>>,
 }
 
@@ -106,8 +106,11 @@ impl Repository {
         Ok(report)
     }
 
-    /// Whether the content of one of these items at least can be read.
+    /// Whether the content of one of these items at least can be read. Where nothing says what is lacking, it may be.
     async fn gives_any(&self, snapshot: &Snapshot, keys: Vec<MapKey>) -> Result<bool, Error> {
+        if keys.is_empty() {
+            return Ok(true);
+        }
         let source = self.snapshot_source(snapshot).await?;
         let task = tokio::task::spawn_blocking(move || keys.iter().any(|key| source.gives(key)));
         self.unless_cancelled(async { task.await.map_err(|e| Error::Task(e.to_string())) }).await
@@ -170,7 +173,9 @@ impl Present {
 
     fn note_short(&mut self, original: SnapshotId, lacking: Vec<MapKey>) {
         let best = self.short.entry(original).or_insert_with(|| lacking.clone());
-        if lacking.len() < best.len() {
+        // Of one that names nothing it is not known how much it lacks.
+        let rank = |keys: &[MapKey]| (keys.is_empty(), keys.len());
+        if rank(&lacking) < rank(best) {
             *best = lacking;
         }
     }
@@ -212,4 +217,23 @@ fn identities(id: SnapshotId, manifest: &Manifest) -> impl Iterator<Item = Snaps
 fn origin_snapshot(manifest: &Manifest) -> Option<SnapshotId> {
     let id = manifest.extra.get(EXTRA_ORIGIN_SNAPSHOT)?;
     Some(SnapshotId::from_bytes(id.as_slice().try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::key;
+
+    #[test]
+    fn a_copy_that_does_not_name_what_it_lacks_is_not_the_best() {
+        let (id, mut present) = (SnapshotId::from_bytes([1; 32]), Present::default());
+        let mut best = |lacking: &[&str]| {
+            present.note_short(id, lacking.iter().map(|path| key(path)).collect());
+            present.short[&id].clone()
+        };
+        assert!(best(&[]).is_empty());
+        assert_eq!(best(&["a", "b"]), [key("a"), key("b")]);
+        assert_eq!(best(&["c"]), [key("c")]);
+        assert_eq!(best(&[]), [key("c")]);
+    }
 }

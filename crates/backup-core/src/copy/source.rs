@@ -60,35 +60,17 @@ impl Source for SnapshotSource {
         Ok(Preflight::default())
     }
 
+    /// The problems of the capture come last: a manifest names the first thousand, and of those of the copy itself it has to
+    /// be known which they are, so that they are tried again.
     fn walk(&self, visit: &mut dyn FnMut(Found) -> ControlFlow<()>) -> Result<(), SourceError> {
+        if self.walk_items(visit)?.is_break() {
+            return Ok(());
+        }
         for problem in &self.manifest.problems {
             let Ok(key) = MapKey::from_bytes(problem.key.as_slice()) else { continue };
             if visit(Found::Problem { key, message: problem.message.clone() }).is_break() {
-                return Ok(());
+                break;
             }
-        }
-        let mut waiting: Option<Waiting> = None;
-        let walked = for_each_raw(&self.tree.reader(), |raw| match raw {
-            Raw::More { value, .. } => {
-                if let Some(waiting) = &mut waiting {
-                    waiting.hash(value);
-                }
-                Ok(Step::Next)
-            }
-            Raw::Entry { key, value } => {
-                let next = Waiting::new(key, value)?;
-                if let Some(done) = waiting.replace(next)
-                    && visit(done.found()).is_break()
-                {
-                    waiting = None;
-                    return Ok(Step::Stop);
-                }
-                Ok(Step::Next)
-            }
-        });
-        walked.map_err(failed)?;
-        if let Some(last) = waiting {
-            let _ = visit(last.found());
         }
         Ok(())
     }
@@ -102,6 +84,39 @@ impl Source for SnapshotSource {
         entry.content.clear();
         (entry.size, entry.more_extents) = (0, 0);
         Ok(Some(Opened { entry, content }))
+    }
+}
+
+impl SnapshotSource {
+    fn walk_items(
+        &self,
+        visit: &mut dyn FnMut(Found) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, SourceError> {
+        let mut ended = ControlFlow::Continue(());
+        let mut waiting: Option<Waiting> = None;
+        let walked = for_each_raw(&self.tree.reader(), |raw| match raw {
+            Raw::More { value, .. } => {
+                if let Some(waiting) = &mut waiting {
+                    waiting.hash(value);
+                }
+                Ok(Step::Next)
+            }
+            Raw::Entry { key, value } => {
+                let next = Waiting::new(key, value)?;
+                if let Some(done) = waiting.replace(next)
+                    && visit(done.found()).is_break()
+                {
+                    (waiting, ended) = (None, ControlFlow::Break(()));
+                    return Ok(Step::Stop);
+                }
+                Ok(Step::Next)
+            }
+        });
+        walked.map_err(failed)?;
+        if let Some(last) = waiting {
+            ended = visit(last.found());
+        }
+        Ok(ended)
     }
 }
 

@@ -398,6 +398,35 @@ async fn a_copy_of_a_damaged_snapshot_is_incomplete_and_tried_again() {
     assert_eq!(wanted().await, 0);
 }
 
+/// A manifest names a thousand problems, and the original has as many.
+#[tokio::test]
+async fn a_copy_that_lacks_something_beside_a_thousand_problems_is_tried_again() {
+    let (from, middle, to) = (World::new().await, World::new().await, World::new().await);
+    let lost = |tree: TreeModel, n: u32| tree.with(&format!("lost/{n:04}"), Thing::file(n.to_string()));
+    let tree = (0..1000).fold(TreeModel::default(), lost);
+    back_up(&from.repository, &tree).await;
+    let packs = from.names("data/").await;
+    back_up(&from.repository, &tree.with("whole", Thing::file("whole"))).await;
+    for name in &packs {
+        from.delete(name).await;
+    }
+    let newest = from.repository.snapshots().await.unwrap().pop().unwrap();
+    let copied = from.repository.copy_snapshots(&middle.repository, &[newest], &options("not used")).await;
+    assert_eq!(copied.unwrap().copied[0].unread, 1000);
+
+    let packs = middle.names("data/").await;
+    assert_eq!(packs.len(), 1, "`whole` alone was copied");
+    let pack = packs[0].parse().unwrap();
+    let saved = middle.store.get(&pack).await.unwrap();
+    middle.delete(pack.as_str()).await;
+    assert_eq!(copy(&middle, &to.repository).await.copied[0].unread, 1);
+    let again = copy(&middle, &to.repository).await;
+    assert_eq!((again.copied.len(), again.failed.len()), (0, 1), "as much as that is there: {again:?}");
+    middle.store.put_new(&pack, saved).await.unwrap();
+    assert_eq!(copy(&middle, &to.repository).await.copied[0].unread, 0);
+    assert_eq!(copy(&middle, &to.repository).await.skipped.len(), 1);
+}
+
 #[tokio::test]
 async fn problems_of_the_capture_stay_known_in_the_copy() {
     #[derive(Debug)]

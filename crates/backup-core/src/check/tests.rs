@@ -13,8 +13,8 @@ use keepwell_storage::ObjectStore;
 use super::{CheckOptions, ReadData, remembered_proofs};
 use crate::env::{Clock, SystemClock, Timestamp};
 use crate::monitor::Monitor;
-use crate::testing::{Thing, TreeModel, World, back_up, block_on, data_pack, noise, say};
-use crate::{Cache, Cancel, Error, Limits, Repository, Verdict, retain};
+use crate::testing::{Thing, TreeModel, World, back_up, block_on, data_pack, noise, say, say_malformed};
+use crate::{Cache, Cancel, Error, Limits, PruneOptions, Repository, Verdict, retain};
 
 const EVERYTHING: CheckOptions = CheckOptions { read: ReadData::Everything };
 
@@ -92,6 +92,29 @@ fn what_is_said_falsely_of_a_pack_affects_no_snapshot() {
             assert!(report.damaged_snapshots.is_empty() && report.damaged_paths.is_empty(), "{report:?}");
         });
     }
+}
+
+/// One that is too large to be decoded when it is opened.
+#[test]
+fn a_large_segment_that_is_malformed_is_damage_and_stops_nothing() {
+    block_on(async {
+        let world = World::new().await;
+        let hostile = world.enrol_writer().await;
+        back_up(&world.repository, &tree("one", 1)).await;
+        let (pack, _) = data_pack(&world.repository);
+        let segment = say_malformed(&hostile, pack, 100_000).await;
+        let repository = world.open(&world.key).await;
+        let report = repository.check(EVERYTHING).await.unwrap();
+        let objects: Vec<&str> = report.findings.iter().map(|finding| finding.object.as_str()).collect();
+        assert!(objects.contains(&segment.as_str()), "{objects:?}");
+        assert!(objects.iter().all(|object| *object == segment.as_str()), "{objects:?}");
+        assert!(report.damaged_snapshots.is_empty(), "{report:?}");
+
+        back_up(&repository, &tree("other", 2)).await;
+        repository.prune(PruneOptions::default()).await.unwrap();
+        let cached = repository.cache().list("index");
+        assert!(cached.iter().all(|name| !segment.as_str().ends_with(name.as_str())), "{cached:?}");
+    });
 }
 
 /// Says the time that it was set to; time that passes is a minute for each look.

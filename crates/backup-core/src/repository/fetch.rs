@@ -18,11 +18,27 @@ const PART_BYTES: u64 = 16 << 20;
 const BLOCK_BYTES: usize = 64 << 10;
 
 impl Repository {
-    /// Fetches and decrypts a segment of this size into the cache, proving that it has the bytes its name says.
+    /// Fetches and decrypts a segment of this size into the cache, proving that it has the bytes its name says, and that
+    /// every entry of it can be read: who signs a segment may put anything into its blocks, and whoever looks something up
+    /// later could do no more than fail.
     ///
     /// Costs a request, or one for every 16 MiB, and of memory no more than one such part, whatever the size: unless the cache
     /// cannot be written.
     pub(super) async fn fetch_segment(&self, name: &ContentName, size: u64) -> Result<CachedFile, Error> {
+        let file = self.fetch_plain(name, size).await?;
+        let proved = self.prove_entries(&file);
+        if proved.is_err() {
+            self.cache().remove(&cached_name(name));
+        }
+        proved.map(|()| file)
+    }
+
+    fn prove_entries(&self, file: &CachedFile) -> Result<(), Error> {
+        let segment = self.open_segment(Box::new(file.clone()))?;
+        Ok(segment.iter().try_for_each(|entry| entry.map(|_| ()))?)
+    }
+
+    async fn fetch_plain(&self, name: &ContentName, size: u64) -> Result<CachedFile, Error> {
         let key = names::index_key(self.group(), name);
         let sealed = match self.fetch_in_parts(&key, name, size).await? {
             Some(sealed) => sealed,

@@ -14,7 +14,7 @@ use keepwell_crypto::trust::Roles;
 use keepwell_storage::{Memory, ObjectStore, Recording};
 
 pub(crate) use hooked::{Hook, Hooked};
-pub(crate) use index::{data_pack, say};
+pub(crate) use index::{data_pack, say, say_malformed};
 pub(crate) use paired::Paired;
 pub(crate) use target::MemoryTarget;
 pub(crate) use tree::{MemorySource, Part, Thing, TreeModel, assert_same, key, noise, tree_model};

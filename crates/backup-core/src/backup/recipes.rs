@@ -9,7 +9,7 @@ use keepwell_crypto::{Digest, MemberId, SealWriter};
 use super::encoded::Encoded;
 use crate::Error;
 use crate::cache::{Cache, CacheWriter, CachedFile};
-use crate::repository::Repository;
+use crate::repository::{Repository, fetch_bounded};
 use crate::write::Uploads;
 
 /// Plain bytes per object in `state/`.
@@ -145,7 +145,7 @@ pub(super) async fn download(
     let mut out = repository.cache().create(&cache_name(tag))?;
     for name in parts {
         let key = names::state_key(writer, name);
-        let sealed = repository.store().get(&key).await?;
+        let sealed = fetch_bounded(repository.store(), &key).await?;
         // Anybody can seal something to us. That this is what we once wrote, only the hash in our signed commit tells.
         if Digest::of(&sealed) != name.digest() {
             return Err(Error::damaged(&key, "its bytes do not have the hash in its name"));

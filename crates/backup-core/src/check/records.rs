@@ -8,13 +8,13 @@ use keepwell_catalog::{
 };
 use keepwell_crypto::trust::{Chain, Roles};
 use keepwell_crypto::{Digest, MemberId, Signed, StoreId};
-use keepwell_storage::{Key, ObjectStore};
+use keepwell_storage::{Key, ObjectInfo, ObjectStore};
 
 use super::history::check_chain;
 use super::scrub::ScrubReport;
 use crate::Error;
 use crate::prune::live_ends;
-use crate::repository::{End, RepositoryHint, verify_end};
+use crate::repository::{End, RepositoryHint, fetch_bounded, fetch_listed, verify_end};
 
 /// What the records of a store say should be there.
 #[derive(Default)]
@@ -36,6 +36,8 @@ pub(super) struct Records {
 struct Reader<'r> {
     store: &'r dyn ObjectStore,
     chain: &'r Chain,
+    /// Names and sizes of all objects.
+    stored: &'r BTreeMap<String, u64>,
     /// What the hint says; records of another store are out of place.
     store_id: Option<StoreId>,
     report: &'r mut ScrubReport,
@@ -50,7 +52,7 @@ pub(super) async fn verify(
 ) -> Result<Records, Error> {
     let store_id = check_hint(store, chain, report).await?;
     check_keyrings(store, chain, &mut |key, what| report.found(key, what)).await?;
-    let mut reader = Reader { store, chain, store_id, report };
+    let mut reader = Reader { store, chain, stored, store_id, report };
     let mut records = Records::default();
     for name in stored.keys() {
         if let Ok(parsed) = name.parse() {
@@ -116,11 +118,11 @@ async fn difference(
     key: &Key,
     digest: Digest,
 ) -> Result<Option<&'static str>, Error> {
-    match store.get(key).await {
+    match fetch_bounded(store, key).await {
         Ok(bytes) if Digest::of(&bytes) == digest => Ok(None),
-        Ok(_) => Ok(Some("its bytes are not those that the trust chain names")),
-        Err(error) if error.is_not_found() => Ok(Some("it is missing")),
-        Err(error) => Err(error.into()),
+        Ok(_) | Err(Error::Damaged { .. }) => Ok(Some("its bytes are not those that the trust chain names")),
+        Err(Error::Storage(error)) if error.is_not_found() => Ok(Some("it is missing")),
+        Err(error) => Err(error),
     }
 }
 
@@ -211,13 +213,18 @@ impl Reader<'_> {
         }
     }
 
-    /// `None` for what was deleted since it was listed.
-    async fn fetch(&self, name: &str) -> Result<Option<bytes::Bytes>, Error> {
+    /// `None` for what was deleted since it was listed, and for what is larger than any record, which is a finding.
+    async fn fetch(&mut self, name: &str) -> Result<Option<bytes::Bytes>, Error> {
         let key: Key = name.parse().map_err(|e| Error::damaged(name, e))?;
-        match self.store.get(&key).await {
+        let size = self.stored.get(name).copied().unwrap_or(0);
+        match fetch_listed(self.store, &ObjectInfo { key, size, modified: None }).await {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error.into()),
+            Err(Error::Storage(error)) if error.is_not_found() => Ok(None),
+            Err(error @ Error::Damaged { .. }) => {
+                self.report.found(name, crate::error::one_line(&error));
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use keepwell_catalog::{Manifest, MapKey, Problem, dataset_tag, names};
+use keepwell_catalog::{Manifest, MapKey, Problem, dataset_tag};
 use keepwell_crypto::SnapshotId;
 
 use crate::Error;
@@ -126,9 +126,7 @@ impl Repository {
         let source = self.snapshot_source(snapshot).await?;
         let mut extra = manifest.extra.clone();
         if !extra.contains_key(EXTRA_ORIGIN_SNAPSHOT) {
-            let (writer, n) = snapshot.place();
-            let commit = self.store().get(&names::commit_key(writer, n)).await?;
-            extra.insert(EXTRA_ORIGIN.to_owned(), commit.to_vec());
+            extra.insert(EXTRA_ORIGIN.to_owned(), self.commit_bytes(snapshot).await?);
             extra.insert(EXTRA_ORIGIN_SNAPSHOT.to_owned(), snapshot.id.as_bytes().to_vec());
         }
         let options = BackupOptions {

@@ -14,7 +14,7 @@ use keepwell_crypto::trust::Chain;
 use keepwell_storage::{Key, ObjectInfo, ObjectStore, list_all};
 
 use crate::Error;
-use crate::repository::Repository;
+use crate::repository::{Repository, fetch_bounded, fetch_listed};
 
 /// What is larger is neither a keyring nor the keys of a domain: nobody decodes it.
 const KEYS_MAX: u64 = 8 << 20;
@@ -49,7 +49,7 @@ impl Repository {
 pub(super) async fn refuse_other_trust(chain: &Chain, store: &dyn ObjectStore) -> Result<(), Error> {
     for info in list_all(store, "trust/").await? {
         let Ok(ObjectName::Trust(n)) = info.key.as_str().parse() else { continue };
-        if chain.record_digest(n) != Some(Digest::of(&store.get(&info.key).await?)) {
+        if chain.record_digest(n) != Some(Digest::of(&fetch_listed(store, &info).await?)) {
             return Err(Error::TrustApart { object: info.key.to_string() });
         }
     }
@@ -115,7 +115,7 @@ async fn missing_records(
     let mut records = Vec::new();
     for n in from.map_or(0, |from| from.head().0 + 1)..=chain.head().0 {
         let key = names::trust_key(n);
-        let bytes = origin.store().get(&key).await?;
+        let bytes = fetch_bounded(origin.store(), &key).await?;
         if chain.record_digest(n) != Some(Digest::of(&bytes)) {
             return Err(Error::damaged(&key, "it is another record than was read a moment ago"));
         }
@@ -184,10 +184,10 @@ fn belongs_there(chain: &Chain, said: &Said, info: &ObjectInfo) -> bool {
 
 /// Stores an object under its own name in another store. The same bytes are as good; others are an error.
 async fn put_same(store: &dyn ObjectStore, key: &Key, bytes: Bytes) -> Result<(), Error> {
-    let found = match store.get(key).await {
-        Err(error) if error.is_not_found() => match store.put_new(key, bytes.clone()).await {
+    let found = match fetch_bounded(store, key).await {
+        Err(Error::Storage(error)) if error.is_not_found() => match store.put_new(key, bytes.clone()).await {
             // An answer was lost, or another copy is at work.
-            Err(error) if error.is_already_exists() => store.get(key).await?,
+            Err(error) if error.is_already_exists() => fetch_bounded(store, key).await?,
             stored => return Ok(stored?),
         },
         found => found?,

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use keepwell_storage::{Key, ObjectStore};
 
 use crate::Error;
+use crate::repository::fetch_bounded;
 
 /// Makes the object have these bytes, the very ones that it was made of, unless what is there `is_sound`. `true` if it
 /// was put.
@@ -18,16 +19,16 @@ pub(super) async fn put_exactly(
     bytes: Bytes,
     is_sound: impl Fn(&[u8]) -> bool,
 ) -> Result<bool, Error> {
-    match store.get(key).await {
+    match fetch_bounded(store, key).await {
         Ok(found) if found == bytes || is_sound(&found) => return Ok(false),
-        Ok(_) => store.delete(key).await?,
-        Err(error) if error.is_not_found() => {}
-        Err(error) => return Err(error.into()),
+        Ok(_) | Err(Error::Damaged { .. }) => store.delete(key).await?,
+        Err(Error::Storage(error)) if error.is_not_found() => {}
+        Err(error) => return Err(error),
     }
     match store.put_new(key, bytes.clone()).await {
         Ok(()) => Ok(true),
         // The answer to an earlier attempt was lost, or somebody else was at it.
-        Err(error) if error.is_already_exists() && store.get(key).await? == bytes => Ok(true),
+        Err(error) if error.is_already_exists() && fetch_bounded(store, key).await? == bytes => Ok(true),
         Err(error) => Err(error.into()),
     }
 }

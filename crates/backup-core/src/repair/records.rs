@@ -14,7 +14,7 @@ use super::vital::restore_vital;
 use crate::Error;
 use crate::check::{CheckReport, prove_object};
 use crate::prune::needed_state;
-use crate::repository::{Repository, Snapshot, SnapshotState, read_ends, verify_end};
+use crate::repository::{Repository, Snapshot, SnapshotState, fetch_bounded, read_ends, verify_end};
 use crate::transfer::manifest_bytes;
 use crate::write::{Ending, Session, fence};
 
@@ -48,7 +48,10 @@ async fn from_mirror(repository: &Repository, mirror: &Repository) -> Result<u64
         keys.sort_by_key(|key| (!key.as_str().ends_with(".kept"), key.clone()));
         let wanted = wanted(repository, prefix).await?;
         for key in keys {
-            let bytes = mirror.store().get(&key).await?;
+            let bytes = match fetch_bounded(mirror.store(), &key).await {
+                Err(Error::Damaged { .. }) => continue, // larger than anything that would be sound
+                fetched => fetched?,
+            };
             let chain = repository.chain();
             let is_sound = |bytes: &[u8]| prove_object(&chain, repository.store_id(), &key, bytes).is_ok();
             let is_here = repository.exists(&key).await?;
@@ -158,10 +161,11 @@ pub(super) async fn end_again(
 /// The list of a session: nothing if there is none, and nothing within if it is not sound.
 async fn read_list(repository: &Repository, writer: MemberId, n: u64) -> Result<Option<Option<List>>, Error> {
     let key = names::list_key(writer, n);
-    let bytes = match repository.store().get(&key).await {
+    let bytes = match fetch_bounded(repository.store(), &key).await {
         Ok(bytes) => bytes,
-        Err(error) if error.is_not_found() => return Ok(None),
-        Err(error) => return Err(error.into()),
+        Err(Error::Storage(error)) if error.is_not_found() => return Ok(None),
+        Err(Error::Damaged { .. }) => return Ok(Some(None)),
+        Err(error) => return Err(error),
     };
     if prove_object(&repository.chain(), repository.store_id(), &key, &bytes).is_err() {
         return Ok(Some(None));

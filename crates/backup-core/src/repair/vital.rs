@@ -11,7 +11,7 @@ use keepwell_storage::{Key, ObjectStore, list_all};
 use super::put::put_exactly;
 use crate::Error;
 use crate::env::Timestamp;
-use crate::repository::{RepositoryHint, read_chain, verify_end};
+use crate::repository::{RepositoryHint, fetch_bounded, read_chain, verify_end};
 
 /// So many commits that verify say which store it is.
 const ENDS_READ: usize = 20;
@@ -60,10 +60,10 @@ pub async fn restore_vital(
 }
 
 async fn get(store: &dyn ObjectStore, key: &Key) -> Result<Option<Bytes>, Error> {
-    match store.get(key).await {
+    match fetch_bounded(store, key).await {
         Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(Error::Storage(error)) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -85,7 +85,7 @@ async fn restore_chain(
     };
     for n in 0..=there.head().0 {
         let key = names::trust_key(n);
-        let bytes = copy.get(&key).await?;
+        let bytes = fetch_bounded(copy, &key).await?;
         let next = advanced(&chain, &bytes)?;
         let found = get(store, &key).await?;
         if let Some(found) = found.filter(|found| *found != bytes)

@@ -1,6 +1,7 @@
 //! An open repository: its store, its keys, its index.
 
 mod access;
+mod bounded;
 mod create;
 mod ends;
 mod fetch;
@@ -36,6 +37,7 @@ pub use open::{Builder, RepositoryHint};
 pub(crate) use snapshots::in_order;
 pub use snapshots::{Snapshot, SnapshotState};
 
+pub(crate) use bounded::{fetch_bounded, fetch_listed};
 pub(crate) use create::seal_keyring;
 pub(crate) use ends::{
     Before, End, OwnEnds, read_before, read_ends, read_ends_anew, read_own_ends, verify_end,
@@ -262,10 +264,14 @@ impl Repository {
     /// the name (a response was lost) count as success.
     pub(crate) async fn put_own(&self, key: &Key, body: impl Into<Bytes>) -> Result<bool, Error> {
         let body: Bytes = body.into();
+        bounded::check_fits(key, &body)?;
         match self.store().put_new(key, body.clone()).await {
             Ok(()) => Ok(true),
             Err(error) if error.is_already_exists() && !planted("own-412-fails") => {
-                Ok(self.store().get(key).await? == body || planted("own-412-is-ours"))
+                match fetch_bounded(self.store(), key).await {
+                    Err(Error::Damaged { .. }) => Ok(false),
+                    found => Ok(found? == body || planted("own-412-is-ours")),
+                }
             }
             Err(error) => Err(error.into()),
         }

@@ -7,8 +7,8 @@ use keepwell_catalog::{Kept, PackSet, Plan};
 use keepwell_crypto::trust::Roles;
 use keepwell_storage::{Key, ObjectInfo};
 
-use super::Repository;
 use super::seen::Reading;
+use super::{Repository, fetch_bounded, fetch_listed};
 use crate::Error;
 
 /// How often a listing of `gc/` is begun anew because a plan was merged while it was read.
@@ -118,7 +118,7 @@ async fn read<T>(
 ) -> Result<T, Error> {
     match name.suffix() {
         Some(_) => reading.read(repository, info, prove).await,
-        None => prove(&repository.store().get(&info.key).await?),
+        None => prove(&fetch_listed(repository.store(), info).await?),
     }
 }
 
@@ -142,7 +142,7 @@ pub(crate) fn may_be_condemned(name: &str) -> bool {
 
 /// The names that the verdict on a plan releases, as the store says now; the plan itself need not exist any more.
 pub(crate) async fn read_verdict(repository: &Repository, name: PlanName) -> Result<BTreeSet<String>, Error> {
-    let bytes = repository.store().get(&names::kept_key(name)).await?;
+    let bytes = fetch_bounded(repository.store(), &names::kept_key(name)).await?;
     prove_verdict(repository, name, &bytes)
 }
 

@@ -4,9 +4,9 @@
 //! store. That an object *exists* is never concluded from the cache: whoever needs to know lists the store.
 
 use bytes::Bytes;
-use keepwell_storage::{Key, ObjectStore};
+use keepwell_storage::{Key, ObjectInfo, ObjectStore};
 
-use super::Repository;
+use super::{Repository, fetch_listed};
 use crate::Error;
 use crate::cache::Cache;
 
@@ -20,19 +20,23 @@ pub(crate) struct Records<'a> {
 }
 
 impl Records<'_> {
-    /// What `prove` makes of a record. A cached one that it refuses is dropped and fetched anew.
+    /// What `prove` makes of a record. A cached one that it refuses is dropped and fetched anew, after a look at its size.
     pub async fn get<T>(self, key: &Key, prove: impl Fn(&[u8]) -> Result<T, Error>) -> Result<T, Error> {
         if let Some(found) = self.cached(key, &prove) {
             return Ok(found);
         }
-        self.fetch(key, prove).await
+        self.fetch(&self.store.head(key).await?, prove).await
     }
 
-    /// The same from the store, whatever is cached.
-    pub async fn fetch<T>(self, key: &Key, prove: impl Fn(&[u8]) -> Result<T, Error>) -> Result<T, Error> {
-        let bytes = self.store.get(key).await?;
+    /// The same of one that was listed, from the store, whatever is cached.
+    pub async fn fetch<T>(
+        self,
+        info: &ObjectInfo,
+        prove: impl Fn(&[u8]) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let bytes = fetch_listed(self.store, info).await?;
         let proved = prove(&bytes)?;
-        self.keep(key, &bytes);
+        self.keep(&info.key, &bytes);
         Ok(proved)
     }
 

@@ -58,7 +58,7 @@ impl Reading {
                 _ => {}
             }
         }
-        let (proved, digest) = repository.records().fetch(&info.key, prove).await?;
+        let (proved, digest) = repository.records().fetch(info, prove).await?;
         self.add(info, &digest);
         Ok(proved)
     }

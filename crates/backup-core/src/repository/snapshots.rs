@@ -101,7 +101,7 @@ impl Repository {
     /// that the store tells, or else by those of the commits. Copies and rewritten snapshots stand where the first did.
     ///
     /// A damaged manifest does not hide its snapshot. Commits that do not verify, and those of revoked writers, are reported
-    /// to the monitor and left out. Costs two listings, and two requests per snapshot where the cache does not hold its
+    /// to the monitor and left out. Costs two listings, and three requests per snapshot where the cache does not hold its
     /// records.
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>, Error> {
         self.unless_cancelled(self.list_snapshots()).await

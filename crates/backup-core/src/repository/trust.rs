@@ -9,6 +9,7 @@ use keepwell_crypto::{ChunkKind, CryptoError, Digest, Identity, MemberId, Recipi
 use keepwell_storage::{Key, ObjectStore};
 
 use super::records::Records;
+use super::{fetch_bounded, fetch_listed};
 use crate::Error;
 use crate::cache::Cache;
 
@@ -64,7 +65,7 @@ pub(crate) async fn advance_chain(records: &Records<'_>, chain: &mut Chain) -> R
                 return Err(missing(known, next, Some(&info.key)));
             }
             if next > known {
-                let bytes = records.store.get(&key).await?;
+                let bytes = fetch_listed(records.store, info).await?;
                 chain.advance(&bytes)?;
                 records.keep(&key, &bytes);
             }
@@ -223,10 +224,11 @@ pub(crate) async fn read_erasable(
     let reads = member.roles.intersects(Roles::READER | Roles::KEEPER);
     let mut first = None;
     for key in objects {
-        let sealed = match store.get(key).await {
+        let sealed = match fetch_bounded(store, key).await {
             Ok(sealed) => sealed,
-            Err(error) if error.is_not_found() => continue, // erased meanwhile
-            Err(error) => return Err(error.into()),
+            Err(Error::Storage(error)) if error.is_not_found() => continue, // erased meanwhile
+            Err(Error::Damaged { .. }) => continue,                         // larger than any keys
+            Err(error) => return Err(error),
         };
         let opened = opened_by(identity, &sealed, KEYS_MAX)?;
         let Some(keys) = opened.ok().and_then(|bytes| DomainKeys::from_bytes(&bytes).ok()) else { continue };

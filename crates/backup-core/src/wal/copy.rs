@@ -6,13 +6,13 @@ use bytes::Bytes;
 use keepwell_catalog::wal::{self, WalName, WalPlace};
 use keepwell_crypto::MemberId;
 use keepwell_crypto::trust::Member;
-use keepwell_storage::{Key, ObjectInfo};
+use keepwell_storage::ObjectInfo;
 use tokio::task::JoinSet;
 
 use super::trim::WalFloor;
 use super::{Archived, WalReader, WalWriter};
 use crate::Error;
-use crate::repository::Repository;
+use crate::repository::{Repository, fetch_listed};
 
 /// Pieces on their way at once; each takes at most some 32 MiB.
 const COPIES_MAX: usize = 4;
@@ -80,7 +80,7 @@ impl Repository {
                 round.take(self, joined(ended), report)?;
             }
             let (from, to) = (self.clone(), target.clone());
-            running.spawn(async move { copy_piece(&from, &to, &info.key).await });
+            running.spawn(async move { copy_piece(&from, &to, &info).await });
         }
         while let Some(ended) = running.join_next().await {
             round.take(self, joined(ended), report)?;
@@ -206,11 +206,12 @@ fn joined(ended: Result<Result<Copied, Error>, tokio::task::JoinError>) -> Resul
 /// Nothing damaged is copied, as far as the credential can read: under the name of the piece it would stand for it for ever.
 /// What stands under the name by then is proved likewise where it has other bytes: a piece is sealed anew each time, so that
 /// the same content may have others.
-async fn copy_piece(from: &Repository, to: &Repository, key: &Key) -> Result<Copied, Error> {
-    let bytes = match from.store().get(key).await {
+async fn copy_piece(from: &Repository, to: &Repository, info: &ObjectInfo) -> Result<Copied, Error> {
+    let key = &info.key;
+    let bytes = match fetch_listed(from.store(), info).await {
         Ok(bytes) => bytes,
-        Err(error) if error.is_not_found() => return Ok(Copied::Gone),
-        Err(error) => return Err(error.into()),
+        Err(Error::Storage(error)) if error.is_not_found() => return Ok(Copied::Gone),
+        Err(error) => return Err(error),
     };
     let name: WalName = key.as_str().parse().map_err(|e| Error::damaged(key, e))?;
     if from.can_read() {
@@ -257,7 +258,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use async_trait::async_trait;
-    use keepwell_storage::{Memory, ObjectStore, Operation};
+    use keepwell_storage::{Key, Memory, ObjectStore, Operation};
 
     use super::*;
     use crate::Cancel;
@@ -395,7 +396,8 @@ mod tests {
         let world = origin().await;
         let [target, _] = targets(&world).await;
         let key = piece_of(&world.repository, 4).await.key();
-        let copied = async || copy_piece(&world.repository, &target, &key).await;
+        let listed = world.store.head(&key).await.unwrap();
+        let copied = async || copy_piece(&world.repository, &target, &listed).await;
         assert!(matches!(copied().await, Ok(Copied::Stored(_))));
         assert_eq!(
             copied().await.unwrap(),

@@ -10,7 +10,7 @@ use keepwell_crypto::trust::Roles;
 use keepwell_crypto::{CryptoError, MemberId, SealWriter};
 
 use crate::Error;
-use crate::repository::Repository;
+use crate::repository::{Repository, fetch_listed};
 
 /// Archived at the speed of the log: compression must not become its limit.
 const LEVEL: i32 = 1;
@@ -78,7 +78,7 @@ async fn bound_cluster(
     tag: &[u8; 16],
 ) -> Result<Option<(u64, u64)>, Error> {
     let Some(last) = repository.list(&wal::cluster_prefix(writer, tag)).await?.pop() else { return Ok(None) };
-    let bytes = repository.store().get(&last.key).await?;
+    let bytes = fetch_listed(repository.store(), &last).await?;
     let damaged = |reason: &dyn std::fmt::Display| Error::damaged(&last.key, reason);
     let signed = keepwell_crypto::Signed::from_bytes(&bytes).map_err(|e| damaged(&e))?;
     repository

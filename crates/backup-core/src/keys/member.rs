@@ -1,14 +1,18 @@
 //! Members: enrolling and revoking.
 
 use bytes::Bytes;
+use keepwell_catalog::{Commit, names};
 use keepwell_crypto::keyfile::{KeyFile, MemberKeys, OwnerKeys};
 use keepwell_crypto::keyring::Keyring;
 use keepwell_crypto::trust::{Body, Member, Revoke, Roles};
-use keepwell_crypto::{Identity, MemberId, SigningKey};
+use keepwell_crypto::{Identity, MemberId, Signed, SigningKey};
 
 use super::{in_force, reads};
 use crate::Error;
 use crate::repository::{Repository, read_own_ends, reading_keyring, seal_keyring};
+
+/// So many numbers that a member has left unused are ended when it is revoked. Sessions that died leave one each.
+const UNUSED_MAX: u64 = 1000;
 
 impl Repository {
     /// Makes the credential of a new member of the group. Nothing is stored: save it, for it exists nowhere else, and
@@ -68,7 +72,9 @@ impl Repository {
 
     /// Refuses the commits of a member from a number on, and from now on takes its word for nothing else.
     ///
-    /// `first_refused: None` believes everything that it has committed so far. What it could decrypt it still can, wherever
+    /// `first_refused: None` believes everything that it has committed so far. Numbers below that it has not used are ended,
+    /// so that whoever has its key commits nothing there later; [`Error::Invalid`] if they are too many for that, as when
+    /// somebody has used a very large one: then say from which on to refuse. What it could decrypt it still can, wherever
     /// it finds it: see [`Repository::rotate_keys`] for what comes after. Gives the first number that is refused, which
     /// may be that of an earlier revocation if that one refuses more.
     pub async fn revoke(
@@ -78,7 +84,7 @@ impl Repository {
         reason: &str,
     ) -> Result<u64, Error> {
         const ACTION: &str = "revoke members";
-        self.owner_keys(ACTION)?;
+        let owner = self.owner_keys(ACTION)?;
         let mut chain = self.refreshed_chain().await?;
         let refused = chain.revoked_from(&member);
         let first_refused = match (first_refused, refused) {
@@ -86,12 +92,33 @@ impl Repository {
             (None, Some(n)) => n,
             (None, None) => self.after_newest_end(member).await?,
         };
-        if let Some(earlier) = refused.filter(|earlier| *earlier <= first_refused) {
-            return Ok(earlier);
+        let earlier = refused.filter(|earlier| *earlier <= first_refused);
+        let first_refused = earlier.unwrap_or(first_refused);
+        let unused = self.unused_below(member, first_refused).await?;
+        if earlier.is_none() {
+            let revoke = Revoke { member, first_refused, reason: reason.to_owned() };
+            self.append(&mut chain, ACTION, Body::Revoke(revoke)).await?;
         }
-        let revoke = Revoke { member, first_refused, reason: reason.to_owned() };
-        self.append(&mut chain, ACTION, Body::Revoke(revoke)).await?;
+        for n in unused {
+            let fence = Commit::fence(self.store_id(), member, n, self.now());
+            let signed = Signed::sign(&owner.root, self.id(), Commit::KIND, fence.encode()).to_bytes();
+            self.put_record(&names::commit_key(member, n), signed).await?;
+        }
         Ok(first_refused)
+    }
+
+    /// The numbers below this one that no end of the member has.
+    async fn unused_below(&self, member: MemberId, next: u64) -> Result<Vec<u64>, Error> {
+        let mut used = read_own_ends(self, member).await?;
+        used.retain(|n| *n < next);
+        let count = next - used.len() as u64;
+        if count > UNUSED_MAX {
+            return Err(Error::Invalid(format!(
+                "member {member} has left {count} numbers below {next} unused, and whoever has its key could still \
+                 commit there; refuse its commits from a lower number on"
+            )));
+        }
+        Ok((0..next).filter(|n| used.binary_search(n).is_err()).collect())
     }
 
     /// The number after a member's newest end that verifies, and after all that follow it without a gap, damaged or not: far

@@ -9,6 +9,7 @@ use keepwell_storage::{Key, Memory, ObjectStore, Operation};
 use crate::testing::{
     Hook, Hooked, MemorySource, Thing, TreeModel, World, back_up, options, restored, snapshot_of,
 };
+use crate::write::{Ending, Session, fence};
 use crate::{BackupOptions, Error, PruneOptions, Repository};
 
 fn tree(content: &str) -> TreeModel {
@@ -385,6 +386,38 @@ async fn the_largest_number_keeps_nobody_from_the_next_keys() {
         let snapshot = snapshot_of(&repository, &report).await;
         assert_eq!(restored(&repository, &snapshot).await, tree("after the rotation"));
     }
+}
+
+/// A session that died has a number below the newest commit, and its claim is there for whoever has the key.
+#[tokio::test]
+async fn nothing_is_committed_under_an_unused_number_of_a_revoked_member() {
+    let world = World::new().await;
+    let key = enroll(&world.repository, "writer", Roles::WRITER).await;
+    let desk = open(&world, &key).await.unwrap();
+    back_up(&desk, &tree("first")).await;
+    let left_open = Session::claim(&desk).await.unwrap();
+    let newest = back_up(&desk, &tree("newest")).await;
+    assert!(left_open.n() < newest.seq);
+    let refused = world.repository.revoke(member(&key), None, "stolen").await.unwrap();
+    assert_eq!(refused, newest.seq + 1);
+    let late = left_open.end(Ending::index_only(Vec::new())).await;
+    assert!(matches!(late, Err(Error::Fenced { .. })), "{late:?}");
+    let owner = world.open(&world.key).await;
+    assert_eq!(owner.snapshots().await.unwrap().len(), 2, "what it had committed stays");
+    assert!(owner.check(crate::CheckOptions::default()).await.unwrap().is_sound());
+}
+
+#[tokio::test]
+async fn a_member_that_has_used_a_very_large_number_is_revoked_from_a_lower_one_on() {
+    let world = World::new().await;
+    let key = enroll(&world.repository, "writer", Roles::WRITER).await;
+    let desk = open(&world, &key).await.unwrap();
+    let report = back_up(&desk, &tree("before")).await;
+    assert!(fence(&desk, member(&key), names::NUMBER_MAX - 1, Vec::new()).await.unwrap());
+    let all = world.repository.revoke(member(&key), None, "stolen").await;
+    assert!(matches!(all, Err(Error::Invalid(_))), "{all:?}");
+    let from = report.seq + 1;
+    assert_eq!(world.repository.revoke(member(&key), Some(from), "stolen").await.unwrap(), from);
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ const EXAMPLES: &str = "\
 Examples:
   keepwell key revoke web1                what it backed up so far stays
   keepwell key revoke web1 --refuse-all   nor that: its host was taken over
+  keepwell key revoke web1 --from 41      what it backed up before number 41 stays
   keepwell key revoke bob                 an owner
 
 Then the keys are rotated: what is written from now on, the revoked cannot read. What it
@@ -28,6 +29,9 @@ pub struct Args {
     /// Also refuse what it backed up so far
     #[arg(long)]
     refuse_all: bool,
+    /// Also refuse what it backed up from this number on, the SEQ that `show` says
+    #[arg(long, value_name = "SEQ", conflicts_with = "refuse_all")]
+    from: Option<u64>,
     /// Why, for the record
     #[arg(long, default_value = "")]
     reason: String,
@@ -51,7 +55,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
                 let complaint = Complaint::failed("a member cannot revoke itself");
                 return Err(complaint.hint("Use the key file of an owner.").into());
             }
-            let from = repository.revoke(id, args.refuse_all.then_some(0), &args.reason).await?;
+            let first_refused = args.from.or(args.refuse_all.then_some(0));
+            let from = repository.revoke(id, first_refused, &args.reason).await?;
             repository.rotate_keys().await?;
             (id, Some(from))
         }
@@ -63,6 +68,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     ctx.printer.line(format_args!("revoked {} ({id}) and rotated the keys", args.who));
     match first_refused {
         Some(0) => ctx.printer.say("Nothing that it backed up counts any more."),
+        Some(from) if args.from.is_some() => {
+            ctx.printer.say(format_args!("What it backed up before number {from} stays."));
+        }
         Some(_) => ctx.printer.say("What it backed up so far stays."),
         None => {}
     }

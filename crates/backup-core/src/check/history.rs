@@ -100,6 +100,9 @@ async fn check_lists(
     Ok(())
 }
 
+/// So many missing numbers in a row are named: a stolen key may sign something under the largest of all.
+pub(super) const MISSING_MAX: usize = 100;
+
 /// Every number of a writer has an end or an open session, and ends name the hashes of those before them. A fence by a
 /// keeper may stand where a repair found an end that nobody could read.
 pub(super) fn check_chain(
@@ -111,10 +114,13 @@ pub(super) fn check_chain(
     let mut last: BTreeMap<MemberId, u64> = BTreeMap::new();
     for end in ends {
         let expected = last.get(&end.writer).map_or(0, |n| n + 1);
-        for missing in expected..end.n {
+        for missing in (expected..end.n).take(MISSING_MAX) {
             if !open.contains(&(end.writer, missing)) {
                 found(names::commit_key(end.writer, missing), "it is missing, and later ones exist");
             }
+        }
+        if end.n.saturating_sub(expected) > MISSING_MAX as u64 {
+            found(names::commit_key(end.writer, end.n), "far more numbers before it are missing than these");
         }
         last.insert(end.writer, end.n);
         for (n, digest) in &end.commit.previous {

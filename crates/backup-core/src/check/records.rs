@@ -10,7 +10,7 @@ use keepwell_crypto::trust::{Chain, Roles};
 use keepwell_crypto::{Digest, MemberId, Signed, StoreId};
 use keepwell_storage::{Key, ObjectInfo, ObjectStore};
 
-use super::history::check_chain;
+use super::history::{MISSING_MAX, check_chain};
 use super::scrub::ScrubReport;
 use crate::Error;
 use crate::prune::live_ends;
@@ -324,7 +324,7 @@ impl Records {
     /// Retirements without gaps; a snapshot that none names has its manifest.
     fn check_retirements(&self, stored: &BTreeMap<String, u64>, report: &mut ScrubReport) {
         let newest = self.retired.keys().next_back().map_or(0, |n| n + 1);
-        for n in (0..newest).filter(|n| !self.retired.contains_key(n)) {
+        for n in (0..newest).filter(|n| !self.retired.contains_key(n)).take(MISSING_MAX) {
             report.found(names::retired_key(n), "it is missing, and later ones exist");
         }
         let retired = self.retired.values().flatten().copied().collect();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keepwell_catalog::retention::{RetentionPolicy, Slots};
-use keepwell_catalog::{IndexEntry, PackClass, PackRef};
+use keepwell_catalog::{IndexEntry, PackClass, PackRef, names};
 use keepwell_crypto::{ChunkId, DomainId};
 use keepwell_storage::ObjectStore;
 
@@ -14,6 +14,7 @@ use super::{CheckOptions, ReadData, remembered_proofs};
 use crate::env::{Clock, SystemClock, Timestamp};
 use crate::monitor::Monitor;
 use crate::testing::{Thing, TreeModel, World, back_up, block_on, data_pack, noise, say, say_malformed};
+use crate::write::fence;
 use crate::{Cache, Cancel, Error, Limits, PruneOptions, Repository, Verdict, retain};
 
 const EVERYTHING: CheckOptions = CheckOptions { read: ReadData::Everything };
@@ -114,6 +115,21 @@ fn a_large_segment_that_is_malformed_is_damage_and_stops_nothing() {
         repository.prune(PruneOptions::default()).await.unwrap();
         let cached = repository.cache().list("index");
         assert!(cached.iter().all(|name| !segment.as_str().ends_with(name.as_str())), "{cached:?}");
+    });
+}
+
+/// Whoever has a key, or may create objects, can use the largest of them.
+#[test]
+fn numbers_that_nobody_reached_are_no_endless_findings() {
+    block_on(async {
+        let world = World::new().await;
+        let hostile = world.enrol_writer().await;
+        let (writer, largest) = (hostile.writer().unwrap(), names::NUMBER_MAX - 1);
+        assert!(fence(&hostile, writer, largest, Vec::new()).await.unwrap());
+        let planted = Bytes::from_static(b"planted");
+        world.store.put_new(&names::retired_key(largest), planted).await.unwrap();
+        let report = world.open(&world.key).await.examine(ReadData::Nothing).await.unwrap();
+        assert!((2..500).contains(&report.findings.len()), "{}", report.findings.len());
     });
 }
 

@@ -47,8 +47,8 @@ async fn settle(repository: &Repository, fence_after: Duration, patience: Patien
     let first = open_sessions(repository).await?;
     let mut waiting: BTreeMap<(MemberId, u64), (u64, Duration)> = BTreeMap::new();
     let begun = repository.clock().monotonic();
-    for (session, beat) in first {
-        waiting.insert(session, (beat, begun));
+    for (session, beats) in first {
+        waiting.insert(session, (beats, begun));
     }
     while !waiting.is_empty() {
         let now = repository.clock().monotonic();
@@ -71,13 +71,13 @@ async fn settle(repository: &Repository, fence_after: Duration, patience: Patien
         tokio::time::sleep(POLL.min(fence_after)).await;
         let open = open_sessions(repository).await?;
         let now = repository.clock().monotonic();
-        waiting.retain(|session, (beat, _)| {
-            let newest = open.get(session);
-            newest.is_some_and(|newest| patience == Patience::Ended || newest == beat)
+        waiting.retain(|session, (beats, _)| {
+            let listed = open.get(session);
+            listed.is_some_and(|listed| patience == Patience::Ended || listed == beats)
         });
-        for (session, (beat, since)) in &mut waiting {
-            if let Some(newest) = open.get(session).filter(|newest| **newest > *beat) {
-                (*beat, *since) = (*newest, now);
+        for (session, (beats, since)) in &mut waiting {
+            if let Some(listed) = open.get(session).filter(|listed| **listed > *beats) {
+                (*beats, *since) = (*listed, now);
             }
         }
     }
@@ -108,13 +108,13 @@ pub(crate) async fn sweep(repository: &Repository) -> Result<u64, Error> {
     delete_all(repository, &done.map(|(_, info)| info.key.to_string()).collect::<Vec<_>>()).await
 }
 
-/// Sessions without an end, with their newest beat.
+/// Sessions without an end, each with the number of its signs of life. Not with the largest: whoever may create objects could
+/// have taken that, and no later beat would count.
 pub(crate) async fn open_sessions(repository: &Repository) -> Result<Open, Error> {
     let mut open = Open::new();
     for info in repository.list("sessions/").await? {
-        if let Ok(ObjectName::Session { writer, n, k }) = info.key.as_str().parse() {
-            let beat = open.entry((writer, n)).or_default();
-            *beat = (*beat).max(k);
+        if let Ok(ObjectName::Session { writer, n, .. }) = info.key.as_str().parse() {
+            *open.entry((writer, n)).or_default() += 1;
         }
     }
     for info in repository.list("commits/").await? {
@@ -123,4 +123,29 @@ pub(crate) async fn open_sessions(repository: &Repository) -> Result<Open, Error
         }
     }
     Ok(open)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use keepwell_catalog::names;
+    use keepwell_storage::ObjectStore;
+
+    use super::*;
+    use crate::testing::World;
+    use crate::write::Session;
+
+    #[tokio::test]
+    async fn a_beat_under_the_largest_number_hides_no_later_one() {
+        let world = World::new().await;
+        let session = Session::claim(&world.repository).await.unwrap();
+        let place = (session.writer(), session.n());
+        let signs_of_life = async |k: u64| {
+            let key = names::session_key(place.0, place.1, k);
+            world.store.put_new(&key, Bytes::from_static(b"beat")).await.unwrap();
+            open_sessions(&world.repository).await.unwrap()[&place]
+        };
+        let planted = signs_of_life(names::NUMBER_MAX).await;
+        assert!(signs_of_life(1).await > planted);
+    }
 }

@@ -6,7 +6,7 @@ use keepwell_catalog::{
     CommitKind, ContentName, Entry, EntryKind, Extent, IndexEntry, Manifest, MapBuilder, PackClass, PackRef,
     SegmentBuilder, names, push_entry, seal_record, snapshot_id,
 };
-use keepwell_crypto::{ChunkId, DomainId};
+use keepwell_crypto::{ChunkId, Digest, DomainId};
 use keepwell_storage::ObjectStore;
 
 use super::PruneOptions;
@@ -243,6 +243,23 @@ fn a_false_description_of_a_pack_neither_stops_a_prune_nor_misleads_it() {
             assert_same(&restored(&fresh, &snapshot).await, &tree(1).as_restored());
         });
     }
+}
+
+#[test]
+fn packs_that_are_only_claimed_are_not_counted() {
+    block_on(async {
+        let world = World::new().await;
+        let hostile = world.enrol_writer().await;
+        back_up(&world.repository, &tree(1)).await;
+        let (pack, entries) = data_pack(&world.repository);
+        let claimed = PackRef { name: ContentName::new(&Digest::of(b"nowhere"), [1; 4]), ..pack };
+        let of_nobody = IndexEntry { id: ChunkId::from_bytes([9; 32]), ..entries[0] };
+        say(&hostile, PackClass::Data, claimed, &[of_nobody], false).await;
+        let there = world.names("data/").await.len() + world.names("meta/").await.len();
+        let pruned = world.open(&world.key).await.prune(thorough()).await.unwrap();
+        assert_eq!((pruned.packs, pruned.packs_unused), (there as u64, 0), "{pruned:?}");
+        assert_eq!((pruned.objects_deleted, pruned.bytes_freed), (0, 0), "{pruned:?}");
+    });
 }
 
 /// A merge that is not over lists everything twice, and any writer may list it again, or with false lengths.

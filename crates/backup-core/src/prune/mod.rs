@@ -80,7 +80,7 @@ impl Default for PruneOptions {
 /// What a prune did, or would do.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PruneReport {
-    /// Packs before.
+    /// Packs before: those that the index lists and that are there.
     pub packs: u64,
     /// Their stored bytes.
     pub pack_bytes: u64,
@@ -88,13 +88,13 @@ pub struct PruneReport {
     pub unused_bytes: u64,
     /// Tree nodes that were read to find that out: those that the last prune on this host did not come across.
     pub nodes_read: u64,
-    /// Packs that hold nothing that is needed.
+    /// Of these, packs that hold nothing that is needed.
     pub packs_unused: u64,
     /// Packs of which the rest was moved to new packs.
     pub packs_repacked: u64,
     /// Stored bytes of the new packs.
     pub repacked_bytes: u64,
-    /// Objects deleted, packs and small ones.
+    /// Objects deleted, packs and small ones, as far as they were there before.
     pub objects_deleted: u64,
     /// Stored bytes of deleted packs.
     pub bytes_freed: u64,
@@ -346,7 +346,8 @@ impl Repository {
         let doomed = condemned.difference(&kept).filter(|name| !scan.is_young(name));
         let doomed: Vec<String> = doomed.cloned().collect();
         report.bytes_freed += doomed.iter().filter_map(|name| scan.size_of(name)).sum::<u64>();
-        report.objects_deleted += verdict::delete_all(self, &doomed).await?; // step 8
+        report.objects_deleted += doomed.iter().filter(|name| scan.size_of(name).is_some()).count() as u64;
+        verdict::delete_all(self, &doomed).await?; // step 8
         if planted("withdraw-plan") {
             verdict::delete_all(self, &[names::plan_key(plan).to_string()]).await?;
         }

@@ -45,6 +45,11 @@ impl PackUse {
         (self.class, self.name)
     }
 
+    /// Whether the store has it. Whoever may write can list any name.
+    pub fn is_there(&self) -> bool {
+        self.size > 0
+    }
+
     /// The key of its object.
     pub fn key(&self) -> String {
         names::pack_key(self.class, &self.name).to_string()

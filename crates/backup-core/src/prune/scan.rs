@@ -302,7 +302,7 @@ impl Scan {
         self.unused.retain(|_, used| !stays(&used.key()));
         self.repack.retain(|_, used| !stays(&used.key()));
         self.others.retain(|other| !stays(other));
-        self.report.packs_unused = self.unused.len() as u64;
+        self.report.packs_unused = self.unused.values().filter(|used| used.is_there()).count() as u64;
     }
 
     /// Leaves packs where they are that cannot be read; but of those that must move, the prune says that they must be thawed.
@@ -335,11 +335,11 @@ impl Scan {
             if is_gone && used.live == 0 {
                 continue;
             }
-            report.packs += 1;
+            report.packs += u64::from(used.is_there());
             report.pack_bytes += used.size;
             report.unused_bytes += used.total - used.live;
             if used.live == 0 {
-                report.packs_unused += 1;
+                report.packs_unused += u64::from(used.is_there());
                 self.unused.insert(id, used);
             } else if is_gone {
                 self.must_move.insert(used.key()); // live, and every location doomed: move it while it lasts

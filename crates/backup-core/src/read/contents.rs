@@ -11,6 +11,7 @@ use keepwell_catalog::{ContentName, Location, PackClass, PackRef};
 use keepwell_crypto::{ChunkId, ChunkKind, plain_len};
 use tokio::runtime::Handle;
 
+use super::claims::TRIED_MAX;
 use super::{fetch_frames, read_chunk};
 use crate::Error;
 use crate::pack::{PackError, chunk_from_frame, decode_frame};
@@ -118,10 +119,10 @@ impl Contents {
         Ok(chunk)
     }
 
-    /// Reads one chunk, proved by its id. Whatever is wrong with one location, the others are tried, and then the index
-    /// is read anew.
+    /// Reads one chunk, proved by its id. Whatever is wrong with the first locations, the others are tried, and then the
+    /// index is read anew.
     pub fn chunk(&self, id: &ChunkId) -> Result<Bytes, Error> {
-        for location in self.repository.locate(id)? {
+        for location in self.repository.locate(id)?.into_iter().take(TRIED_MAX) {
             match self.chunk_at(id, &location) {
                 Ok(chunk) => return Ok(chunk),
                 Err(Error::Storage(error)) if error.is_not_found() => {

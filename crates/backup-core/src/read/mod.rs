@@ -1,5 +1,6 @@
 //! Reading: from a chunk's id to its bytes, wherever they are.
 
+mod claims;
 mod contents;
 mod copies;
 mod frames;
@@ -15,7 +16,7 @@ pub(crate) use nodes::Nodes;
 
 use std::collections::HashSet;
 
-use keepwell_catalog::{Location, PackRef};
+use keepwell_catalog::{ContentName, Location, PackRef};
 use keepwell_crypto::{ChunkId, ChunkKind};
 
 use crate::Error;
@@ -47,23 +48,27 @@ pub(crate) async fn read_chunk(
 /// tried.
 async fn read_here(repository: &Repository, kind: ChunkKind, id: &ChunkId) -> Result<Vec<u8>, Error> {
     let mut tried: HashSet<Place> = HashSet::new();
+    let mut looked_into: HashSet<ContentName> = HashSet::new();
     let mut reason = String::from("no index segment lists it");
     let mut refused = None;
     let mut is_fresh = false;
     loop {
         let mut locations = repository.locate_in(class_of(kind), id)?;
-        locations.retain(|location| !tried.contains(&place_of(location)));
+        locations.retain(|location| {
+            !tried.contains(&place_of(location)) && !looked_into.contains(&location.pack.name)
+        });
         if locations.is_empty() {
             if is_fresh || planted("reader-looks-once") {
                 // Only if every place said so: another key would help, and nothing is lost.
-                let refused = refused.filter(|(count, _)| *count >= tried.len());
+                let refused = refused.filter(|(count, _)| *count >= tried.len() + looked_into.len());
                 return Err(refused.map_or(Error::ChunkLost { id: *id, reason }, |(_, error)| error));
             }
             // Whether this changes the index is no answer: another thread may have read it a moment ago.
             repository.refresh_index().await?;
         }
         is_fresh = locations.is_empty();
-        for location in locations {
+        let (few, crowded) = claims::by_pack(locations);
+        for location in few {
             match read_at(repository, kind, id, &location).await {
                 Ok(chunk) => return Ok(chunk),
                 Err(error) => {
@@ -75,6 +80,17 @@ async fn read_here(repository: &Repository, kind: ChunkKind, id: &ChunkId) -> Re
                 }
             }
             tried.insert(place_of(&location));
+        }
+        for places in crowded {
+            let Some(pack) = places.first().map(|place| place.pack.name) else { continue };
+            match claims::read_by_directory(repository, kind, id, &pack, &places).await {
+                Ok(chunk) => return Ok(chunk),
+                Err(error) => {
+                    repository.note_failure(&error);
+                    reason = format!("pack {pack}: {}", crate::error::one_line(&error));
+                }
+            }
+            looked_into.insert(pack);
         }
     }
 }

@@ -1,0 +1,109 @@
+//! What the index claims of one chunk. Any writer of the group can claim a million places for it, and each place that is tried
+//! costs a request; so of many in one pack the pack says itself which is true.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use keepwell_catalog::{ContentName, Location, PackRef, names};
+use keepwell_crypto::{ChunkId, ChunkKind};
+
+use super::frames::{FrameReader, fetch_stored};
+use crate::Error;
+use crate::pack::{chunk_from_frame, decode_frame};
+use crate::repository::Repository;
+use crate::transfer::is_of;
+
+/// So many places in one pack are tried. A true index claims one.
+pub(super) const TRIED_MAX: usize = 4;
+
+/// Places in packs for which few are claimed, in their order, and those in each of the other packs.
+pub(super) fn by_pack(locations: Vec<Location>) -> (Vec<Location>, Vec<Vec<Location>>) {
+    let mut counts: HashMap<ContentName, usize> = HashMap::new();
+    for location in &locations {
+        *counts.entry(location.pack.name).or_default() += 1;
+    }
+    let is_few =
+        |location: &Location| counts.get(&location.pack.name).is_none_or(|count| *count <= TRIED_MAX);
+    let (few, many): (Vec<Location>, Vec<Location>) = locations.into_iter().partition(is_few);
+    let mut packs: BTreeMap<ContentName, Vec<Location>> = BTreeMap::new();
+    for location in many {
+        packs.entry(location.pack.name).or_default().push(location);
+    }
+    (few, packs.into_values().collect())
+}
+
+/// Reads a chunk from where the directory of a pack places it, whatever the index claims. Fetches the whole pack.
+pub(super) async fn read_by_directory(
+    repository: &Repository,
+    kind: ChunkKind,
+    id: &ChunkId,
+    pack: &ContentName,
+    claims: &[Location],
+) -> Result<Vec<u8>, Error> {
+    let class = super::class_of(kind);
+    let key = names::pack_key(class, pack);
+    let size = repository.store().head(&key).await?.size;
+    let said: BTreeSet<PackRef> = claims.iter().map(|l| l.pack).filter(|said| said.size == size).collect();
+    let mut failed = Error::damaged(&key, "nothing that the index says of it is so");
+    let Some(first) = said.first() else { return Err(failed) };
+    let stored = fetch_stored(repository, class, first).await?;
+    for pack in said.iter().filter(|said| is_of(said, &stored)) {
+        let frames = FrameReader::new(repository, class, pack, stored.clone());
+        match frames.and_then(|frames| read_listed(repository, kind, id, pack, frames)) {
+            Ok(chunk) => return Ok(chunk),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+fn read_listed(
+    repository: &Repository,
+    kind: ChunkKind,
+    id: &ChunkId,
+    pack: &PackRef,
+    mut frames: FrameReader,
+) -> Result<Vec<u8>, Error> {
+    let listed = frames.directory()?.entries(0);
+    let Some(entry) = listed.iter().find(|entry| entry.id == *id) else {
+        return Err(Error::damaged(pack.name, "it does not hold what the index places there"));
+    };
+    let mut stored = Vec::new();
+    let range = entry.frame_offset..entry.frame_offset.saturating_add(entry.frame_length);
+    frames.read(&range, &mut stored)?;
+    let plain = decode_frame(&stored, None)?;
+    let key = repository.id_key(pack.domain)?;
+    Ok(chunk_from_frame(&plain, entry.offset, entry.length, id, kind, key)?.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use keepwell_catalog::{IndexEntry, PackClass};
+    use keepwell_storage::Operation;
+
+    use crate::read::read_chunk;
+    use crate::testing::{Thing, TreeModel, World, back_up, data_pack, noise, say};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_false_places_in_a_pack_cost_one_look_into_it() {
+        let world = World::new().await;
+        let hostile = world.enrol_writer().await;
+        let tree = TreeModel::default().with("a", Thing::file(noise(1, 5_000)));
+        back_up(&world.repository, &tree).await;
+        let (pack, entries) = data_pack(&world.repository);
+        let one = entries[0];
+        let place = |n: u32| IndexEntry { frame_offset: one.frame_offset + n, ..one };
+        let claims: Vec<IndexEntry> = (1..=200).map(place).collect();
+        say(&hostile, PackClass::Data, pack, &claims, true).await;
+
+        let repository = world.open(&world.key).await;
+        repository.refresh_index().await.unwrap();
+        world.store.reset();
+        let chunk = read_chunk(&repository, ChunkKind::Content, &one.id).await.unwrap();
+        assert_eq!(chunk.len(), one.length as usize);
+        let asked = world.store.reset();
+        let requests = [Operation::Get, Operation::GetRange].map(|of| asked.under(of, "data").calls);
+        assert!(requests.iter().sum::<u64>() <= 2, "{asked}");
+    }
+}

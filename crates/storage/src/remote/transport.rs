@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::Ipv6Addr;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -36,11 +36,7 @@ pub(crate) const PLAIN_HTTP_HINT: &str = "Use https. Where the network itself is
 
 /// The transport of one store.
 pub(super) fn transport(http: Http) -> HttpTransporter {
-    HttpTransporter::new(Bounded {
-        inner: ReqwestTransport::new(http.client),
-        allow_http: http.allow_http,
-        gate: Gate { longest: http.timeout / 2, opens: Mutex::default() },
-    })
+    HttpTransporter::new(Bounded { inner: ReqwestTransport::new(http.client.clone()), http })
 }
 
 /// A request that would go over plain http to another machine, which nobody allowed.
@@ -67,8 +63,7 @@ impl PlainHttp {
 pub(crate) struct Http {
     client: reqwest::Client,
     allow_http: bool,
-    /// Longest wait for an answer, or the next piece of one.
-    timeout: Duration,
+    gate: Arc<Gate>,
 }
 
 /// Why there is no answer.
@@ -99,7 +94,10 @@ impl Http {
     #[cfg(any(feature = "s3", feature = "gcs", feature = "azblob"))]
     pub(crate) async fn execute(&self, request: reqwest::Request) -> Result<reqwest::Response, NoAnswer> {
         check_plain(request.url(), self.allow_http)?;
-        Ok(self.client.execute(request).await?)
+        self.gate.pass().await;
+        let response = self.client.execute(request).await?;
+        self.gate.heed(response.status(), response.headers());
+        Ok(response)
     }
 }
 
@@ -124,7 +122,8 @@ pub(super) fn client(settings: &Settings, ambient: bool, timeout: Duration) -> R
         builder = builder.tls_certs_merge(certificates(file)?);
     }
     let client = builder.build().map_err(|error| invalid("the connection cannot be set up", &error))?;
-    Ok(Http { client, allow_http, timeout })
+    let gate = Gate { longest: timeout / 2, opens: Mutex::default() };
+    Ok(Http { client, allow_http, gate: Arc::new(gate) })
 }
 
 /// Refuses plain http, but to this host, or if it was asked for.
@@ -207,11 +206,10 @@ fn follow(attempt: redirect::Attempt<'_>, allow_http: bool) -> redirect::Action 
 /// Bounds what a server can make us hold in memory, and where requests go. Objects are bounded by who reads them.
 struct Bounded {
     inner: ReqwestTransport,
-    allow_http: bool,
-    gate: Gate,
+    http: Http,
 }
 
-/// Holds requests back while the store asks for that with `Retry-After`, in seconds; a date is not heeded.
+/// Holds all requests to a store back while it asks for that with `Retry-After`, in seconds; a date is not heeded.
 struct Gate {
     /// The longest pause that is heeded: it counts against the time that a request may take.
     longest: Duration,
@@ -247,7 +245,7 @@ impl Bounded {
         for target in targets.into_iter().flatten() {
             // What is no URL is not sent either, and the sender says so.
             let Ok(url) = Url::parse(&target) else { continue };
-            check_plain(&url, self.allow_http)
+            check_plain(&url, self.http.allow_http)
                 .map_err(|plain| Error::new(ErrorKind::ConfigInvalid, plain.to_string()))?;
         }
         Ok(())
@@ -259,10 +257,10 @@ impl HttpTransport for Bounded {
         self.check(&request)?;
         let is_object = asks_for_object(&request);
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        self.gate.pass().await;
+        self.http.gate.pass().await;
         let response = self.inner.fetch(request).await?;
         let status = response.status();
-        self.gate.heed(status, response.headers());
+        self.http.gate.heed(status, response.headers());
         tracing::trace!(%method, %path, status = status.as_u16(), "request");
         let limit = match (status.is_success(), is_object) {
             (false, _) => ERROR_BYTES_MAX,
@@ -295,8 +293,7 @@ fn bounded(body: HttpBody, limit: u64) -> HttpBody {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::TcpListener;
-    use std::sync::Arc;
+    use std::net::{TcpListener, TcpStream};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
@@ -359,6 +356,14 @@ mod tests {
         assert!(check_protocol("localhost:9000", &settings(true)).is_err());
     }
 
+    fn read_head(stream: &mut TcpStream) {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
+            head.push(byte[0]);
+        }
+    }
+
     /// Answers every request with a redirect to `target`, and counts them.
     fn redirecting(target: String) -> (String, Arc<AtomicUsize>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -368,11 +373,7 @@ mod tests {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
-                let mut request = Vec::new();
-                let mut byte = [0];
-                while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
-                    request.push(byte[0]);
-                }
+                read_head(&mut stream);
                 counter.fetch_add(1, Ordering::SeqCst);
                 let answer = format!(
                     "HTTP/1.1 307 Temporary Redirect\r\nlocation: {target}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -434,6 +435,45 @@ mod tests {
         assert_eq!(waited().await, 0, "once");
         gate.heed(StatusCode::TOO_MANY_REQUESTS, &after("18446744073709551615"));
         assert_eq!(waited().await, 30, "no longer than a request may wait");
+    }
+
+    #[cfg(feature = "s3")]
+    #[tokio::test(start_paused = true)]
+    async fn requests_of_every_kind_keep_one_pause() {
+        let http = http(false);
+        let transport = transport(http.clone());
+        // Nobody listens there any more: a request ends as soon as it is sent.
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let url = format!("http://{closed}/x");
+        let asked = HeaderMap::from_iter([(header::RETRY_AFTER, "2".parse().unwrap())]);
+        let start = Instant::now();
+        http.gate.heed(StatusCode::SERVICE_UNAVAILABLE, &asked);
+        assert!(transport.fetch(get(&url)).await.is_err());
+        assert!(start.elapsed() >= Duration::from_secs(2), "what OpenDAL sends");
+        let start = Instant::now();
+        http.gate.heed(StatusCode::SERVICE_UNAVAILABLE, &asked);
+        let request = reqwest::Request::new(Method::GET, Url::parse(&url).unwrap());
+        assert!(http.execute(request).await.is_err());
+        assert!(start.elapsed() >= Duration::from_secs(2), "what it does not know");
+    }
+
+    #[cfg(feature = "s3")]
+    #[tokio::test]
+    async fn what_is_asked_outside_the_transport_is_heeded() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/x", listener.local_addr().unwrap());
+        let answering = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            read_head(&mut stream);
+            let answer =
+                "HTTP/1.1 429 Slow\r\nretry-after: 2\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        let http = http(false);
+        let request = reqwest::Request::new(Method::GET, Url::parse(&url).unwrap());
+        assert_eq!(http.execute(request).await.unwrap().status(), StatusCode::TOO_MANY_REQUESTS);
+        assert!(http.gate.opens.lock().unwrap().is_some());
+        answering.join().unwrap();
     }
 
     #[cfg(feature = "s3")]

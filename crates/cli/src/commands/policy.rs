@@ -22,7 +22,8 @@ const EXAMPLES: &str = "\
 Examples:
   keepwell -r s3://backups/web policy writer --member 7d585ad0ff126942 > writer.json
   keepwell -r s3://backups/web policy lifecycle > lifecycle.json
-  aws iam put-user-policy --user-name web1 --policy-name keepwell --policy-document file://writer.json
+  aws iam create-policy --policy-name keepwell-web1 --policy-document file://writer.json
+  aws iam attach-user-policy --user-name web1 --policy-arn arn:aws:iam::123456789012:policy/keepwell-web1
   aws s3api put-bucket-lifecycle-configuration --bucket backups --lifecycle-configuration file://lifecycle.json
 
   keepwell -r gs://backups/web policy roles > roles.json
@@ -67,6 +68,9 @@ pub struct Args {
     /// Which S3 service it is [default: Amazon's unless the location names an endpoint]
     #[arg(long, value_enum, value_name = "SERVICE")]
     r#for: Option<Service>,
+    /// The key of Amazon's key service that the bucket encrypts with, by its ARN [default: `kms-key` of the location]
+    #[arg(long, value_name = "ARN")]
+    kms_key: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -121,7 +125,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let document = match location.place() {
         Place::Gcs { .. } => google(&args, target, role)?,
         Place::Azblob { .. } => microsoft(ctx, &args, &location, target, role)?,
-        _ => amazon(ctx, &args, &location, target, role),
+        _ => amazon(ctx, &args, &location, target, role)?,
     };
     ctx.printer.raw(format!("{document:#}\n").as_bytes())?;
     Ok(Exit::Done)
@@ -137,6 +141,8 @@ fn check(args: &Args, location: &Location) -> Result<()> {
         "Azure is told the principal when the role is assigned, not by `--principal`"
     } else if args.r#for.is_some() && !of_s3 {
         "`--for` is for S3 services"
+    } else if args.kms_key.is_some() && !(of_s3 && for_role) {
+        "`--kms-key` is for policies of Amazon's S3: elsewhere the service itself uses the key"
     } else if args.within.is_some() && of_s3 {
         "`--within` is for the custom roles of Google and Azure"
     } else if args.what == What::Roles && of_s3 {
@@ -147,13 +153,58 @@ fn check(args: &Args, location: &Location) -> Result<()> {
     Err(Complaint::usage(wrong).into())
 }
 
-fn amazon(ctx: &Context, args: &Args, location: &Location, target: Target<'_>, role: Option<Role>) -> Value {
-    let other = location.settings(ctx).endpoint.is_some();
+fn amazon(
+    ctx: &Context,
+    args: &Args,
+    location: &Location,
+    target: Target<'_>,
+    role: Option<Role>,
+) -> Result<Value> {
+    let Some(role) = role else { return Ok(s3::lifecycle(target)) };
+    let settings = location.settings(ctx);
+    let other = settings.endpoint.is_some();
     let service = args.r#for.unwrap_or(if other { Service::S3 } else { Service::Aws });
-    match (role, &args.principal) {
-        (None, _) => s3::lifecycle(target),
-        (Some(role), None) => s3::policy(target, role, service),
-        (Some(role), Some(principal)) => s3::for_principal(s3::policy(target, role, service), principal),
+    let key = kms_key(args, service, settings.kms_key)?;
+    let policy = s3::policy(target, role, service, key.as_deref());
+    if let Some(principal) = &args.principal {
+        if key.is_some() {
+            ctx.printer.warn(
+                "the policy of a bucket cannot grant the use of a key: grant `kms:Decrypt`, and `kms:GenerateDataKey` to whoever \
+                 stores, in the policy of the key or of the user",
+            );
+        }
+        return Ok(s3::for_principal(policy, principal));
+    }
+    let policy = match &key {
+        Some(key) => s3::with_key(policy, target, role, key),
+        None => policy,
+    };
+    let characters = policy.to_string().len();
+    if service == Service::Aws && characters > s3::POLICY_CHARACTERS_MAX {
+        let max = s3::POLICY_CHARACTERS_MAX;
+        return Err(Complaint::usage(format!(
+            "the policy has {characters} characters, and Amazon takes {max}"
+        ))
+        .hint("Choose a shorter prefix for the repository, or a policy of the bucket: `--principal ARN`.")
+        .into());
+    }
+    Ok(policy)
+}
+
+/// The key that a policy of Amazon's grants. Other services use theirs for everybody.
+fn kms_key(args: &Args, service: Service, of_location: Option<String>) -> Result<Option<String>> {
+    if service == Service::S3 {
+        let wrong = "`--kms-key` is for Amazon's S3: other services use keys themselves";
+        return if args.kms_key.is_none() { Ok(None) } else { Err(Complaint::usage(wrong).into()) };
+    }
+    match args.kms_key.clone().or(of_location) {
+        Some(key) if !s3::is_key(&key) => {
+            let shown = key.escape_debug();
+            Err(Complaint::usage(format!("`{shown}` is no ARN of a key, which a policy needs"))
+                .hint("Name it with `--kms-key arn:aws:kms:REGION:ACCOUNT:key/ID`; `aws kms describe-key` shows it.")
+                .into())
+        }
+        key => Ok(key),
     }
 }
 

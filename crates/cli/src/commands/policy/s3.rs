@@ -5,8 +5,16 @@ use serde_json::{Value, json};
 
 use super::{ABORT_DAYS, OLD_VERSION_DAYS, Service, Target};
 
+/// Most characters of a managed policy, white space not counted. One within a user's own record has 2048, too few for ours.
+pub(super) const POLICY_CHARACTERS_MAX: usize = 6144;
+
+/// The key that a request wants to be encrypted with.
+const KMS_KEY: &str = "s3:x-amz-server-side-encryption-aws-kms-key-id";
+
 /// The statements that let a role do its work, and keep a writer from everything else whatever other policies say.
-pub(super) fn policy(target: Target<'_>, role: Role, service: Service) -> Value {
+///
+/// `key` is the ARN of the key that the bucket encrypts with. The right to it is [`with_key`]'s.
+pub(super) fn policy(target: Target<'_>, role: Role, service: Service, key: Option<&str>) -> Value {
     let Target { bucket, prefix } = target;
     let objects = |under: &str| {
         let star = if under.is_empty() || under.ends_with('/') { "*" } else { "" };
@@ -41,7 +49,7 @@ pub(super) fn policy(target: Target<'_>, role: Role, service: Service) -> Value 
     let creates = resources(Action::Create);
     if !creates.is_empty() {
         statements.push(allow("KeepwellCreate", &["s3:PutObject", "s3:AbortMultipartUpload"], creates));
-        statements.extend(creating(&objects(""), service));
+        statements.extend(creating(&objects(""), service, key));
     }
     match role {
         Role::Keeper => statements.push(allow(
@@ -87,9 +95,14 @@ fn known<'a>(service: Service, actions: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// What everybody who stores is kept from: replacing what is there, and keys of their own that only they could read with.
-fn creating(all: &str, service: Service) -> Vec<Value> {
+fn creating(all: &str, service: Service, key: Option<&str>) -> Vec<Value> {
     if service == Service::S3 {
         return Vec::new(); // other services do not know these conditions, and some refuse everything then
+    }
+    // That a request names a key at all, and another one.
+    let mut foreign = json!({ "Null": { KMS_KEY: "false" } });
+    if let Some(key) = key {
+        foreign["ArnNotEquals"] = json!({ KMS_KEY: key });
     }
     vec![
         json!({
@@ -107,7 +120,46 @@ fn creating(all: &str, service: Service) -> Vec<Value> {
             "Resource": all,
             "Condition": { "Null": { "s3:x-amz-server-side-encryption-customer-algorithm": "false" } },
         }),
+        json!({
+            "Sid": "KeepwellNoOtherKey",
+            "Effect": "Deny",
+            "Action": "s3:PutObject",
+            "Resource": all,
+            "Condition": foreign,
+        }),
     ]
+}
+
+/// Adds the right to use a key of the key service, for objects of this repository and through S3 alone. Decrypting is part of
+/// storing too: an upload in parts reads them back. A bucket's policy cannot grant it.
+pub(super) fn with_key(mut document: Value, target: Target<'_>, role: Role, key: &str) -> Value {
+    let Target { bucket, prefix } = target;
+    let stores = grants(role).iter().any(|grant| grant.action == Action::Create);
+    let actions: &[&str] = if stores { &["kms:Decrypt", "kms:GenerateDataKey"] } else { &["kms:Decrypt"] };
+    let statement = json!({
+        "Sid": "KeepwellUseKey",
+        "Effect": "Allow",
+        "Action": actions,
+        "Resource": [key],
+        "Condition": { "StringLike": {
+            "kms:ViaService": "s3.*.amazonaws.com",
+            // The object, or the bucket where that has a bucket key.
+            "kms:EncryptionContext:aws:s3:arn":
+                [format!("arn:aws:s3:::{bucket}/{prefix}*"), format!("arn:aws:s3:::{bucket}")],
+        } },
+    });
+    if let Some(statements) = document["Statement"].as_array_mut() {
+        statements.push(statement);
+    }
+    document
+}
+
+/// Whether a text names one key as policies do. An alias or an id alone means nothing there.
+pub(super) fn is_key(text: &str) -> bool {
+    let parts: Vec<&str> = text.split(':').collect();
+    let ["arn", partition, "kms", region, account, resource] = parts[..] else { return false };
+    let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    [partition, region, account].into_iter().all(plain) && resource.strip_prefix("key/").is_some_and(plain)
 }
 
 /// Makes a policy of the bucket of it, for one user.

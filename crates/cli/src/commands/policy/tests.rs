@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::*;
 
+mod encryption;
 mod rules;
 
 const OWN: [u8; 8] = [7; 8];
@@ -39,8 +40,8 @@ impl Printed {
     fn new(provider: Provider, prefix: &str, role: Role) -> Self {
         let target = Target { bucket: "b", prefix };
         let (policy, custom) = match provider {
-            Provider::Aws => (s3::policy(target, role, Service::Aws), Value::Null),
-            Provider::OtherS3 => (s3::policy(target, role, Service::S3), Value::Null),
+            Provider::Aws => (s3::policy(target, role, Service::Aws, None), Value::Null),
+            Provider::OtherS3 => (s3::policy(target, role, Service::S3, None), Value::Null),
             Provider::Google => (gcs::policy(target, role, PROJECT, PRINCIPAL).unwrap(), gcs::roles()),
             Provider::Azure => {
                 (azure::assignment(target, role, GROUP, "acme").unwrap(), azure::roles(GROUP).unwrap())
@@ -145,9 +146,12 @@ fn names(value: &Value) -> Vec<String> {
     }
 }
 
+/// With at most one star.
 fn matches(pattern: &str, text: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(start) => text.starts_with(start),
+    match pattern.split_once('*') {
+        Some((start, end)) => {
+            text.len() >= start.len() + end.len() && text.starts_with(start) && text.ends_with(end)
+        }
         None => text == pattern,
     }
 }
@@ -158,6 +162,7 @@ fn holds(condition: &Value, given: &[(&str, &str)]) -> bool {
         keys.as_object().unwrap().iter().all(|(key, wanted)| match operator.as_str() {
             "Null" => (wanted == "true") == value(key).is_none(),
             "Bool" => value(key) == wanted.as_str(),
+            "ArnNotEquals" => value(key) != wanted.as_str(), // also where there is none
             "StringLike" => value(key).is_some_and(|text| names(wanted).iter().any(|p| matches(p, text))),
             other => panic!("{other}"),
         })

@@ -1,49 +1,15 @@
 //! What is sent to an S3 service with an upload.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
-use std::sync::{Arc, Mutex};
-
 use bytes::Bytes;
 
+use super::test_server::{Head, answer, serve, value};
 use super::*;
 use crate::{Credentials, Key};
 
-/// The head of a request, in lower case, by lines.
-type Head = Vec<String>;
-
-/// A server that takes every upload, and what it was asked.
-fn recording() -> (String, Arc<Mutex<Vec<Head>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let heads: Arc<Mutex<Vec<Head>>> = Arc::default();
-    let recorded = heads.clone();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut reader = BufReader::new(stream.unwrap());
-            let mut head = Head::new();
-            loop {
-                let mut line = String::new();
-                if reader.read_line(&mut line).unwrap() == 0 || line.trim().is_empty() {
-                    break;
-                }
-                head.push(line.trim().to_lowercase());
-            }
-            let length = head.iter().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
-            let mut body = vec![0; length.unwrap_or(0)];
-            reader.read_exact(&mut body).unwrap();
-            recorded.lock().unwrap().push(head);
-            let answer = "HTTP/1.1 200 OK\r\netag: \"x\"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-            reader.get_mut().write_all(answer.as_bytes()).unwrap();
-        }
-    });
-    (endpoint, heads)
-}
-
 /// What an upload of so many bytes is sent with, given these settings.
 async fn head(parameters: &str, key: &str, size: usize) -> Head {
-    let (endpoint, heads) = recording();
+    let (endpoint, heads) = serve(|_| answer("200 OK", "etag: \"x\"\r\n", ""));
     let location: Location = format!("s3://bucket/p?endpoint={endpoint}{parameters}").parse().unwrap();
     let credentials = Credentials {
         access_key: Some("AK".into()),
@@ -57,10 +23,6 @@ async fn head(parameters: &str, key: &str, size: usize) -> Head {
     let mut heads = heads.lock().unwrap();
     assert_eq!(heads.len(), 1, "{heads:?}");
     heads.remove(0)
-}
-
-fn value<'h>(head: &'h Head, name: &str) -> Option<&'h str> {
-    head.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Stores in the network, through OpenDAL. Nothing outside this module names it.
 
+#[cfg(all(test, any(feature = "gcs", feature = "azblob")))]
+mod checksum_tests;
 #[cfg(any(feature = "gcs", feature = "azblob"))]
 mod control;
 pub(crate) mod failure;
@@ -8,6 +10,8 @@ mod headers_tests;
 mod listing;
 mod services;
 mod store;
+#[cfg(all(test, any(feature = "s3", feature = "gcs", feature = "azblob")))]
+mod test_server;
 pub(crate) mod transport;
 
 use std::sync::Arc;

@@ -168,9 +168,15 @@ impl OpendalStore {
         if ours.is_ok_and(|ours| ours == said) {
             return Ok(());
         }
-        self.delete(key).await?;
-        let message = format!("the bytes changed on the way to {}", self.site.server);
-        Err(StorageError::new(StorageErrorKind::Unavailable, "put", key, message))
+        let changed = format!("the bytes changed on the way to {}", self.site.server);
+        let Err(error) = self.delete(key).await else {
+            return Err(StorageError::new(StorageErrorKind::Unavailable, "put", key, changed));
+        };
+        // Not to be put again: whoever may not read would take what has the name for his own.
+        let message = format!("{changed}, and what arrived there could not be removed again");
+        Err(StorageError::new(StorageErrorKind::Other, "put", key, message)
+            .with_hint("Remove the object with credentials that may delete.")
+            .with_source(error))
     }
 
     /// Fails if the name is taken, or is that of a directory. For stores that cannot create conditionally.

@@ -35,7 +35,7 @@ says() { grep -qF -- "$1" "$work/out" "$work/err" || fail "nothing says: $1"; }
 mkdir -p "$HOME/.config/keepwell" "$work/tree"
 printf '%s\n' "${at[SECRET_KEY]}" >"$work/s3-secret"
 chmod 600 "$work/s3-secret"
-# moto stores after it looked, so that nobody relies on its condition here.
+# Without the condition, as with a service that has none.
 cat >"$HOME/.config/keepwell/config.toml" <<X
 [profile.default]
 repository = "s3://${at[BUCKET]}/archive"

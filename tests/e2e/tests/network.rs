@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use backup_core::{Cache, Error, PruneOptions, Repository};
+use backup_core::{Cache, Error, Repository};
 use keepwell_e2e::case::Case;
 use keepwell_e2e::proxy::{Break, Plan, Proxy, When};
 use keepwell_e2e::server::{Server, open};
@@ -202,9 +202,7 @@ fn a_prune_over_a_network_that_fails() {
         let (case, _) = Case::new().await.with_second().await;
         let repository = case.world.open().await;
         world::forget(&repository, std::slice::from_ref(&case.first.0)).await.unwrap();
-        // This server looks and then stores, and a prune finds that out.
-        let options = PruneOptions { exclusive: true, ..thorough() };
-        let attempt = async |repository: &Repository| repository.prune(options.clone()).await.map(|_| ());
+        let attempt = async |repository: &Repository| repository.prune(thorough()).await.map(|_| ());
         let verify = async |world: World, _: bool, what: String| {
             let repository = world.open().await;
             assert_eq!(case.all_restore(&repository, &what).await, 1, "{what}");

@@ -222,19 +222,9 @@ back_up() { # HOST
 keep() {
     while [ ! -e "$work/web1-done" ] || [ ! -e "$work/web2-done" ]; do
         OUT=$work/vault-forget on vault 0 forget --keep-last 2
-        prune_beside_others
-    done
-}
-# A store that let two create one object just now is not pruned, and moto sometimes does.
-prune_beside_others() {
-    local code=0
-    (OUT=$work/vault-prune && on vault 0 prune --max-unused 0) >"$work/prune-failed" 2>&1 || code=$?
-    if [ $code = 0 ]; then
+        OUT=$work/vault-prune on vault 0 prune --max-unused 0
         echo x >>"$work/prunes"
-    elif [ -n "$users" ] || ! grep -q 'cannot be pruned beside others' "$work/prune-failed"; then
-        cat "$work/prune-failed" >&2
-        exit 1
-    fi
+    done
 }
 look() {
     local n=0 dir

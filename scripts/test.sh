@@ -103,8 +103,8 @@ stage_stores() {
     if [[ " ${servers//,/ } " == *" moto "* ]]; then
         cargo build --locked --quiet --workspace --bins --tests # built already for the stage `test`
         scripts/archive.sh
+        scripts/many-hosts.sh moto
     fi
-    # Only where the server keeps a promise: of two creates at once moto may let both win.
     if [[ " ${servers//,/ } " == *" ceph "* ]]; then
         cargo build --locked --quiet --workspace --bins --tests # built already for the stage `test`
         scripts/many-hosts.sh ceph

@@ -26,7 +26,7 @@ pub struct KeeperSpec {
 }
 
 /// Where a keeper is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum At {
     /// About to read the retirements.
     Retirements,
@@ -61,7 +61,7 @@ pub enum At {
 }
 
 /// What a keeper remembers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeeperState {
     /// Where it is.
     pub at: At,

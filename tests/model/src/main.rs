@@ -1,4 +1,4 @@
-//! `keepwell-model [--size small|large] [--scenario <name>] [--without <rule>] [--matrix | --rules]`:
+//! `keepwell-model [--size small|large|crowd] [--scenario <name>] [--without <rule>] [--matrix | --rules]`:
 //! searches the scenarios and prints state counts and loss traces; `--matrix` tries every scenario without each rule,
 //! `--rules` prints the table of `docs/pruning.md`. Exit status 1 if a scenario with all rules in force is not safe.
 
@@ -114,7 +114,8 @@ fn size(text: &str) -> Result<Size, String> {
     match text {
         "small" => Ok(Size::Small),
         "large" => Ok(Size::Large),
-        _ => Err(format!("`{text}` is not a size; use small or large")),
+        "crowd" => Ok(Size::Crowd),
+        _ => Err(format!("`{text}` is not a size; use small, large or crowd")),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A scenario: which actors share a store, where they start, and under which rules.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::explore::{Outcome, explore};
 use crate::keeper::{self, KeeperSpec, KeeperState};
@@ -53,6 +54,8 @@ pub struct Model {
     pub sides: [Side; 2],
     /// A keeper that takes no part, but must be able to mend every reachable state alone.
     pub rescuer: Option<KeeperSpec>,
+    /// Keepers of one kind, which nothing tells apart: states that differ in which of them is where count once.
+    pub alike: Range<usize>,
 }
 
 /// One step of a trace.
@@ -92,7 +95,20 @@ impl Model {
 
     /// Searches every reachable state, up to `limit` of them.
     pub fn check(&self, limit: usize) -> Outcome<Step> {
-        explore(self.initial(), |s, out| self.successors(s, out), |s| self.invariant(s), limit)
+        explore(self.initial(), |s, out| self.distinct_successors(s, out), |s| self.invariant(s), limit)
+    }
+
+    fn distinct_successors(&self, s: &State, out: &mut Next) {
+        self.successors(s, out);
+        if self.alike.is_empty() {
+            return;
+        }
+        for (_, next) in out {
+            next.actors[self.alike.clone()].sort_unstable_by_key(|memory| match memory {
+                Memory::Keeper(keeper) => Some(*keeper),
+                _ => None,
+            });
+        }
     }
 
     /// The state before anybody's first step.

@@ -5,7 +5,7 @@ use crate::rules::Rule;
 use crate::state::{Mask, Side, State, bits};
 
 /// How far a reading of the plans has come, and what it found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PlanCursor {
     fetching: bool,
     next: u8,

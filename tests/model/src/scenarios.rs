@@ -19,10 +19,15 @@ pub enum Size {
     Small,
     /// Minutes, and some gigabytes of memory.
     Large,
+    /// The one scenario with three writers and three keepers; more memory, and longer.
+    Crowd,
 }
 
 /// Every scenario of a size, with all rules in force.
 pub fn all(size: Size) -> Vec<Model> {
+    if size == Size::Crowd {
+        return vec![crowd(3, 3)];
+    }
     let large = size == Size::Large;
     vec![
         writers(large),
@@ -46,6 +51,7 @@ pub fn all(size: Size) -> Vec<Model> {
         undo(large),
         copy(large),
         reader(large),
+        crowd(if large { 3 } else { 2 }, 2),
     ]
 }
 
@@ -284,6 +290,13 @@ fn reader(large: bool) -> Model {
     model("reader", store(&[A], Some(A)), roles)
 }
 
+/// Many writers with a backup each, which would all like to reuse what each of many keepers condemns.
+fn crowd(writers: usize, keepers: usize) -> Model {
+    let mut roles = vec![keeper(&[0b1]); keepers];
+    roles.extend((1..=writers).map(|n| writer(A, n, n, 0)));
+    Model { alike: 0..keepers, ..model("crowd", store(&[A], None), roles) }
+}
+
 fn model(name: &'static str, store: State, roles: Vec<Role>) -> Model {
     Model {
         name,
@@ -295,6 +308,7 @@ fn model(name: &'static str, store: State, roles: Vec<Role>) -> Model {
         first_plan: 0,
         sides: [Side::WHOLE; 2],
         rescuer: None,
+        alike: 0..0,
     }
 }
 

@@ -16,7 +16,7 @@ pub const SESSIONS: usize = 8;
 /// Numbers for plans.
 pub const PLANS: usize = 4;
 /// Actors in one scenario.
-pub const ACTORS: usize = 5;
+pub const ACTORS: usize = 6;
 
 /// Bit set of packs or segments.
 pub type Mask = u8;

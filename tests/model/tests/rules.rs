@@ -2,8 +2,9 @@
 
 use keepwell_model::evidence::{SMALL_LIMIT_STATES, evidence, search_without};
 use keepwell_model::explore::Verdict;
+use keepwell_model::model::Model;
 use keepwell_model::rules::Rule;
-use keepwell_model::scenarios::{Size, all};
+use keepwell_model::scenarios::{Size, all, named};
 
 #[test]
 fn all_rules_together_are_safe_in_every_scenario() {
@@ -14,6 +15,21 @@ fn all_rules_together_are_safe_in_every_scenario() {
             panic!("`{}`: {complaint} after\n{}", model.name, steps.join("\n"));
         }
         assert!(outcome.is_safe(), "`{}` is larger than the limit", model.name);
+    }
+}
+
+/// States that differ only in which of two like keepers is where are searched once, and nothing is missed by that.
+#[test]
+fn keepers_that_are_alike_need_not_be_told_apart() {
+    let crowd = named(Size::Small, "crowd").expect("the scenario exists");
+    let apart = Model { alike: 0..0, ..crowd.clone() };
+    let (once, twice) = (crowd.check(SMALL_LIMIT_STATES), apart.check(SMALL_LIMIT_STATES));
+    assert!(once.is_safe() && twice.is_safe());
+    assert!(once.states < twice.states, "{} {}", once.states, twice.states);
+    for rule in [Rule::FenceOrWait, Rule::PlanBeforeSessions, Rule::AvoidDoomed, Rule::RandomSuffix] {
+        let [once, twice] = [&crowd, &apart].map(|model| model.without(rule).check(SMALL_LIMIT_STATES));
+        assert_eq!(once.loss_len(), twice.loss_len(), "without `{rule}`");
+        assert!(rule != Rule::FenceOrWait || once.loss_len().is_some());
     }
 }
 

@@ -1,5 +1,6 @@
 //! The tests against real servers, which `KEEPWELL_TEST_SERVERS` names.
 
 mod control;
+mod exclusive;
 mod network;
 mod stores;

@@ -156,4 +156,7 @@ async fn sftp() {
     let options = ConnectOptions { settings, ..ConnectOptions::default() };
     let [user, host, port, root] = ["USER", "HOST", "PORT", "ROOT"].map(|key| server.value(key));
     run_suite(&format!("sftp://{user}@{host}:{port}{root}"), "", &options).await;
+    // Servers of others have no hard links.
+    let port = server.value("PLAIN_PORT");
+    run_suite(&format!("sftp://{user}@{host}:{port}{root}/plain"), "", &options).await;
 }

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use keepwell_e2e::server::{Server, open};
 use keepwell_storage::{
     ConnectOptions, Credentials, Key, ObjectStore, ProbeOptions, ProbeReport, RetryPolicy, Right, Role,
-    Settings, conformance, probe,
+    Settings, StorageErrorKind, conformance, list_all, probe,
 };
 
 #[expect(clippy::disallowed_methods, reason = "compared with the clock of a real server")]
@@ -157,6 +157,22 @@ async fn sftp() {
     let [user, host, port, root] = ["USER", "HOST", "PORT", "ROOT"].map(|key| server.value(key));
     run_suite(&format!("sftp://{user}@{host}:{port}{root}"), "", &options).await;
     // Servers of others have no hard links.
-    let port = server.value("PLAIN_PORT");
-    run_suite(&format!("sftp://{user}@{host}:{port}{root}/plain"), "", &options).await;
+    let plain_port = server.value("PLAIN_PORT");
+    run_suite(&format!("sftp://{user}@{host}:{plain_port}{root}/plain"), "", &options).await;
+
+    let small = tempfile::tempdir().unwrap();
+    let mount =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(small.path()).output();
+    if !mount.is_ok_and(|output| output.status.success()) {
+        println!("skipped: a full disk, since mounting a tmpfs is not permitted here");
+        return;
+    }
+    let place = format!("sftp://{user}@{host}:{port}{}/repository", small.path().display());
+    let store = open(&place, &options, RetryPolicy::default()).await;
+    let refused = store.put_new(&"data/large".parse().unwrap(), vec![7; 4 << 20].into()).await.unwrap_err();
+    let left = list_all(&*store, "").await.unwrap();
+    store.put_new(&"data/small".parse().unwrap(), vec![7; 1000].into()).await.unwrap();
+    assert!(Command::new("umount").arg("-l").arg(small.path()).status().unwrap().success());
+    assert_eq!(refused.kind, StorageErrorKind::NoSpace, "{refused}");
+    assert!(left.is_empty(), "{left:?}");
 }

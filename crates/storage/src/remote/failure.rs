@@ -86,6 +86,15 @@ impl Site {
                 new(Kind::PermissionDenied, format!("the credentials have expired{said}"))
                     .with_hint(CREDENTIALS_HINT)
             }
+            "KeyBasedAuthenticationNotPermitted" => {
+                new(Kind::PermissionDenied, format!("the account of the {noun} `{container}` takes no shared key{said}"))
+                    .with_hint("Use an identity of Entra, or a shared access signature that one delegated.")
+            }
+            "AccountIsDisabled" | "AllAccessDisabled" | "AccountProblem" | "UserProjectAccountProblem"
+            | "accountDisabled" => {
+                new(Kind::PermissionDenied, format!("the account of the {noun} `{container}` is disabled{said}"))
+                    .with_hint("Look at the account, and whether its bills are paid.")
+            }
             "InvalidObjectState" if operation == "thaw" => {
                 new(Kind::Invalid, format!("the object is in no class that must be thawed{said}"))
             }
@@ -93,13 +102,15 @@ impl Site {
                 new(Kind::Archived, "the object is in an archive class".into())
                     .with_hint("It must be thawed before it can be read.")
             }
-            "BlobImmutableDueToPolicy" | "BlobImmutableDueToLegalHold" | "ObjectLocked" | "retentionPolicyNotMet" => {
+            "BlobImmutableDueToPolicy" | "BlobImmutableDueToLegalHold" | "ObjectLocked" | "retentionPolicyNotMet"
+            | "objectUnderActiveHold" => {
                 new(Kind::PermissionDenied, format!("the {noun} `{container}` retains the object{said}"))
             }
             "QuotaExceeded" | "XMinioStorageFull" | "InsufficientStorage" | "AccountQuotaExceeded" => {
                 new(Kind::NoSpace, format!("the {noun} `{container}` is full{said}"))
             }
-            "SlowDown" | "ServerBusy" | "TooManyRequests" | "RequestLimitExceeded" | "rateLimitExceeded" => {
+            "SlowDown" | "ServerBusy" | "TooManyRequests" | "RequestLimitExceeded" | "rateLimitExceeded"
+            | "userRateLimitExceeded" => {
                 new(Kind::Throttled, format!("the {noun} `{container}` asks to slow down{said}"))
             }
             "InvalidRange" => new(Kind::OutOfRange, "the object is shorter".into()),
@@ -120,8 +131,30 @@ impl Site {
             | "OperationAborted" => {
                 new(Kind::Unavailable, format!("the {noun} `{container}` could not do it now{said}"))
             }
-            _ => return None,
+            _ => return self.key_trouble(operation, subject, facts),
         })
+    }
+
+    /// The service cannot use the key that the bucket is encrypted with. That is not for us to do, but on Amazon, where a
+    /// right may be missing as well ([`Facts::kms_right`]).
+    fn key_trouble(&self, operation: &'static str, subject: &str, facts: &Facts) -> Option<StorageError> {
+        let hint = match self.service {
+            Service::S3 if facts.code.starts_with("KMS.") => {
+                "Look at the key in the key service: it may be disabled, or about to be deleted."
+            }
+            Service::Gcs if facts.words.contains("Cloud KMS") => {
+                "Let the service agent of Cloud Storage use the key (`roles/cloudkms.cryptoKeyEncrypterDecrypter`); these \
+                 credentials need no right to it."
+            }
+            Service::Azblob if facts.code.starts_with("KeyVault") => {
+                "Let the identity of the storage account use the key in its vault; these credentials need no right to it."
+            }
+            _ => return None,
+        };
+        let (noun, container) = (self.service.container_noun(), &self.container);
+        let message =
+            format!("the key that the {noun} `{container}` is encrypted with cannot be used{}", facts.said());
+        Some(StorageError::new(Kind::PermissionDenied, operation, subject, message).with_hint(hint))
     }
 
     fn by_kind(
@@ -168,6 +201,10 @@ impl Site {
             _ if facts.words.contains("certificate") => {
                 new(Kind::Other, format!("{} cannot be trusted{said}", self.server))
                     .with_hint("If its certificate is of your own authority, name that with `ca-file=FILE`.")
+            }
+            _ if facts.words.contains("failed to lookup address") => {
+                new(Kind::Unavailable, format!("{} is not found{said}", self.server))
+                    .with_hint("Check the name in the location, and whether this machine can look names up.")
             }
             _ if error.is_temporary() || facts.status.is_some_and(|status| status >= 500) => {
                 new(Kind::Unavailable, format!("{} did not do it{said}", self.server))
@@ -225,6 +262,9 @@ impl Site {
             Service::S3 if right.starts_with("kms:") => {
                 "Grant `kms:GenerateDataKey` (to store) and `kms:Decrypt` (to read, and for uploads in parts) on the key, \
                  in the policy of these credentials or of the key."
+            }
+            Service::Azblob if facts.code == "AuthorizationFailure" => {
+                "Grant it to these credentials, or let this machine in by the network rules of the storage account."
             }
             Service::S3 | Service::Gcs | Service::Azblob => {
                 "Grant it in the policy of these credentials or of the bucket, or use others."
@@ -374,6 +414,90 @@ mod tests {
             assert_eq!(error.kind, kind, "{error}");
             assert!(error.to_string().contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn what_google_and_azure_say_is_understood() {
+        let azure = |code: &str| format!("AzblobError {{ code: \"{code}\", message: \"no\\nway\" }}");
+        let google = |reason: &str, words: &str| {
+            format!(
+                "GcsError {{ errors: [GcsErrorDetail {{ message: \"{words}\", reason: \"{reason}\" }}] }}"
+            )
+        };
+        let kms = "Permission denied on Cloud KMS key.";
+        for (service, message, kind, part, hint) in [
+            (
+                Service::Azblob,
+                azure("ContainerNotFound"),
+                Kind::Invalid,
+                "container `b` does not exist",
+                "Create",
+            ),
+            (Service::Azblob, azure("ServerBusy"), Kind::Throttled, "slow down (ServerBusy", ""),
+            (Service::Azblob, azure("BlobArchived"), Kind::Archived, "archive", "thawed"),
+            (
+                Service::Azblob,
+                azure("AuthorizationFailure"),
+                Kind::PermissionDenied,
+                "blobs/add",
+                "network rules",
+            ),
+            (
+                Service::Azblob,
+                azure("AuthorizationPermissionMismatch"),
+                Kind::PermissionDenied,
+                "of a SAS",
+                "Grant",
+            ),
+            (
+                Service::Azblob,
+                azure("KeyBasedAuthenticationNotPermitted"),
+                Kind::PermissionDenied,
+                "no shared key",
+                "Entra",
+            ),
+            (Service::Azblob, azure("KeyVaultKeyNotFound"), Kind::PermissionDenied, "the key that", "vault"),
+            (Service::Azblob, azure("AccountIsDisabled"), Kind::PermissionDenied, "is disabled", "bills"),
+            (Service::Gcs, google("userRateLimitExceeded", "slow"), Kind::Throttled, "slow down", ""),
+            (Service::Gcs, google("objectUnderActiveHold", "held"), Kind::PermissionDenied, "retains", ""),
+            (Service::Gcs, google("forbidden", kms), Kind::PermissionDenied, "the key that", "service agent"),
+            (
+                Service::Gcs,
+                google("forbidden", "no"),
+                Kind::PermissionDenied,
+                "storage.objects.create",
+                "Grant",
+            ),
+            (
+                Service::Gcs,
+                google("authError", "no"),
+                Kind::PermissionDenied,
+                "refuses the credentials",
+                "token",
+            ),
+            (
+                Service::S3,
+                s3("KMS.DisabledException").message().to_owned(),
+                Kind::PermissionDenied,
+                "key",
+                "disabled",
+            ),
+        ] {
+            let error =
+                site(service).failure("put", "data/x", &Error::new(ErrorKind::PermissionDenied, message));
+            assert_eq!(error.kind, kind, "{error}");
+            let given = error.hint.as_deref().unwrap_or_default();
+            assert!(error.to_string().contains(part) && given.contains(hint), "{error}: {given}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_nobody_knows_is_said_to_be_wrong() {
+        let cause = std::io::Error::other("failed to lookup address information: Name or service not known");
+        let error = Error::new(ErrorKind::Unexpected, "send http request").set_temporary().set_source(cause);
+        let error = site(Service::S3).failure("list", "commits/", &error);
+        assert!(error.is_retryable() && error.to_string().contains("https://s is not found"), "{error}");
+        assert!(error.hint.is_some_and(|hint| hint.contains("location")));
     }
 
     #[test]

@@ -170,10 +170,30 @@ impl SftpStore {
             self.make_directories(&self.path(TEMP_DIRECTORY)).await;
             written = self.try_write(key, body, &path).await;
         }
-        if written.is_err() {
-            self.remove_temp(&path).await;
+        let Err(error) = written else { return Ok(path) };
+        // Asked before it is removed, and has room again.
+        let is_full = error.kind == Kind::Other && self.is_full(body.len() as u64).await;
+        self.remove_temp(&path).await;
+        if !is_full {
+            return Err(error);
         }
-        written.map(|()| path)
+        let message = format!("the file system of {} is full", self.target.place);
+        Err(StorageError::new(Kind::NoSpace, "put", key, message).with_source(error))
+    }
+
+    /// Whether the server's file system has no room for so many bytes, if the server can say that: of a full disk it says
+    /// "failure", as of many things.
+    async fn is_full(&self, bytes: u64) -> bool {
+        let root = self.root.clone();
+        let asked = self.call("put", "", 0, |session| async move {
+            if !session.sftp.support_statvfs() {
+                return Ok(None);
+            }
+            session.sftp.fs().statvfs(root).await.map(Some)
+        });
+        asked.await.ok().flatten().is_some_and(|space| {
+            space.bavail.saturating_mul(space.frsize) < bytes || (space.files > 0 && space.favail == 0)
+        })
     }
 
     async fn try_write(&self, key: &Key, body: &Bytes, path: &str) -> Result<(), StorageError> {

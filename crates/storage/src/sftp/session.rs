@@ -113,10 +113,14 @@ impl Target {
                 (new(Kind::NotFound, "no such object".into()), true)
             }
             Error::SftpError(SftpErrorKind::PermDenied, _) => {
-                let error = new(Kind::PermissionDenied, format!("{} does not permit it", self.place));
+                let error =
+                    new(Kind::PermissionDenied, format!("{} does not permit it to this user", self.place));
                 (error.with_hint("Check the owner and the modes of the directory on the server."), true)
             }
-            Error::SftpError(_, words) => (new(Kind::Other, format!("{} says: {words:?}", self.place)), true),
+            Error::SftpError(_, words) => {
+                let error = new(Kind::Other, format!("{} says: {words:?}", self.place));
+                (error.with_hint("Try the same with `sftp` by hand; the server's log may say more."), true)
+            }
             error => {
                 (new(Kind::Unavailable, format!("the connection to {} broke: {error}", self.place)), false)
             }

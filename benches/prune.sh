@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Prunes of a repository with many snapshots and chunks, keepwell beside restic: time and peak memory, cold and with what the
-# last prune left in the cache.
+# Prunes of a repository with many snapshots and chunks, keepwell beside restic and rustic: time and peak memory, cold and with
+# what the last prune left in the cache.
 #
 # usage: benches/prune.sh WORK [SNAPSHOTS] [FILES]     WORK: an empty directory; default 500 snapshots of 2,000 files each
 #
 # environment: KEEPWELL   our binary, default target/release/keepwell
-#              PEERS      where benches/peers.sh put restic; without it, keepwell alone
+#              PEERS      where benches/peers.sh put restic, and rustic if asked; those that are not there are left out
 #
 # Each snapshot is of a directory of its own, with files of about 1.2 KB that no other has, so that a repository has
 # SNAPSHOTS x FILES chunks of content. A tenth of the snapshots is forgotten, evenly. Needs about 3 KB for each file.
@@ -16,15 +16,17 @@ work=$(realpath -m "${1:?usage: benches/prune.sh WORK [SNAPSHOTS] [FILES]}")
 snapshots=${2:-500} files=${3:-2000}
 root=$(realpath "$(dirname "$0")/..")
 keepwell=${KEEPWELL:-$root/target/release/keepwell}
-restic=${PEERS:-$work/peers}/bin/restic
+restic=${PEERS:-$work/peers}/bin/restic rustic=${PEERS:-$work/peers}/bin/rustic
 mkdir -p "$work"
 table=$work/prune.tsv
 printf 'program\toperation\tseconds\tpeak_kib\tsays\n' >"$table"
 
 export KEEPWELL_KEY_FILE=$work/keepwell.key KEEPWELL_CACHE_DIR=$work/keepwell.cache KEEPWELL_CONFIG=/dev/null
 export RESTIC_PASSWORD=x RESTIC_REPOSITORY=$work/restic RESTIC_CACHE_DIR=$work/restic.cache
+export RUSTIC_PASSWORD=x RUSTIC_REPOSITORY=$work/rustic RUSTIC_CACHE_DIR=$work/rustic.cache
 programs=(keepwell)
-[ -x "$restic" ] && programs+=(restic)
+[ ! -x "$restic" ] || programs+=(restic)
+[ ! -x "$rustic" ] || programs+=(rustic)
 
 make_tree() { # NUMBER: the directory of one snapshot
     rm -rf "$work/tree"
@@ -49,6 +51,7 @@ measure() { # PROGRAM OPERATION COMMAND…
 }
 
 says_keepwell() { sed -n 's/.*"type":"prune".*"nodes_read":\([0-9]*\).*/\1 nodes read/p' "$work/out" | tail -n 1; }
+says_rustic() { says_restic; }
 says_restic() { grep -E '^(frees|to delete|total prune|remaining)' "$work/out" | tr -s ' ' | paste -sd';' || true; }
 
 keepwell_init() { "$keepwell" -r "$work/keepwell" init; }
@@ -66,6 +69,15 @@ restic_forget() {
         | xargs "$restic" forget
 }
 restic_prune() { measure restic "$1" "$restic" prune; }
+
+rustic_init() { "$rustic" init; }
+rustic_backup() { "$rustic" backup "$work/tree"; }
+rustic_forget() {
+    "$rustic" snapshots --json | grep -oE '"id": ?"[0-9a-f]{64}"' | cut -d'"' -f4 | awk -v n="$1" 'NR == 1 || NR % n == 0' \
+        | xargs "$rustic" forget
+}
+# Packs go at once, as those of the others do; by default they wait for a day.
+rustic_prune() { measure rustic "$1" "$rustic" prune --instant-delete --keep-delete 0s; }
 
 for program in "${programs[@]}"; do "${program}_init" >>"$work/log" 2>&1; done
 for ((n = 1; n <= snapshots; n++)); do

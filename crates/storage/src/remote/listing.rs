@@ -49,6 +49,8 @@ async fn sequential(store: &OpendalStore, prefix: &str, after: Option<&Key>) -> 
     if let (true, Some(last)) = (page.more, page.objects.last()) {
         let position = Position { prefix: prefix.to_owned(), last: last.key.clone(), lister };
         let mut positions = store.positions.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of two at one place the earlier may hold answers from before the later began, whose caller must see what is new.
+        positions.retain(|kept| kept.prefix != position.prefix || kept.last != position.last);
         if positions.len() >= POSITIONS_MAX {
             positions.remove(0);
         }
@@ -144,5 +146,45 @@ impl Directories for OpendalStore {
             let size = entry.metadata().content_length();
             children.push(Child { name: name.to_owned(), size, modified: modified(entry.metadata()) });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Limits, services, transport};
+    use super::*;
+    use crate::connect::ConnectOptions;
+    use crate::location::{Location, Settings};
+
+    /// Lists at once what there is, and hands it out in pages.
+    fn in_memory() -> OpendalStore {
+        let location: Location = "opendal:memory".parse().unwrap();
+        let (settings, options) = (Settings::default(), ConnectOptions::default());
+        let parts = services::parts(&location, &settings, &options).unwrap();
+        let limits = Limits::new(Service::Other, &settings);
+        let http = transport::client(&settings, false, limits.timeout).unwrap();
+        OpendalStore::new(parts, transport::transport(http), limits, location.place.to_string())
+    }
+
+    async fn put(store: &OpendalStore, name: &str) {
+        store.hot.write(name, "x").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_listing_does_not_go_on_with_the_answers_of_an_earlier_one() {
+        let store = in_memory();
+        for number in 0..LIST_PAGE_MAX + 10 {
+            put(&store, &format!("k/{number:05}")).await;
+        }
+        let earlier = sequential(&store, "k/", None).await.unwrap();
+        put(&store, "k/99999").await;
+        let later = sequential(&store, "k/", None).await.unwrap();
+        let last = later.objects.last().map(|info| info.key.clone());
+        assert_eq!(earlier.objects.last().map(|info| info.key.clone()), last);
+        let rest = sequential(&store, "k/", last.as_ref()).await.unwrap();
+        assert_eq!(rest.objects.len(), 11, "what came after the earlier listing began");
+        // The earlier one finds its place gone, and reads again.
+        let rest = sequential(&store, "k/", last.as_ref()).await.unwrap();
+        assert!((10..=11).contains(&rest.objects.len()) && !rest.more);
     }
 }

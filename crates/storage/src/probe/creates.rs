@@ -24,12 +24,21 @@ struct Race {
     readable: bool,
 }
 
-/// Runs the races.
+/// Runs the races, unless the store itself says that it promises nothing: one that looks and then stores has one winner by luck.
 pub(super) async fn examine(
     store: &Arc<dyn ObjectStore>,
     role: Role,
     report: &mut ProbeReport,
 ) -> Result<(), StorageError> {
+    if !store.capabilities().conditional_create {
+        (report.exclusive_create, report.overwrite_refused) = (false, false);
+        report.notes.push(
+            "This store cannot create an object only where there is none, or its location says so: a prune needs this \
+             repository for itself alone, and asks for `--exclusive`."
+                .into(),
+        );
+        return Ok(());
+    }
     // Each race of somebody who cannot delete leaves an object.
     report.races = if role == Role::Writer { 1 } else { RACES };
     report.racers = RACERS;

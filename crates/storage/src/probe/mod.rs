@@ -25,7 +25,7 @@ pub struct ProbeReport {
     pub store: String,
     /// Writers per race.
     pub racers: u32,
-    /// Races run.
+    /// Races run; none where the store itself says that it does not create exclusively.
     pub races: u32,
     /// Every race had exactly one winner, and the object held the winner's bytes.
     pub exclusive_create: bool,

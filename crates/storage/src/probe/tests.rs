@@ -27,6 +27,8 @@ enum Fault {
     None,
     /// Stores whatever the condition.
     IgnoresConditions,
+    /// Says itself that it promises nothing.
+    HasNoCondition,
     /// Says that it is taken, and stores all the same.
     RefusesAndStores,
     /// Lists what was there a while ago.
@@ -108,7 +110,7 @@ impl ObjectStore for Odd {
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.memory.capabilities()
+        Capabilities { conditional_create: self.fault != Fault::HasNoCondition }
     }
 
     fn describe(&self) -> String {
@@ -212,6 +214,16 @@ async fn a_store_that_ignores_conditions_is_found_out() {
         assert!(!report.conditional_create() && !report.problems.is_empty(), "{fault:?}: {report:?}");
         assert!(list_all(&store, "").await.unwrap().is_empty(), "{fault:?}");
     }
+}
+
+/// Looking and then storing has one winner often enough.
+#[tokio::test]
+async fn a_store_that_has_no_condition_is_not_said_to_create_exclusively() {
+    let report = test(&Odd::new(Fault::HasNoCondition), Role::Keeper).await;
+    assert!(!report.conditional_create() && report.races == 0, "{report:?}");
+    assert_eq!(report.problems, [""; 0]);
+    assert!(report.notes.iter().any(|note| note.contains("--exclusive")), "{report:?}");
+    assert!(!report.findings.iter().any(|finding| finding.contains("several keepers")), "{report:?}");
 }
 
 #[tokio::test]

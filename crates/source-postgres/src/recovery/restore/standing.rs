@@ -1,9 +1,12 @@
 //! What stands where a cluster is to go.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::io::Errno;
 
 use super::{Layout, RestoreError, failed};
 
@@ -100,7 +103,24 @@ fn at_work(pid: u32) -> Option<(u64, u64)> {
 /// Where the tablespaces of a server lie; none of one that we may not look at.
 fn tablespaces_of(pid: u32) -> impl Iterator<Item = (u64, u64)> {
     let links = fs::read_dir(format!("/proc/{pid}/cwd/pg_tblspc")).into_iter().flatten().flatten();
-    links.filter_map(|link| place(&link.path()))
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    links.filter_map(move |link| match fs::read_link(link.path()) {
+        Ok(path) => place_within(&root, &path),
+        // One inside the data directory is none.
+        Err(_) => place(&link.path()),
+    })
+}
+
+/// The place that a path means to those whose root this is: in a container it leads elsewhere than here.
+fn place_within(root: &Path, path: &Path) -> Option<(u64, u64)> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = open(root, flags, Mode::empty()).ok()?;
+    match openat2(&top, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+        Ok(found) => File::from(found).metadata().ok().map(|found| (found.dev(), found.ino())),
+        // Before Linux 5.6, and under old container runtimes: right but for links on the way that begin at the root.
+        Err(Errno::NOSYS | Errno::PERM) => place(&root.join(path.strip_prefix("/").unwrap_or(path))),
+        Err(_) => None,
+    }
 }
 
 /// Device and number of a directory, whatever it is called.
@@ -111,4 +131,29 @@ fn place(directory: &Path) -> Option<(u64, u64)> {
 /// Also one that a link leads to.
 fn is_data_directory(path: &Path) -> bool {
     MARKS.iter().any(|mark| path.join(mark).symlink_metadata().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_path_means_what_it_means_to_the_server_in_its_container() {
+        let (root, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let inside = |path: &Path| root.path().join(path.strip_prefix("/").unwrap());
+        // Here the same words lead to another directory.
+        let space = theirs.path().join("space");
+        fs::create_dir(&space).unwrap();
+        fs::create_dir_all(inside(&space)).unwrap();
+        let link = Path::new("/link");
+        symlink(theirs.path(), inside(link)).unwrap();
+        let expected = place(&inside(&space));
+        assert!(expected.is_some() && expected != place(&space));
+        assert_eq!(place_within(root.path(), &space), expected);
+        assert_eq!(place_within(root.path(), &link.join("space")), expected);
+        assert_eq!(place_within(root.path(), Path::new("/missing")), None);
+        assert_eq!(place_within(Path::new("/proc/self/root"), &space), place(&space));
+    }
 }

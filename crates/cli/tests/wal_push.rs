@@ -216,3 +216,30 @@ fn what_cannot_be_archived_ahead_is_told_to_whoever_asks_for_it() {
     server.wait_for_follower();
     server.has(1..=6);
 }
+
+#[test]
+fn who_archives_ahead_never_asks_at_the_terminal_of_the_server() {
+    let server = Server::new(2);
+    let passphrase = server.path("passphrase");
+    fs::write(&passphrase, "x").unwrap();
+    server.run(&["key", "passphrase", "--new-passphrase-file", passphrase.to_str().unwrap()]);
+    let words = ["wal", "push", "--follow", &format!("pg_wal/{}", name(1))];
+    let follow = server.command(&words);
+    let line: Vec<String> = [follow.get_program()]
+        .into_iter()
+        .chain(follow.get_args())
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .collect();
+    // Gives it a terminal. Not alone in its session, as a command that is the last one would be.
+    let mut terminal = Command::new("script");
+    terminal.args(["-qec", &format!("{}; exit $?", line.join(" ")), "/dev/null"]);
+    terminal
+        .env_clear()
+        .env("HOME", server.path("home"))
+        .env("PATH", "/usr/bin:/bin")
+        .env("SHELL", "/bin/sh");
+    let output = terminal.current_dir(server.path("data")).stdin(Stdio::null()).output().unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success() && !shown.contains("Passphrase of"), "{shown}");
+    assert!(shown.contains("there is no terminal to ask on"), "{shown}");
+}

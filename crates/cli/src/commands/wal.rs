@@ -10,7 +10,7 @@ mod status;
 use std::fs::File;
 use std::io::Read;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use keepwell_source_postgres::options::ConnectOptions;
 use keepwell_source_postgres::replication::SystemId;
@@ -82,6 +82,13 @@ fn own_system() -> Result<u64> {
             .hint("A server runs its commands in its data directory; elsewhere say --system.")
     })?;
     Ok(u64::from_ne_bytes(first))
+}
+
+/// For a process of ours that goes on without whoever started it: his terminal is not there for it any more. Nothing asks there
+/// for a passphrase then, be it we or a command that is to give it, nor does a key pressed there end us.
+fn leave_terminal() -> Result<()> {
+    rustix::process::setsid().context("leave the terminal")?;
+    Ok(())
 }
 
 /// Makes out what a connection on the command line means.

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -122,9 +121,9 @@ fn leave_helper(ctx: &Context, socket: &Path, system: u64) -> Result<()> {
     let mut command = Command::new(program);
     command
         .args(ctx.global.again())
-        .args(["wal", "serve", "--idle", "60", "--system"])
+        .args(["wal", "serve", "--left-behind", "--idle", "60", "--system"])
         .arg(system.to_string());
-    command.arg(socket).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    command.arg(socket).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().context("start `wal serve`")?;
     Ok(())
 }

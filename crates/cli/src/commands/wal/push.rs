@@ -1,6 +1,5 @@
 //! `wal push`, an archive_command.
 
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -53,6 +52,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     };
     let ahead = Ahead::new(ahead_note(ctx, system, &args.dataset));
     if args.follow {
+        super::leave_terminal()?;
         pusher(ctx, &args, ahead).await?.follow(&args.path, system).await?;
         return Ok(Exit::Done);
     }
@@ -72,20 +72,29 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
 
 /// Archives the file ourselves. What is ready behind it is left to a process of its own, if that is wanted and there is none.
 async fn push(ctx: &Context, args: &Args, system: u64, ahead: Ahead) -> Result<Pushed> {
-    // Without a file that can be locked, or a second look at a secret, one process has to do.
-    let turn = match args.ahead && !secret::reads_descriptor(ctx) {
-        true => ahead.turn().ok(),
-        false => None,
-    };
-    let is_shared = turn.is_some();
-    if let Some(Some(turn)) = turn
-        && is_followed(&args.path)
-    {
-        leave_follower(ctx, args, system, turn)?;
-    }
+    let is_shared = is_shared(ctx, args, &ahead, |turn| leave_follower(ctx, args, system, turn));
     let pusher = pusher(ctx, args, ahead).await?;
     let pusher = if is_shared { pusher.alone() } else { pusher };
     Ok(pusher.push(&args.path, system).await?)
+}
+
+/// Whether what is ready behind the file is left to another process, perhaps one that is started here. It only saves time:
+/// where there can be none, we do it.
+fn is_shared(ctx: &Context, args: &Args, ahead: &Ahead, leave: impl FnOnce(Turn) -> Result<()>) -> bool {
+    // Without a file that can be locked, or a second look at a secret, one process has to do.
+    if !args.ahead || secret::reads_descriptor(ctx) {
+        return false;
+    }
+    match ahead.turn() {
+        Ok(Some(turn)) if is_followed(&args.path) => leave(turn)
+            .inspect_err(|error| {
+                let why = crate::exit::one_line(error);
+                ctx.printer.verbose(format_args!("nobody archives ahead: {why}"));
+            })
+            .is_ok(),
+        Ok(_) => true,
+        Err(_) => false,
+    }
 }
 
 async fn pusher(ctx: &Context, args: &Args, ahead: Ahead) -> Result<Pusher> {
@@ -106,7 +115,46 @@ fn leave_follower(ctx: &Context, args: &Args, system: u64, turn: Turn) -> Result
         .arg(system.to_string())
         .arg("--")
         .arg(&args.path);
-    command.stdin(turn.into_file()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    command.stdin(turn.into_file()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().context("start a process that archives ahead")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_process_that_cannot_be_left_behind_is_no_failure_and_leaves_its_turn() {
+        let (ctx, dir) = (Context::of_profiles(""), tempfile::tempdir().unwrap());
+        let file = |name: &str| dir.path().join(name);
+        fs::create_dir(file("archive_status")).unwrap();
+        fs::write(file("000000010000000000000001"), vec![0; 1 << 20]).unwrap();
+        fs::write(file("archive_status/000000010000000000000002.ready"), "").unwrap();
+        let args = |name: &str| Args {
+            path: file(name),
+            dataset: "postgres".to_owned(),
+            system: None,
+            ahead: true,
+            follow: false,
+        };
+        let ahead = Ahead::new(file("cache/note"));
+        let none = |_: Turn| -> Result<()> { Err(anyhow::anyhow!("no process is left")) };
+        let first = args("000000010000000000000001");
+        assert!(!is_shared(&ctx, &first, &ahead, none));
+        let held = std::cell::RefCell::new(None);
+        let keep = |turn: Turn| -> Result<()> {
+            *held.borrow_mut() = Some(turn);
+            Ok(())
+        };
+        assert!(is_shared(&ctx, &first, &ahead, keep));
+        assert!(held.borrow().is_some() && is_shared(&ctx, &first, &ahead, none), "somebody does it already");
+        drop(held.take());
+        assert!(is_shared(&ctx, &args("000000010000000000000009"), &ahead, none), "nothing is behind it");
+        let nowhere = Ahead::new(Path::new("/proc/none/note").to_owned());
+        assert!(!is_shared(&ctx, &first, &nowhere, |_| Ok(())));
+    }
 }

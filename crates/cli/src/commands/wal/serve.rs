@@ -35,11 +35,17 @@ pub struct Args {
     /// End when nobody asked for so long
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     idle: Option<u64>,
+    /// Be the process that `wal get --prefetch` leaves behind
+    #[arg(long, hide = true)]
+    left_behind: bool,
 }
 
 /// Runs `wal serve`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let shown = args.socket.display().to_string();
+    if args.left_behind {
+        super::leave_terminal()?;
+    }
     if let Some(directory) = args.socket.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.with_context(|| format!("create `{}`", directory.display()))?;

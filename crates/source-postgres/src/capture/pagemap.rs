@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -64,7 +64,8 @@ impl PageMap {
         let partial = maps.path.with_extension(format!("{}.partial", std::process::id()));
         let out = File::options().write(true).create(true).truncate(false).mode(0o600).open(&partial)?;
         // In another container a process may have our number, and write one now: hashes of its pages are not those of ours.
-        if matches!(out.try_lock(), Err(TryLockError::WouldBlock)) {
+        // Or it has just finished, and what we opened is its map.
+        if is_held(&out) || !stands(&out, &partial) {
             return Err(io::Error::other("another process writes it"));
         }
         out.set_len(0)?;
@@ -118,12 +119,26 @@ impl PageMap {
 
 impl Drop for PageMap {
     fn drop(&mut self) {
-        // Gone already if it was finished.
-        let _ = fs::remove_file(&self.partial);
+        // Gone already if it was finished; what stands there then is another process's.
+        if stands(self.out.get_ref(), &self.partial) {
+            let _ = fs::remove_file(&self.partial);
+        }
     }
 }
 
-/// Removes what captures left that were killed: those of processes that are no more.
+/// Takes the lock of a file; whether another process has it. Where a file system knows no locks nobody has.
+fn is_held(file: &File) -> bool {
+    matches!(file.try_lock(), Err(TryLockError::WouldBlock))
+}
+
+/// Whether an open file is the one that stands there now.
+fn stands(file: &File, path: &Path) -> bool {
+    let place = |about: fs::Metadata| (about.dev(), about.ino());
+    let there = fs::symlink_metadata(path).map(place);
+    file.metadata().map(place).is_ok_and(|open| there.is_ok_and(|there| there == open))
+}
+
+/// Removes what captures left that were killed: those of processes that are no more, here or in another container.
 fn remove_left_over(path: &Path) {
     let (Some(directory), Some(stem)) = (path.parent(), path.file_stem()) else { return };
     let process = |name: &OsStr| -> Option<i32> {
@@ -132,7 +147,8 @@ fn remove_left_over(path: &Path) {
     };
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let process = process(&entry.file_name()).and_then(Pid::from_raw);
-        if process.is_some_and(|pid| test_kill_process(pid) == Err(Errno::SRCH)) {
+        let is_free = || File::open(entry.path()).is_ok_and(|file| !is_held(&file));
+        if process.is_some_and(|pid| test_kill_process(pid) == Err(Errno::SRCH)) && is_free() {
             // What cannot be removed costs only its room.
             let _ = fs::remove_file(entry.path());
         }
@@ -357,6 +373,11 @@ mod tests {
             fs::write(dir.path().join(name), "").unwrap();
         }
         fs::write(&left, "half").unwrap();
+        let elsewhere = File::open(&left).unwrap();
+        elsewhere.lock().unwrap();
+        PageMap::open(&maps, None).unwrap();
+        assert!(left.exists(), "in another container the number is somebody's");
+        drop(elsewhere);
         PageMap::open(&maps, None).unwrap();
         assert!(!left.exists());
         assert!(others.iter().all(|name| dir.path().join(name).exists()));
@@ -375,6 +396,25 @@ mod tests {
         fs::write(maps.path.with_extension(format!("{}.partial", std::process::id())), [7; 999]).unwrap();
         PageMap::open(&maps, None).unwrap().finish(&origin(2)).unwrap();
         assert_eq!(fs::read(&maps.path).unwrap()[..8], MAGIC);
+    }
+
+    #[test]
+    fn a_map_that_was_finished_meanwhile_is_not_the_one_that_is_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        let maps = PageMaps { path: dir.path().join("map"), key: [3; 32] };
+        let first = PageMap::open(&maps, None).unwrap();
+        let partial = first.partial.clone();
+        // What another process has opened, and can lock as soon as the first one is gone.
+        let opened = File::options().write(true).open(&partial).unwrap();
+        assert!(stands(&opened, &partial) && is_held(&opened));
+        first.finish(&origin(1)).unwrap();
+        assert!(!is_held(&opened) && !stands(&opened, &partial));
+        // And who is done removes nobody else's.
+        let second = PageMap::open(&maps, None).unwrap();
+        fs::rename(&partial, dir.path().join("finished")).unwrap();
+        fs::write(&partial, "theirs").unwrap();
+        drop(second);
+        assert!(partial.exists());
     }
 
     #[test]

@@ -141,6 +141,19 @@ pub enum DumpError {
         #[source]
         source: Box<PgError>,
     },
+    /// The connection was lost while names were exchanged, and no other came about.
+    #[error("whether `{new}` took the place of the database `{name}` could not be found out")]
+    Unclear {
+        /// The name.
+        name: String,
+        /// What the new database was called.
+        new: String,
+        /// What the old one is called if it did.
+        old: String,
+        /// Why not.
+        #[source]
+        source: Box<DumpError>,
+    },
     /// A description that cannot be read.
     #[error("`{name}` cannot be read: {reason}")]
     Description {
@@ -214,6 +227,12 @@ impl DumpError {
             Self::Scratch(error) => error.hint(),
             Self::Closed { name, .. } => Some(format!(
                 "Open it again: `ALTER DATABASE {} ALLOW_CONNECTIONS true`.",
+                names::ident(name)
+            )),
+            Self::Unclear { name, old, .. } => Some(format!(
+                "Look at the server: if it has a database `{old}`, that is the old one, and `{name}` the new one. Whichever is \
+                 the old one, open it again: `ALTER DATABASE {} ALLOW_CONNECTIONS true`, or of {}.",
+                names::ident(old),
                 names::ident(name)
             )),
             Self::NoPrograms { .. } => {

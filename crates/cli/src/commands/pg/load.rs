@@ -215,9 +215,10 @@ async fn replace(ctx: &Context, loader: &mut Loader, name: &str, into: &str, dro
         let told = match &error {
             DumpError::Closed { is_exchanged: true, .. } => format!("`{into}` is the new database"),
             DumpError::Closed { .. } => format!("the new database is `{new}`"),
+            DumpError::Unclear { .. } => format!("the new database is `{into}` or `{new}`"),
             _ => format!("the new database is `{new}`; `{into}` is as it was"),
         };
-        if matches!(error, DumpError::Closed { .. }) {
+        if matches!(error, DumpError::Closed { .. } | DumpError::Unclear { .. }) {
             // Also when somebody has interrupted us, which would be all that is told then.
             ctx.printer.warn(&error);
         }

@@ -1,4 +1,4 @@
-//! Databases: made, set up, swapped.
+//! Databases: made, set up, dropped.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use super::super::describe::{DatabaseDump, Properties};
 use super::super::names::{ident, literal};
 use super::super::session::each;
 use super::{LoadOptions, Owners, Privileges};
-use crate::wire::{Client, PgError};
+use crate::wire::Client;
 
 /// Settings whose value is a list of names, which the catalog holds quoted already.
 const LISTS: [&str; 6] = [
@@ -186,49 +186,6 @@ pub(super) async fn check_extensions(client: &mut Client, database: &DatabaseDum
     }
 }
 
-/// Puts the database `new` in the place of `name`, which becomes `old`. Connections to it are ended, and none can come in
-/// between; both renames are one transaction. If that fails, `name` is what it was; [`DumpError::Closed`] if the old one takes
-/// no connections then, whatever became of the names.
-pub(super) async fn swap(client: &mut Client, new: &str, name: &str, old: &str) -> Result<(), DumpError> {
-    let action = format!("replace the database `{name}`");
-    client.query(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", ident(name)), &action).await?;
-    let swapped = exchange(client, new, name, old, &action).await;
-    let is_exchanged = swapped.is_ok();
-    let kept = if is_exchanged { old } else { name };
-    let open = format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", ident(kept));
-    if let Err(error) = client.query(&open, &action).await {
-        return Err(DumpError::Closed { name: kept.to_owned(), is_exchanged, source: Box::new(error) });
-    }
-    Ok(swapped?)
-}
-
-async fn exchange(
-    client: &mut Client,
-    new: &str,
-    name: &str,
-    old: &str,
-    action: &str,
-) -> Result<(), PgError> {
-    let others = format!(
-        "FROM pg_stat_activity WHERE datname IN ({}, {}) AND pid <> pg_backend_pid()",
-        literal(name),
-        literal(new)
-    );
-    // It waits for the end of each, for as long as it says.
-    client.query(&format!("SELECT pg_terminate_backend(pid, 10000) {others}"), action).await?;
-    let sql = format!(
-        "BEGIN; ALTER DATABASE {name} RENAME TO {}; ALTER DATABASE {} RENAME TO {name}; COMMIT",
-        ident(old),
-        ident(new),
-        name = ident(name)
-    );
-    let renamed = client.query(&sql, action).await;
-    if renamed.is_err() {
-        client.query("ROLLBACK", action).await?;
-    }
-    renamed.map(drop)
-}
-
 /// Removes a database and ends who is connected to it.
 pub(super) async fn drop_database(client: &mut Client, name: &str) -> Result<(), DumpError> {
     let sql = format!("DROP DATABASE {} WITH (FORCE)", ident(name));
@@ -240,31 +197,6 @@ pub(super) async fn drop_database(client: &mut Client, name: &str) -> Result<(),
 mod tests {
     use super::super::super::describe::Setting;
     use super::*;
-    use crate::testing::{message, played};
-
-    #[tokio::test]
-    async fn a_database_that_could_not_be_opened_again_is_named() {
-        let done = |command: &'static str| (command, message(b'C', b"ALTER DATABASE\0"));
-        let closed = done("ALTER DATABASE \"x\" ALLOW_CONNECTIONS false");
-        let (ended, exchanged, back) =
-            (done("SELECT pg_terminate_backend"), done("BEGIN; ALTER DATABASE"), done("ROLLBACK"));
-        let opened = done("ALTER DATABASE \"x\" ALLOW_CONNECTIONS true");
-        // What is not among the answers fails.
-        let swapped = async |answers| {
-            let (_dir, mut client) = played(answers).await;
-            swap(&mut client, "new", "x", "y").await.unwrap_err()
-        };
-        let failed = swapped(vec![closed.clone(), ended.clone(), back.clone(), opened]).await;
-        assert!(matches!(failed, DumpError::Server(_)), "it is what it was: {failed}");
-        let before = vec![closed.clone(), ended.clone(), back];
-        for (kept, expected, answers) in [("x", false, before), ("y", true, vec![closed, ended, exchanged])] {
-            let failed = swapped(answers).await;
-            let hint = failed.hint().unwrap();
-            assert!(hint.contains(&format!("ALTER DATABASE \"{kept}\" ALLOW_CONNECTIONS true")), "{hint}");
-            let DumpError::Closed { name, is_exchanged, .. } = failed else { panic!("{failed}") };
-            assert_eq!((name.as_str(), is_exchanged), (kept, expected));
-        }
-    }
 
     #[test]
     fn a_database_is_made_as_it_was_as_far_as_the_server_knows_the_words() {

@@ -4,6 +4,7 @@ mod database;
 mod roles;
 mod rows;
 pub(super) mod schema;
+mod swap;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use tokio::runtime::Handle;
 
 use self::rows::Way;
 use self::schema::{Archive, Without};
+use self::swap::Swap;
 use super::describe::{DatabaseDump, LARGE_OBJECTS_FILE, SCHEMA_FILE, Table};
 use super::names::{literal, qualified};
 use super::selection::Selection;
@@ -331,7 +333,7 @@ impl Loader {
 
     /// Puts the database `new` in the place of `name`, which is kept as `old`. Connections to it are ended.
     pub async fn swap(&mut self, new: &str, name: &str, old: &str) -> Result<(), DumpError> {
-        database::swap(&mut self.client, new, name, old).await
+        Swap { new, name, old }.run(&mut self.client, &self.connect).await
     }
 
     /// Drops a database.

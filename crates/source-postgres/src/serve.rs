@@ -5,7 +5,8 @@
 //!
 //! A request is the name of a file and a newline. The answer begins with a byte: `F` and the file (its length as u64 LE,
 //! then its bytes), `M` when the archive does not have it, `G` and a message (likewise) where the archive has a gap, `B` and
-//! a message where it begins only later, `E` and a message for any other trouble.
+//! a message where it begins only later, `E` and a message for any other trouble. Before it stands a `W` for each while that
+//! it took to find out.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -32,6 +33,10 @@ const AHEAD_MAX: u64 = 8;
 const NAME_BYTES_MAX: usize = 64;
 /// A client that neither asks nor takes its answer for so long is not waited for; the store may take longer.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// It is told that often in that time that its answer is on its way.
+const PULSES: u32 = 3;
+/// A server that says nothing for so long is not waited for: it was stopped, or hangs.
+const SILENCE: Duration = Duration::from_secs(60);
 /// What a client accepts: the largest segment, and some.
 const ANSWER_BYTES_MAX: u64 = (1 << 30) + 1;
 
@@ -157,7 +162,17 @@ impl WalServer {
 
     async fn answer(self: Arc<Self>, mut stream: UnixStream) -> io::Result<()> {
         let name = tokio::time::timeout(self.patience, asked(&mut stream)).await??;
-        let (kind, content) = match self.get(&String::from_utf8_lossy(&name)).await {
+        let name = String::from_utf8_lossy(&name);
+        let mut getting = std::pin::pin!(self.get(&name));
+        let got = loop {
+            tokio::select! {
+                got = &mut getting => break got,
+                () = tokio::time::sleep(self.patience / PULSES) => {
+                    tokio::time::timeout(self.patience, stream.write_all(b"W")).await??;
+                }
+            }
+        };
+        let (kind, content) = match got {
             Ok(Fetched::Found(content)) => (b'F', content),
             Ok(Fetched::Missing) => (b'M', Vec::new()),
             Err(error @ ArchiveError::Gap { .. }) => (b'G', crate::one_line(&error).into_bytes()),
@@ -191,10 +206,22 @@ impl Drop for WalServer {
 
 /// Asks a [`WalServer`] for a file. Any trouble, also that nobody answers, is an error and never [`Fetched::Missing`].
 pub fn ask(socket: &Path, name: &str) -> io::Result<Fetched> {
+    ask_within(socket, name, SILENCE).map_err(|error| match error.kind() {
+        // What a socket calls it.
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "who serves the WAL is silent"),
+        _ => error,
+    })
+}
+
+fn ask_within(socket: &Path, name: &str, silence: Duration) -> io::Result<Fetched> {
     let mut stream = StdStream::connect(socket)?;
+    stream.set_read_timeout(Some(silence))?;
+    stream.set_write_timeout(Some(silence))?;
     stream.write_all(format!("{name}\n").as_bytes())?;
-    let (mut kind, mut length) = ([0], [0; 8]);
-    stream.read_exact(&mut kind)?;
+    let (mut kind, mut length) = ([b'W'], [0; 8]);
+    while kind == [b'W'] {
+        stream.read_exact(&mut kind)?;
+    }
     stream.read_exact(&mut length)?;
     let length = u64::from_le_bytes(length);
     if length > ANSWER_BYTES_MAX {
@@ -338,11 +365,22 @@ mod tests {
         let held = world.store.gate.lock().await;
         let asked = socket.clone();
         let asking = tokio::task::spawn_blocking(move || super::ask(&asked, &name(3)));
-        // This one says nothing; that it is sent away shows that patience is over for the other one, too.
+        // This one says nothing; that it is sent away shows that patience is over for the other one, too, which was told
+        // meanwhile that its answer is on its way.
         let mut silent = UnixStream::connect(&socket).await.unwrap();
         assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
         drop(held);
         assert_eq!(asking.await.unwrap().unwrap(), Fetched::Found(content(SYSTEM, 3, 3)));
+    }
+
+    #[test]
+    fn a_server_that_is_silent_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("wal");
+        // It takes the request, as one does that was stopped.
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let silent = ask_within(&socket, &name(3), Duration::from_millis(20)).unwrap_err();
+        assert_eq!(silent.kind(), io::ErrorKind::WouldBlock, "{silent}");
     }
 
     #[tokio::test]

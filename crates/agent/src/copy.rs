@@ -51,9 +51,8 @@ pub struct Copied {
 /// Brings a copy up to date: what is missing comes, what its own rules do not keep goes.
 pub async fn update(origin: &Repository, places: &Places<'_>, now: Timestamp) -> Result<Copied> {
     let copy = places.copy;
-    let remembered = State::copy_name(places.name, &copy.name)?;
     let Some(store) = store(places).await? else {
-        let newest = places.state.succeeded(&remembered)?;
+        let newest = places.state.newest_in(places.name, &copy.name)?;
         return Ok(Copied { away: true, stale: is_stale(copy, newest, now), ..Copied::default() });
     };
     let retrying = retrying(Arc::clone(&store));
@@ -73,7 +72,7 @@ pub async fn update(origin: &Repository, places: &Places<'_>, now: Timestamp) ->
     let own = there.iter().filter(|snapshot| rules.concern(snapshot));
     let newest = own.filter_map(|snapshot| Some(snapshot.manifest().ok()?.capture_end)).max();
     if let Some(newest) = newest {
-        places.state.remember(&remembered, newest)?;
+        places.state.remember_copy(places.name, &copy.name, newest)?;
     }
     let (snapshots, bytes) = (report.copied.len(), report.bytes);
     let Retirement { forgotten, bytes_freed } = retired;
@@ -100,7 +99,7 @@ impl Approval for Telling<'_> {
 
 /// Whether a copy has nothing as new as the run of its job that began then, as far as is remembered.
 pub fn is_behind(state: &State, job: &JobName, copy: &CopyJob, run: Option<Timestamp>) -> bool {
-    let remembered = State::copy_name(job, &copy.name).and_then(|name| state.succeeded(&name));
+    let remembered = state.newest_in(job, &copy.name);
     let is_older =
         |newest: Option<Timestamp>| run.is_some_and(|run| newest.is_none_or(|newest| newest < run));
     remembered.is_ok_and(is_older)

@@ -29,7 +29,26 @@ impl State {
 
     /// When the last run of a job that succeeded began. A file that makes no sense counts as none: the job then runs.
     pub fn succeeded(&self, job: &JobName) -> Result<Option<Timestamp>> {
-        let path = self.path(job);
+        self.read(job.as_str())
+    }
+
+    /// Remembers that a run that began at `moment` succeeded; durable when it returns, and whole after a crash.
+    pub fn remember(&self, job: &JobName, moment: Timestamp) -> Result<()> {
+        self.write(job.as_str(), moment)
+    }
+
+    /// When the newest snapshot in a copy of a job was made, as far as is remembered.
+    pub fn newest_in(&self, job: &JobName, copy: &JobName) -> Result<Option<Timestamp>> {
+        self.read(&of_copy(job, copy))
+    }
+
+    /// Remembers when the newest snapshot in a copy of a job was made, as [`State::remember`] does.
+    pub fn remember_copy(&self, job: &JobName, copy: &JobName, newest: Timestamp) -> Result<()> {
+        self.write(&of_copy(job, copy), newest)
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Timestamp>> {
+        let path = self.path(name);
         match fs::read_to_string(&path) {
             Ok(text) => Ok(nanoseconds(text.trim())),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -37,9 +56,8 @@ impl State {
         }
     }
 
-    /// Remembers that a run that began at `moment` succeeded; durable when it returns, and whole after a crash.
-    pub fn remember(&self, job: &JobName, moment: Timestamp) -> Result<()> {
-        let (path, partial) = (self.path(job), self.0.join(format!(".{}.partial", job.as_str())));
+    fn write(&self, name: &str, moment: Timestamp) -> Result<()> {
+        let (path, partial) = (self.path(name), self.0.join(format!(".{name}.partial")));
         let time = jiff::Timestamp::from_nanosecond(i128::from(moment))?;
         let write = || {
             let mut file = File::create(&partial)?;
@@ -51,15 +69,14 @@ impl State {
         write().with_context(|| format!("write `{}`", path.display()))
     }
 
-    /// The name under which it is remembered when a copy of a job's snapshots was made from.
-    pub fn copy_name(job: &JobName, copy: &JobName) -> Result<JobName> {
-        let name = format!("{}.copy.{}", job.as_str(), copy.as_str());
-        JobName::try_from(name).map_err(anyhow::Error::msg)
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(format!("{name}.last"))
     }
+}
 
-    fn path(&self, job: &JobName) -> PathBuf {
-        self.0.join(format!("{}.last", job.as_str()))
-    }
+/// No name of a job or a copy has an `@`: no two of them share a file.
+fn of_copy(job: &JobName, copy: &JobName) -> String {
+    format!("{}@{}", job.as_str(), copy.as_str())
 }
 
 fn nanoseconds(text: &str) -> Option<Timestamp> {
@@ -83,5 +100,28 @@ mod tests {
         }
         fs::write(directory.path().join("state/home.last"), "yesterday").unwrap();
         assert_eq!(open().succeeded(&job).unwrap(), None);
+    }
+
+    #[test]
+    fn whatever_jobs_and_copies_are_called_each_is_remembered_for_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = State::open(directory.path()).unwrap();
+        let name = |text: &str| JobName::try_from(text.to_owned()).unwrap();
+        let long = "x".repeat(100);
+        let long = long.as_str();
+        let copies = [("a", "b"), ("a", "b.copy.c"), ("a.copy.b", "c"), (long, long)];
+        let jobs = ["a", "b", "a.copy.b", "a.b", long];
+        for (moment, (job, copy)) in (1..).zip(copies) {
+            state.remember_copy(&name(job), &name(copy), moment).unwrap();
+        }
+        for (moment, job) in (100..).zip(jobs) {
+            state.remember(&name(job), moment).unwrap();
+        }
+        for (moment, (job, copy)) in (1..).zip(copies) {
+            assert_eq!(state.newest_in(&name(job), &name(copy)).unwrap(), Some(moment), "{job} {copy}");
+        }
+        for (moment, job) in (100..).zip(jobs) {
+            assert_eq!(state.succeeded(&name(job)).unwrap(), Some(moment), "{job}");
+        }
     }
 }

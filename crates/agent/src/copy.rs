@@ -71,8 +71,12 @@ pub async fn update(origin: &Repository, places: &Places<'_>, now: Timestamp) ->
     let there = target.snapshots().await?;
     let own = there.iter().filter(|snapshot| rules.concern(snapshot));
     let newest = own.filter_map(|snapshot| Some(snapshot.manifest().ok()?.capture_end)).max();
-    if let Some(newest) = newest {
-        places.state.remember_copy(places.name, &copy.name, newest)?;
+    if let Some(newest) = newest
+        && let Err(error) = places.state.remember_copy(places.name, &copy.name, newest)
+    {
+        // The copy is made, and is looked at once more.
+        let (job, copy, error) = (places.name.as_str(), copy.name.as_str(), format!("{error:#}"));
+        tracing::warn!(job, copy, error, "how new it is cannot be remembered");
     }
     let (snapshots, bytes) = (report.copied.len(), report.bytes);
     let Retirement { forgotten, bytes_freed } = retired;

@@ -171,7 +171,11 @@ async fn one(
     let there = target.repository.snapshots().await?;
     target.progress.end();
     let newest = copies::newest(&rules, &there);
-    copies::remember(ctx, config, newest)?;
+    if let Err(error) = copies::remember(ctx, config, newest) {
+        // The copy is made; on days on which it is not there less is known of it.
+        let (name, why) = (config.name(), one_line(&error));
+        ctx.printer.warn(format_args!("the copy {name}: how new it is cannot be remembered: {why}"));
+    }
     let exit = if sums.failed.is_empty() && sums.unread == 0 { Exit::Done } else { Exit::Damage };
     let state = if exit == Exit::Done { "up to date" } else { "incomplete" };
     Ok(Outcome { state, exit, sums, forgotten, freed: bytes_freed, held: Some(there.len()), newest })

@@ -1,5 +1,4 @@
 //! `wal push --ahead` as a server runs it: the command itself, in a data directory that is made up.
-#![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
 
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;

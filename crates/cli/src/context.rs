@@ -39,21 +39,30 @@ impl Context {
         let file_is_named = named_file.is_some();
         let file = named_file.unwrap_or_else(|| environment.config_dir().join("config.toml"));
         let named_profile = global.profile.clone().or_else(|| environment.profile.clone());
-        let config::Loaded { profile, others } = config::load(&Wanted {
+        let loaded = config::load(&Wanted {
             file: &file,
             file_is_named,
             profile: named_profile.as_deref(),
             home: &environment.home(),
         })?;
-        Ok(Self {
+        Ok(Self::with(global, environment, loaded, printer))
+    }
+
+    fn with(
+        global: GlobalArgs,
+        environment: Environment,
+        loaded: config::Loaded,
+        printer: Arc<Printer>,
+    ) -> Self {
+        Self {
             global,
             environment,
-            profile,
-            other_profiles: others,
+            profile: loaded.profile,
+            other_profiles: loaded.others,
             printer,
             interrupt: Interrupt::default(),
             keys: Keys::default(),
-        })
+        }
     }
 
     /// Nanoseconds since 1970.
@@ -84,16 +93,8 @@ impl Context {
         let file = std::path::Path::new("config.toml");
         let home = std::path::Path::new("/home/me");
         let wanted = Wanted { file, file_is_named: true, profile: None, home };
-        let config::Loaded { profile, others } = config::read(text, "config.toml", &wanted).unwrap();
+        let loaded = config::read(text, "config.toml", &wanted).unwrap();
         let printer = Arc::new(Printer::new(&global, &environment));
-        Self {
-            global,
-            environment,
-            profile,
-            other_profiles: others,
-            printer,
-            interrupt: Interrupt::default(),
-            keys: Keys::default(),
-        }
+        Self::with(global, environment, loaded, printer)
     }
 }

@@ -42,7 +42,7 @@ warm() { find "$tree" -type f -print0 | xargs -0 cat >/dev/null; }
 
 # -- the programs: init, backup, restore, check, forget_prune; $1 is the variant, the repository is $repo ------------------
 
-keepwell_init() { export KEEPWELL_KEY_FILE=$repo.key KEEPWELL_CACHE_DIR=$repo.cache KEEPWELL_CONFIG=/dev/null; "$keepwell" -r "$repo" init >>"$work/log" 2>&1; }
+keepwell_init() { export KEEPWELL_KEY_FILE=$repo.key KEEPWELL_CACHE_DIR=$repo.cache KEEPWELL_CONFIG=/dev/null XDG_CONFIG_HOME=$work/config; "$keepwell" -r "$repo" init >>"$work/log" 2>&1; }
 keepwell_backup() { "$keepwell" -r "$repo" backup "$tree" --compression-level "$1"; }
 keepwell_restore() { "$keepwell" -r "$repo" restore latest --target "$out"; }
 keepwell_check() { "$keepwell" -r "$repo" check --read-data; }

@@ -21,7 +21,7 @@ mkdir -p "$work"
 table=$work/prune.tsv
 printf 'program\toperation\tseconds\tpeak_kib\tsays\n' >"$table"
 
-export KEEPWELL_KEY_FILE=$work/keepwell.key KEEPWELL_CACHE_DIR=$work/keepwell.cache KEEPWELL_CONFIG=/dev/null
+export KEEPWELL_KEY_FILE=$work/keepwell.key KEEPWELL_CACHE_DIR=$work/keepwell.cache KEEPWELL_CONFIG=/dev/null XDG_CONFIG_HOME=$work/config
 export RESTIC_PASSWORD=x RESTIC_REPOSITORY=$work/restic RESTIC_CACHE_DIR=$work/restic.cache
 export RUSTIC_PASSWORD=x RUSTIC_REPOSITORY=$work/rustic RUSTIC_CACHE_DIR=$work/rustic.cache
 programs=(keepwell)

@@ -6,6 +6,7 @@
 #                                              SCALE that of pgbench (default 5); READING is `sent` (the default), `local`,
 #                                              `sql` or `mixed` (by turns); CHECKSUMS=no makes a cluster without them
 set -euo pipefail
+unset XDG_CONFIG_HOME XDG_DATA_HOME XDG_CACHE_HOME # what is written stays in the work directory
 cd "$(dirname "$0")/.."
 major=${1:-15}
 scale=${SCALE:-5}
@@ -24,7 +25,7 @@ cleanup() {
 trap cleanup EXIT
 fail() { echo "failed: $*" >&2; exit 1; }
 as_owner() {
-    if [ "$(id -u)" != 0 ]; then "$@"; else (cd "$work" && setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"); fi
+    if [ "$(id -u)" != 0 ]; then env HOME="$work/home" "$@"; else (cd "$work" && setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"); fi
 }
 
 conf=()

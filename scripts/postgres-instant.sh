@@ -7,6 +7,7 @@
 # environment: KEEPWELL  the command, by default that of the dev build; WORK  a directory to work in, such as /dev/shm
 #              USERS     `root owner`: who runs the command; by default whoever can here
 set -euo pipefail
+unset XDG_CONFIG_HOME XDG_DATA_HOME XDG_CACHE_HOME # what is written stays in the work directory
 cd "$(dirname "$0")/.."
 major=${1:-15} scale=${2:-5}
 keepwell=${KEEPWELL:-$(realpath "${CARGO_TARGET_DIR:-target}")/debug/keepwell}
@@ -26,7 +27,7 @@ cleanup() {
 trap cleanup EXIT
 fail() { echo "failed: $*" >&2; tail -n 20 "$work"/*.err >&2 || true; exit 1; }
 as_owner() {
-    if [ "$(id -u)" != 0 ]; then "$@"; else setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"; fi
+    if [ "$(id -u)" != 0 ]; then env HOME="$work/home" "$@"; else setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"; fi
 }
 sql() { as_owner "$CLIENT_BIN/psql" -XAtq -v ON_ERROR_STOP=1 -d bench -c "$1"; }
 there() { PGHOST=$1 PGPORT=5432 sql "$2"; }
@@ -51,7 +52,7 @@ export PGHOST=$SOCKET PGPORT=$PORT PGUSER=postgres
 kw() { as_owner "$keepwell" --repository "$work/repository" "$@"; }
 kw init >/dev/null
 # Without `as_owner`: what is killed in the end is the process itself.
-as=(env); [ "$(id -u)" != 0 ] || as=(setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home")
+as=(env HOME="$work/home"); [ "$(id -u)" != 0 ] || as=(setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home")
 "${as[@]}" "$keepwell" --repository "$work/repository" wal receive 'user=postgres dbname=postgres' --create-slot --tail-every 1 >/dev/null 2>"$work/receiver.err" &
 receiver=$!
 for _ in $(seq 300); do grep -q streaming "$work/receiver.err" && break; sleep 0.1; done

@@ -5,6 +5,7 @@
 # usage: scripts/postgres-kill.sh [MAJOR [KILLS]]   default 15, and 5 of each kind; KEEPWELL names the command, by default
 #                                                   that of the dev build; as root also with full disks (small tmpfs)
 set -euo pipefail
+unset XDG_CONFIG_HOME XDG_DATA_HOME XDG_CACHE_HOME # what is written stays in the work directory
 cd "$(dirname "$0")/.."
 major=${1:-15}
 kills=${2:-5}
@@ -31,7 +32,7 @@ cleanup() {
 }
 trap cleanup EXIT
 fail() { echo "failed: $*" >&2; tail -n 20 "$work"/*.log >&2 || true; exit 1; }
-as=(env)
+as=(env HOME="$work/home")
 as_owner() { (cd "$work" && "${as[@]}" "$@"); }
 sql() { as_owner "$CLIENT_BIN/psql" -XAtq -v ON_ERROR_STOP=1 -c "$1"; }
 kw() { as_owner "$keepwell" --repository "$work/repository" "$@"; }

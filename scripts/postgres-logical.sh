@@ -4,6 +4,7 @@
 #
 # usage: scripts/postgres-logical.sh [MAJOR]     default 15; KEEPWELL names the command, by default that of the dev build
 set -euo pipefail
+unset XDG_CONFIG_HOME XDG_DATA_HOME XDG_CACHE_HOME # what is written stays in the work directory
 cd "$(dirname "$0")/.."
 major=${1:-15}
 keepwell=${KEEPWELL:-$(realpath "${CARGO_TARGET_DIR:-target}")/debug/keepwell}
@@ -18,7 +19,7 @@ cleanup() {
 trap cleanup EXIT
 fail() { echo "failed: $*" >&2; exit 1; }
 as_owner() {
-    if [ "$(id -u)" != 0 ]; then "$@"; else (cd "$work" && setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"); fi
+    if [ "$(id -u)" != 0 ]; then env HOME="$work/home" "$@"; else (cd "$work" && setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"); fi
 }
 
 scripts/servers/postgres.sh start "$major" "$work/second" >"$work/env"
@@ -141,7 +142,7 @@ grep -q '^CREATE ROLE clinic_owner' "$work/out/globals.sql" || fail "the roles a
 compgen -G "$work/keepwell-scratch-*" >/dev/null && fail "a scratch server was left behind"
 
 # Interrupted, an archive leaves nothing behind; killed, its server ends with it, and the next one removes what it left.
-as=(env)
+as=(env HOME="$work/home")
 if [ "$(id -u)" = 0 ]; then as=(setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home"); fi
 for signal in INT KILL; do
     if [ "$BIN" != "$CLIENT_BIN" ]; then break; fi

@@ -68,11 +68,13 @@ class World:
         self.has_backup = "\n  backup " in self.run_keepwell("pg", "--help").stdout
 
     def as_owner(self, command):
+        # What is written stays in the work directory.
+        env = ["env", "-u", "XDG_CONFIG_HOME", "-u", "XDG_DATA_HOME", "-u", "XDG_CACHE_HOME", f"HOME={self.work / 'home'}"]
+        command = env + [str(word) for word in command]
         if os.getuid() != 0:
-            return [str(word) for word in command]
+            return command
         group = subprocess.run(["id", "-g", self.owner], check=True, capture_output=True, text=True).stdout.strip()
-        return ["setpriv", "--reuid", self.owner, "--regid", group, "--clear-groups", "env",
-                f"HOME={self.work / 'home'}"] + [str(word) for word in command]
+        return ["setpriv", "--reuid", self.owner, "--regid", group, "--clear-groups"] + command
 
     def run(self, command, check=True):
         done = subprocess.run(self.as_owner(command), capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd="/")

@@ -4,6 +4,7 @@
 #
 # usage: scripts/postgres-proof.sh [MAJOR]       default 15; KEEPWELL names the command, by default that of the dev build
 set -euo pipefail
+unset XDG_CONFIG_HOME XDG_DATA_HOME XDG_CACHE_HOME # what is written stays in the work directory
 cd "$(dirname "$0")/.."
 major=${1:-15}
 keepwell=${KEEPWELL:-$(realpath "${CARGO_TARGET_DIR:-target}")/debug/keepwell}
@@ -20,10 +21,10 @@ trap cleanup EXIT
 fail() { echo "failed: $*" >&2; exit 1; }
 # In the background: what `$!` names is then the program, and no shell that waits for it.
 exec_as_owner() {
-    if [ "$(id -u)" != 0 ]; then exec "$@"; else exec setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"; fi
+    if [ "$(id -u)" != 0 ]; then exec env HOME="$work/home" "$@"; else exec setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"; fi
 }
 as_owner() {
-    if [ "$(id -u)" != 0 ]; then "$@"; else setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"; fi
+    if [ "$(id -u)" != 0 ]; then env HOME="$work/home" "$@"; else setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"; fi
 }
 sql() { as_owner "$CLIENT_BIN/psql" -XAtq -v ON_ERROR_STOP=1 -d "${2:-clinic}" -c "$1"; }
 kw() { as_owner "$keepwell" --repository "$work/repository" "$@"; }
@@ -158,7 +159,7 @@ code=0; kw --quiet pg verify "$from" --level 5 --questions "$work/questions.toml
 compgen -G "$work/keepwell-scratch-*" >/dev/null && fail "a scratch cluster was left behind"
 
 # One that is interrupted leaves nothing behind either, and no server.
-as=(env)
+as=(env HOME="$work/home")
 if [ "$(id -u)" = 0 ]; then as=(setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home"); fi
 "${as[@]}" "$keepwell" --repository "$work/repository" pg verify "$from" --level 4 --scratch "$work" --bin-dir "$BIN" >/dev/null 2>&1 &
 verifying=$!

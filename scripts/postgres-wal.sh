@@ -4,6 +4,7 @@
 #
 # usage: scripts/postgres-wal.sh [MAJOR]       default 15; KEEPWELL names the command, by default that of the dev build
 set -euo pipefail
+unset XDG_CONFIG_HOME XDG_DATA_HOME XDG_CACHE_HOME # what is written stays in the work directory
 cd "$(dirname "$0")/.."
 major=${1:-15}
 keepwell=${KEEPWELL:-$(realpath "${CARGO_TARGET_DIR:-target}")/debug/keepwell}
@@ -20,10 +21,10 @@ trap cleanup EXIT
 fail() { echo "failed: $*" >&2; exit 1; }
 # In the background: what `$!` names is then the program, and no shell that waits for it.
 exec_as_owner() {
-    if [ "$(id -u)" != 0 ]; then exec "$@"; else exec setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"; fi
+    if [ "$(id -u)" != 0 ]; then exec env HOME="$work/home" "$@"; else exec setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"; fi
 }
 as_owner() {
-    if [ "$(id -u)" != 0 ]; then "$@"; else setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"; fi
+    if [ "$(id -u)" != 0 ]; then env HOME="$work/home" "$@"; else setpriv --reuid "$OWNER" --regid "$(id -g "$OWNER")" --clear-groups env HOME="$work/home" "$@"; fi
 }
 
 scripts/servers/postgres.sh start "$major" "$work/server" --conf 'wal_level = replica' >"$work/env"

@@ -89,6 +89,7 @@ fixtures() {
 
 cargo build --locked --quiet --workspace --bins --tests
 keepwell=$(cargo metadata --locked --no-deps --format-version 1 | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/keepwell
-export KEEPWELL_CACHE_DIR=$work/cache KEEPWELL_CONFIG=/dev/null
+# `init` remembers a repository in the directory of the configuration.
+export KEEPWELL_CACHE_DIR=$work/cache KEEPWELL_CONFIG=/dev/null XDG_CONFIG_HOME=$work/config XDG_DATA_HOME=$work/data
 our_own
 fixtures

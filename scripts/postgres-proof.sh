@@ -108,7 +108,10 @@ database = "clinic"
 sql = "SELECT count(*) FROM filler"
 at-least = 60000
 TOML
-kw pg verify "$from" --level 5 --questions "$work/questions.toml" --scratch "$work" --report "$work/proof.json" --bin-dir "$BIN"
+# Some majors come without the programs that level 4 takes: then it is not proved.
+holds=0; [ -x "$BIN/pg_dump" ] || [ -x "$BIN/pg_amcheck" ] || holds=3
+code=0; kw pg verify "$from" --level 5 --questions "$work/questions.toml" --scratch "$work" --report "$work/proof.json" --bin-dir "$BIN" || code=$?
+[ $code = $holds ] || fail "the verification ended with $code"
 grep -q '"sound": true' "$work/proof.json" || fail "the report does not say that it is sound"
 
 code=0; kw pg verify "$from" --level 0 --report "$work/no/such/directory/proof.json" >"$work/said" 2>&1 || code=$?
@@ -123,7 +126,12 @@ point = report["recovery_point"]
 assert point["recovered"] and 0 <= point["seconds"] < 60, point
 assert report["recovery_seconds"] > 0 and all(step["seconds"] >= 0 for step in report["steps"]), report
 PYTHON
-kw pg verify --check-report "$work/proof.json"
+code=0; kw pg verify --check-report "$work/proof.json" || code=$?
+[ $code = $holds ] || fail "the report was shown with $code"
+code=0; kw pg verify "$from" --level 3 --report "$work/less.json" --bin-dir "$work/none" >"$work/said" || code=$?
+[ $code = 3 ] && grep -q 'proved up to level 1, and not up to level 3' "$work/said" || fail "a host without a server proves a recovery: $code: $(cat "$work/said")"
+code=0; kw pg verify --check-report "$work/less.json" >/dev/null || code=$?
+[ $code = 3 ] || fail "the report of a host without a server was shown with $code"
 for change in 's/"sound": true/"sound": tru3/' 's/"recovery_seconds": ./"recovery_seconds": 0/' '$ s/}/} /' 's/"signer": "./"signer": "g/'; do
     sed "$change" "$work/proof.json" >"$work/changed.json"
     cmp -s "$work/proof.json" "$work/changed.json" && continue

@@ -36,6 +36,7 @@ pub struct Report {
     pub host: String,
     pub program: String,
     pub sound: bool,
+    pub proved: Option<u8>,
     pub seconds: f64,
     pub recovery_seconds: Option<f64>,
     pub last_transaction: Option<String>,
@@ -112,6 +113,15 @@ impl Report {
             self.count("failed"),
             self.count("unavailable")
         )];
+        match self.proved {
+            _ if self.exit() != Exit::Skipped => {}
+            Some(proved) => lines.push(format!(
+                "proved up to level {proved}, and not up to level {}: nothing of level {} could be checked here",
+                self.level,
+                proved.saturating_add(1)
+            )),
+            None => lines.push("nothing is proved: nothing could be checked here".to_owned()),
+        }
         if let Some(seconds) = self.recovery_seconds {
             lines.push(format!("recovery time: restoring and recovering took {}", shown(seconds)));
         }
@@ -124,6 +134,15 @@ impl Report {
             ));
         }
         lines
+    }
+
+    /// How a command ends that found this.
+    pub fn exit(&self) -> Exit {
+        match self.sound {
+            false => Exit::Damage,
+            true if self.proved < Some(self.level) => Exit::Skipped,
+            true => Exit::Done,
+        }
     }
 
     /// Signs it with the credential's key; gives the text of the file.
@@ -184,13 +203,17 @@ pub async fn check(ctx: &Context, file: &Path) -> Result<Exit> {
         report.time, report.host, report.program, report.level, report.target
     ));
     report.steps.iter().map(StepReport::line).chain(report.summary()).for_each(line);
-    let verdict = if report.sound { "it holds" } else { "it says that a check failed" };
+    let verdict = match report.exit() {
+        Exit::Done => "it holds",
+        Exit::Skipped => "it says that not everything could be checked",
+        _ => "it says that a check failed",
+    };
     line(format!("signed by `{}` ({}), and unchanged: {verdict}", signatory.name, signatory.id));
     printer.json(
         "pg_verify_report_checked",
         json!({ "signer": signatory.id.to_string(), "name": signatory.name, "sound": report.sound, "report": report }),
     );
-    Ok(if report.sound { Exit::Done } else { Exit::Damage })
+    Ok(report.exit())
 }
 
 #[cfg(test)]
@@ -226,6 +249,7 @@ mod tests {
             host: "h".into(),
             program: "keepwell 0.1.0".into(),
             sound: true,
+            proved: Some(3),
             seconds: 4.5,
             recovery_seconds: Some(3.5),
             last_transaction: None,
@@ -252,5 +276,17 @@ mod tests {
                 "recovery point: the last transaction that came back ended 2026-11-21T15:24:38Z, 2.0 s before it was asked for",
             ]
         );
+        assert_eq!(report.exit(), Exit::Done);
+        for (proved, expected) in [
+            (
+                Some(1),
+                "proved up to level 1, and not up to level 3: nothing of level 2 could be checked here",
+            ),
+            (None, "nothing is proved: nothing could be checked here"),
+        ] {
+            let less = Report { proved, ..report.clone() };
+            assert_eq!((less.exit(), less.summary()[1].as_str()), (Exit::Skipped, expected));
+            assert_eq!(Report { sound: false, ..less }.exit(), Exit::Damage);
+        }
     }
 }

@@ -43,8 +43,9 @@ A file of questions:
   at-least = 1000            # or at-most, or equals = \"text\"
 
 Exit code 13 if a check fails. What cannot be checked on this host is reported as
-such, and is no failure. A report is signed with your key; --check-report shows one,
-and ends with 13 if it was changed, nobody in force signed it, or a check failed.";
+such, and is no failure; where nothing of a level can be, the exit code is 3. A report
+is signed with your key; --check-report shows one, and ends with 13 if it was changed,
+nobody in force signed it, or a check failed, and with 3 if it did not get so far.";
 
 /// Prove that a base backup recovers, and measure how long that takes
 #[derive(Debug, clap::Args)]
@@ -112,10 +113,23 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         return Err(Complaint::failed("stopped").into());
     }
     let (sound, steps) = (ladder.is_sound(), ladder.into_steps());
-    let report = Report { sound, ..made(ctx, &plan, &steps, began, args.level) };
+    let proved = proved(&steps).map(Level::number);
+    let report = Report { sound, proved, ..made(ctx, &plan, &steps, began, args.level) };
     let report = Report { recovery_point: recovery_point(&plan, said.as_ref(), asked), ..report };
     finish(ctx, &opened, &report, &args)?;
-    Ok(if sound { Exit::Done } else { Exit::Damage })
+    Ok(report.exit())
+}
+
+/// Up to which level each has a check that held, and none that failed. That extensions are here is no recovery.
+fn proved(steps: &[Step]) -> Option<Level> {
+    let holds = |level: &Level| {
+        let own = || steps.iter().filter(|step| step.level == *level);
+        let passed = |step: &Step| {
+            step.outcome == Outcome::Passed && (*level != Level::Start || step.name == RECOVERED)
+        };
+        own().any(passed) && !own().any(|step| matches!(step.outcome, Outcome::Failed(_)))
+    };
+    Level::ALL.into_iter().take_while(holds).last()
 }
 
 async fn climb(
@@ -234,7 +248,7 @@ fn recovery_time(steps: &[Step]) -> Option<Duration> {
     Some(took(RESTORED)? + took(RECOVERED)?)
 }
 
-/// The report, as far as it does not say how much would be lost.
+/// The report, as far as it does not say what was proved, and how much would be lost.
 fn made(ctx: &Context, plan: &RecoveryPlan, steps: &[Step], began: Instant, level: u8) -> Report {
     let (kind, format) = Report::kind();
     Report {
@@ -250,6 +264,7 @@ fn made(ctx: &Context, plan: &RecoveryPlan, steps: &[Step], began: Instant, leve
         host: ctx.host(),
         program: concat!("keepwell ", env!("CARGO_PKG_VERSION")).to_owned(),
         sound: false,
+        proved: None,
         seconds: report::rounded(began.elapsed()),
         recovery_seconds: recovery_time(steps).map(report::rounded),
         last_transaction: plan.last_end.map(text::rfc3339),
@@ -349,15 +364,12 @@ mod tests {
         assert_eq!(fs::read_to_string(&report).unwrap(), "an older one");
     }
 
+    fn step(level: Level, name: &str, outcome: Outcome) -> Step {
+        Step { level, name: name.to_owned(), outcome, detail: String::new(), took: Duration::from_secs(2) }
+    }
+
     #[test]
     fn only_a_recovery_that_came_about_has_a_time() {
-        let step = |level, name: &str, outcome| Step {
-            level,
-            name: name.to_owned(),
-            outcome,
-            detail: String::new(),
-            took: Duration::from_secs(2),
-        };
         let restored = step(Level::Files, RESTORED, Outcome::Passed);
         let recovered = |outcome| step(Level::Start, RECOVERED, outcome);
         let missing = Outcome::Unavailable("there is no server".into());
@@ -367,6 +379,40 @@ mod tests {
         assert_eq!(recovery_time(&[restored]), None);
         assert_eq!(recovery_time(&[step(Level::Start, "a server of this major", missing)]), None);
         assert_eq!(recovery_time(&[]), None);
+    }
+
+    #[test]
+    fn a_level_of_which_nothing_could_be_checked_is_not_proved_nor_what_is_above_it() {
+        let missing = || Outcome::Unavailable("it is not here".into());
+        let below = |level: Level| -> Vec<Step> {
+            let name = |l| if l == Level::Start { RECOVERED } else { "a check" };
+            let levels = Level::ALL.into_iter().filter(|l| *l < level);
+            levels.map(|l| step(l, name(l), Outcome::Passed)).collect()
+        };
+        assert_eq!(proved(&[]), None);
+        assert_eq!(proved(&[step(Level::Chunks, "a check", missing())]), None);
+        for level in [Level::Log, Level::Files, Level::Start, Level::Content, Level::Questions] {
+            let (before, mut steps) = (below(level).last().map(|step| step.level), below(level));
+            assert_eq!(proved(&steps), before);
+            steps.push(step(level, "a check", missing()));
+            assert_eq!(proved(&steps), before);
+            let above = Level::of(level.number() + 1).unwrap_or(level);
+            if above != level {
+                steps.push(step(above, "a check", Outcome::Passed));
+                assert_eq!(proved(&steps), before);
+            }
+            steps.push(step(
+                level,
+                if level == Level::Start { RECOVERED } else { "another" },
+                Outcome::Passed,
+            ));
+            assert!(proved(&steps) >= Some(level), "one of two checks was made");
+            steps.push(step(level, "a third", Outcome::Failed("it is damaged".into())));
+            assert_eq!(proved(&steps), before);
+        }
+        let mut steps = below(Level::Start);
+        steps.push(step(Level::Start, "the cluster's extensions are here", Outcome::Passed));
+        assert_eq!(proved(&steps), Some(Level::Files), "no server has recovered");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod beneath;
 mod delete;
 mod errno;
+mod kind;
 mod list;
 mod mount;
 mod open;
@@ -16,7 +17,7 @@ mod tests;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,10 +51,11 @@ impl Default for LocalOptions {
 /// # Durability
 ///
 /// A new object is written to a fresh file in `.tmp/`, `fdatasync`ed, renamed to its name with
-/// `RENAME_NOREPLACE` (where the file system lacks that: `link`, then `unlink`), and its directory is `fsync`ed, as
-/// is the parent of every directory that this process has not yet seen made durable. So an object is visible only
-/// whole, exactly one of several creators wins, and a crash at any moment leaves at most a file in `.tmp/`, which
-/// [`open`](Self::open) sweeps up a day later. A deletion is followed by an `fsync` of the directory too.
+/// `RENAME_NOREPLACE` (on NFS, which lacks that, and on SMB, where it does not hold against other hosts: `link`, then
+/// `unlink`), and its directory is `fsync`ed, as is the parent of every directory that this process has not yet seen
+/// made durable. So an object is visible only whole, exactly one of several creators wins, and a crash at any moment
+/// leaves at most a file in `.tmp/`, which [`open`](Self::open) sweeps up a day later. A deletion is followed by an
+/// `fsync` of the directory too.
 ///
 /// When a sync fails, the kernel may have dropped the data and will report success the next time; so the failure
 /// is final, the store turns *suspect*, and refuses writes until it is opened again. A full disk is `NoSpace`, and
@@ -101,6 +103,8 @@ pub struct LocalFs {
 struct Disk {
     root: OwnedFd,
     path: PathBuf,
+    /// Whether objects may get their names by a rename; otherwise they are linked.
+    rename_is_exclusive: bool,
     suspect: AtomicBool,
     /// Directories whose own name is known to be durable, without those that this process removed.
     durable: Mutex<HashMap<String, DirectoryId>>,
@@ -187,9 +191,10 @@ async fn blocking<T: Send + 'static>(
 
 impl Disk {
     fn new(root: OwnedFd, path: PathBuf) -> Self {
+        let rename_is_exclusive = kind::rename_is_exclusive(root.as_fd());
         let (suspect, durable) = (AtomicBool::new(false), Mutex::default());
         let (spare, sync) = (spare::Spare::default(), SyncCalls::default());
-        Self { root, path, suspect, durable, spare, sync }
+        Self { root, path, rename_is_exclusive, suspect, durable, spare, sync }
     }
 
     /// Refuses writes after a failed sync.

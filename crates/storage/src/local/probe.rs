@@ -7,34 +7,11 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::errno::storage_error;
-use super::put::{Placed, TEMP_SUFFIX, Temp, place};
+use super::kind::kind_of;
+use super::put::{Placed, TEMP_SUFFIX, Temp};
 use super::{Disk, LocalFs};
 use crate::probe::{ExclusiveBy, FileSystemReport, ProbeReport, Role};
 use crate::{ObjectStore, StorageError};
-
-/// Magic numbers of `statfs` (`linux/magic.h` and the file systems' own sources).
-const KINDS: [(u64, &str); 20] = [
-    (0xEF53, "ext4"),
-    (0x5846_5342, "xfs"),
-    (0x9123_683E, "btrfs"),
-    (0x2FC1_2FC1, "zfs"),
-    (0xCA45_1A4E, "bcachefs"),
-    (0xF2F5_2010, "f2fs"),
-    (0x0102_1994, "tmpfs"),
-    (0x8584_58F6, "ramfs"),
-    (0x794C_7630, "overlay"),
-    (0x6969, "nfs"),
-    (0x517B, "smb"),
-    (0xFF53_4D42, "smb"),
-    (0xFE53_4D42, "smb"),
-    (0x6573_5546, "fuse"),
-    (0x00C3_6400, "ceph"),
-    (0x0102_1997, "9p"),
-    (0x4D44, "fat"),
-    (0x2011_BAB0, "exfat"),
-    (0x7366_746E, "ntfs"),
-    (0x5346_544E, "ntfs"),
-];
 
 impl LocalFs {
     /// Tests the directory live: races creators, tries to overwrite, and asks what the file system can do.
@@ -61,32 +38,27 @@ impl Disk {
         let temp = self.new_temp()?;
         let mode = rustix::fs::fstat(&temp.file)?.st_mode & 0o777;
         Ok(FileSystemReport {
-            kind: kind_of(rustix::fs::fstatfs(&self.root)?.f_type as u64),
+            kind: kind_of(self.root.as_fd())?,
             free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
             total_bytes: space.f_blocks.saturating_mul(space.f_frsize),
             directory_sync: (self.sync.directory)(self.root.as_fd()).is_ok(),
             private_modes: mode & 0o077 == 0,
-            exclusive_by: exclusive_by(&temp)?,
+            exclusive_by: self.exclusive_by(&temp)?,
         })
     }
-}
 
-/// Names a file in `.tmp/` the way objects get their names.
-fn exclusive_by(temp: &Temp) -> Result<ExclusiveBy, Errno> {
-    let name = format!("probe-{}", temp.name.trim_end_matches(TEMP_SUFFIX));
-    let placed = place(temp, temp.directory.as_fd(), &name);
-    match placed {
-        Err(Errno::OPNOTSUPP) => return Ok(ExclusiveBy::Nothing),
-        Err(error) => return Err(error),
-        Ok(_) => rustix::fs::unlinkat(&temp.directory, &name, AtFlags::empty())?,
+    /// Names a file in `.tmp/` the way objects get their names.
+    fn exclusive_by(&self, temp: &Temp) -> Result<ExclusiveBy, Errno> {
+        let directory = &temp.name.directory;
+        let name = format!("probe-{}", temp.name.name.trim_end_matches(TEMP_SUFFIX));
+        let placed = self.place(temp, directory.as_fd(), &name);
+        match placed {
+            Err(Errno::OPNOTSUPP) => return Ok(ExclusiveBy::Nothing),
+            Err(error) => return Err(error),
+            Ok(_) => rustix::fs::unlinkat(directory, &name, AtFlags::empty())?,
+        }
+        Ok(if placed == Ok(Placed::Renamed) { ExclusiveBy::Rename } else { ExclusiveBy::Link })
     }
-    Ok(if placed == Ok(Placed::Renamed) { ExclusiveBy::Rename } else { ExclusiveBy::Link })
-}
-
-fn kind_of(magic: u64) -> String {
-    let magic = magic & 0xFFFF_FFFF; // 32 bits, whatever the width and sign of the field
-    let known = KINDS.iter().find(|(known, _)| *known == magic);
-    known.map_or_else(|| format!("{magic:#010x}"), |(_, name)| (*name).to_owned())
 }
 
 /// What the facts mean; what the file system is and how much room it has, they say themselves.

@@ -35,7 +35,7 @@ impl Disk {
         let (directory_path, name) = split(key);
         for _ in 0..PLACE_ATTEMPTS {
             let directory = self.ensure_directory(key, directory_path)?;
-            match place(&temp, directory.as_fd(), name) {
+            match self.place(&temp, directory.as_fd(), name) {
                 Ok(_) => return self.sync_directory("put", key, directory.as_fd()),
                 Err(Errno::NOENT) => continue, // the directory was empty, and a deletion removed it
                 Err(Errno::EXIST) => return Err(self.taken(key, directory.as_fd(), name)),
@@ -73,7 +73,7 @@ impl Disk {
         let name = format!("{name}{TEMP_SUFFIX}");
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(&directory, &name, flags, OBJECT_MODE)?;
-        Ok(Temp { directory, name, file })
+        Ok(Temp { file, name: TempName { directory, name } })
     }
 
     /// Opens the directory of `key`, made with its parents where missing, its name and theirs durable.
@@ -132,6 +132,20 @@ impl Disk {
         Ok(child)
     }
 
+    /// Gives an unfinished file its name, unless the name is taken (`EEXIST`). `EOPNOTSUPP`: the file system has no
+    /// exclusive way to do so.
+    pub(super) fn place(&self, temp: &Temp, directory: BorrowedFd<'_>, name: &str) -> Result<Placed, Errno> {
+        if self.rename_is_exclusive {
+            let (from, old) = (&temp.name.directory, &temp.name.name);
+            match rustix::fs::renameat_with(from, old, directory, name, RenameFlags::NOREPLACE) {
+                Ok(()) => return Ok(Placed::Renamed),
+                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        link(temp, directory, name).map(|()| Placed::Linked)
+    }
+
     /// The error for a name that is taken; the winner may not have come to its sync yet, so this one does it.
     fn taken(&self, key: &Key, directory: BorrowedFd<'_>, name: &str) -> StorageError {
         let facts = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
@@ -149,34 +163,28 @@ impl Disk {
     }
 }
 
-/// An unfinished file, removed when dropped unless it got its final name.
+/// An unfinished file, closed and then removed when dropped unless it got its final name.
 pub(super) struct Temp {
-    pub(super) directory: OwnedFd,
-    pub(super) name: String,
+    // Dropped before the name: NFS renames what is removed while it is open, and a crash would leave that for ever.
     pub(super) file: OwnedFd,
+    pub(super) name: TempName,
 }
 
-impl Drop for Temp {
+/// Where an unfinished file is; removes it from there when dropped.
+pub(super) struct TempName {
+    pub(super) directory: OwnedFd,
+    pub(super) name: String,
+}
+
+impl Drop for TempName {
     fn drop(&mut self) {
         // After a rename there is nothing of this name; what cannot be removed now is swept up at a later open.
         let _ = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty());
     }
 }
 
-/// Gives an unfinished file its name, unless the name is taken (`EEXIST`). `EOPNOTSUPP`: the file system has no
-/// exclusive way to do so.
-pub(super) fn place(temp: &Temp, directory: BorrowedFd<'_>, name: &str) -> Result<Placed, Errno> {
-    match rustix::fs::renameat_with(&temp.directory, &temp.name, directory, name, RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(Placed::Renamed),
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            link(temp, directory, name).map(|()| Placed::Linked)
-        }
-        Err(error) => Err(error),
-    }
-}
-
 pub(super) fn link(temp: &Temp, directory: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
-    match rustix::fs::linkat(&temp.directory, &temp.name, directory, name, AtFlags::empty()) {
+    match rustix::fs::linkat(&temp.name.directory, &temp.name.name, directory, name, AtFlags::empty()) {
         // NFS may send a request twice and report the second answer: is the file there ours?
         Err(Errno::EXIST) if is_same_file(temp, directory, name)? => Ok(()),
         Err(Errno::PERM | Errno::NOSYS | Errno::MLINK) => Err(Errno::OPNOTSUPP),

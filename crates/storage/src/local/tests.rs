@@ -399,6 +399,21 @@ async fn placing_falls_back_to_a_link_and_stays_exclusive() {
 }
 
 #[tokio::test]
+async fn where_renames_are_not_exclusive_names_are_given_by_links() {
+    let (_directory, store) = new_store().await;
+    assert!(store.disk.rename_is_exclusive, "as on every local file system");
+    let mut disk = Disk::new(store.disk.root.try_clone().unwrap(), store.disk.path.clone());
+    disk.rename_is_exclusive = false; // as on SMB
+    let temp = disk.write_temp(&key("a"), b"first").unwrap();
+    assert_eq!(disk.place(&temp, disk.root.as_fd(), "a"), Ok(put::Placed::Linked));
+    let other = disk.write_temp(&key("a"), b"second").unwrap();
+    assert_eq!(disk.place(&other, disk.root.as_fd(), "a"), Err(Errno::EXIST));
+    drop((temp, other));
+    assert_eq!(store.get(&key("a")).await.unwrap(), "first");
+    assert!(names_in(&store.path().join(".tmp")).is_empty());
+}
+
+#[tokio::test]
 async fn a_directory_larger_than_a_page_is_listed_in_order_and_once() {
     let (_directory, store) = new_store().await;
     let mut expected = Vec::new();

@@ -2,14 +2,47 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 
 /// How often the kernel may ask to resolve again because something above was renamed meanwhile.
 const RESOLVE_ATTEMPTS: u32 = 64;
 
 /// Opens `path` beneath `root`; a symbolic link anywhere in it is `ELOOP`. An empty path is the root itself.
+///
+/// What another host has made is found at once: a client of NFS would deny for half a minute what it has looked for in
+/// vain, unless it is told to ask the server for the directory.
 pub(super) fn open_beneath(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    match resolve_beneath(root, path, flags) {
+        Err(Errno::NOENT) => {
+            ask_on_the_way(root, path);
+            resolve_beneath(root, path, flags)
+        }
+        result => result,
+    }
+}
+
+/// Has the kernel ask the server, if there is one, whether a directory is as it remembers it; if not, it forgets what
+/// was not in there.
+pub(super) fn ask_server(directory: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    rustix::fs::statx(directory, "", flags, StatxFlags::BASIC_STATS).map(drop)
+}
+
+/// Asks for every directory that is there on the way to `path`.
+fn ask_on_the_way(root: BorrowedFd<'_>, path: &str) {
+    if ask_server(root).is_err() {
+        return;
+    }
+    for (end, _) in path.match_indices('/') {
+        let step = resolve_beneath(root, &path[..end], OFlags::PATH | OFlags::DIRECTORY);
+        if !step.is_ok_and(|directory| ask_server(directory.as_fd()).is_ok()) {
+            return; // what is missing, or wrong, the caller hears when it looks again
+        }
+    }
+}
+
+fn resolve_beneath(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     let path = if path.is_empty() { "." } else { path };
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;

@@ -7,7 +7,7 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::Disk;
-use super::beneath::open_directory;
+use super::beneath::{ask_server, open_directory};
 use super::errno::storage_error;
 use super::put::split;
 use crate::{Key, StorageError};
@@ -20,7 +20,12 @@ impl Disk {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
             result => result.map_err(|error| storage_error("delete", key, error))?,
         };
-        match rustix::fs::unlinkat(&directory, name, AtFlags::empty()) {
+        let remove = || rustix::fs::unlinkat(&directory, name, AtFlags::empty());
+        let removed = match remove() {
+            Err(Errno::NOENT) if ask_server(directory.as_fd()).is_ok() => remove(), // see `open_beneath`
+            result => result,
+        };
+        match removed {
             // Absent may mean that someone else removed it and has not come to the sync yet.
             Ok(()) | Err(Errno::NOENT) => self.sync_directory("delete", key, directory.as_fd())?,
             Err(Errno::ISDIR) => return Ok(()),

@@ -44,6 +44,32 @@ async fn both_end(overlap: Overlap, snapshots: usize) -> Result<(), Wrong> {
     expect(report.kept > 0, "the keeper had condemned what the checkpoint holds")
 }
 
+/// Nothing else happens: what the checkpoint holds, and the rest of its capture relies on, stays.
+pub(super) async fn a_keeper_meets_a_checkpoint() -> Result<(), Wrong> {
+    both_end(overlap().await?, 1).await
+}
+
+/// A plan condemns a pack while a capture makes a checkpoint: after the capture has read the index and the plans, and before
+/// the session is claimed in which it goes on. Then it comes to a content of that pack.
+pub(super) async fn a_plan_that_is_older_than_the_next_session() -> Result<(), Wrong> {
+    let stage = Stage::new().await?;
+    stage.back_up(files(&[1])).await?;
+    stage.forget_all().await?;
+    let writer = stage.host().await?;
+    let next = names::session_key(stage.member(), 2, 0).to_string();
+    writer.gate.shut(move |operation, key| operation == Operation::Put && key == next);
+    let mut capture = stage.begin(&writer, files(&[2, 3, 1]), &[(1, Stop::Day), (2, Stop::Wait)]);
+    soon(writer.gate.reached()).await?;
+    let prune = stage.host().await?.begin_prune().await?;
+    writer.gate.open();
+    capture.waits().await?;
+    let report = ended(prune).await?.map_err(said)?;
+    expect(report.bytes_freed > 0 && report.kept > 0, "one pack goes, and the checkpoint's stays")?;
+    let captured = capture.go_on().await?.map_err(said)?;
+    expect(captured.checkpoints == 1, "one checkpoint")?;
+    stage.all_restore(1).await
+}
+
 /// Somebody retires the checkpoint after the keeper has read the retirements.
 pub(super) async fn retired_while_a_keeper_waits() -> Result<(), Wrong> {
     let overlap = overlap().await?;

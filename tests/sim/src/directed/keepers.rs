@@ -5,7 +5,7 @@ use bytes::Bytes;
 use keepwell_storage::{ObjectStore, Operation};
 use std::time::Duration;
 
-use super::stage::{Stage, Stop, ended, expect, files, impatient, patient, said, soon};
+use super::stage::{Stage, Stop, ended, expect, files, impatient, later, patient, said, soon};
 use crate::check::line;
 use crate::oracle::Wrong;
 
@@ -64,12 +64,19 @@ pub(super) async fn two_plans_condemn_two_copies() -> Result<(), Wrong> {
     let TwoCopies { stage, first, prune, late } = two_copies().await?;
     let second = stage.host().await?;
     let other = second.begin_prune().await?;
-    // The first keeper tidies up only when the second has judged, too.
-    first.gate.shut(|operation, key| operation == Operation::Delete && key.starts_with("data/"));
+    // Neither says what it has judged before the other has, too: each finds the other's copy still there. Then the first
+    // speaks first, for the second would also decide the plan of the first, which it has found undecided.
+    for keeper in [&first, &second] {
+        keeper.gate.shut(|operation, key| operation == Operation::Put && key.ends_with(".kept"));
+    }
     late.go_on().await?.map_err(said)?;
-    let other = ended(other).await?.map_err(said)?;
+    for keeper in [&first, &second] {
+        later(keeper.gate.reached()).await?;
+    }
     first.gate.open();
     let report = ended(prune).await?.map_err(said)?;
+    second.gate.open();
+    let other = ended(other).await?.map_err(said)?;
     stage.all_restore(1).await?;
     expect(report.kept + other.kept > 0, "one of the two copies is kept")
 }
@@ -81,7 +88,7 @@ pub(super) async fn the_slower_judge_knows_less() -> Result<(), Wrong> {
     let planned = second.repository.plan_prune(patient()).await.map_err(said)?;
     first.gate.shut(|operation, key| operation == Operation::Put && key.ends_with(".kept"));
     late.go_on().await?.map_err(said)?;
-    super::stage::later(first.gate.reached()).await?;
+    later(first.gate.reached()).await?;
     second.gate.shut(|operation, key| operation == Operation::List && key == "sessions/");
     let repository = second.repository.clone();
     let other = tokio::spawn(async move { repository.carry_out(planned).await });

@@ -15,13 +15,15 @@ mod trust;
 use crate::oracle::Wrong;
 
 /// The planted faults for which there is a directed world.
-pub const DIRECTED: [&str; 11] = [
+pub const DIRECTED: [&str; 13] = [
     "sessions-before-plan",
     "rescan-ignores-others",
     "verdict-not-binding",
     "merged-plan-never",
     "retirements-read-late",
+    "checkpoint-is-no-root",
     "checkpoint-superseded-by-any",
+    "checkpoint-keeps-index",
     "lists-checkpoints",
     "believe-revoked",
     "chunk-id-unchecked",
@@ -43,6 +45,8 @@ pub fn run_directed(fault: &str) -> Result<(), Wrong> {
             "verdict-not-binding" => keepers::the_slower_judge_knows_less().await,
             "merged-plan-never" => keepers::a_fenced_writer_lists_what_is_gone().await,
             "retirements-read-late" => checkpoints::retired_while_a_keeper_waits().await,
+            "checkpoint-is-no-root" => checkpoints::a_keeper_meets_a_checkpoint().await,
+            "checkpoint-keeps-index" => checkpoints::a_plan_that_is_older_than_the_next_session().await,
             "checkpoint-superseded-by-any" => checkpoints::another_capture_of_the_same_writer().await,
             "lists-checkpoints" => checkpoints::a_capture_dies_after_a_checkpoint().await,
             "believe-revoked" => trust::a_revoked_writer_commits().await,

@@ -36,7 +36,7 @@ use crate::env::Timestamp;
 use crate::planted::planted;
 use crate::repository::{Repository, read_plans};
 use crate::source::{Order, Source};
-use crate::write::{Known, PackSettings, Packer, Uploads};
+use crate::write::{Budget, Known, PackSettings, Packer, Uploads};
 
 pub(crate) use assemble::Nodes as StoredNodes;
 pub(crate) use worker::{Novelty, count_kind};
@@ -173,11 +173,14 @@ fn run(repository: &Repository, source: &dyn Source, publisher: &mut Publisher) 
     let options = publisher.options.clone();
     let uploads = publisher.uploads.clone();
     let keys = repository.domain_for(options.domain)?;
-    // Their buffers take a quarter of the limit; their packs are smaller the more threads there are (`pack_bytes`).
-    let affordable = repository.limits().memory_bytes / 4 / worker::buffer_bytes(options.chunk_sizes).max(1);
-    let workers = repository.limits().threads.clamp(1, affordable.max(1));
-    let chunker = Chunker::new(keys.id_key.gear_table(), options.chunk_sizes);
-    let settings = |class| PackSettings::of(repository, class, keys.id, options.compression_level);
+    let (sizes, level) = (options.chunk_sizes, options.compression_level);
+    let Budget { workers, pack_bytes } =
+        Budget::new(repository.limits(), sizes, level, repository.wanted_pack_bytes());
+    let chunker = Chunker::new(keys.id_key.gear_table(), sizes);
+    let settings = |class| {
+        let settings = PackSettings::of(repository, class, keys.id, level)?;
+        Ok::<_, Error>(PackSettings { pack_bytes, ..settings })
+    };
     let known = uploads.known();
     let queue = Queue::new(QUEUE_BATCHES);
     let window = Window::default();

@@ -13,12 +13,12 @@ use super::runs::{KEPT, Runs};
 use super::scan::Alarm;
 use crate::Error;
 use crate::cancel::Cancel;
-use crate::chunker::{ChunkSizes, Chunker};
+use crate::chunker::Chunker;
 use crate::error::one_line;
 use crate::monitor::Monitor;
 use crate::pack::FrameBuilder;
 use crate::source::{Content, Item, Opened, Order, Piece, Source};
-use crate::write::{Known, OWN_FRAME_MIN, Packer};
+use crate::write::{Known, OWN_FRAME_MIN, Packer, buffer_bytes};
 
 /// What all workers of one capture share.
 #[derive(Clone, Copy)]
@@ -38,11 +38,6 @@ pub(super) struct Worker<'a> {
     packer: Packer<'a>,
     results: Sender<Step>,
     buffer: Vec<u8>,
-}
-
-/// What a worker reads into: two of the largest chunks.
-pub(super) fn buffer_bytes(sizes: ChunkSizes) -> usize {
-    2 * sizes.max
 }
 
 impl<'a> Worker<'a> {

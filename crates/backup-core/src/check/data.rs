@@ -135,7 +135,8 @@ async fn read_packs(
     let task = tokio::task::spawn_blocking(move || {
         let listed = entries_listed(&index, packs.iter().map(|(_, pack)| pack.name).collect())?;
         let largest = packs.iter().map(|(_, pack)| pack.size).max().unwrap_or(0);
-        let threads = repository.limits().threads.clamp(1, repository.packs_at_once(largest));
+        let at_once = repository.packs_at_once(largest).min(repository.frames_at_once());
+        let threads = repository.limits().threads.clamp(1, at_once);
         let next = AtomicUsize::new(0);
         let results = Mutex::new(Vec::new());
         let run = || {

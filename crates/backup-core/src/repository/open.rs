@@ -20,6 +20,7 @@ use crate::cache::Cache;
 use crate::cancel::{Cancel, CancellableStore};
 use crate::env::{Clock, Rng, SystemClock, SystemRng, Timestamp};
 use crate::monitor::{Monitor, Silent};
+use crate::pack::FRAME_PLAIN_MAX;
 use crate::read::{Copies, CopySet};
 
 pub(super) const HINT_KEY: &str = "keepwell.json";
@@ -142,16 +143,23 @@ impl Repository {
         Ok(recipients)
     }
 
-    /// At which size a pack is finished: larger for larger repositories, within the limit of memory.
-    pub(crate) fn pack_bytes(&self) -> usize {
+    /// At which size packs should be finished: larger for larger repositories.
+    pub(crate) fn wanted_pack_bytes(&self) -> usize {
         let segments = self.index().segments();
         let sizes = segments.iter().flat_map(|(_, segment)| segment.packs().iter().map(|pack| pack.size));
         let stored = sizes.fold(0, u64::saturating_add); // anybody who writes may say of a pack what they like
         let doublings = (stored / PACKS_GROW_FROM).checked_ilog2().unwrap_or(0) / 2;
-        let wanted = (PACK_BYTES_MIN << doublings.min(2)).min(PACK_BYTES_MAX);
-        // One open pack per thread, a few on their way, and as much again for everything else.
-        let affordable = self.limits().memory_bytes / (2 * (self.limits().threads + 3));
-        wanted.min(affordable).max(4 << 20)
+        (PACK_BYTES_MIN << doublings.min(2)).min(PACK_BYTES_MAX)
+    }
+
+    /// Likewise for one thread that moves chunks, within the limit of memory: a few are on their way, one is read.
+    pub(crate) fn pack_bytes(&self) -> usize {
+        self.wanted_pack_bytes().min(self.limits().memory_bytes / 10).max(4 << 20)
+    }
+
+    /// How many threads may hold a frame at a time, as stored and decoded, in a quarter of the limit; at least one.
+    pub(crate) fn frames_at_once(&self) -> usize {
+        (self.limits().memory_bytes / 4 / FRAME_PLAIN_MAX).max(1)
     }
 
     /// How many packs of up to so many bytes may be in memory at once, as they are stored; at least one. They take half of

@@ -226,4 +226,5 @@ async fn packs_in_memory_take_half_of_the_limit_however_many_threads_there_are()
         assert_eq!(repository.packs_at_once(pack_bytes), packs, "of {pack_bytes} bytes");
     }
     assert!(repository.packs_at_once(0) > 1000, "nothing is read");
+    assert_eq!(repository.frames_at_once(), 2);
 }

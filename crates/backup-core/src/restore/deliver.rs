@@ -21,7 +21,7 @@ pub(super) fn deliver(work: &Work, jobs: &[Job]) -> Result<(), Error> {
     let groups: Vec<&[Need]> = needs.chunk_by(|a, b| a.pack == b.pack).collect();
     let next = AtomicUsize::new(0);
     let at_once = work.repository.packs_at_once(packs.iter().map(|pack| pack.size).max().unwrap_or(0));
-    let threads = work.repository.limits().threads.clamp(1, at_once);
+    let threads = threads(work).min(at_once);
     let ahead = if at_once / threads >= 2 { Ahead::OnePack } else { Ahead::Nothing };
     on_threads(threads, || {
         let claim = || groups.get(next.fetch_add(1, Ordering::Relaxed)).copied();
@@ -43,7 +43,7 @@ fn prepared(work: &Work, jobs: &[Job]) -> Result<(Vec<Need>, Vec<PackRef>), Erro
     let shares: Vec<&[Stretch]> = prepare::shares(&stretches).collect();
     let (packs, needs) = (Mutex::new(Packs::default()), Mutex::new(Vec::new()));
     let next = AtomicUsize::new(0);
-    on_threads(work.repository.limits().threads.max(1), || {
+    on_threads(threads(work), || {
         let (mut local, mut buffer) = (Vec::new(), Vec::new());
         while let Some(share) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
             for stretch in *share {
@@ -60,6 +60,11 @@ fn prepared(work: &Work, jobs: &[Job]) -> Result<(Vec<Need>, Vec<PackRef>), Erro
     let mut needs = needs.into_inner().unwrap_or_else(PoisonError::into_inner);
     needs.retain(|need| !jobs[need.job as usize].has_failed());
     Ok((needs, packs.into_inner().unwrap_or_else(PoisonError::into_inner).list))
+}
+
+/// As many as the limits allow, each with a frame or a stretch of a file in memory.
+fn threads(work: &Work) -> usize {
+    work.repository.limits().threads.clamp(1, work.repository.frames_at_once())
 }
 
 /// Runs the same on so many threads, and gives the first error.

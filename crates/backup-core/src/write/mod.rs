@@ -1,10 +1,12 @@
 //! Writing into a repository: dedup, packs, index segments, sessions. Shared by backup, prune and copy.
 
+mod budget;
 mod known;
 mod packer;
 mod session;
 mod uploads;
 
+pub(crate) use budget::{Budget, buffer_bytes};
 pub(crate) use known::Known;
 pub(crate) use packer::{OWN_FRAME_MIN, PackSettings, Packer};
 pub(crate) use session::{BEAT_EVERY, Ending, Session, fence};

@@ -26,7 +26,7 @@ pub(crate) struct PackSettings {
 }
 
 /// Chunks of content that share a frame fill one of about this many plain bytes (format §6) …
-const DATA_FRAME_BYTES: usize = 1 << 20;
+pub(super) const DATA_FRAME_BYTES: usize = 1 << 20;
 /// … and tree nodes, which are read one by one, one of this many.
 const NODE_FRAME_BYTES: usize = 256 << 10;
 

@@ -17,7 +17,7 @@ use crate::planted::planted;
 use crate::repository::Repository;
 
 /// Packs being stored at once; each holds its bytes in memory.
-const IN_FLIGHT_MAX: usize = 2;
+pub(super) const IN_FLIGHT_MAX: usize = 2;
 /// An index segment is written when this many entries wait, so that memory stays flat and interrupted work is found again.
 pub(crate) const SEGMENT_ENTRIES_MAX: usize = 100_000;
 /// Likewise after this many packs.
@@ -360,7 +360,7 @@ mod tests {
     fn a_backup_that_dies_loses_the_packs_of_the_last_minutes() {
         block_on(async {
             let world = World::new().await;
-            // 100 MB in packs of about 8 MB.
+            // 100 MB in packs of about 5 MB.
             let files = (0..100).map(|n| (format!("{n:03}"), Thing::file(noise(n, 1 << 20))));
             let tree = files.fold(TreeModel::default(), |tree, (name, file)| tree.with(&name, file));
             let options = || crate::BackupOptions {

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use crate::Error;
 use crate::mark::{Visitor, preferred, visit};
 use crate::pack::{FinishedPack, PackDirectory};
-use crate::prune::{Left, by_place, move_provable, not_borne_out};
+use crate::prune::{FromPack, Left, by_place};
 use crate::read::{FetchedPack, Nodes, fetch_pack};
 use crate::repository::Repository;
 use crate::write::{Known, PackSettings, Packer, Uploads, name_of};
@@ -166,9 +166,9 @@ impl Transfer<'_> {
             return Err(Error::damaged(pack.name, "an index segment says of it what is not so"));
         }
         let directory = if has_its_hash { frames.directory().ok() } else { None };
-        let mut left = Left::default();
+        let (from, mut left) = (FromPack::new(self.origin, class, pack), Left::default());
         if let Some(all) = directory.and_then(|directory| worth_copying(&directory, entries))
-            && not_borne_out(&mut frames, class, pack, &all, self.origin)?.is_empty()
+            && from.not_borne_out(&mut frames, &all)?.is_empty()
         {
             let frames_end = all.last().map_or(0, |e| u64::from(e.frame_offset) + u64::from(e.frame_length));
             frames.prove_from(frames_end)?;
@@ -181,7 +181,7 @@ impl Transfer<'_> {
                     slot.insert(Packer::new(self.uploads, settings)?)
                 }
             };
-            left = move_provable(&mut frames, class, pack, entries, packer, self.origin)?;
+            left = from.move_provable(&mut frames, entries, packer)?;
         }
         self.origin.monitor().advance((entries.len() - left.entries.len()) as u64, pack.size);
         Ok(left)

@@ -4,6 +4,7 @@
 #[cfg(test)]
 mod damage_tests;
 mod forget;
+mod from_pack;
 #[cfg(test)]
 mod hostile_tests;
 mod locks;
@@ -34,8 +35,8 @@ use crate::Error;
 use crate::planted::planted;
 use crate::repository::{Repository, free_number, may_be_condemned, read_plans};
 
+pub(crate) use from_pack::{FromPack, Left, by_place};
 pub(crate) use merge::delete_segments;
-pub(crate) use repack::{Left, by_place, move_provable, move_singly, not_borne_out};
 #[cfg(test)]
 pub(crate) use scan::stale_checkpoints;
 pub(crate) use scan::{live_ends, needed_state};

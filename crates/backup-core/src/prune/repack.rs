@@ -2,20 +2,20 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
 
 use keepwell_catalog::names::ObjectName;
 use keepwell_catalog::{IndexEntry, IndexSet, PackClass, PackRef, names};
-use keepwell_crypto::{ChunkId, DomainId};
+use keepwell_crypto::DomainId;
 use tokio::runtime::Handle;
 
+use super::from_pack::{FromPack, by_place};
 use super::pack_use::{PackId, PackUse};
 use super::scan::Scan;
 use crate::Error;
 use crate::backup::begin_uploads;
 use crate::mark::Marks;
-use crate::read::{FetchedPack, FrameMemory, FrameReader, fetch_parts, fetch_stored};
+use crate::read::{FetchedPack, fetch_stored};
 use crate::repository::Repository;
 use crate::transfer::is_of;
 use crate::write::{Ending, PackSettings, Packer, Session, Uploads};
@@ -148,7 +148,7 @@ impl<'m> Moving<'m> {
         let (repository, class) = (self.repository, used.class);
         let (pack, mut fetched) = self.handle.block_on(fetch_as_it_is(repository, used))?;
         let packer = self.packer(class, pack.domain)?;
-        move_frames(&mut fetched.frames, class, &pack, entries, packer, repository)
+        FromPack::new(repository, class, &pack).move_frames(&mut fetched.frames, entries, packer)
     }
 
     /// One frame at a time, by whatever is said of the pack. `true` if that was everything.
@@ -156,7 +156,7 @@ impl<'m> Moving<'m> {
         let (repository, handle) = (self.repository, self.handle);
         for pack in used.said.iter().filter(|pack| repository.id_key(pack.domain).is_ok()) {
             let packer = self.packer(used.class, pack.domain)?;
-            if move_singly(used.class, pack, entries, packer, repository, handle)? {
+            if FromPack::new(repository, used.class, pack).move_singly(entries, packer, handle)? {
                 return Ok(true);
             }
         }
@@ -193,175 +193,6 @@ async fn fetch_as_it_is(repository: &Repository, used: &PackUse) -> Result<(Pack
         }
     }
     Err(failed)
-}
-
-/// Frames that are live as a whole move as they are; of others, the live chunks are compressed anew. Every chunk is
-/// proved on the way.
-pub(crate) fn move_frames(
-    frames: &mut FrameReader,
-    class: PackClass,
-    pack: &PackRef,
-    entries: &[IndexEntry],
-    packer: &mut Packer<'_>,
-    repository: &Repository,
-) -> Result<(), Error> {
-    let mut memory = FrameMemory::default();
-    for frame in frames_of(entries) {
-        frames.read(&range(frame), &mut memory.stored)?;
-        move_frame(&mut memory, class, pack, frame, packer, repository)?;
-    }
-    Ok(())
-}
-
-/// Puts entries of one pack in the order of their places, and leaves out those that say the same as another. Two that name
-/// different chunks at one place both stay: at most one of them is true, and which, the pack says.
-pub(crate) fn by_place(entries: &mut Vec<IndexEntry>) {
-    let all = |e: &IndexEntry| (e.frame_offset, e.frame_length, e.offset, e.length, e.id);
-    entries.sort_unstable_by_key(all);
-    entries.dedup_by_key(|entry| all(entry));
-}
-
-/// What a pack does not hold although the index says so.
-#[derive(Debug, Default)]
-pub(crate) struct Left {
-    pub entries: Vec<IndexEntry>,
-    /// What is wrong with the last of it.
-    pub reason: String,
-}
-
-/// The same as [`move_frames`], but for entries that the pack does not bear out: these are given back.
-pub(crate) fn move_provable(
-    frames: &mut FrameReader,
-    class: PackClass,
-    pack: &PackRef,
-    entries: &[IndexEntry],
-    packer: &mut Packer<'_>,
-    repository: &Repository,
-) -> Result<Left, Error> {
-    let mut left = Left::default();
-    for frame in frames_of(entries) {
-        match move_frames(frames, class, pack, frame, packer, repository) {
-            Ok(()) => {}
-            Err(Error::Damaged { reason, .. }) => {
-                let (sound, unsound) = borne_out(frames, class, pack, frame, repository)?;
-                move_frames(frames, class, pack, &sound, packer, repository)?;
-                left.entries.extend(unsound);
-                left.reason = reason;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(left)
-}
-
-/// Of entries of one pack, in the order of their places, those that it does not hold there.
-pub(crate) fn not_borne_out(
-    frames: &mut FrameReader,
-    class: PackClass,
-    pack: &PackRef,
-    entries: &[IndexEntry],
-    repository: &Repository,
-) -> Result<Vec<IndexEntry>, Error> {
-    let mut left = Vec::new();
-    for frame in frames_of(entries) {
-        left.extend(borne_out(frames, class, pack, frame, repository)?.1);
-    }
-    Ok(left)
-}
-
-/// Of entries of one frame those that it bears out, and the others.
-fn borne_out(
-    frames: &mut FrameReader,
-    class: PackClass,
-    pack: &PackRef,
-    frame: &[IndexEntry],
-    repository: &Repository,
-) -> Result<(Vec<IndexEntry>, Vec<IndexEntry>), Error> {
-    let key = repository.id_key(pack.domain)?;
-    let FrameMemory { mut stored, mut decoder } = FrameMemory::default();
-    let read = frames.read(&range(frame), &mut stored);
-    let decoded = read.ok().and_then(|()| decoder.decode(&stored, None).ok()).unwrap_or_default();
-    let holds = |e: &&IndexEntry| {
-        crate::pack::chunk_from_frame(decoded, e.offset, e.length, &e.id, kind_of(class), key).is_ok()
-    };
-    let (sound, unsound): (Vec<&IndexEntry>, Vec<&IndexEntry>) = frame.iter().partition(holds);
-    Ok((sound.into_iter().copied().collect(), unsound.into_iter().copied().collect()))
-}
-
-/// Entries of one frame each; a false entry may say another length, and is on its own then.
-fn frames_of(entries: &[IndexEntry]) -> impl Iterator<Item = &[IndexEntry]> {
-    entries.chunk_by(|a, b| (a.frame_offset, a.frame_length) == (b.frame_offset, b.frame_length))
-}
-
-fn kind_of(class: PackClass) -> keepwell_crypto::ChunkKind {
-    match class {
-        PackClass::Data => keepwell_crypto::ChunkKind::Content,
-        PackClass::Meta => keepwell_crypto::ChunkKind::Node,
-    }
-}
-
-/// Where the frame of these lies in its pack.
-fn range(frame: &[IndexEntry]) -> Range<u32> {
-    frame[0].frame_offset..frame[0].frame_offset.saturating_add(frame[0].frame_length)
-}
-
-/// Moves what can still be proved out of a damaged pack, one frame at a time: damage spoils the frames that it lies in and
-/// no others. `true` if that was everything that was asked for. Runs on an ordinary thread.
-pub(crate) fn move_singly(
-    class: PackClass,
-    pack: &PackRef,
-    entries: &[IndexEntry],
-    packer: &mut Packer<'_>,
-    repository: &Repository,
-    handle: &Handle,
-) -> Result<bool, Error> {
-    let mut all = true;
-    let mut memory = FrameMemory::default();
-    for frame in frames_of(entries) {
-        let range = range(frame);
-        let fetched = handle.block_on(fetch_parts(repository, class, pack, std::slice::from_ref(&range)));
-        let moved = match fetched.and_then(|mut parts| parts.read(&range, &mut memory.stored)) {
-            Err(Error::Storage(error)) if error.is_not_found() => return Ok(false),
-            Ok(()) => move_frame(&mut memory, class, pack, frame, packer, repository),
-            Err(error) => Err(error),
-        };
-        match moved {
-            Ok(()) => {}
-            Err(Error::Damaged { .. } | Error::Storage(_)) => all = false,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(all)
-}
-
-fn move_frame(
-    memory: &mut FrameMemory,
-    class: PackClass,
-    pack: &PackRef,
-    frame: &[IndexEntry],
-    packer: &mut Packer<'_>,
-    repository: &Repository,
-) -> Result<(), Error> {
-    let key = repository.id_key(pack.domain)?;
-    let FrameMemory { stored, decoder } = memory;
-    let decoded = decoder.decode(stored, None).map_err(|e| Error::damaged(pack.name, e))?;
-    let mut chunks: Vec<(ChunkId, u32)> = Vec::new();
-    let mut end = 0;
-    let mut whole = true;
-    for entry in frame {
-        crate::pack::chunk_from_frame(decoded, entry.offset, entry.length, &entry.id, kind_of(class), key)
-            .map_err(|e| Error::damaged(pack.name, e))?;
-        whole &= entry.offset == end;
-        end = entry.offset.saturating_add(entry.length);
-        chunks.push((entry.id, entry.length));
-    }
-    if whole && end as usize == decoded.len() {
-        return packer.add_stored(stored, decoded.len(), &chunks);
-    }
-    for entry in frame {
-        packer.add(entry.id, &decoded[entry.offset as usize..][..entry.length as usize])?;
-    }
-    Ok(())
 }
 
 /// The marked entries of these packs.

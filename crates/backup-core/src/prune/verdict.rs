@@ -8,7 +8,7 @@ use keepwell_crypto::{ChunkId, MemberId};
 use keepwell_storage::{Key, StorageErrorKind};
 use tokio::runtime::Handle;
 
-use super::repack::{by_place, not_borne_out};
+use super::from_pack::{FromPack, by_place};
 use super::scan::{decided, live_ends, needed_state, roots_of, unlisted};
 use crate::Error;
 use crate::mark::{Marks, Visitor, places_of};
@@ -178,7 +178,8 @@ fn unproven(
 ) -> Result<Vec<IndexEntry>, Error> {
     by_place(&mut entries);
     let read = handle.block_on(fetch_pack(repository, class, pack));
-    match read.and_then(|mut read| not_borne_out(&mut read.frames, class, pack, &entries, repository)) {
+    let from = FromPack::new(repository, class, pack);
+    match read.and_then(|mut read| from.not_borne_out(&mut read.frames, &entries)) {
         Ok(unproven) => Ok(unproven),
         Err(Error::Storage(error)) if !error.is_not_found() && error.kind != StorageErrorKind::Archived => {
             Err(Error::Storage(error))

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use crate::Error;
 use crate::backup::begin_uploads;
 use crate::check::CheckReport;
-use crate::prune::{by_place, move_singly};
+use crate::prune::{FromPack, by_place};
 use crate::repository::{Repository, read_plans};
 use crate::transfer::{Wanted, transfer};
 use crate::write::{Ending, PackSettings, Packer, Session};
@@ -222,7 +222,7 @@ fn salvage(
     // Where segments say different things of it, which is so shows when it is read.
     for pack in said.iter().filter(|pack| repository.id_key(pack.domain).is_ok()) {
         let mut packer = Packer::new(uploads, PackSettings::for_moved(repository, class, pack.domain)?)?;
-        let all = move_singly(class, pack, &entries, &mut packer, repository, handle)?;
+        let all = FromPack::new(repository, class, pack).move_singly(&entries, &mut packer, handle)?;
         packer.finish()?;
         if all {
             return Ok(true);

@@ -180,8 +180,10 @@ mod tests {
         PackDirectory::of_plaintext(&plain).unwrap()
     }
 
-    #[tokio::test]
-    async fn packs_of_very_short_chunks_are_finished_before_their_directories_are_too_long() {
+    /// The directories of the packs that come of this.
+    async fn packed(
+        pack: impl FnOnce(&mut Packer<'_>) -> Result<(), Error> + Send + 'static,
+    ) -> Vec<PackDirectory> {
         let world = World::new().await;
         let repository = &world.repository;
         let uploads = begin_uploads(repository).await.unwrap();
@@ -189,43 +191,40 @@ mod tests {
         let packing = uploads.clone();
         let packed = tokio::task::spawn_blocking(move || {
             let mut packer = Packer::new(&packing, settings)?;
-            short_chunks(300_000).try_for_each(|(id, chunk)| packer.add(id, &chunk))?;
+            pack(&mut packer)?;
             packer.finish()
         });
         packed.await.unwrap().unwrap();
         uploads.flush().await.unwrap();
-        let mut chunks = 0;
-        let packs = world.names("data/").await;
-        for name in &packs {
+        let mut directories = Vec::new();
+        for name in &world.names("data/").await {
             let stored = repository.store().get(&name.parse().unwrap()).await.unwrap();
-            let directory = directory(repository, &stored);
-            assert!(directory.encode().len() <= FRAME_PLAIN_MAX);
-            chunks += directory.frames.iter().map(|frame| frame.chunks.len()).sum::<usize>();
+            directories.push(directory(repository, &stored));
         }
+        directories
+    }
+
+    #[tokio::test]
+    async fn packs_of_very_short_chunks_are_finished_before_their_directories_are_too_long() {
+        let all = |packer: &mut Packer<'_>| {
+            short_chunks(300_000).try_for_each(|(id, chunk)| packer.add(id, &chunk))
+        };
+        let packs = packed(all).await;
+        assert!(packs.iter().all(|directory| directory.encode().len() <= FRAME_PLAIN_MAX));
+        let frames = packs.iter().flat_map(|directory| &directory.frames);
+        let chunks = frames.map(|frame| frame.chunks.len()).sum::<usize>();
         assert_eq!((packs.len(), chunks), (2, 300_000));
     }
 
     #[tokio::test]
     async fn no_chunk_makes_a_frame_larger_than_readers_take() {
-        let world = World::new().await;
-        let repository = &world.repository;
-        let uploads = begin_uploads(repository).await.unwrap();
-        let settings = PackSettings::for_moved(repository, PackClass::Data, repository.domain().id).unwrap();
-        let packing = uploads.clone();
-        let packed = tokio::task::spawn_blocking(move || {
-            let mut packer = Packer::new(&packing, settings)?;
-            for (n, length) in [(1, 1000), (2, FRAME_PLAIN_MAX), (3, 1000)] {
-                packer.add(ChunkId::from_bytes([n; 32]), &vec![n; length])?;
-            }
-            packer.finish()
-        });
-        packed.await.unwrap().unwrap();
-        uploads.flush().await.unwrap();
-        let mut lengths = Vec::new();
-        for name in &world.names("data/").await {
-            let stored = repository.store().get(&name.parse().unwrap()).await.unwrap();
-            lengths.extend(directory(repository, &stored).frames.iter().map(|frame| frame.plain));
-        }
+        let three = |packer: &mut Packer<'_>| {
+            let mut chunks = [(1, 1000), (2, FRAME_PLAIN_MAX), (3, 1000)].into_iter();
+            chunks.try_for_each(|(n, length)| packer.add(ChunkId::from_bytes([n; 32]), &vec![n; length]))
+        };
+        let packs = packed(three).await;
+        let frames = packs.iter().flat_map(|directory| &directory.frames);
+        let lengths: Vec<u32> = frames.map(|frame| frame.plain).collect();
         assert_eq!(lengths, [1000, FRAME_PLAIN_MAX as u32, 1000]);
     }
 

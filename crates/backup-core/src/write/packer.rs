@@ -206,10 +206,8 @@ mod tests {
 
     #[tokio::test]
     async fn packs_of_very_short_chunks_are_finished_before_their_directories_are_too_long() {
-        let all = |packer: &mut Packer<'_>| {
-            short_chunks(300_000).try_for_each(|(id, chunk)| packer.add(id, &chunk))
-        };
-        let packs = packed(all).await;
+        let packs = packed(|packer| short_chunks(300_000).try_for_each(|(id, chunk)| packer.add(id, &chunk)));
+        let packs = packs.await;
         assert!(packs.iter().all(|directory| directory.encode().len() <= FRAME_PLAIN_MAX));
         let frames = packs.iter().flat_map(|directory| &directory.frames);
         let chunks = frames.map(|frame| frame.chunks.len()).sum::<usize>();
@@ -218,11 +216,11 @@ mod tests {
 
     #[tokio::test]
     async fn no_chunk_makes_a_frame_larger_than_readers_take() {
-        let three = |packer: &mut Packer<'_>| {
+        let packs = packed(|packer| {
             let mut chunks = [(1, 1000), (2, FRAME_PLAIN_MAX), (3, 1000)].into_iter();
             chunks.try_for_each(|(n, length)| packer.add(ChunkId::from_bytes([n; 32]), &vec![n; length]))
-        };
-        let packs = packed(three).await;
+        });
+        let packs = packs.await;
         let frames = packs.iter().flat_map(|directory| &directory.frames);
         let lengths: Vec<u32> = frames.map(|frame| frame.plain).collect();
         assert_eq!(lengths, [1000, FRAME_PLAIN_MAX as u32, 1000]);

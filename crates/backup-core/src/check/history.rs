@@ -50,18 +50,16 @@ pub(super) async fn check(repository: &Repository, report: &mut CheckReport) -> 
         }
     };
     let mut snapshots = Vec::new();
-    for end in live_ends(&ends, &retired) {
-        if let Some(snapshot) = repository.load_snapshot(end.clone()).await? {
-            report.snapshots += 1;
-            match snapshot.manifest() {
-                Err(error) => {
-                    report
-                        .found(format_args!("snapshot {}", snapshot.short()), crate::error::one_line(&error));
-                    report.damaged_snapshots.insert(snapshot.id.to_string());
-                }
-                Ok(manifest) if repository.is_erased(manifest.domain) => report.erased_snapshots += 1,
-                Ok(_) => snapshots.push(snapshot),
+    let live = live_ends(&ends, &retired).into_iter().cloned().collect();
+    for snapshot in repository.load_snapshots(live).await?.into_iter().flatten() {
+        report.snapshots += 1;
+        match snapshot.manifest() {
+            Err(error) => {
+                report.found(format_args!("snapshot {}", snapshot.short()), crate::error::one_line(&error));
+                report.damaged_snapshots.insert(snapshot.id.to_string());
             }
+            Ok(manifest) if repository.is_erased(manifest.domain) => report.erased_snapshots += 1,
+            Ok(_) => snapshots.push(snapshot),
         }
     }
     Ok(History { snapshots, plans })

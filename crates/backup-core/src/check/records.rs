@@ -8,13 +8,13 @@ use keepwell_catalog::{
 };
 use keepwell_crypto::trust::{Chain, Roles};
 use keepwell_crypto::{Digest, MemberId, Signed, StoreId};
-use keepwell_storage::{Key, ObjectInfo, ObjectStore};
+use keepwell_storage::{Key, ObjectInfo, ObjectStore, list_all};
 
 use super::history::{MISSING_MAX, check_chain};
 use super::scrub::ScrubReport;
 use crate::Error;
 use crate::prune::live_ends;
-use crate::repository::{End, RepositoryHint, fetch_bounded, fetch_listed, verify_end};
+use crate::repository::{End, RepositoryHint, fetch_listed, verify_end};
 
 /// What the records of a store say should be there.
 #[derive(Default)]
@@ -88,9 +88,10 @@ pub(super) async fn check_keyrings(
     chain: &Chain,
     found: &mut (dyn FnMut(Key, &str) + Send),
 ) -> Result<(), Error> {
+    let listed = list_all(store, "keys/").await?;
     for keyring in chain.members().filter_map(|member| chain.keyring(&member.id())) {
         let key: Key = keyring.name.parse().map_err(|e| Error::damaged("trust", e))?;
-        if let Some(what) = difference(store, &key, keyring.digest).await? {
+        if let Some(what) = difference(store, &listed, &key, keyring.digest).await? {
             found(key, what);
         }
     }
@@ -103,22 +104,25 @@ pub(super) async fn check_trust(
     chain: &Chain,
     found: &mut (dyn FnMut(Key, &str) + Send),
 ) -> Result<(), Error> {
+    let listed = list_all(store, "trust/").await?;
     for (n, digest) in (0..).map_while(|n| Some((n, chain.record_digest(n)?))) {
         let key = names::trust_key(n);
-        if let Some(what) = difference(store, &key, digest).await? {
+        if let Some(what) = difference(store, &listed, &key, digest).await? {
             found(key, what);
         }
     }
     Ok(())
 }
 
-/// How an object that everybody knows by its hash differs from it.
+/// How an object that everybody knows by its hash differs from it. `listed`, in the order of keys, has it if it is there.
 async fn difference(
     store: &dyn ObjectStore,
+    listed: &[ObjectInfo],
     key: &Key,
     digest: Digest,
 ) -> Result<Option<&'static str>, Error> {
-    match fetch_bounded(store, key).await {
+    let Ok(at) = listed.binary_search_by(|info| info.key.cmp(key)) else { return Ok(Some("it is missing")) };
+    match fetch_listed(store, &listed[at]).await {
         Ok(bytes) if Digest::of(&bytes) == digest => Ok(None),
         Ok(_) | Err(Error::Damaged { .. }) => Ok(Some("its bytes are not those that the trust chain names")),
         Err(Error::Storage(error)) if error.is_not_found() => Ok(Some("it is missing")),

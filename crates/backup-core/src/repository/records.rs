@@ -28,6 +28,23 @@ impl Records<'_> {
         self.fetch(&self.store.head(key).await?, prove).await
     }
 
+    /// The same of one that was listed, without that look.
+    pub async fn get_listed<T>(
+        self,
+        info: &ObjectInfo,
+        prove: impl Fn(&[u8]) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        if let Some(found) = self.cached(&info.key, &prove) {
+            return Ok(found);
+        }
+        self.fetch(info, prove).await
+    }
+
+    /// Whether the cache has something under this name.
+    pub fn holds(self, key: &Key) -> bool {
+        self.cache.open(&format!("{DIRECTORY}/{key}")).is_some()
+    }
+
     /// The same of one that was listed, from the store, whatever is cached.
     pub async fn fetch<T>(
         self,

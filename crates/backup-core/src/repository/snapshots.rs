@@ -4,10 +4,10 @@ use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use keepwell_catalog::{Commit, CommitKind, Manifest, Retired, names, open_record, snapshot_id};
+use keepwell_catalog::{Commit, CommitKind, ContentName, Manifest, Retired, names, open_record, snapshot_id};
 use keepwell_crypto::trust::Roles;
 use keepwell_crypto::{MemberId, Signed, SnapshotId, StoreId};
-use keepwell_storage::Key;
+use keepwell_storage::{Key, ObjectInfo};
 
 use super::seen::Reading;
 use super::{End, Repository, read_ends};
@@ -94,6 +94,12 @@ impl Snapshot {
     }
 }
 
+/// Manifests as the store lists them.
+type Manifests = BTreeMap<Key, ObjectInfo>;
+
+/// When so many are to be fetched, they are listed first.
+const LISTED_FROM: usize = 8;
+
 impl Repository {
     /// Every snapshot that is committed and not retired, in the order in which they were first committed.
     ///
@@ -101,8 +107,8 @@ impl Repository {
     /// that the store tells, or else by those of the commits. Copies and rewritten snapshots stand where the first did.
     ///
     /// A damaged manifest does not hide its snapshot. Commits that do not verify, and those of revoked writers, are reported
-    /// to the monitor and left out. Costs two listings, and three requests per snapshot where the cache does not hold its
-    /// records.
+    /// to the monitor and left out. Costs two listings, and two requests per snapshot where the cache does not hold its
+    /// records; of many of these a listing more, of a few a request each.
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>, Error> {
         self.unless_cancelled(self.list_snapshots()).await
     }
@@ -133,17 +139,34 @@ impl Repository {
 
     /// The snapshots that these ends publish, in their order, several at a time; `None` for an end that publishes none.
     pub(crate) async fn load_snapshots(&self, ends: Vec<End>) -> Result<Vec<Option<Snapshot>>, Error> {
+        let listed = Arc::new(self.list_manifests(&ends).await?);
         let loads = ends.into_iter().map(|end| {
-            let repository = self.clone();
-            async move { repository.load_snapshot(end).await }
+            let (repository, listed) = (self.clone(), Arc::clone(&listed));
+            async move { repository.load(end, &listed).await }
         });
         parallel::all(loads).await
     }
 
     pub(crate) async fn load_snapshot(&self, end: End) -> Result<Option<Snapshot>, Error> {
+        self.load(end, &Manifests::new()).await
+    }
+
+    /// What the store lists of manifests, where many are not in the cache: then a listing costs less than a look at each.
+    async fn list_manifests(&self, ends: &[End]) -> Result<Manifests, Error> {
+        let is_away = |name: &ContentName| !self.records().holds(&names::manifest_key(name));
+        let away = ends.iter().filter_map(|end| end.commit.manifest).filter(is_away);
+        if !self.can_read() || away.take(LISTED_FROM).count() < LISTED_FROM {
+            return Ok(Manifests::new());
+        }
+        let listed = self.list("manifests/").await?;
+        Ok(listed.into_iter().map(|info| (info.key.clone(), info)).collect())
+    }
+
+    async fn load(&self, end: End, listed: &Manifests) -> Result<Option<Snapshot>, Error> {
         let (Some(name), Some(id)) = (end.commit.manifest, end.commit.snapshot) else { return Ok(None) };
         let state = if self.can_read() {
-            match self.read_manifest(&names::manifest_key(&name), &id).await {
+            let key = names::manifest_key(&name);
+            match self.read_manifest(&key, listed.get(&key), &id).await {
                 Ok(manifest) => SnapshotState::Readable(Box::new(manifest)),
                 Err(Error::Storage(error)) if !error.is_not_found() => return Err(Error::Storage(error)),
                 Err(error) => SnapshotState::Damaged(crate::error::one_line(&error)),
@@ -178,16 +201,24 @@ impl Repository {
         FirstCommit { store: first.store, writer: first.writer, n: first.n, time: first.time }
     }
 
-    async fn read_manifest(&self, key: &Key, id: &SnapshotId) -> Result<Manifest, Error> {
+    async fn read_manifest(
+        &self,
+        key: &Key,
+        listed: Option<&ObjectInfo>,
+        id: &SnapshotId,
+    ) -> Result<Manifest, Error> {
         let identities = &self.domain().identities;
-        let manifest = self.records().get(key, |sealed| {
+        let prove = |sealed: &[u8]| {
             let cbor = open_record(identities, sealed, MANIFEST_MAX).map_err(|e| Error::damaged(key, e))?;
             if snapshot_id(&cbor) != *id {
                 return Err(Error::damaged(key, "it is not the manifest that the commit names"));
             }
             Manifest::decode(&cbor).map_err(|e| Error::damaged(key, e))
-        });
-        let manifest = manifest.await?;
+        };
+        let manifest = match listed {
+            Some(info) => self.records().get_listed(info, prove).await?,
+            None => self.records().get(key, prove).await?,
+        };
         if manifest.repository != self.id() {
             return Err(Error::damaged(key, "it belongs to another repository"));
         }

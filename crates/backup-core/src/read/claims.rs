@@ -1,9 +1,11 @@
 //! What the index claims of one chunk. Any writer of the group can claim a million places for it, and each place that is tried
-//! costs a request; so of many in one pack the pack says itself which is true.
+//! costs a request; so of many in one pack the pack says itself which is true, and of many packs a listing says which there
+//! are.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use keepwell_catalog::{ContentName, Location, PackRef, names};
+use keepwell_catalog::names::{self, ObjectName};
+use keepwell_catalog::{ContentName, Location, PackRef};
 use keepwell_crypto::{ChunkId, ChunkKind};
 
 use super::frames::{FrameReader, fetch_stored};
@@ -14,6 +16,31 @@ use crate::transfer::is_of;
 
 /// So many places in one pack are tried. A true index claims one.
 pub(super) const TRIED_MAX: usize = 4;
+
+/// So many packs are asked for without looking whether they are there. Copies and merges that are not over make two or three.
+const PACKS_MAX: usize = 16;
+
+/// Where places in very many packs are claimed, leaves those in packs that the store lists.
+pub(super) async fn keep_stored(
+    repository: &Repository,
+    kind: ChunkKind,
+    locations: &mut Vec<Location>,
+) -> Result<(), Error> {
+    let claimed: HashSet<ContentName> = locations.iter().map(|location| location.pack.name).collect();
+    if claimed.len() <= PACKS_MAX {
+        return Ok(());
+    }
+    let mut stored: HashSet<ContentName> = HashSet::new();
+    for info in repository.list(&format!("{}/", super::class_of(kind).prefix())).await? {
+        if let Ok(ObjectName::Pack(_, name)) = info.key.as_str().parse()
+            && claimed.contains(&name)
+        {
+            stored.insert(name);
+        }
+    }
+    locations.retain(|location| stored.contains(&location.pack.name));
+    Ok(())
+}
 
 /// Places in packs for which few are claimed, in their order, and those in each of the other packs.
 pub(super) fn by_pack(locations: Vec<Location>) -> (Vec<Location>, Vec<Vec<Location>>) {
@@ -77,7 +104,8 @@ fn read_listed(
 
 #[cfg(test)]
 mod tests {
-    use keepwell_catalog::{IndexEntry, PackClass};
+    use keepwell_catalog::{IndexEntry, PackClass, SegmentBuilder};
+    use keepwell_crypto::Digest;
     use keepwell_storage::Operation;
 
     use crate::read::read_chunk;
@@ -96,6 +124,34 @@ mod tests {
         let place = |n: u32| IndexEntry { frame_offset: one.frame_offset + n, ..one };
         let claims: Vec<IndexEntry> = (1..=200).map(place).collect();
         say(&hostile, PackClass::Data, pack, &claims, true).await;
+
+        let repository = world.open(&world.key).await;
+        repository.refresh_index().await.unwrap();
+        world.store.reset();
+        let chunk = read_chunk(&repository, ChunkKind::Content, &one.id).await.unwrap();
+        assert_eq!(chunk.len(), one.length as usize);
+        let asked = world.store.reset();
+        let requests = [Operation::Get, Operation::GetRange].map(|of| asked.under(of, "data").calls);
+        assert!(requests.iter().sum::<u64>() <= 2, "{asked}");
+    }
+
+    #[tokio::test]
+    async fn packs_that_are_only_claimed_cost_one_listing() {
+        let world = World::new().await;
+        let hostile = world.enrol_writer().await;
+        let tree = TreeModel::default().with("a", Thing::file(noise(1, 5_000)));
+        back_up(&world.repository, &tree).await;
+        let (pack, entries) = data_pack(&world.repository);
+        let one = entries[0];
+        let mut builder = SegmentBuilder::new(hostile.group(), PackClass::Data);
+        for n in 0..500_u32 {
+            let name = ContentName::new(&Digest::of(&n.to_le_bytes()), [0; 4]);
+            let number = builder.add_pack(PackRef { name, ..pack });
+            builder.add(IndexEntry { pack: number, ..one });
+        }
+        let (_, sealed) = hostile.seal_segment(builder, Vec::new()).unwrap();
+        let (_, key) = hostile.index_name(&sealed, [0; 4]);
+        hostile.put_new(&key, sealed).await.unwrap();
 
         let repository = world.open(&world.key).await;
         repository.refresh_index().await.unwrap();

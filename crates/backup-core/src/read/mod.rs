@@ -57,6 +57,7 @@ async fn read_here(repository: &Repository, kind: ChunkKind, id: &ChunkId) -> Re
         locations.retain(|location| {
             !tried.contains(&place_of(location)) && !looked_into.contains(&location.pack.name)
         });
+        claims::keep_stored(repository, kind, &mut locations).await?;
         if locations.is_empty() {
             if is_fresh || planted("reader-looks-once") {
                 // Only if every place said so: another key would help, and nothing is lost.

@@ -78,9 +78,7 @@ fn damage_to_what_no_snapshot_needs_affects_none() {
 fn what_is_said_falsely_of_a_pack_affects_no_snapshot() {
     for first in [false, true] {
         block_on(async {
-            let world = World::new().await;
-            let hostile = world.enrol_writer().await;
-            back_up(&world.repository, &tree("one", 1)).await;
+            let (world, hostile, _) = World::attacked(&tree("one", 1)).await;
             let (pack, mut entries) = data_pack(&world.repository);
             let nobodys = IndexEntry { id: ChunkId::from_bytes([0xff; 32]), ..entries[0] };
             entries.push(nobodys);
@@ -99,9 +97,7 @@ fn what_is_said_falsely_of_a_pack_affects_no_snapshot() {
 #[test]
 fn a_large_segment_that_is_malformed_is_damage_and_stops_nothing() {
     block_on(async {
-        let world = World::new().await;
-        let hostile = world.enrol_writer().await;
-        back_up(&world.repository, &tree("one", 1)).await;
+        let (world, hostile, _) = World::attacked(&tree("one", 1)).await;
         let (pack, _) = data_pack(&world.repository);
         let segment = say_malformed(&hostile, pack, 100_000).await;
         let repository = world.open(&world.key).await;

@@ -178,9 +178,7 @@ fn nothing_goes_because_the_index_says_that_it_lies_elsewhere_too() {
 #[test]
 fn a_pack_that_is_kept_is_not_dead_under_another_class() {
     block_on(async {
-        let world = World::new().await;
-        let hostile = world.enrol_writer().await;
-        let forgotten = back_up(&world.repository, &tree(1)).await;
+        let (world, hostile, forgotten) = World::attacked(&tree(1)).await;
         let (pack, entries) = data_pack(&world.repository);
         say(&hostile, PackClass::Meta, pack, &entries, true).await;
         let forgotten = snapshot_of(&world.repository, &forgotten).await;
@@ -222,10 +220,8 @@ fn a_false_description_of_a_pack_neither_stops_a_prune_nor_misleads_it() {
     ];
     for lie in lies {
         block_on(async {
-            let world = World::new().await;
-            let hostile = world.enrol_writer().await;
             let both = tree(1).with("d/b", Thing::file(noise(2, 5_000)));
-            let first = back_up(&world.repository, &both).await;
+            let (world, hostile, first) = World::attacked(&both).await;
             let (pack, entries) = data_pack(&world.repository);
             let first = snapshot_of(&world.repository, &first).await;
             let report = back_up(&world.repository, &tree(1)).await;
@@ -248,9 +244,7 @@ fn a_false_description_of_a_pack_neither_stops_a_prune_nor_misleads_it() {
 #[test]
 fn packs_that_are_only_claimed_are_not_counted() {
     block_on(async {
-        let world = World::new().await;
-        let hostile = world.enrol_writer().await;
-        back_up(&world.repository, &tree(1)).await;
+        let (world, hostile, _) = World::attacked(&tree(1)).await;
         let (pack, entries) = data_pack(&world.repository);
         let claimed = PackRef { name: ContentName::new(&Digest::of(b"nowhere"), [1; 4]), ..pack };
         let of_nobody = IndexEntry { id: ChunkId::from_bytes([9; 32]), ..entries[0] };
@@ -268,9 +262,7 @@ fn what_is_listed_twice_is_no_waste() {
     for frame_length in [None, Some(0), Some(u32::MAX)] {
         for first in [false, true] {
             block_on(async {
-                let world = World::new().await;
-                let hostile = world.enrol_writer().await;
-                let report = back_up(&world.repository, &tree(1)).await;
+                let (world, hostile, report) = World::attacked(&tree(1)).await;
                 let (pack, entries) = data_pack(&world.repository);
                 let again = |e: &IndexEntry| {
                     let frame_length = frame_length.unwrap_or(e.frame_length);

@@ -109,16 +109,14 @@ mod tests {
     use keepwell_storage::Operation;
 
     use crate::read::read_chunk;
-    use crate::testing::{Thing, TreeModel, World, back_up, data_pack, noise, say};
+    use crate::testing::{Thing, TreeModel, World, data_pack, noise, say};
 
     use super::*;
 
     #[tokio::test]
     async fn many_false_places_in_a_pack_cost_one_look_into_it() {
-        let world = World::new().await;
-        let hostile = world.enrol_writer().await;
         let tree = TreeModel::default().with("a", Thing::file(noise(1, 5_000)));
-        back_up(&world.repository, &tree).await;
+        let (world, hostile, _) = World::attacked(&tree).await;
         let (pack, entries) = data_pack(&world.repository);
         let one = entries[0];
         let place = |n: u32| IndexEntry { frame_offset: one.frame_offset + n, ..one };
@@ -137,10 +135,8 @@ mod tests {
 
     #[tokio::test]
     async fn packs_that_are_only_claimed_cost_one_listing() {
-        let world = World::new().await;
-        let hostile = world.enrol_writer().await;
         let tree = TreeModel::default().with("a", Thing::file(noise(1, 5_000)));
-        back_up(&world.repository, &tree).await;
+        let (world, hostile, _) = World::attacked(&tree).await;
         let (pack, entries) = data_pack(&world.repository);
         let one = entries[0];
         let mut builder = SegmentBuilder::new(hostile.group(), PackClass::Data);

@@ -234,9 +234,7 @@ fn a_pack_whose_directory_is_false_is_not_copied_as_it_is() {
 #[test]
 fn packs_that_a_segment_only_names_are_listed_again() {
     block_on(async {
-        let world = World::new().await;
-        let hostile = world.enrol_writer().await;
-        let report = back_up(&world.repository, &tree(1)).await;
+        let (world, hostile, report) = World::attacked(&tree(1)).await;
         let (pack, entries) = data_pack(&world.repository);
         let segments = world.repository.index().segments();
         let (lost, _) = segments.iter().find(|(_, s)| s.class() == PackClass::Data).unwrap();

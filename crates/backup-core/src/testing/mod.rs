@@ -73,6 +73,14 @@ impl World {
         self.open(&key).await
     }
 
+    /// A new repository with one backup of a tree, and a hostile host that can write to it.
+    pub async fn attacked(tree: &TreeModel) -> (Self, Repository, BackupReport) {
+        let world = Self::new().await;
+        let hostile = world.enrol_writer().await;
+        let report = back_up(&world.repository, tree).await;
+        (world, hostile, report)
+    }
+
     /// Names of stored objects below a prefix.
     pub async fn names(&self, prefix: &str) -> Vec<String> {
         let infos = keepwell_storage::list_all(&*self.store, prefix).await.unwrap();

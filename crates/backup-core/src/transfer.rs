@@ -101,7 +101,7 @@ pub(crate) fn transfer(
         handle,
         packers: Packers::new(),
         failed: BTreeSet::new(),
-        false_places: BTreeSet::new(),
+        not_there: BTreeSet::new(),
     };
     let mut wanted = wanted;
     while !wanted.is_empty() {
@@ -119,8 +119,8 @@ struct Transfer<'t> {
     packers: Packers<'t>,
     /// Packs that gave nothing.
     failed: BTreeSet<PackRef>,
-    /// Places in others that do not hold the chunk that the index says.
-    false_places: BTreeSet<(PackRef, u32, u32, ChunkId)>,
+    /// Chunks that others do not hold, wherever in them the index says: any writer can claim a million places.
+    not_there: BTreeSet<(PackRef, ChunkId)>,
 }
 
 impl Transfer<'_> {
@@ -132,8 +132,7 @@ impl Transfer<'_> {
             let (mut left, error) = match self.take(class, &pack, &entries) {
                 Ok(Left { entries, .. }) if entries.is_empty() => continue,
                 Ok(Left { entries, reason }) => {
-                    let places = entries.iter().map(|e| (pack, e.frame_offset, e.offset, e.id));
-                    self.false_places.extend(places);
+                    self.not_there.extend(entries.iter().map(|entry| (pack, entry.id)));
                     (entries, Error::damaged(pack.name, reason))
                 }
                 // The store does not answer: another place would not either.
@@ -158,7 +157,7 @@ impl Transfer<'_> {
     }
 
     /// Stores what is wanted of a pack: the pack as it is, if it holds all that its directory says, or what is live in its
-    /// frames. Gives what it does not hold.
+    /// frames. Of what does not lie where the index says, the directory says where it lies. Gives what it does not hold.
     fn take(&mut self, class: PackClass, pack: &PackRef, entries: &[IndexEntry]) -> Result<Left, Error> {
         let FetchedPack { stored, has_its_hash, mut frames } =
             self.handle.block_on(fetch_pack(self.origin, class, pack))?;
@@ -167,7 +166,7 @@ impl Transfer<'_> {
         }
         let directory = if has_its_hash { frames.directory().ok() } else { None };
         let (from, mut left) = (FromPack::new(self.origin, class, pack), Left::default());
-        if let Some(all) = directory.and_then(|directory| worth_copying(&directory, entries))
+        if let Some(all) = directory.as_ref().and_then(|directory| worth_copying(directory, entries))
             && from.not_borne_out(&mut frames, &all)?.is_empty()
         {
             let frames_end = all.last().map_or(0, |e| u64::from(e.frame_offset) + u64::from(e.frame_length));
@@ -182,6 +181,14 @@ impl Transfer<'_> {
                 }
             };
             left = from.move_provable(&mut frames, entries, packer)?;
+            if let Some(directory) = directory.filter(|_| !left.entries.is_empty()) {
+                let found = listed_elsewhere(&directory, &left.entries);
+                let unproved = from.move_provable(&mut frames, &found, packer)?;
+                let unproved: BTreeSet<ChunkId> = unproved.entries.iter().map(|entry| entry.id).collect();
+                let moved: BTreeSet<ChunkId> =
+                    found.iter().map(|entry| entry.id).filter(|id| !unproved.contains(id)).collect();
+                left.entries.retain(|entry| !moved.contains(&entry.id));
+            }
         }
         self.origin.monitor().advance((entries.len() - left.entries.len()) as u64, pack.size);
         Ok(left)
@@ -197,11 +204,9 @@ impl Transfer<'_> {
         let mut left = Vec::new();
         for entry in entries {
             let mut places = self.origin.locate(&entry.id)?.into_iter();
-            let is_false = |pack: PackRef, e: &IndexEntry| {
-                self.false_places.contains(&(pack, e.frame_offset, e.offset, e.id))
+            let is_open = |place: &Location| {
+                !self.failed.contains(&place.pack) && !self.not_there.contains(&(place.pack, entry.id))
             };
-            let is_open =
-                |place: &Location| !self.failed.contains(&place.pack) && !is_false(place.pack, &place.entry);
             match places.find(is_open) {
                 Some(found) => {
                     elsewhere.entry((class, found.pack)).or_default().push(found.entry);
@@ -211,6 +216,14 @@ impl Transfer<'_> {
         }
         Ok(left)
     }
+}
+
+/// Where the directory of a pack places chunks that are not where the index says.
+fn listed_elsewhere(directory: &PackDirectory, missed: &[IndexEntry]) -> Vec<IndexEntry> {
+    let missed: BTreeSet<ChunkId> = missed.iter().map(|entry| entry.id).collect();
+    let mut listed = directory.entries(0);
+    listed.retain(|entry| missed.contains(&entry.id));
+    listed
 }
 
 /// Everything that a pack holds by its own directory, if most of it is wanted and the directory bears out the index, of

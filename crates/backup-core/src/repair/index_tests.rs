@@ -2,7 +2,7 @@
 
 use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef, PackSet, SegmentBuilder, names};
 use keepwell_crypto::{ChunkId, ChunkKind, DomainId};
-use keepwell_storage::{Key, Memory, ObjectStore};
+use keepwell_storage::{Key, Memory, ObjectStore, Operation};
 
 use super::tests::{copy_of, fetch_all, flip, large, now, open, tree};
 use crate::pack::{FinishedPack, PackWriter};
@@ -226,6 +226,38 @@ fn a_pack_whose_directory_is_false_is_not_copied_as_it_is() {
         uploads.flush().await.unwrap();
         assert_eq!(fetch_all(&target, &pack.entries[..1]).await, 1);
         assert_eq!(target.index().find(&of_others).unwrap(), []);
+    });
+}
+
+/// Of a hundred places that somebody claims in the pack, none is true; each would be another fetch of it.
+#[test]
+fn many_false_places_in_a_pack_cost_a_copy_one_fetch() {
+    block_on(async {
+        let (world, hostile, _) = World::attacked(&tree(1)).await;
+        let (pack, entries) = data_pack(&world.repository);
+        let one = entries[0];
+        let place = |n: u32| IndexEntry { frame_offset: one.frame_offset + n, ..one };
+        let claims: Vec<IndexEntry> = (1..=100).map(place).collect();
+        say(&hostile, PackClass::Data, pack, &claims, true).await;
+        let store = Memory::new();
+        world.repository.create_copy(&store).await.unwrap();
+        let target = open(&store, &world).await;
+        let uploads = crate::backup::begin_uploads(&target).await.unwrap();
+        let mut wanted = crate::transfer::Wanted::new();
+        wanted.insert((PackClass::Data, pack), vec![claims[0]]);
+        let (origin, there) = (world.open(&world.key).await, uploads.clone());
+        origin.refresh_index().await.unwrap();
+        world.store.reset();
+        let handle = tokio::runtime::Handle::current();
+        let moved = tokio::task::spawn_blocking(move || {
+            crate::transfer::transfer(&origin, &there, wanted, &handle, &mut |_, _, error| Err(error))
+        });
+        moved.await.unwrap().unwrap();
+        let asked = world.store.reset();
+        let requests = [Operation::Get, Operation::GetRange].map(|of| asked.under(of, "data").calls);
+        assert_eq!(requests.iter().sum::<u64>(), 1, "{asked}");
+        uploads.flush().await.unwrap();
+        assert_eq!(fetch_all(&target, &[one]).await, 1);
     });
 }
 

@@ -17,8 +17,8 @@ use keepwell_storage::{Memory, ObjectStore, list_all};
 
 use crate::tree::{self, Tree};
 
-/// Small packs (about 6 MB), two threads.
-pub const LIMITS: Limits = Limits { threads: 2, memory_bytes: 64 << 20 };
+/// Two threads, and room for both with small packs (about 5 MB).
+pub const LIMITS: Limits = Limits { threads: 2, memory_bytes: 144 << 20 };
 
 /// A repository in memory, and the key to it.
 #[derive(Debug, Clone)]

@@ -50,7 +50,7 @@ fn snapshots_come_back_as_they_were() {
     for threads in [1, 4] {
         run(async {
             let world = World::new().await;
-            let limits = Limits { threads, memory_bytes: 64 << 20 };
+            let limits = Limits { threads, ..world::LIMITS };
             let open = || async {
                 world::open(Arc::new(world.store.clone()), &world.key, Cache::memory(), limits).await.unwrap()
             };
@@ -156,7 +156,7 @@ fn checkpoints_between_batches() {
         run(async {
             let store = Memory::new();
             let key = world::create(&store).await;
-            let limits = Limits { threads, memory_bytes: 64 << 20 };
+            let limits = Limits { threads, ..world::LIMITS };
             let repository =
                 world::open(Arc::new(store.clone()), &key, Cache::memory(), limits).await.unwrap();
             let source = tempfile::tempdir().unwrap();

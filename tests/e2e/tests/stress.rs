@@ -25,7 +25,7 @@ async fn attempt(
     checkpoint_every: Duration,
 ) -> (Result<backup_core::BackupReport, Error>, bool) {
     let store = Arc::new(Faulty::new(world.store.clone(), fault));
-    let limits = Limits { threads, memory_bytes: 64 << 20 };
+    let limits = Limits { threads, ..world::LIMITS };
     let opened = world::open(store.clone(), &world.key, Cache::memory(), limits).await;
     let options = BackupOptions { checkpoint_every, ..options() };
     let ended = match opened {

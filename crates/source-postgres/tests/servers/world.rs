@@ -83,7 +83,7 @@ impl World {
         let create =
             CreateOptions { owner: "ann".into(), member: "host".into(), store_hint: None, probe: None };
         let key = Created::generate(&create, 1).unwrap().store(&*store).await.unwrap();
-        let limits = Limits { threads: 2, memory_bytes: 64 << 20 };
+        let limits = Limits { threads: 2, memory_bytes: 144 << 20 };
         let repository = Repository::builder(Arc::clone(&store) as Arc<dyn ObjectStore>)
             .limits(limits)
             .open(key)

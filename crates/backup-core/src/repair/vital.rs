@@ -59,10 +59,12 @@ pub async fn restore_vital(
     Ok(put)
 }
 
+/// Nothing where there is none, or something larger than any: that is as good as nothing, and is replaced.
 async fn get(store: &dyn ObjectStore, key: &Key) -> Result<Option<Bytes>, Error> {
     match fetch_bounded(store, key).await {
         Ok(bytes) => Ok(Some(bytes)),
         Err(Error::Storage(error)) if error.is_not_found() => Ok(None),
+        Err(Error::Damaged { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }

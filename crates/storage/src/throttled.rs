@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use crate::{Capabilities, Control, Key, ObjectInfo, ObjectStore, Page, StorageError};
@@ -15,6 +15,9 @@ use crate::{Capabilities, Control, Key, ObjectInfo, ObjectStore, Page, StorageEr
 /// Transfers up to this size are charged but not delayed, so that a large object cannot hold up the small ones that
 /// keep a session alive.
 const UNDELAYED_BYTES: u64 = 64 * 1024;
+
+/// Least part of a range that is fetched at once, where a second's worth is less.
+const PIECE_BYTES_MIN: u64 = 256 * 1024;
 
 /// Limits of the rate of transfers; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,8 +31,10 @@ pub struct RateLimits {
 /// A store whose transfers are held below a rate, on average and in all: parallel transfers share it.
 ///
 /// Each transfer waits until its bytes fit: a put before it starts, a get after it, because only then is known how
-/// much came. So the network sees bursts of one object. Objects up to 64 KiB never wait; their bytes count against
-/// the next larger one. Waiting is on tokio's clock. Names and listings are not counted.
+/// much came. A range is fetched in pieces of what the limit allows in a second (at least 256 KiB), each of which waits,
+/// so that a large one leaves the line to others meanwhile; a put and a whole object are bursts. Transfers up to 64 KiB
+/// never wait; their bytes count against the next larger one. Waiting is on tokio's clock. Names and listings are not
+/// counted.
 /// ```
 /// use std::num::NonZeroU64;
 /// use keepwell_storage::{Memory, ObjectStore, RateLimits, Throttled};
@@ -79,10 +84,22 @@ impl Bucket {
         *free_at.insert(start + self.time_for(bytes))
     }
 
+    fn piece_bytes(&self) -> u64 {
+        self.bytes_per_second.get().max(PIECE_BYTES_MIN)
+    }
+
     fn time_for(&self, bytes: u64) -> Duration {
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_second.get());
         // Bounded by a year, so that adding it to an instant cannot overflow.
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)).min(Duration::from_secs(365 * 86_400))
+    }
+}
+
+impl<S: ObjectStore> Throttled<S> {
+    async fn get_piece(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
+        let body = self.inner.get_range(key, range).await?;
+        pass(self.download.as_ref(), body.len() as u64).await;
+        Ok(body)
     }
 }
 
@@ -108,9 +125,19 @@ impl<S: ObjectStore> ObjectStore for Throttled<S> {
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
-        let body = self.inner.get_range(key, range).await?;
-        pass(self.download.as_ref(), body.len() as u64).await;
-        Ok(body)
+        let piece = self.download.as_ref().map_or(u64::MAX, Bucket::piece_bytes);
+        let length = range.end.saturating_sub(range.start);
+        if length <= piece {
+            return self.get_piece(key, range).await;
+        }
+        let mut body = BytesMut::with_capacity(usize::try_from(length).unwrap_or(0).min(64 << 20));
+        let mut start = range.start;
+        while start < range.end {
+            let end = range.end.min(start.saturating_add(piece));
+            body.extend_from_slice(&self.get_piece(key, start..end).await?);
+            start = end;
+        }
+        Ok(body.freeze())
     }
 
     async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
@@ -147,7 +174,7 @@ impl<S: ObjectStore> fmt::Debug for Throttled<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Memory;
+    use crate::{Memory, Operation, Recording};
 
     const MIB: u64 = 1 << 20;
 
@@ -183,6 +210,23 @@ mod tests {
         store.get(&key(0)).await.unwrap();
         store.get_range(&key(1), 0..2 * MIB).await.unwrap();
         assert_eq!(start.elapsed().as_secs(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_range_is_fetched_at_the_rate_and_not_at_once() {
+        let store = Throttled::new(
+            Recording::new(Memory::new()),
+            RateLimits { download_bytes_per_second: NonZeroU64::new(MIB), ..RateLimits::default() },
+        );
+        let expected = body(4 * MIB + 100);
+        store.put_new(&key(0), expected.clone()).await.unwrap();
+        let start = Instant::now();
+        let fetched = store.get_range(&key(0), 10..4 * MIB + 50).await.unwrap();
+        assert!(fetched == expected.slice(10..(4 * MIB + 50) as usize));
+        assert_eq!(store.inner.snapshot().calls(Operation::GetRange), 5);
+        assert_eq!(start.elapsed().as_secs(), 4);
+        let refused = store.get_range(&key(0), 0..5 * MIB).await.unwrap_err();
+        assert_eq!(refused.kind, crate::StorageErrorKind::OutOfRange);
     }
 
     #[tokio::test(start_paused = true)]

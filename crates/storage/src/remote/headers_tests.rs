@@ -7,17 +7,20 @@ use super::test_server::{Head, answer, serve, value};
 use super::*;
 use crate::{Credentials, Key};
 
-/// What an upload of so many bytes is sent with, given these settings.
-async fn head(parameters: &str, key: &str, size: usize) -> Head {
-    let (endpoint, heads) = serve(|_| answer("200 OK", "etag: \"x\"\r\n", ""));
-    let location: Location = format!("s3://bucket/p?endpoint={endpoint}{parameters}").parse().unwrap();
+fn options() -> ConnectOptions {
     let credentials = Credentials {
         access_key: Some("AK".into()),
         secret_key: Some("secret".into()),
         ..Credentials::default()
     };
-    let options = ConnectOptions { credentials, ..ConnectOptions::default() };
-    let store = crate::connect(&location, &options, Purpose::Open).await.unwrap();
+    ConnectOptions { credentials, ..ConnectOptions::default() }
+}
+
+/// What an upload of so many bytes is sent with, given these settings.
+async fn head(parameters: &str, key: &str, size: usize) -> Head {
+    let (endpoint, heads) = serve(|_| answer("200 OK", "etag: \"x\"\r\n", ""));
+    let location: Location = format!("s3://bucket/p?endpoint={endpoint}{parameters}").parse().unwrap();
+    let store = crate::connect(&location, &options(), Purpose::Open).await.unwrap();
     let key: Key = key.parse().unwrap();
     store.put_new(&key, Bytes::from(vec![7; size])).await.unwrap();
     let mut heads = heads.lock().unwrap();
@@ -72,4 +75,10 @@ async fn the_service_is_asked_to_encrypt() {
     let kms = head("&sse=aws:kms&kms-key=k1", "x", 3).await;
     assert_eq!(value(&kms, "x-amz-server-side-encryption"), Some("aws:kms"));
     assert_eq!(value(&kms, "x-amz-server-side-encryption-aws-kms-key-id"), Some("k1"));
+    for alone in ["kms-key=k1", "sse=AES256&kms-key=k1"] {
+        let location: Location = format!("s3://bucket?region=eu-1&{alone}").parse().unwrap();
+        let refused = crate::connect(&location, &options(), Purpose::Open).await.unwrap_err();
+        assert_eq!(refused.kind, crate::StorageErrorKind::Invalid, "{refused}");
+        assert!(refused.hint.is_some_and(|hint| hint.contains("sse=aws:kms")), "{alone}");
+    }
 }

@@ -126,6 +126,10 @@ mod s3 {
         if credentials.access_key.is_none() && !options.ambient {
             return Err(no_credentials(location, "an access key and its secret key"));
         }
+        if settings.kms_key.is_some() && settings.sse != Some(ServerEncryption::Kms) {
+            return Err(invalid(location, "`kms-key` is for encryption by the key service")
+                .with_hint("Say `sse=aws:kms` as well, or leave the key to the bucket."));
+        }
         let region =
             settings.region.clone().or_else(|| settings.endpoint.is_some().then(|| ANY_REGION.into()));
         if region.is_none() && !options.ambient {

@@ -171,12 +171,13 @@ fn judge_keeper(report: &mut ProbeReport, rights: Rights, retained: bool) {
 fn judge_writer(report: &mut ProbeReport, rights: Rights, retained: bool) {
     let versioning = report.bucket.as_ref().and_then(|bucket| bucket.versioning);
     let kept = versioning == Some(Versioning::Enabled) && rights.delete_version == Right::No;
-    let remedy = match report.file_system {
-        Some(_) => {
+    let remedy = match report.bucket {
+        Some(_) => "Give it a policy of its own: `keepwell policy writer` prints one.",
+        // A directory, a server of SSH or WebDAV, …: there is none to print.
+        None => {
             "Let the machine that holds the directory take snapshots of its file system, or a keeper elsewhere copy away \
              what this host writes."
         }
-        None => "Give it a policy of its own: `keepwell policy writer` prints one.",
     };
     let mut say = |right: Right, done: &str, refused: &str, unknown: &str| {
         match right {

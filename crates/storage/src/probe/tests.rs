@@ -259,6 +259,15 @@ async fn a_writer_that_can_destroy_is_a_problem_unless_versions_stay() {
 }
 
 #[tokio::test]
+async fn what_helps_is_something_that_the_store_has() {
+    let bucket = test(&Odd::new(Fault::None).with_bucket(facts()), Role::Writer).await;
+    assert!(bucket.problems.iter().all(|problem| problem.contains("keepwell policy writer")), "{bucket:?}");
+    let server = test(&Odd::new(Fault::None), Role::Writer).await;
+    let [deletes] = &server.problems[..] else { panic!("{server:?}") };
+    assert!(deletes.contains("take snapshots") && !deletes.contains("policy"), "{deletes}");
+}
+
+#[tokio::test]
 async fn whether_a_writer_reads_packs_is_tried_on_one_that_is_there() {
     for (fault, right) in [(Fault::MayNotRead, Right::No), (Fault::MayOnlyAdd, Right::Yes)] {
         let store = Odd::new(fault).with_bucket(facts());

@@ -1,4 +1,4 @@
-//! What is sent to an S3 service with an upload.
+//! What is sent to an S3 service with an upload, and before it.
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
@@ -80,5 +80,39 @@ async fn the_service_is_asked_to_encrypt() {
         let refused = crate::connect(&location, &options(), Purpose::Open).await.unwrap_err();
         assert_eq!(refused.kind, crate::StorageErrorKind::Invalid, "{refused}");
         assert!(refused.hint.is_some_and(|hint| hint.contains("sse=aws:kms")), "{alone}");
+    }
+}
+
+/// A bucket in which there is this object of ours, or none, and in which we may store and list.
+fn write_only(listed: &'static str) -> (String, Arc<std::sync::Mutex<Vec<Head>>>) {
+    serve(move |head| match head[0].split(' ').next() {
+        Some("head") => answer("403 Forbidden", "", ""),
+        Some("get") => {
+            let contents = match listed {
+                "" => String::new(),
+                key => format!(
+                    "<Contents><Key>p/{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>x</ETag>\
+                     <Size>1</Size></Contents>"
+                ),
+            };
+            let xml =
+                format!("<ListBucketResult><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>");
+            answer("200 OK", "content-type: application/xml\r\n", &xml)
+        }
+        _ => answer("200 OK", "etag: \"x\"\r\n", ""),
+    })
+}
+
+#[tokio::test]
+async fn without_the_condition_somebody_who_may_not_read_looks_into_the_listing() {
+    for (listed, taken) in [("", false), ("data/x", true), ("data/xx", false)] {
+        let (endpoint, heads) = write_only(listed);
+        let place = format!("s3://bucket/p?endpoint={endpoint}&conditional-create=false");
+        let location: Location = place.parse().unwrap();
+        let store = crate::connect(&location, &options(), Purpose::Open).await.unwrap();
+        let put = store.put_new(&"data/x".parse().unwrap(), Bytes::from_static(b"pack")).await;
+        assert_eq!(put.is_err_and(|error| error.is_already_exists()), taken, "{listed}");
+        let puts = heads.lock().unwrap().iter().filter(|head| head[0].starts_with("put ")).count();
+        assert_eq!(puts, usize::from(!taken), "{listed}");
     }
 }

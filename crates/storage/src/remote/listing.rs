@@ -65,16 +65,16 @@ fn take(store: &OpendalStore, prefix: &str, after: &Key) -> Option<Lister> {
     Some(positions.remove(found).lister)
 }
 
-/// Whether a listing shows the object. Whoever may do nothing else may list; what cannot be listed is not seen.
-pub(super) async fn is_there(store: &OpendalStore, key: &Key) -> bool {
+/// Whether a listing shows the object. Whoever may do nothing else may list.
+pub(super) async fn is_there(store: &OpendalStore, key: &Key) -> Result<bool, StorageError> {
     let options = ListOptions { recursive: true, limit: Some(1), ..ListOptions::default() };
     let first = async {
         let mut lister = store.hot.lister_options(key.as_str(), options).await?;
         lister.next().await.transpose()
     };
     // Of all names that begin with it, it is the first.
-    let listed = store.limited("list", key.as_str(), store.limits.timeout, first).await;
-    matches!(listed, Ok(Some(entry)) if entry.path() == key.as_str())
+    let listed = store.limited("list", key.as_str(), store.limits.timeout, first).await?;
+    Ok(listed.is_some_and(|entry| entry.path() == key.as_str()))
 }
 
 async fn lister(

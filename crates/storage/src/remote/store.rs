@@ -188,6 +188,17 @@ impl OpendalStore {
             }
             Ok(_) => Err(StorageError::already_exists(key)),
             Err(error) if error.is_not_found() => Ok(()),
+            // A backup host may not read packs, and so not look for one either.
+            Err(error)
+                if error.kind == StorageErrorKind::PermissionDenied
+                    && !self.site.service.has_directories() =>
+            {
+                if listing::is_there(self, key).await? {
+                    Err(StorageError::already_exists(key))
+                } else {
+                    Ok(())
+                }
+            }
             Err(error) if self.is_beneath_object(key.as_str(), &error).await => {
                 let message = "it would stand beneath an object";
                 Err(StorageError::new(StorageErrorKind::Invalid, "put", key, message))
@@ -294,7 +305,7 @@ impl ObjectStore for OpendalStore {
                 if denied.kind == StorageErrorKind::PermissionDenied
                     && self.limits.conditional_create
                     && self.site.service.looks_at_rights_first()
-                    && listing::is_there(self, key).await =>
+                    && matches!(listing::is_there(self, key).await, Ok(true)) =>
             {
                 Err(StorageError::already_exists(key))
             }

@@ -167,11 +167,19 @@ impl Site {
         let said = facts.said();
         let new = |kind, message: String| StorageError::new(kind, operation, subject, message);
         let place = format!("{} `{}`", self.service.container_noun(), self.container);
-        let denied = matches!(facts.status, Some(401 | 403 | 407));
+        let denied = matches!(facts.status, Some(403 | 407));
         if PlainHttp::is_said_by(&facts.words) {
             return new(Kind::Invalid, facts.words.clone()).with_hint(PLAIN_HTTP_HINT);
         }
         match error.kind() {
+            _ if facts.status == Some(401) => {
+                let hint = match self.service {
+                    Service::Webdav | Service::Other => "Check the user and the password, or the token.",
+                    Service::S3 | Service::Gcs | Service::Azblob => CREDENTIALS_HINT,
+                };
+                new(Kind::PermissionDenied, format!("the {place} refuses the credentials{said}"))
+                    .with_hint(hint)
+            }
             ErrorKind::NotFound => new(Kind::NotFound, "no such object".into()),
             ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists if operation == "put" => {
                 new(Kind::AlreadyExists, "the object exists already".into())
@@ -570,6 +578,17 @@ mod tests {
             let error = site(Service::Webdav).failure("get", "x", &error);
             assert_eq!(error.kind, kind, "{error}");
             assert!(error.to_string().contains(&status.to_string()) || kind == Kind::OutOfRange, "{error}");
+        }
+    }
+
+    #[test]
+    fn wrong_credentials_are_not_called_a_missing_right() {
+        for (service, hint) in [(Service::Webdav, "password"), (Service::Gcs, "token")] {
+            let error = Error::new(ErrorKind::Unexpected, "who are you?")
+                .with_context("response", "Parts { status: 401, version: HTTP/1.1 }");
+            let error = site(service).failure("put", "data/x", &error);
+            assert!(error.to_string().contains("`b` refuses the credentials"), "{error}");
+            assert!(error.hint.is_some_and(|given| given.contains(hint)), "{service:?}");
         }
     }
 

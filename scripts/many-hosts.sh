@@ -235,11 +235,12 @@ look() {
         echo x >>"$work/restores"
     done
 }
-back_up web1 & pids=($!)
-back_up web2 & pids+=($!)
-keep & pids+=($!)
-look & pids+=($!)
-for pid in "${pids[@]}"; do wait "$pid" || fail "one of them failed"; done
+back_up web1 &
+back_up web2 &
+keep &
+look &
+# Whichever ends first: the others wait for each other, and would do so for one that has failed.
+for _ in 1 2 3 4; do wait -n || fail "one of them failed"; done
 echo "   $(wc -l <"$work/backups") backups, $(wc -l <"$work/prunes") prunes, $(wc -l <"$work/restores") restores"
 
 step "what is there is whole"

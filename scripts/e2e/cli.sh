@@ -928,6 +928,10 @@ says "$work/second is on"
 KEEPWELL_KEY_FILE=$second expect 0 check --without-key
 expect 2 -r s3://bucket policy lifecycle --principal arn:aws:iam::1:user/x
 expect 2 -r gs://bucket/web policy reader
+expect 2 -r s3://bucket policy reader --kms-key alias/backups
+says "no ARN of a key"
+expect 0 -r s3://bucket policy reader --kms-key arn:aws:kms:eu-central-1:123456789012:key/1234
+says "kms:Decrypt"
 group=/subscriptions/s1/resourceGroups/g1
 for command in "gs://bucket/web policy roles" "gs://bucket/web policy lifecycle" \
     "gs://bucket/web policy writer --any-writer --within p1 --principal serviceAccount:web1@p1.iam.gserviceaccount.com" \

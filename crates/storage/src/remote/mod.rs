@@ -10,7 +10,7 @@ mod headers_tests;
 mod listing;
 mod services;
 mod store;
-#[cfg(all(test, any(feature = "s3", feature = "gcs", feature = "azblob")))]
+#[cfg(all(test, any(feature = "s3", feature = "gcs", feature = "azblob", feature = "webdav")))]
 mod test_server;
 pub(crate) mod transport;
 
@@ -99,7 +99,7 @@ pub(crate) async fn open(
     let store = store::OpendalStore::new(parts, transport, limits, location.place.to_string());
     let control = control(&store, location, settings, options, client);
     let store = store.with_control(control);
-    if service.has_directories() {
+    if service == Service::Webdav {
         store.check_root(purpose).await?;
     }
     Ok(Arc::new(store))
@@ -166,10 +166,33 @@ mod tests {
 
     #[cfg(feature = "webdav")]
     #[tokio::test]
+    async fn a_webdav_server_is_asked_for_the_directory() {
+        const THERE: &str = "<?xml version=\"1.0\"?><D:multistatus xmlns:D=\"DAV:\"><D:response><D:href>/backup/</D:href>\
+            <D:propstat><D:prop><D:getlastmodified>Tue, 07 May 2022 06:39:47 GMT</D:getlastmodified>\
+            <D:resourcetype><D:collection/></D:resourcetype></D:prop><D:status>HTTP/1.1 200 OK</D:status></D:propstat>\
+            </D:response></D:multistatus>";
+        for (status, body, expected) in [
+            ("207 Multi-Status", THERE, None),
+            ("404 Not Found", "", Some(crate::StorageErrorKind::NotFound)),
+            ("401 Unauthorized", "", Some(crate::StorageErrorKind::PermissionDenied)),
+        ] {
+            let headers = "content-type: application/xml\r\n";
+            let (endpoint, heads) = test_server::serve(move |_| test_server::answer(status, headers, body));
+            let place = format!("{}/backup", endpoint.replace("http://", "webdav://"));
+            let location: Location = place.parse().unwrap();
+            let opened = crate::connect(&location, &ConnectOptions::default(), Purpose::Open).await;
+            assert_eq!(opened.err().map(|error| error.kind), expected, "{status}");
+            let heads = heads.lock().unwrap();
+            assert!(heads.len() == 1 && heads[0][0].starts_with("propfind /backup"), "{heads:?}");
+        }
+    }
+
+    #[cfg(feature = "webdav")]
+    #[tokio::test]
     async fn no_option_of_a_service_leads_to_plain_http() {
         let location: Location = "opendal:webdav?endpoint=http://192.0.2.2:9".parse().unwrap();
-        let refused =
-            crate::connect(&location, &ConnectOptions::default(), Purpose::Create).await.unwrap_err();
+        let store = crate::connect(&location, &ConnectOptions::default(), Purpose::Create).await.unwrap();
+        let refused = store.get(&"keepwell.json".parse().unwrap()).await.unwrap_err();
         assert_eq!(refused.kind, crate::StorageErrorKind::Invalid, "{refused}");
         assert!(refused.to_string().contains("plain http to `192.0.2.2` is refused"), "{refused}");
         assert!(refused.hint.as_deref().is_some_and(|hint| hint.contains("allow-http")), "{refused:?}");

@@ -78,12 +78,23 @@ impl OpendalStore {
         }
     }
 
-    /// Makes the directory, or makes sure that it is there.
+    /// Makes the directory, or makes sure that it is there. OpenDAL answers a `stat` of it by itself; a listing shows it as
+    /// its first entry.
     pub(super) async fn check_root(&self, purpose: Purpose) -> Result<(), StorageError> {
         let time = self.limits.timeout;
-        match purpose {
-            Purpose::Create => self.limited("create", &self.place, time, self.hot.create_dir("/")).await,
-            Purpose::Open => self.limited("open", &self.place, time, self.hot.stat("/")).await.map(drop),
+        if purpose == Purpose::Create {
+            return self.limited("create", &self.place, time, self.hot.create_dir("/")).await;
+        }
+        let first = async {
+            let mut lister = self.hot.lister("/").await?;
+            lister.next().await.transpose()
+        };
+        match self.limited("open", &self.place, time, first).await? {
+            Some(_) => Ok(()),
+            None => {
+                let message = "there is no such directory";
+                Err(StorageError::new(StorageErrorKind::NotFound, "open", &self.place, message))
+            }
         }
     }
 

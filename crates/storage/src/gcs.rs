@@ -21,6 +21,8 @@ use crate::signed::Link;
 pub(crate) const ENDPOINT: &str = "https://storage.googleapis.com";
 /// What tokens are asked for; OpenDAL asks for the same.
 const SCOPE: &str = "https://www.googleapis.com/auth/devstorage.read_write";
+/// What it takes to ask.
+const RIGHT: &str = "storage.buckets.get";
 /// The settings that matter here.
 const FIELDS: &str = "versioning,lifecycle,retentionPolicy,softDeletePolicy,encryption";
 const DAY_SECONDS: u64 = 24 * 60 * 60;
@@ -66,7 +68,7 @@ impl Client {
                 Ok(bucket) => bucket.facts(),
                 Err(error) => unanswered(&Answer::Unknown(format!("the answer is not understood: {error}"))),
             },
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => unanswered(&Answer::Denied),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => unanswered(&Answer::Denied(RIGHT)),
             status => unanswered(&Answer::Unknown(format!("the store answered {status}"))),
         }
     }
@@ -91,7 +93,7 @@ fn unanswered(why: &Answer<()>) -> BucketFacts {
     fn as_answer<T>(why: &Answer<()>) -> Answer<T> {
         match why {
             Answer::Unknown(why) => Answer::Unknown(why.clone()),
-            Answer::Known(()) | Answer::Denied => Answer::Denied,
+            Answer::Known(()) | Answer::Denied(_) => Answer::Denied(RIGHT),
         }
     }
     BucketFacts {

@@ -245,7 +245,10 @@ fn a_prune_ends_where_the_store_does_not_say_whether_it_locks() {
         let vault = Vault::new(world.store.clone()).await;
         let before = vault.keys("data/").await;
         let answer = |lock| *vault.0.lock.lock().unwrap() = lock;
-        for refused in [Answer::Denied, Answer::Unknown("503 Service Unavailable".into())] {
+        for refused in [
+            Answer::Denied("s3:GetBucketObjectLockConfiguration"),
+            Answer::Unknown("503 Service Unavailable".into()),
+        ] {
             answer(refused);
             let error =
                 open(&world, &vault, &Cache::memory()).await.prune(thorough()).await.unwrap_err().to_string();

@@ -157,16 +157,18 @@ async fn leave_young(control: &Arc<dyn Control>, scan: &mut Scan) -> Result<(), 
 async fn bucket_lock(control: &Arc<dyn Control>) -> Result<ObjectLock, Error> {
     let (kind, why, hint) = match control.bucket().await.lock {
         Answer::Known(lock) => return Ok(lock),
-        Answer::Denied => (
+        Answer::Denied(right) => (
             StorageErrorKind::PermissionDenied,
             "these credentials may not ask whether the bucket locks objects".to_owned(),
-            "Nothing was deleted. Grant `s3:GetBucketObjectLockConfiguration` on the bucket to these credentials; \
-             `keepwell policy` prints all that a keeper needs.",
+            format!(
+                "Nothing was deleted. Grant `{right}` on the bucket to these credentials; `keepwell policy` prints all that a \
+                 keeper needs."
+            ),
         ),
         Answer::Unknown(why) => (
             StorageErrorKind::Unavailable,
             format!("the store does not say whether it locks objects: {why}"),
-            "Nothing was deleted. Try again; `keepwell doctor` shows what the store answers.",
+            "Nothing was deleted. Try again; `keepwell doctor` shows what the store answers.".to_owned(),
         ),
     };
     Err(StorageError::new(kind, "probe", "the bucket", why).with_hint(hint).into())

@@ -84,8 +84,8 @@ pub struct BucketFacts {
 pub enum Answer<T> {
     /// The answer.
     Known(T),
-    /// These credentials may not ask.
-    Denied,
+    /// These credentials may not ask: the right that they lack, as the service calls it.
+    Denied(&'static str),
     /// Not answered; why.
     Unknown(String),
 }
@@ -95,7 +95,7 @@ impl<T> Answer<T> {
     pub fn known(&self) -> Option<&T> {
         match self {
             Self::Known(value) => Some(value),
-            Self::Denied | Self::Unknown(_) => None,
+            Self::Denied(_) | Self::Unknown(_) => None,
         }
     }
 }

@@ -215,7 +215,7 @@ fn describe_lifecycle(facts: &BucketFacts, prefix: &str, report: &mut ProbeRepor
 
 fn not_known<T: fmt::Debug>(report: &mut ProbeReport, what: &str, answer: &Answer<T>) {
     let why = match answer {
-        Answer::Denied => "these credentials may not ask".to_owned(),
+        Answer::Denied(right) => format!("these credentials lack {right}"),
         Answer::Unknown(why) => why.clone(),
         Answer::Known(_) => return,
     };

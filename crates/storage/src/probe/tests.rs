@@ -321,15 +321,17 @@ async fn clocks_that_differ_are_told_by_how_much() {
 #[tokio::test]
 async fn what_may_not_be_asked_is_said() {
     let bucket = BucketFacts {
-        versioning: Answer::Denied,
+        versioning: Answer::Denied("s3:GetBucketVersioning"),
         lock: Answer::Unknown("the store answered 501".into()),
-        lifecycle: Answer::Denied,
-        encryption: Answer::Denied,
-        undelete_days: Answer::Denied,
+        lifecycle: Answer::Denied("s3:GetLifecycleConfiguration"),
+        encryption: Answer::Denied("s3:GetEncryptionConfiguration"),
+        undelete_days: Answer::Denied("s3:None"),
         clears_uploads: false,
     };
     let report = test(&Odd::new(Fault::None).with_bucket(bucket), Role::Keeper).await;
     assert_eq!(report.notes.iter().filter(|note| note.starts_with("Not checked")).count(), 4, "{report:?}");
+    let named = "Not checked: versions (these credentials lack s3:GetBucketVersioning).";
+    assert!(report.notes.iter().any(|note| note == named), "{report:?}");
 }
 
 #[tokio::test]

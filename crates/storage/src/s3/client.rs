@@ -59,7 +59,7 @@ impl<'a> Request<'a> {
 
 impl Request<'_> {
     /// The right that it takes.
-    fn right(&self) -> &'static str {
+    pub(super) fn right(&self) -> &'static str {
         match (&self.method, &*self.query, self.key) {
             (_, "versioning", _) => "s3:GetBucketVersioning",
             (_, "object-lock", _) => "s3:GetBucketObjectLockConfiguration",

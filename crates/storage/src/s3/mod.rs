@@ -144,7 +144,7 @@ impl Client {
             && matches!(response.status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED);
         match unset {
             Some(unset) if no_locks || UNSET.contains(&refusal.code.as_str()) => Answer::Known(unset),
-            _ if response.status == StatusCode::FORBIDDEN => Answer::Denied,
+            _ if response.status == StatusCode::FORBIDDEN => Answer::Denied(request.right()),
             _ => Answer::Unknown(self.refused(&request, &response).message),
         }
     }

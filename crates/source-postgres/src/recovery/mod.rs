@@ -2,6 +2,7 @@
 //! server that recovers.
 
 mod backups;
+mod collations;
 mod extensions;
 mod owned;
 mod plan;
@@ -15,6 +16,7 @@ mod verify;
 pub(crate) mod watch;
 
 pub use backups::{BaseBackup, SOURCE_KIND, base_backups};
+pub use collations::{LocalServer, OtherCollation};
 pub use extensions::MissingExtension;
 pub use plan::{PlanError, Planner, RecoveryPlan};
 pub use restore::{

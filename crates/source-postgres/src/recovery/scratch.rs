@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use backup_core::Repository;
 
+use super::collations::DATABASES;
 use super::extensions::{self, MissingExtension};
 use super::restore::{
     ClusterReport, HollowPart, Layout, Places, RestoreError, complete, restore, restore_hollow,
@@ -221,8 +222,7 @@ impl Scratch {
 
     /// Its databases that take connections.
     pub async fn databases(&self) -> Result<Vec<String>, PgError> {
-        let sql = "SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname";
-        let rows = self.query("postgres", sql).await?;
+        let rows = self.query("postgres", DATABASES).await?;
         Ok((0..rows.rows.len()).filter_map(|row| rows.text(row, 0).map(str::to_owned)).collect())
     }
 
@@ -297,8 +297,19 @@ fn layout(backup: &BaseBackup, options: &ScratchOptions) -> Layout {
 
 /// Runs a program to its end; what it complained about is the error.
 pub(crate) async fn run(mut program: Command) -> Result<(), ServerError> {
+    program.stdout(Stdio::null());
+    finished(program).await.map(drop)
+}
+
+/// The same, and gives what it said.
+pub(super) async fn output(mut program: Command) -> Result<String, ServerError> {
+    program.stdout(Stdio::piped());
+    finished(program).await
+}
+
+async fn finished(mut program: Command) -> Result<String, ServerError> {
     let name = program.get_program().to_string_lossy().into_owned();
-    program.stdout(Stdio::null()).stderr(Stdio::piped());
+    program.stderr(Stdio::piped());
     let failed = {
         let name = name.clone();
         move |source| ServerError::Run { program: name, source }
@@ -306,7 +317,7 @@ pub(crate) async fn run(mut program: Command) -> Result<(), ServerError> {
     let task = tokio::task::spawn_blocking(move || program.output());
     let output = task.await.map_err(std::io::Error::other).and_then(|output| output).map_err(failed)?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let text = String::from_utf8_lossy(&output.stderr);
     if let Some(missing) = extensions::missing_in(&text) {

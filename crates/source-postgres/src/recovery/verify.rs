@@ -204,6 +204,23 @@ impl<'r> Ladder<'r> {
         self.note(Level::Start, "the cluster's extensions are here", Instant::now(), result);
     }
 
+    /// Level 3, of a server that is open: whether it sorts here as it did where its indexes were made.
+    pub async fn collations(&mut self, scratch: &Scratch, plan: &RecoveryPlan) {
+        let began = Instant::now();
+        let result = match scratch.other_collations(plan.backup.cluster.major()).await {
+            Err(error) => Err(failed(error)),
+            Ok(others) if others.is_empty() => Ok(String::new()),
+            Ok(others) => {
+                let others: Vec<_> = others.iter().map(ToString::to_string).collect();
+                Err(Outcome::Unavailable(format!(
+                    "indexes may be in another order here: {}",
+                    others.join(", ")
+                )))
+            }
+        };
+        self.note(Level::Start, "collations are those that its indexes were made with", began, result);
+    }
+
     /// Level 4: structure of tables and indexes, and every row.
     pub async fn content(&mut self, scratch: &Scratch) {
         let began = Instant::now();

@@ -230,6 +230,9 @@ async fn with_server(
         Err(error) => (None, Err(fault(error))),
     };
     ladder.note(Level::Start, RECOVERED, began, noted);
+    if said.is_some() {
+        ladder.collations(scratch, plan).await;
+    }
     if said.is_some() && level >= Level::Content {
         ladder.content(scratch).await;
     }

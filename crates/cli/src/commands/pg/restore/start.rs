@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use keepwell_source_postgres::recovery::{Binaries, Layout, RecoveryPlan, Start, Target, Until};
+use keepwell_source_postgres::recovery::{Binaries, Layout, LocalServer, RecoveryPlan, Start, Target, Until};
 use serde_json::json;
 
 use super::super::helper::Helper;
@@ -43,7 +43,7 @@ pub(super) async fn start(
     ));
     let began = Instant::now();
     let start = Start {
-        binaries,
+        binaries: binaries.clone(),
         directory: layout.directory.clone(),
         owner: layout.owner,
         options,
@@ -68,12 +68,48 @@ pub(super) async fn start(
     if let Some(last) = &said.last_transaction {
         ctx.printer.say(format_args!("  the last transaction ended at {last}"));
     }
+    let collations = match until {
+        Until::Open | Until::Readable => other_collations(ctx, plan, layout, &binaries).await,
+        Until::ShutDown => None,
+    };
     ctx.printer.json(
         "pg_started",
         json!({ "seconds": took.as_secs_f64(), "pid": server.pid(), "stopped": said.stopped,
-            "last_transaction": said.last_transaction, "timeline": said.timeline, "log": log }),
+            "last_transaction": said.last_transaction, "timeline": said.timeline, "log": log,
+            "other_collations": collations }),
     );
     Ok(())
+}
+
+/// Warns of collations that sort otherwise on this host, and gives them as text; `None` if the server could not be asked.
+async fn other_collations(
+    ctx: &Context,
+    plan: &RecoveryPlan,
+    layout: &Layout,
+    binaries: &Binaries,
+) -> Option<Vec<String>> {
+    let not_asked = |why: &str| {
+        ctx.printer.say(format_args!("  whether it sorts as where it was made is not known: {why}"));
+    };
+    let Some(server) = LocalServer::find(binaries, &layout.directory, layout.owner) else {
+        not_asked("`psql` of its major, or its socket, is not here");
+        return None;
+    };
+    match server.other_collations(plan.backup.cluster.major()).await {
+        Ok(others) => {
+            let others: Vec<String> = others.iter().map(ToString::to_string).collect();
+            for other in &others {
+                ctx.printer.warn(format_args!(
+                    "the collation of {other}: REINDEX what is ordered by it, then ALTER … REFRESH COLLATION VERSION"
+                ));
+            }
+            Some(others)
+        }
+        Err(error) => {
+            not_asked(&crate::exit::one_line(&error.into()));
+            None
+        }
+    }
 }
 
 /// What a server that was started does first.

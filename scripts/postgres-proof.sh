@@ -57,10 +57,24 @@ sql "CREATE TABLE events_2 PARTITION OF events FOR VALUES FROM ('2026-07-01') TO
 sql "INSERT INTO events SELECT n, date '2026-01-01' + n % 365 FROM generate_series(1, 1000) n"
 oid=$(sql "SELECT oid FROM pg_tablespace WHERE spcname = 'fast'")
 
+cat >"$work/recorded.toml" <<'TOML'
+[[question]]
+name = "extensions that there were"
+database = "clinic"
+sql = "SELECT count(*) FROM pg_extension"
+at-least-recorded = 100
+
+[[question]]
+name = "patients that there were"
+database = "clinic"
+sql = "SELECT count(*) FROM patients"
+at-least-recorded = 50
+TOML
+
 # A base backup; by hand as long as the command cannot take one.
 backup() {
     if kw pg --help | grep -q '^  backup '; then
-        kw pg backup 'user=postgres dbname=postgres' >/dev/null
+        kw pg backup 'user=postgres dbname=postgres' --questions "$work/recorded.toml" >/dev/null
         return
     fi
     local base=$work/base now
@@ -160,6 +174,14 @@ if [ -d "$BIN/../../../../share/postgresql/$major" ]; then
     kw pg restore "$from" "$work/bare-copy" --dry-run --tablespace "fast=$work/bare-fast" --bin-dir "$bare/lib/postgresql/$major/bin" >"$work/said" 2>&1
     grep -q 'the extension `pg_trgm` 1\.[0-9]* of database `clinic` is not installed on this host; what uses it fails until it is' "$work/said" || fail "a restore does not name what is missing: $(cat "$work/said")"
     rm -rf "$bare"
+fi
+# Of the patients of when it was backed up few are left; the moment before has all of them.
+if [ "$from" = latest ] && [ -x "$BIN/pg_dump" ]; then
+    code=0; kw pg verify "$from" --level 5 --questions "$work/recorded.toml" --scratch "$work" --bin-dir "$BIN" >"$work/said" || code=$?
+    [ $code = 13 ] && grep -q 'failed *patients that there were (the answer is 10, and 20000 when it was backed up)' "$work/said" &&
+        grep -q 'passed *extensions that there were' "$work/said" || fail "what was recorded: $code: $(cat "$work/said")"
+    kw pg verify "$from" --level 5 --questions "$work/recorded.toml" --at "$before" --scratch "$work" --bin-dir "$BIN" >"$work/said" ||
+        fail "what was recorded does not hold before: $(cat "$work/said")"
 fi
 sed -i 's/"10"/"11"/' "$work/questions.toml"
 code=0; kw --quiet pg verify "$from" --level 5 --questions "$work/questions.toml" --scratch "$work" --bin-dir "$BIN" >/dev/null || code=$?

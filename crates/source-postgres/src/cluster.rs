@@ -92,6 +92,9 @@ pub struct Cluster {
     /// The first of them.
     #[serde(default)]
     pub bad_page_examples: Vec<BadPage>,
+    /// What the server answered before the capture began, so that every recovery of it holds at least that.
+    #[serde(default)]
+    pub answers: Vec<Answer>,
 }
 
 /// A tablespace.
@@ -179,6 +182,17 @@ pub struct BadPage {
     pub database: Option<String>,
     /// Name of the relation, with its schema.
     pub relation: Option<String>,
+}
+
+/// What a server answered to a question of the operator's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Where it was asked.
+    pub database: String,
+    /// The statement.
+    pub sql: String,
+    /// The first value of its first row; `None` where there is none.
+    pub answer: Option<String>,
 }
 
 /// Why a description cannot be used.
@@ -295,6 +309,11 @@ mod tests {
             increment: None,
             bad_pages: 0,
             bad_page_examples: Vec::new(),
+            answers: vec![Answer {
+                database: "shop".into(),
+                sql: "SELECT 1".into(),
+                answer: Some("1".into()),
+            }],
         };
         let json = serde_json::to_value(&cluster).unwrap();
         assert_eq!(json["system_identifier"], "7710603854990343878");

@@ -13,6 +13,7 @@ mod load;
 mod marked;
 mod moment;
 mod places;
+mod questions;
 mod recover;
 mod report;
 mod restore;

@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use crate::cluster::{Database, Extension, Space};
+use super::Asked;
+use crate::cluster::{Answer, Database, Extension, Space};
 use crate::options::ConnectOptions;
 use crate::wire::{Client, PgError, Rows};
 
 /// A server recovers only with at least as much of these as its primary had.
 const RECOVERY_SETTINGS: &str = "'max_connections', 'max_worker_processes', 'max_wal_senders', \
                                  'max_prepared_transactions', 'max_locks_per_transaction'";
+
+/// A number or a time is far shorter.
+const ANSWER_BYTES_MAX: usize = 1000;
 
 /// What is asked before a capture.
 #[derive(Debug, Clone)]
@@ -143,6 +147,37 @@ async fn look_into(connect: &ConnectOptions, database: &mut Database) -> Result<
     Ok(())
 }
 
+/// What questions are answered now; with those that were not, and why.
+pub(super) async fn answers(
+    connect: &ConnectOptions,
+    questions: &[Asked],
+    notes: &mut Vec<String>,
+) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    for Asked { database, sql } in questions {
+        match ask_one(&connect.ordinary(database), sql).await {
+            Ok(answer) => answers.push(Answer { database: database.clone(), sql: sql.clone(), answer }),
+            Err(error) => {
+                let reason = crate::one_line(&error);
+                notes.push(format!("the answer to `{sql}` in `{database}` is not on record: {reason}"));
+            }
+        }
+    }
+    answers
+}
+
+async fn ask_one(connect: &ConnectOptions, sql: &str) -> Result<Option<String>, PgError> {
+    let mut client = Client::connect(connect).await?;
+    client.query("SET default_transaction_read_only = on", "prepare the session").await?;
+    let rows = client.query(sql, "ask what is to be recorded").await?;
+    client.close().await;
+    let answer = rows.text(0, 0).map(str::to_owned);
+    match answer.as_ref().is_some_and(|answer| answer.len() > ANSWER_BYTES_MAX) {
+        true => Err(PgError::Protocol(format!("its answer has more than {ANSWER_BYTES_MAX} bytes"))),
+        false => Ok(answer),
+    }
+}
+
 /// Names of the database and the relation that a file is of, by the OIDs in its path. Asks on a connection of its own.
 pub(super) async fn relation_name(
     connect: &ConnectOptions,
@@ -159,4 +194,51 @@ pub(super) async fn relation_name(
     let rows = client.query(&sql, "ask for the name of a relation").await?;
     client.close().await;
     Ok(rows.first("name").map(str::to_owned))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::testing::{greeted, message, row, socket};
+
+    #[tokio::test]
+    async fn answers_are_recorded_and_what_is_not_answered_is_noted() {
+        let (_dir, listener, options) = socket();
+        let server = tokio::spawn(async move {
+            let mut heard = Vec::new();
+            for _ in 0..3 {
+                let mut stream = greeted(&listener).await;
+                while let Ok(b'Q') = stream.read_u8().await {
+                    let mut body = vec![0; stream.read_u32().await.unwrap() as usize - 4];
+                    stream.read_exact(&mut body).await.unwrap();
+                    let command = String::from_utf8_lossy(&body).trim_end_matches('\0').to_owned();
+                    let answer = match command.as_str() {
+                        "SELECT count" => row(&[("count", "20000")]),
+                        "SELECT long" => row(&[("long", "x".repeat(2000).as_str())]),
+                        "SELECT none" => message(b'E', b"SERROR\0C42601\0Mwhat?\0\0"),
+                        _ => message(b'C', b"SET\0"),
+                    };
+                    stream.write_all(&[answer, message(b'Z', b"I")].concat()).await.unwrap();
+                    heard.push(command);
+                }
+            }
+            heard
+        });
+        let asked = |sql: &str| Asked { database: "clinic".to_owned(), sql: sql.to_owned() };
+        let mut notes = Vec::new();
+        let questions = ["SELECT count", "SELECT none", "SELECT long"].map(asked);
+        let found = answers(&options, &questions, &mut notes).await;
+        let expected =
+            Answer { database: "clinic".into(), sql: "SELECT count".into(), answer: Some("20000".into()) };
+        assert_eq!(found, [expected]);
+        assert!(
+            notes[0].starts_with("the answer to `SELECT none` in `clinic` is not on record: "),
+            "{notes:?}"
+        );
+        assert!(notes[1].ends_with("its answer has more than 1000 bytes"), "{notes:?}");
+        let heard = server.await.unwrap();
+        assert_eq!(heard[0], "SET default_transaction_read_only = on", "it changes nothing");
+    }
 }

@@ -34,7 +34,7 @@ use self::intake::{Intake, OrStop, Taken, Visit};
 use self::pagemap::PageMap;
 pub use self::pagemap::PageMaps;
 pub use self::tape::TapeError;
-use crate::cluster::{Cluster, Database, Increment, Space};
+use crate::cluster::{Answer, Cluster, Database, Increment, Space};
 use crate::history::History;
 use crate::lsn::{Lsn, SegmentSize, Timeline};
 use crate::options::ConnectOptions;
@@ -80,6 +80,17 @@ pub struct CaptureOptions {
     /// Where to keep which pages there are, for servers that do not say what changed (16 and older, and newer ones without
     /// `summarize_wal`). Without it, more is stored of files that changed a little.
     pub page_maps: Option<PageMaps>,
+    /// What the server is asked before the capture begins; the answers go into `cluster.json`.
+    pub questions: Vec<Asked>,
+}
+
+/// A question whose answer is recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// In which database it is asked. The role needs the right to read what it is about.
+    pub database: String,
+    /// The statement; the first value of its first row counts.
+    pub sql: String,
 }
 
 impl Default for CaptureOptions {
@@ -91,6 +102,7 @@ impl Default for CaptureOptions {
             allow_bad_pages: false,
             label: "keepwell".to_owned(),
             page_maps: None,
+            questions: Vec::new(),
         }
     }
 }
@@ -108,6 +120,7 @@ pub struct PgSource {
     segment: SegmentSize,
     databases: Vec<Database>,
     spaces: Vec<Space>,
+    answers: Vec<Answer>,
     notes: Vec<String>,
     previous: Mutex<Option<Basis>>,
     done: Mutex<Option<Cluster>>,
@@ -149,6 +162,7 @@ impl PgSource {
         let mut notes = Vec::new();
         let databases = facts::databases(&mut client, &connect, &mut notes).await?;
         let spaces = facts::tablespaces(&mut client).await?;
+        let answers = facts::answers(&connect, &options.questions, &mut notes).await;
         Ok(Self {
             connect,
             options,
@@ -160,6 +174,7 @@ impl PgSource {
             segment,
             databases,
             spaces,
+            answers,
             notes,
             previous: Mutex::new(None),
             done: Mutex::new(None),

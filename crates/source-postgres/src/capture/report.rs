@@ -82,6 +82,7 @@ pub(super) fn cluster(
         increment: None,
         bad_pages: 0,
         bad_page_examples: Vec::new(),
+        answers: source.answers.clone(),
     }
 }
 

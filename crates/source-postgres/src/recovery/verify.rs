@@ -13,6 +13,7 @@ use super::restore::RestoreError;
 use super::scratch::{Scratch, run};
 use super::server::ServerError;
 use super::target::sql_time;
+use crate::cluster::{Answer, Cluster};
 
 /// How far to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,17 +94,46 @@ pub enum Expect {
     Equal(String),
     /// A number within these bounds, as far as they are given.
     Between(Option<i64>, Option<i64>),
+    /// A number that is at least so many percent of the one that the base backup has on record as the answer.
+    Recorded(u32),
 }
 
 impl Expect {
-    fn holds(&self, answer: Option<&str>) -> bool {
+    fn holds(&self, answer: Option<&str>, recorded: Option<i64>) -> bool {
         let Some(answer) = answer else { return false };
+        let number = answer.parse::<i64>();
         match self {
             Self::Equal(text) => text == answer,
-            Self::Between(least, most) => answer.parse::<i64>().is_ok_and(|number| {
+            Self::Between(least, most) => number.is_ok_and(|number| {
                 least.is_none_or(|least| number >= least) && most.is_none_or(|most| number <= most)
             }),
+            Self::Recorded(percent) => number.is_ok_and(|number| {
+                let least = |recorded: i64| i128::from(recorded) * i128::from(*percent);
+                recorded.is_some_and(|recorded| i128::from(number) * 100 >= least(recorded))
+            }),
         }
+    }
+}
+
+/// Holds an answer against what is expected.
+fn judged(question: &Question, cluster: &Cluster, answer: Option<&str>) -> Result<String, Outcome> {
+    let is_it = |known: &&Answer| known.database == question.database && known.sql == question.sql;
+    let known = cluster.answers.iter().find(is_it).and_then(|known| known.answer.as_deref());
+    let recorded = known.and_then(|known| known.parse().ok());
+    if let (Expect::Recorded(_), None) = (&question.expect, recorded) {
+        let reason = "the base backup has no number on record: `pg backup --questions` records it";
+        return Err(Outcome::Unavailable(reason.into()));
+    }
+    let shown = answer.unwrap_or("nothing").chars().take(200).collect::<String>();
+    let said = match (&question.expect, recorded) {
+        (Expect::Recorded(_), Some(recorded)) => {
+            format!("the answer is {shown}, and {recorded} when it was backed up")
+        }
+        _ => format!("the answer is {shown}"),
+    };
+    match question.expect.holds(answer, recorded) {
+        true => Ok(said),
+        false => Err(Outcome::Failed(said)),
     }
 }
 
@@ -254,19 +284,12 @@ impl<'r> Ladder<'r> {
     }
 
     /// Level 5.
-    pub async fn questions(&mut self, scratch: &Scratch, questions: &[Question]) {
+    pub async fn questions(&mut self, scratch: &Scratch, plan: &RecoveryPlan, questions: &[Question]) {
         for question in questions {
             let began = Instant::now();
             let result = match scratch.query(&question.database, &question.sql).await {
                 Err(error) => Err(failed(error)),
-                Ok(rows) => {
-                    let answer = rows.text(0, 0);
-                    let shown = answer.unwrap_or("nothing").chars().take(200).collect::<String>();
-                    match question.expect.holds(answer) {
-                        true => Ok(format!("the answer is {shown}")),
-                        false => Err(Outcome::Failed(format!("the answer is {shown}"))),
-                    }
-                }
+                Ok(rows) => judged(question, &plan.backup.cluster, rows.text(0, 0)),
             };
             self.note(Level::Questions, &question.name, began, result);
         }
@@ -338,7 +361,44 @@ mod tests {
             (between(None, Some(5)), Some("-1"), true),
             (between(None, None), Some("many"), false),
         ] {
-            assert_eq!(expect.holds(answer), holds, "{expect:?} {answer:?}");
+            assert_eq!(expect.holds(answer, None), holds, "{expect:?} {answer:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_held_against_the_one_that_was_recorded() {
+        let cluster = |answers: &str| {
+            let text = format!(
+                r#"{{ "format": 1, "system_identifier": "7", "server_version_num": 150018, "timeline": 1,
+                    "start_lsn": "0/28", "stop_lsn": "0/100", "start_time": 0, "stop_time": 0,
+                    "wal_segment_size": 16777216, "answers": [{answers}] }}"#
+            );
+            Cluster::parse(text.as_bytes()).unwrap()
+        };
+        let question = Question {
+            name: "patients".into(),
+            database: "clinic".into(),
+            sql: "SELECT 1".into(),
+            expect: Expect::Recorded(95),
+        };
+        let other = r#"{ "database": "other", "sql": "SELECT 1", "answer": "5" }"#;
+        let word = r#"{ "database": "clinic", "sql": "SELECT 1", "answer": "many" }"#;
+        for answers in ["", other, word] {
+            let judged = judged(&question, &cluster(answers), Some("1000"));
+            assert!(matches!(judged, Err(Outcome::Unavailable(_))), "{judged:?}");
+        }
+        let cluster = cluster(r#"{ "database": "clinic", "sql": "SELECT 1", "answer": "1000" }"#);
+        for (answer, holds) in [
+            (Some("1000"), true),
+            (Some("950"), true),
+            (Some("949"), false),
+            (Some("x"), false),
+            (None, false),
+        ] {
+            let judged = judged(&question, &cluster, answer);
+            let said =
+                format!("the answer is {}, and 1000 when it was backed up", answer.unwrap_or("nothing"));
+            assert_eq!(judged, if holds { Ok(said) } else { Err(Outcome::Failed(said)) });
         }
     }
 

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use backup_core::env::{Rng, SystemClock, SystemRng};
 use backup_core::{BackupOptions, BackupReport, Repository};
-use keepwell_source_postgres::capture::{CaptureOptions, PageMaps, PgSource, Reading};
+use keepwell_source_postgres::capture::{Asked, CaptureOptions, PageMaps, PgSource, Reading};
 use keepwell_source_postgres::cluster::Cluster;
 use keepwell_source_postgres::replication::Checkpoint;
 use serde_json::json;
 
+use super::questions;
 use crate::commands::backup::{self, About};
 use crate::context::Context;
 use crate::exit::Exit;
@@ -21,7 +22,8 @@ use crate::{open, text};
 const EXAMPLES: &str = "\
 Examples:
   keepwell pg backup 'host=db1 user=keepwell' --dataset orders
-  keepwell pg backup postgresql://keepwell@db1/ --dataset orders --json";
+  keepwell pg backup postgresql://keepwell@db1/ --dataset orders --json
+  keepwell pg backup user=keepwell --dataset orders --questions checks.toml";
 
 /// Take a base backup of a PostgreSQL cluster
 ///
@@ -62,6 +64,9 @@ pub struct Args {
     /// Only note pages whose checksum does not fit
     #[arg(long)]
     allow_bad_pages: bool,
+    /// Ask these questions of `pg verify` now, and record the answers in the snapshot (`at-least-recorded`)
+    #[arg(long, value_name = "FILE")]
+    questions: Option<PathBuf>,
     #[command(flatten)]
     about: About,
 }
@@ -69,6 +74,7 @@ pub struct Args {
 /// Runs `pg backup`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let connect = super::super::wal::connection(ctx, &args.connection)?;
+    let asked = args.questions.as_deref().map(questions::read).transpose()?.unwrap_or_default();
     let opened = open::repository(ctx).await?;
     let about = args.about.options(ctx, &opened.repository, args.dataset.clone())?;
     let options = BackupOptions { reread: args.full, ..about };
@@ -84,6 +90,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         max_rate_kb: args.max_rate.map(|bytes| (bytes / 1024).clamp(32, 1 << 20) as u32),
         allow_bad_pages: args.allow_bad_pages,
         page_maps: page_maps(&opened.repository, &args.dataset),
+        questions: asked.into_iter().map(|q| Asked { database: q.database, sql: q.sql }).collect(),
         ..CaptureOptions::default()
     };
     let began = Instant::now();

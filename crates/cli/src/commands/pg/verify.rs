@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use keepwell_source_postgres::recovery::{
-    Expect, Ladder, Level, Outcome, Question, RecoveryPlan, Said, Scratch, Step, Target, failed, fault,
-    not_restored,
+    Ladder, Level, Outcome, Question, RecoveryPlan, Said, Scratch, Step, Target, failed, fault, not_restored,
 };
-use serde::Deserialize;
 
+use super::questions;
 use super::recover::{RecoverArgs, warn_of_incomplete};
 use super::report::{self, RecoveryPoint, Report, StepReport};
 use super::scratch::{self, Place};
@@ -40,7 +39,8 @@ A file of questions:
   name = \"patients\"
   database = \"clinic\"
   sql = \"SELECT count(*) FROM patients\"
-  at-least = 1000            # or at-most, or equals = \"text\"
+  at-least = 1000            # or at-most, or equals = \"text\"; or at-least-recorded = 95,
+                             # percent of what `pg backup --questions` recorded
 
 Exit code 13 if a check fails. What cannot be checked on this host is reported as
 such, and is no failure; where nothing of a level can be, the exit code is 3. A report
@@ -76,7 +76,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     }
     let level = Level::of(args.level).ok_or_else(|| Complaint::usage("levels go from 0 to 5"))?;
     let questions = match (&args.questions, level) {
-        (Some(file), _) => read_questions(file)?,
+        (Some(file), _) => questions::read(file)?,
         (None, Level::Questions) => {
             return Err(Complaint::usage("level 5 needs questions").hint("Say `--questions FILE`.").into());
         }
@@ -237,7 +237,7 @@ async fn with_server(
         ladder.content(scratch).await;
     }
     if said.is_some() && level >= Level::Questions {
-        ladder.questions(scratch, questions).await;
+        ladder.questions(scratch, plan, questions).await;
     }
     said
 }
@@ -315,41 +315,6 @@ fn finish(ctx: &Context, opened: &Opened, report: &Report, args: &Args) -> Resul
     Ok(())
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct QuestionFile {
-    question: Vec<Asked>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Asked {
-    name: String,
-    database: String,
-    sql: String,
-    equals: Option<String>,
-    at_least: Option<i64>,
-    at_most: Option<i64>,
-}
-
-fn read_questions(file: &Path) -> Result<Vec<Question>> {
-    let text = fs::read_to_string(file).with_context(|| format!("read `{}`", file.display()))?;
-    parse_questions(&text).map_err(|why| Complaint::usage(format!("`{}`: {why}", file.display())).into())
-}
-
-fn parse_questions(text: &str) -> Result<Vec<Question>, String> {
-    let file: QuestionFile = toml::from_str(text).map_err(|error| error.to_string())?;
-    let understood = file.question.into_iter().map(|asked| {
-        let expect = match (asked.equals, asked.at_least, asked.at_most) {
-            (Some(text), None, None) => Expect::Equal(text),
-            (None, least, most) if least.or(most).is_some() => Expect::Between(least, most),
-            _ => return Err(format!("`{}` needs `equals`, or `at-least` or `at-most`", asked.name)),
-        };
-        Ok(Question { name: asked.name, database: asked.database, sql: asked.sql, expect })
-    });
-    understood.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -425,16 +390,5 @@ mod tests {
         assert!(matches!(outcome, Outcome::Unavailable(reason) if reason.starts_with("list `/nowhere`: ")));
         let damaged = backup_core::Error::Damaged { object: "o".into(), reason: "r".into() };
         assert!(matches!(no_place(&damaged.into()), Outcome::Failed(_)));
-    }
-
-    #[test]
-    fn a_question_says_what_it_expects_once() {
-        let one = "[[question]]\nname = 'n'\ndatabase = 'd'\nsql = 'SELECT 1'\n";
-        let read = |more: &str| parse_questions(&format!("{one}{more}"));
-        assert_eq!(read("equals = '1'").unwrap()[0].expect, Expect::Equal("1".into()));
-        assert_eq!(read("at-least = 1\nat-most = 2").unwrap()[0].expect, Expect::Between(Some(1), Some(2)));
-        for wrong in ["", "equals = '1'\nat-least = 1", "atleast = 1"] {
-            assert!(read(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -12,6 +12,7 @@ mod instant;
 mod load;
 mod marked;
 mod moment;
+mod pace;
 mod places;
 mod questions;
 mod recover;

@@ -17,6 +17,7 @@ use keepwell_source_postgres::replication::SystemId;
 
 use self::show::{describe, print, warn_of_extensions};
 use super::helper;
+use super::pace::Pace;
 use super::places::{self, Directories};
 use super::recover::{find_backups, find_binaries, setting};
 use super::target::TargetArgs;
@@ -101,6 +102,7 @@ struct Prepared {
     directories: Directories,
     parts: Vec<(PathBuf, RestorePlan)>,
     occupied: Vec<PathBuf>,
+    pace: Pace,
     /// What the server reads to get its log, unless it has that from us.
     needed: Vec<PathBuf>,
 }
@@ -219,7 +221,8 @@ async fn prepare(
         true => Vec::new(),
         false => helper::read_by_it(ctx, opened)?,
     };
-    Ok((Prepared { plan, layout, settings, directories, parts, occupied, needed }, undo))
+    let pace = Pace::of(&opened.repository);
+    Ok((Prepared { plan, layout, settings, directories, parts, occupied, pace, needed }, undo))
 }
 
 /// Restores from where the plan was made of: another place may have less of the log.
@@ -244,6 +247,9 @@ async fn execute(
     let restored =
         recovery::restore(&opened.repository, &plan.backup, &layout, &settings, &directories).await;
     opened.progress.end();
+    if let Ok(report) = &restored {
+        Pace::note_files(&opened.repository, report.files.bytes_written, began.elapsed());
+    }
     let outcome = restored.map(|report| print(ctx, &report, &directories, began.elapsed()));
     if let Some(saved) = &saved {
         safety::say_how_to_undo(ctx, saved);

@@ -9,6 +9,7 @@ use keepwell_source_postgres::recovery::{
     Ladder, Level, Outcome, Question, RecoveryPlan, Said, Scratch, Step, Target, failed, fault, not_restored,
 };
 
+use super::pace::Pace;
 use super::questions;
 use super::recover::{RecoverArgs, warn_of_incomplete};
 use super::report::{self, RecoveryPoint, Report, StepReport};
@@ -114,6 +115,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     }
     let (sound, steps) = (ladder.is_sound(), ladder.into_steps());
     let proved = proved(&steps).map(Level::number);
+    note_pace(&opened, &plan, &steps);
     let report = Report { sound, proved, ..made(ctx, &plan, &steps, began, args.level) };
     let report = Report { recovery_point: recovery_point(&plan, said.as_ref(), asked), ..report };
     finish(ctx, &opened, &report, &args)?;
@@ -244,11 +246,22 @@ async fn with_server(
 
 /// How long restoring and recovering took, if both came about.
 fn recovery_time(steps: &[Step]) -> Option<Duration> {
-    let took = |name: &str| {
-        let passed = |step: &&Step| step.name == name && step.outcome == Outcome::Passed;
-        steps.iter().find(passed).map(|step| step.took)
-    };
-    Some(took(RESTORED)? + took(RECOVERED)?)
+    Some(took(steps, RESTORED)? + took(steps, RECOVERED)?)
+}
+
+fn took(steps: &[Step], name: &str) -> Option<Duration> {
+    let passed = |step: &&Step| step.name == name && step.outcome == Outcome::Passed;
+    steps.iter().find(passed).map(|step| step.took)
+}
+
+/// What a restore will take, somebody wants to know before he needs it.
+fn note_pace(opened: &Opened, plan: &RecoveryPlan, steps: &[Step]) {
+    if let (Some(took), Ok(manifest)) = (took(steps, RESTORED), plan.backup.snapshot.manifest()) {
+        Pace::note_files(&opened.repository, manifest.logical_bytes, took);
+    }
+    if let Some(took) = took(steps, RECOVERED).filter(|_| plan.target == Target::Latest) {
+        Pace::note_log(&opened.repository, plan.log_bytes(), took);
+    }
 }
 
 /// The report, as far as it does not say what was proved, and how much would be lost.

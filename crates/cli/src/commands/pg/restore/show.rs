@@ -46,6 +46,7 @@ pub(super) fn describe(ctx: &Context, prepared: &Prepared, args: &Args) {
         let (files, bytes) = (text::count(part.files, "file", "files"), text::bytes(part.bytes));
         printer.say(format_args!("  {}: {files}, {bytes}{room}", place.display()));
     }
+    printer.say(format_args!("  {}", expected(prepared)));
     let names: Vec<_> =
         settings.list().into_iter().map(|(name, value)| format!("{name} = '{value}'")).collect();
     printer.say(format_args!("  settings: {}", names.join(", ")));
@@ -60,6 +61,25 @@ pub(super) fn describe(ctx: &Context, prepared: &Prepared, args: &Args) {
     warn_of_incomplete(ctx, plan);
     printer.json("pg_restore_plan", plan_json(prepared, args));
     warnings(ctx, prepared);
+}
+
+fn needed(prepared: &Prepared) -> u64 {
+    prepared.parts.iter().map(|(_, part)| part.needed).sum()
+}
+
+/// How long it will take, as far as that is known.
+fn expected(prepared: &Prepared) -> String {
+    let (files, log) = (
+        prepared.pace.of_files(needed(prepared)).map(text::duration),
+        prepared.pace.of_log(prepared.plan.log_bytes()).map(text::duration),
+    );
+    let known = match (files, log) {
+        (Some(files), Some(log)) => format!("{files} at most for the files, {log} for the log"),
+        (Some(files), None) => format!("{files} at most for the files; for the log not known yet"),
+        (None, Some(log)) => format!("{log} at most for the log; for the files not known yet"),
+        (None, None) => return "expected time: not known before the first restore here".to_owned(),
+    };
+    format!("expected time, at the pace of the last restore here: {known}")
 }
 
 fn plan_json(prepared: &Prepared, args: &Args) -> serde_json::Value {
@@ -84,7 +104,9 @@ fn plan_json(prepared: &Prepared, args: &Args) -> serde_json::Value {
         "tablespaces": layout.tablespaces,
         "files": sum(|p| p.files),
         "bytes": sum(|p| p.bytes),
-        "bytes_needed": sum(|p| p.needed),
+        "bytes_needed": needed(prepared),
+        "files_seconds": prepared.pace.of_files(needed(prepared)).map(|took| took.as_secs_f64()),
+        "log_seconds": prepared.pace.of_log(plan.log_bytes()).map(|took| took.as_secs_f64()),
         "removed": sum(|p| p.removed),
         "bytes_free": parts.iter().filter_map(|(_, part)| part.free).min(),
         "settings": settings.list().into_iter().collect::<std::collections::BTreeMap<_, _>>(),

@@ -9,6 +9,7 @@ use keepwell_source_postgres::recovery::{Binaries, Layout, LocalServer, Recovery
 use serde_json::json;
 
 use super::super::helper::Helper;
+use super::super::pace::Pace;
 use super::super::served;
 use super::Args;
 use crate::context::Context;
@@ -56,6 +57,9 @@ pub(super) async fn start(
     let waited = served::wait(server, &layout.directory, until, at_most, helper.is_some(), interrupted);
     let (server, said) = waited.await?;
     let took = began.elapsed();
+    if until == Until::Open && plan.target == Target::Latest {
+        Pace::note_log(&opened.repository, plan.log_bytes(), took);
+    }
     let state = match until {
         Until::Open => "open",
         Until::Readable => "open for reading",

@@ -235,6 +235,10 @@ impl DumpError {
                 names::ident(old),
                 names::ident(name)
             )),
+            Self::NoExtensions { .. } => Some(
+                "Install them on the server's host, for its major; PostgreSQL's own are in the package `postgresql-contrib`."
+                    .into(),
+            ),
             Self::NoPrograms { .. } => {
                 Some("Install the client programs, or name their directory: `--bin-dir DIR`.".into())
             }

@@ -80,6 +80,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::Extension;
+    use crate::recovery::ServerError;
 
     #[test]
     fn what_a_host_lacks_is_found_wherever_packages_put_it() {
@@ -133,5 +134,31 @@ mod tests {
         ] {
             assert_eq!(missing_in(said), None, "{said}");
         }
+    }
+
+    #[test]
+    fn what_is_missing_is_told_with_what_to_install() {
+        let program = ServerError::NoExtension { program: "pg_amcheck".into(), name: "amcheck".into() };
+        assert_eq!(
+            program.to_string(),
+            "`pg_amcheck` needs the extension `amcheck`, which is not installed on this host"
+        );
+        assert_eq!(
+            program.hint().as_deref(),
+            Some(
+                "Install the package of this major that has `amcheck`; the server's own extensions are in \
+                 `postgresql-contrib`."
+            )
+        );
+        let reason = "could not access file \"timescaledb\": No such file or directory";
+        let server = ServerError::Ended { status: "exit status: 1".into(), reason: reason.into() };
+        assert_eq!(server.to_string(), format!("the server ended (exit status: 1): {reason}"));
+        assert_eq!(
+            server.hint().as_deref(),
+            Some(
+                "The server loads `timescaledb` at its start, which is not installed on this host: install it, or leave \
+                 it out by `--set shared_preload_libraries=`."
+            )
+        );
     }
 }

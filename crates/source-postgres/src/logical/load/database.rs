@@ -198,6 +198,27 @@ mod tests {
     use super::super::super::describe::Setting;
     use super::*;
 
+    #[tokio::test]
+    async fn extensions_that_a_server_lacks_are_named_before_anything_is_made() {
+        let there = crate::testing::row(&[("name", "plpgsql")]);
+        let (_dir, mut client) = crate::testing::played(vec![("SELECT name FROM pg_avail", there)]).await;
+        let json = r#"{ "format": 1, "name": "clinic", "encoding": "UTF8", "collate": "C", "ctype": "C",
+            "provider": "c", "locale": null, "icu_rules": null, "collation_version": null, "owner": "ann",
+            "connection_limit": -1, "comment": null, "privileges": null, "settings": [],
+            "extensions": [{ "name": "plpgsql", "version": "1.0" }, { "name": "postgis", "version": "3.3" }],
+            "tables": [], "sequences": [], "foreign_keys": [], "large_objects": null }"#;
+        let dumped: DatabaseDump = serde_json::from_str(json).unwrap();
+        let refused = check_extensions(&mut client, &dumped).await.unwrap_err();
+        assert_eq!(refused.to_string(), "the server does not have the extensions `postgis`");
+        assert_eq!(
+            refused.hint().as_deref(),
+            Some(
+                "Install them on the server's host, for its major; PostgreSQL's own are in the package \
+                 `postgresql-contrib`."
+            )
+        );
+    }
+
     #[test]
     fn a_database_is_made_as_it_was_as_far_as_the_server_knows_the_words() {
         let libc = Properties {

@@ -125,6 +125,7 @@ stage_postgres() {
         scripts/postgres-instant.sh "$major"
         scripts/postgres-proof.sh "$major"
         scripts/postgres-pitr.py --major "$major" --moments 6
+        case $major in 15 | 17 | 18) scripts/postgres-regress.sh "$major" ;; esac
     done
 }
 

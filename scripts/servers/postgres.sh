@@ -4,6 +4,8 @@
 # usage: postgres.sh start MAJOR DIR [OPTION…]     installs what is missing, makes a cluster below DIR and starts it
 #        postgres.sh stop DIR                      stops it; the caller removes DIR
 #        postgres.sh install MAJOR                 only installs, and prints BIN and CLIENT_BIN
+#        postgres.sh regress MAJOR                 installs its own regression tests (15, 17, 18), and prints REGRESS: `src` is
+#                                                  src/test/regress, `lib` what it loads, and `pg_regress` runs it
 #
 # options: --no-checksums      without page checksums (they are on otherwise, in every major)
 #          --conf 'a = b'      a further line for postgresql.conf; may be repeated
@@ -39,30 +41,71 @@ install_system() { # MAJOR
     install_packages "postgresql-$1"
 }
 
+# Calls apt-get with lists and a cache of its own.
+apt_of() { # DIR SOURCES-LINE ARG…
+    local apt=$1
+    mkdir -p "$apt"/{etc,state/lists/partial,cache/archives/partial}
+    : >"$apt/status"
+    echo "$2" >"$apt/etc/sources.list"
+    shift 2
+    apt-get -o "Dir::Etc::sourcelist=$apt/etc/sources.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::Etc::preferencesparts=/dev/null \
+        -o "Dir::State=$apt/state" -o "Dir::State::status=$apt/status" -o "Dir::Cache=$apt/cache" \
+        -o Acquire::Check-Valid-Until=false -o Acquire::Languages=none -o APT::Sandbox::User=root "$@"
+}
+
+mirror_of() { # deb|deb-src SUITE: a line of sources.list
+    local mirror
+    mirror=$(awk '/^URIs:/{print $2; exit}' /etc/apt/sources.list.d/*.sources 2>/dev/null || true)
+    echo "$1 [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:-http://deb.debian.org/debian} $2 main"
+}
+
 # Packages of another suite, unpacked; loader and library path of the programs point at the libraries that came along.
 install_suite() { # SUITE MAJOR
-    local to=$cache/$2 apt=$cache/$2/apt mirror library file
+    local to=$cache/$2 apt=$cache/$2/apt packages line file
     [ -e "$to/ready" ] && return
     command -v patchelf >/dev/null || install_packages patchelf
     rm -rf "$to"
-    mkdir -p "$apt"/{etc,state/lists/partial,cache/archives/partial} "$to/root"
-    : >"$apt/status"
-    mirror=$(awk '/^URIs:/{print $2; exit}' /etc/apt/sources.list.d/*.sources 2>/dev/null || true)
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:-http://deb.debian.org/debian} $1 main" >"$apt/etc/sources.list"
-    local options=(-o "Dir::Etc::sourcelist=$apt/etc/sources.list" -o "Dir::Etc::sourceparts=/dev/null"
-        -o "Dir::Etc::preferencesparts=/dev/null" -o "Dir::State=$apt/state" -o "Dir::State::status=$apt/status"
-        -o "Dir::Cache=$apt/cache" -o Acquire::Check-Valid-Until=false -o Acquire::Languages=none -o APT::Sandbox::User=root)
-    apt-get "${options[@]}" update -qq
-    apt-get "${options[@]}" install -y -qq --download-only --no-install-recommends "postgresql-$2" "postgresql-client-$2" >/dev/null
+    mkdir -p "$to/root"
+    line=$(mirror_of deb "$1") packages=("postgresql-$2" "postgresql-client-$2")
+    apt_of "$apt" "$line" update -qq
+    apt_of "$apt" "$line" install -y -qq --download-only --no-install-recommends "${packages[@]}" >/dev/null
     for file in "$apt"/cache/archives/*.deb; do dpkg-deb -x "$file" "$to/root"; done
-    library=$to/root/usr/lib/x86_64-linux-gnu
-    for file in "$to/root/usr/lib/postgresql/$2/bin"/*; do
-        if patchelf --print-interpreter "$file" >/dev/null 2>&1; then
-            patchelf --set-interpreter "$library/ld-linux-x86-64.so.2" --force-rpath --set-rpath "$library" "$file"
-        fi
-    done
+    for file in "$to/root/usr/lib/postgresql/$2/bin"/*; do point_at "$to/root" "$file"; done
     rm -rf "$apt"
     chmod -R a+rX "$cache/$2"
+    touch "$to/ready"
+}
+
+# Makes a program run with the libraries of another suite.
+point_at() { # ROOT PROGRAM
+    local library=$1/usr/lib/x86_64-linux-gnu
+    if patchelf --print-interpreter "$2" >/dev/null 2>&1; then
+        patchelf --set-interpreter "$library/ld-linux-x86-64.so.2" --force-rpath --set-rpath "$library" "$2"
+    fi
+}
+
+# The server's own tests, from the sources of its package; what they load is built here, with the headers of the same.
+install_regress() { # MAJOR
+    local major=$1 to=$cache/$1-regress apt=$cache/$1-regress/apt suite line libraries name
+    [ -e "$to/ready" ] && return
+    case $major in 15) suite=bookworm ;; 17) suite=trixie ;; 18) suite=forky ;; *) die "no sources of major $major" ;; esac
+    command -v gcc >/dev/null && command -v bzip2 >/dev/null || install_packages gcc libc6-dev bzip2
+    rm -rf "$to"
+    mkdir -p "$to/lib" "$to/headers"
+    line=$(mirror_of deb "$suite")$'\n'$(mirror_of deb-src "$suite")
+    apt_of "$apt" "$line" update -qq
+    (cd "$apt" && apt_of "$apt" "$line" source -qq --download-only --tar-only "postgresql-$major" >/dev/null &&
+        apt_of "$apt" "$line" download -qq "postgresql-server-dev-$major" >/dev/null)
+    tar -xf "$apt"/postgresql-*.orig.tar.* -C "$to" --strip-components=3 --wildcards '*/src/test/regress'
+    mv "$to/regress" "$to/src"
+    dpkg-deb -x "$apt"/postgresql-server-dev-*.deb "$to/headers"
+    gcc -O2 -fPIC -shared -w -I "$to/headers/usr/include/postgresql/$major/server" -o "$to/lib/regress.so" "$to/src/regress.c"
+    libraries=$bin/../lib
+    for name in autoinc refint; do cp "$libraries/$name.so" "$to/lib"; done
+    cp "$libraries/pgxs/src/test/regress/pg_regress" "$to/pg_regress"
+    [ "$major" = 15 ] || point_at "$cache/$major/root" "$to/pg_regress"
+    rm -rf "$apt" "$to/headers"
+    chmod -R a+rX "$to"
     touch "$to/ready"
 }
 
@@ -171,5 +214,13 @@ case ${1:-} in
     start) [ $# -ge 3 ] || die "start MAJOR DIR [OPTION…]"; shift; start "$@" ;;
     stop) [ $# = 2 ] || die "stop DIR"; stop "$2" ;;
     install) [ $# = 2 ] || die "install MAJOR"; install_major "$2"; printf '%s\n' "BIN=$bin" "CLIENT_BIN=$client_bin" ;;
-    *) die "start, stop or install" ;;
+    regress)
+        [ $# = 2 ] || die "regress MAJOR"
+        install_major "$2"
+        exec {lock}>"$cache/$2-regress.lock"
+        flock "$lock"
+        install_regress "$2"
+        printf '%s\n' "BIN=$bin" "CLIENT_BIN=$client_bin" "REGRESS=$cache/$2-regress"
+        ;;
+    *) die "start, stop, install or regress" ;;
 esac

@@ -1,6 +1,8 @@
 //! Replication commands: who the server is, slots, timelines, base backups, the WAL stream.
 
 mod base_backup;
+#[cfg(test)]
+mod recorded;
 mod stream;
 
 use std::fmt;

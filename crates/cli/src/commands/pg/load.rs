@@ -141,6 +141,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let roles = loader.make_roles().await?;
     if !roles.is_empty() {
         ctx.printer.say(format_args!("made roles: {}", roles.join(", ")));
+        ctx.printer.json("roles_made", json!({ "roles": roles }));
     }
     for (name, into) in names {
         if ctx.interrupt.is_requested() {

@@ -84,6 +84,11 @@ async fn slot(ctx: &Context, connection: &str, name: &str) -> Result<()> {
         "the server is at {} on timeline {} of cluster {}",
         identity.position, identity.timeline, identity.system_id
     ));
+    ctx.printer.json(
+        "server",
+        json!({ "system": identity.system_id.to_string(), "timeline": identity.timeline.get(),
+            "position": identity.position.to_string(), "has_slot": state.is_some() }),
+    );
     let Some(state) = state else {
         ctx.printer.warn(format_args!("there is no slot `{name}`: the server keeps no WAL for the archive"));
         return Ok(());
@@ -95,6 +100,16 @@ async fn slot(ctx: &Context, connection: &str, name: &str) -> Result<()> {
         "the slot `{name}` is {use_}, {} behind, its WAL is {status}",
         text::bytes(behind)
     ));
+    match status {
+        "lost" => {
+            let what = "drop the slot, create it anew, and take a base backup";
+            ctx.printer.warn(format_args!("the server has removed WAL that the slot held back: {what}"));
+        }
+        "unreserved" => {
+            ctx.printer.warn("the server removes what the slot holds back at its next checkpoint")
+        }
+        _ => {}
+    }
     if let Some(safe) = state.safe_bytes {
         ctx.printer.line(format_args!(
             "it loses WAL after another {}",

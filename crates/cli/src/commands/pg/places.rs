@@ -50,7 +50,8 @@ impl Places for Directories {
 /// Where everything goes.
 ///
 /// `moves` are `OLD=NEW`, where OLD is a tablespace's place, name or number. Beside the original no tablespace goes where
-/// something stands: it may be the original's.
+/// something stands: it may be the original's. One that lay inside the data directory, as a setting for developers allows,
+/// becomes an ordinary one beside it.
 pub fn layout(
     ctx: &Context,
     cluster: &Cluster,
@@ -70,6 +71,7 @@ pub fn layout(
             })?;
         moved.insert(old, new);
     }
+    let directory_name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut tablespaces = BTreeMap::new();
     for tablespace in &cluster.tablespaces {
         let number = tablespace.oid.to_string();
@@ -77,24 +79,32 @@ pub fn layout(
         let new = names.into_iter().flatten().find_map(|name| moved.remove(name));
         let own_place =
             cluster.data_directory.as_ref().is_some_and(|own| same_place(Path::new(own), &directory));
-        if new.is_none() && !own_place && is_occupied(Path::new(&tablespace.location)) {
-            let place = &tablespace.location;
+        let location = Path::new(&tablespace.location);
+        let place = match new {
+            Some(new) => PathBuf::from(new),
+            None if location.is_absolute() => location.to_path_buf(),
+            None => directory.with_file_name(format!("{directory_name}.tablespace-{number}")),
+        };
+        if new.is_none() && !own_place && is_occupied(&place) {
             return Err(Complaint::failed(format!(
-                "something stands in `{place}`, a tablespace's place, and the cluster's own directory was another one"
+                "something stands in `{}`, a tablespace's place, and the cluster's own directory was another one",
+                place.display()
             ))
-            .hint(format!("Say where this one's tablespace goes: `--tablespace {place}=NEW`."))
+            .hint(format!(
+                "Say where this one's tablespace goes: `--tablespace {}=NEW`.",
+                tablespace.location
+            ))
             .into());
         }
-        tablespaces.insert(tablespace.oid, PathBuf::from(new.unwrap_or(&tablespace.location)));
+        tablespaces.insert(tablespace.oid, place);
     }
     refuse_shared(&directory, &tablespaces)?;
     if let Some(unknown) = moved.keys().next() {
         return Err(Complaint::usage(format!("the cluster has no tablespace `{unknown}`")).into());
     }
-    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let stamp = crate::text::rfc3339(ctx.now()).replace([':', '-'], "");
     let stamp = stamp.split('.').next().unwrap_or_default();
-    let saved_wal = directory.with_file_name(format!("{name}.pg_wal-{stamp}"));
+    let saved_wal = directory.with_file_name(format!("{directory_name}.pg_wal-{stamp}"));
     Ok(Layout { owner: self::owner(&directory, owner)?, directory, tablespaces, saved_wal })
 }
 
@@ -225,6 +235,24 @@ mod tests {
         assert!(two(&fast).is_err() && two(&dir.path().join("./fast")).is_err() && two(&data).is_ok());
         fs::remove_dir(fast.join("PG_15_202209061")).unwrap();
         assert_eq!(layout(&copy, &[]).unwrap(), fast, "nothing is there");
+    }
+
+    #[test]
+    fn a_tablespace_inside_the_data_directory_becomes_one_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let json = r#"{ "format": 1, "system_identifier": "7", "server_version_num": 170010, "timeline": 1,
+            "start_lsn": "0/28", "stop_lsn": "0/100", "start_time": 0, "stop_time": 0, "wal_segment_size": 16777216,
+            "data_directory": "/data", "tablespaces": [{ "oid": 16400, "location": "pg_tblspc/16400", "name": "in" }] }"#;
+        let cluster = Cluster::parse(json.as_bytes()).unwrap();
+        let ctx = Context::of_profiles("");
+        let copy = dir.path().join("copy");
+        let layout = |moves: &[String]| layout(&ctx, &cluster, &copy, moves, Some("root"));
+        let place = dir.path().join("copy.tablespace-16400");
+        assert_eq!(layout(&[]).unwrap().tablespaces[&16400], place);
+        assert_eq!(layout(&["in=/srv/x".to_owned()]).unwrap().tablespaces[&16400], Path::new("/srv/x"));
+        fs::create_dir(&place).unwrap();
+        fs::write(place.join("theirs"), "").unwrap();
+        assert!(layout(&[]).unwrap_err().to_string().contains("copy.tablespace-16400"));
     }
 
     #[test]

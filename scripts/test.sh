@@ -120,6 +120,7 @@ stage_postgres() {
         scripts/postgres-base.sh "$major"
         scripts/postgres-logical.sh "$major"
         scripts/postgres-kill.sh "$major"
+        scripts/postgres-outage.sh "$major"
         [ -n "$(scripts/servers/postgres.sh install "$major" | sed -n 's/^CLIENT_BIN=//p')" ] || continue
         scripts/postgres-wal.sh "$major"
         scripts/postgres-instant.sh "$major"

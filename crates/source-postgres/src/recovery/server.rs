@@ -97,12 +97,16 @@ pub struct Binaries {
 }
 
 impl Binaries {
-    /// Finds the programs of a major: in `more` first, then where packages put them.
+    /// Finds the programs of a major: in `more` first, then where packages put them. Where the server is a link, the others
+    /// are beside what it leads to.
     pub fn find(major: u32, more: &[PathBuf]) -> Result<Self, ServerError> {
         let usual = [format!("/usr/lib/postgresql/{major}/bin"), format!("/usr/pgsql-{major}/bin")];
         let places: Vec<PathBuf> = more.iter().cloned().chain(usual.map(PathBuf::from)).collect();
-        let found = places.iter().find(|place| version(&place.join("postgres")) == Some(major));
-        found.map(|directory| Self { directory: directory.clone() }).ok_or_else(|| {
+        let mut servers = places.iter().map(|place| place.join("postgres"));
+        let found = servers.find(|server| version(server) == Some(major));
+        let found = found.map(|server| server.canonicalize().unwrap_or(server));
+        let directory = found.and_then(|server| server.parent().map(Path::to_path_buf));
+        directory.map(|directory| Self { directory }).ok_or_else(|| {
             let looked: Vec<_> = places.iter().map(|place| format!("`{}`", place.display())).collect();
             ServerError::NoBinaries { major, looked: looked.join(", ") }
         })
@@ -451,7 +455,14 @@ mod tests {
         fs::write(&program, "#!/bin/sh\necho 'postgres (PostgreSQL) 16beta1'\n").unwrap();
         fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let here = [dir.path().to_path_buf()];
-        assert_eq!(Binaries::find(16, &here).unwrap().program("postgres"), Some(program));
+        let program = program.canonicalize().unwrap();
+        assert_eq!(Binaries::find(16, &here).unwrap().program("postgres"), Some(program.clone()));
+        // One in the path of everybody, say, without the others beside it.
+        let (path, dump) = (dir.path().join("path"), program.with_file_name("pg_dump"));
+        fs::create_dir(&path).unwrap();
+        fs::write(&dump, "").unwrap();
+        std::os::unix::fs::symlink(&program, path.join("postgres")).unwrap();
+        assert_eq!(Binaries::find(16, &[path]).unwrap().program("pg_dump"), Some(dump));
         let error = Binaries::find(99, &here).unwrap_err();
         assert!(error.to_string().starts_with("there is no server of PostgreSQL 99 on this host"), "{error}");
     }

@@ -64,7 +64,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let binaries = args.recover.binaries(ctx, &plan)?;
     for program in ["pg_dump", "psql"] {
         if binaries.program(program).is_none() {
-            return Err(Complaint::failed(format!("`{program}` of this major is not on this host")).into());
+            return Err(Complaint::failed(format!("`{program}` of this major is not on this host"))
+                .hint("Install the client programs beside the server's, or name their directory: `--bin-dir DIR`.")
+                .into());
         }
     }
     let place = Place::make(ctx, &opened, &plan, &args.recover.scratch)?;

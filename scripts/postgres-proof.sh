@@ -210,7 +210,10 @@ if [ -x "$BIN/pg_dump" ]; then
     [ "$(sql "SELECT count(*) FROM patients")" = 10 ] || fail "the table that was there was touched"
     extract --database clinic --table public.visits -o "$work/visits.sql"
     [ "$(grep -c '^[0-9]' "$work/visits.sql")" = 20000 ] || fail "the dump does not have the rows"
-    extract --database clinic --table public.events --table public.patients --into 'dbname=clinic' --schema parts
+    quiet=(--json)
+    extract --database clinic --table public.events --table public.patients --into 'dbname=clinic' --schema parts >"$work/said"
+    quiet=()
+    python3 -c 'import json, sys; [json.loads(line) for line in sys.stdin]' <"$work/said" || fail "something else than JSON: $(cat "$work/said")"
     for part in events:1000 events_1:542 events_2:458 patients:20000; do
         [ "$(sql "SELECT count(*) FROM parts.${part%:*}")" = "${part#*:}" ] || fail "${part%:*} was taken out of the past in part"
     done

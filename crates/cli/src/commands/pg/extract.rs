@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use anyhow::{Context as _, Result};
 use keepwell_source_postgres::recovery::Scratch;
@@ -218,6 +219,8 @@ async fn load(scratch: &Scratch, dump: std::process::Command, into: &str) -> Res
     let program = scratch.program("psql").context("psql went away")?;
     let mut psql = std::process::Command::new(program.get_program());
     psql.args(["-X", "-q", "--single-transaction", "-v", "ON_ERROR_STOP=1", "-d", into, "-f"]).arg(&file);
+    // A dump asks for settings, and the answers are nobody's data.
+    psql.stdout(Stdio::null());
     finish(psql, "psql").await
 }
 

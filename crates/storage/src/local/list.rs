@@ -22,18 +22,26 @@ impl Disk {
             None => return Ok(Page::default()),
         };
         let fail = |error| storage_error("list", prefix, error);
-        let directory = match open_directory(self.root.as_fd(), prefix.trim_end_matches('/')) {
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Page::default()),
-            result => result.map_err(fail)?,
-        };
-        let mut objects = Vec::new();
-        collect(&directory, prefix, within, &mut objects).map_err(fail)?;
-        let more = objects.len() > LIST_PAGE_MAX;
-        objects.truncate(LIST_PAGE_MAX);
-        Ok(Page { objects, more })
+        for _ in 0..STALE_ATTEMPTS {
+            let directory = match open_directory(self.root.as_fd(), prefix.trim_end_matches('/')) {
+                Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Page::default()),
+                result => result.map_err(fail)?,
+            };
+            let mut objects = Vec::new();
+            match collect(&directory, prefix, within, &mut objects) {
+                Err(Errno::STALE) => continue,
+                result => result.map_err(fail)?,
+            }
+            let more = objects.len() > LIST_PAGE_MAX;
+            objects.truncate(LIST_PAGE_MAX);
+            return Ok(Page { objects, more });
+        }
+        Err(fail(Errno::STALE))
     }
 }
 
+/// How often a directory is opened again that another host removed while it was read: on NFS it is stale then.
+const STALE_ATTEMPTS: u32 = 3;
 /// Objects gathered for a page: one more than it takes, to know whether there are more.
 const WANTED: usize = LIST_PAGE_MAX + 1;
 
@@ -70,11 +78,18 @@ fn collect_child(
         return Ok(()); // no key fits beneath it; this also bounds the depth
     }
     let within = after.strip_prefix(child).and_then(|rest| rest.strip_prefix('/')).unwrap_or("");
-    match open_directory(directory.as_fd(), child) {
-        Ok(opened) => collect(&opened, &format!("{prefix}{child}/"), within, page),
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()), // removed or replaced since it was read
-        Err(error) => Err(error),
+    let before = page.len();
+    for _ in 0..STALE_ATTEMPTS {
+        match open_directory(directory.as_fd(), child) {
+            Ok(opened) => match collect(&opened, &format!("{prefix}{child}/"), within, page) {
+                Err(Errno::STALE) => page.truncate(before),
+                result => return result,
+            },
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()), // removed or replaced since it was read
+            Err(error) => return Err(error),
+        }
     }
+    Err(Errno::STALE)
 }
 
 /// The `wanted` smallest names in a directory that come after both marks; those of directories end in `/`, because

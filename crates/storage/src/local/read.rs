@@ -9,7 +9,7 @@ use rustix::fs::{FileType, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::Disk;
-use super::beneath::open_beneath;
+use super::beneath::{ask_server, open_beneath};
 use super::errno::storage_error;
 use super::spare::LARGE_BYTES;
 use crate::{Key, ObjectInfo, StorageError, StorageErrorKind};
@@ -44,7 +44,7 @@ impl Disk {
         key: &Key,
         access: OFlags,
     ) -> Result<(OwnedFd, Stat), StorageError> {
-        let fail = |error| storage_error(operation, key, error);
+        let fail = |error| self.read_error(operation, key, error);
         let file = open_beneath(self.root.as_fd(), key.as_str(), access).map_err(fail)?;
         let facts = rustix::fs::fstat(&file).map_err(fail)?;
         match FileType::from_raw_mode(facts.st_mode) {
@@ -63,11 +63,11 @@ impl Disk {
         file: BorrowedFd<'_>,
         range: Range<u64>,
     ) -> Result<Bytes, StorageError> {
-        let fail = |error| storage_error(operation, key, error);
+        let fail = |error| self.read_error(operation, key, error);
         let length = usize::try_from(range.end - range.start).map_err(|_| fail(Errno::NOMEM))?;
         if length >= LARGE_BYTES {
             let mut lent = self.spare.take(length).ok_or_else(|| fail(Errno::NOMEM))?;
-            fill(operation, key, file, range.start, lent.bytes_mut())?;
+            self.fill(operation, key, file, range.start, lent.bytes_mut())?;
             return Ok(lent.into_bytes());
         }
         let mut bytes = Vec::new();
@@ -82,26 +82,35 @@ impl Disk {
         bytes.truncate(length); // the allocation may have been larger than asked for
         Ok(bytes.into())
     }
-}
 
-/// Reads as many bytes as `into` has.
-fn fill(
-    operation: &'static str,
-    key: &Key,
-    file: BorrowedFd<'_>,
-    start: u64,
-    into: &mut [u8],
-) -> Result<(), StorageError> {
-    let mut filled = 0;
-    while filled < into.len() {
-        let offset = start + filled as u64;
-        let read = retry_on_intr(|| rustix::io::pread(file, &mut into[filled..], offset));
-        match read.map_err(|error| storage_error(operation, key, error))? {
-            0 => return Err(cut(operation, key, offset)),
-            count => filled += count,
+    /// Reads as many bytes as `into` has.
+    fn fill(
+        &self,
+        operation: &'static str,
+        key: &Key,
+        file: BorrowedFd<'_>,
+        start: u64,
+        into: &mut [u8],
+    ) -> Result<(), StorageError> {
+        let mut filled = 0;
+        while filled < into.len() {
+            let offset = start + filled as u64;
+            let read = retry_on_intr(|| rustix::io::pread(file, &mut into[filled..], offset));
+            match read.map_err(|error| self.read_error(operation, key, error))? {
+                0 => return Err(cut(operation, key, offset)),
+                count => filled += count,
+            }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// On NFS a file that another host deletes while it is read is stale; so is everything on a mount that is lost.
+    pub(super) fn read_error(&self, operation: &'static str, key: &Key, error: Errno) -> StorageError {
+        if error == Errno::STALE && ask_server(self.root.as_fd()).is_ok() {
+            return StorageError::not_found(operation, key);
+        }
+        storage_error(operation, key, error)
+    }
 }
 
 /// What a listing says about a file with these facts.

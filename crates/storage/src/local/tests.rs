@@ -399,6 +399,14 @@ async fn placing_falls_back_to_a_link_and_stays_exclusive() {
 }
 
 #[tokio::test]
+async fn what_is_stale_on_a_mount_that_is_there_was_deleted() {
+    let (_directory, store) = new_store().await;
+    let kind = |error| store.disk.read_error("get", &key("a"), error).kind;
+    assert_eq!(kind(Errno::STALE), StorageErrorKind::NotFound);
+    assert_eq!(kind(Errno::IO), StorageErrorKind::Device);
+}
+
+#[tokio::test]
 async fn where_renames_are_not_exclusive_names_are_given_by_links() {
     let (_directory, store) = new_store().await;
     assert!(store.disk.rename_is_exclusive, "as on every local file system");

@@ -26,7 +26,7 @@ pub(super) fn open_beneath(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> R
 /// was not in there.
 pub(super) fn ask_server(directory: BorrowedFd<'_>) -> Result<(), Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
-    rustix::fs::statx(directory, "", flags, StatxFlags::BASIC_STATS).map(drop)
+    rustix::fs::statx(directory, "", flags, StatxFlags::BASIC_STATS).map(|_| ())
 }
 
 /// Asks for every directory that is there on the way to `path`.

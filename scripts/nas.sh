@@ -31,8 +31,9 @@ else
     trap 'kill $vm_pid 2>/dev/null || true; rm -f "$work"/*.disk' EXIT
 fi
 
-vm_prepare "$work" nfs-kernel-server nfs-common samba cifs-utils dosfstools e2fsprogs rsync
+vm_prepare "$work" nfs-kernel-server nfs-common samba cifs-utils dosfstools e2fsprogs python3 rsync
 cp "$keepwell" "$work/extra/vm/keepwell"
+cp "$root/scripts/vm/two-clients.py" "$work/extra/vm/"
 rm -f "$work/extra/vm/conformance"
 [ -z "${KEEPWELL_CONFORMANCE:-}" ] || cp "$KEEPWELL_CONFORMANCE" "$work/extra/vm/conformance"
 printf 'export KEEPWELL_NAS_WAYS=%q\n' "$*" >"$work/extra/vm/parameters"

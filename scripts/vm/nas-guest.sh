@@ -12,7 +12,7 @@ fail() {
     [ ! -s /tmp/out ] || tail -n 15 /tmp/out | sed 's/^/            | /'
 }
 quote() { # what a person reads
-    grep -vE '^\s*$' /tmp/out | tail -n "${1:-4}" | sed 's/^/            | /'
+    grep -vE '^(backup: .*)?\s*$' /tmp/out | tail -n "${1:-4}" | sed 's/^/            | /'
 }
 await() { # SECONDS CONDITION…
     local end=$((SECONDS + $1))
@@ -132,7 +132,7 @@ make_tree() {
     mkdir -p /work/tree /work/home.a
     cp -a /usr/lib/python3/dist-packages /work/tree/ 2>/dev/null
     cp -a /usr/share/zoneinfo /work/tree/
-    head -c 48000000 /dev/urandom >/work/tree/random
+    head -c 24000000 /dev/urandom >/work/tree/random
     ln /work/tree/random /work/tree/hard-link
     truncate -s 20M /work/tree/hole
     setfattr -n user.note -v 'an attribute' /work/tree/random 2>/dev/null
@@ -172,6 +172,12 @@ seen() { # COUNT
     kw b -r /mnt/b/repo snapshots --json
     count=$(grep -c '"type":"snapshot"' /tmp/out)
     if [ "$count" = "$1" ]; then pass "another client sees it at once"; else fail "another client sees $count of $1 snapshots"; fi
+}
+
+kernel() {
+    if timeout 300 python3 /vm/two-clients.py /mnt/a /mnt/b >/tmp/out 2>&1; then pass "two clients:"; else fail "two clients"; fi
+    quote 4
+    find /srv/nas -mindepth 1 -delete
 }
 
 suite() {
@@ -360,6 +366,7 @@ everything() { # WAY OPTIONS
     attach a
     attach b
     say "note    $(grep ' /mnt/a ' /proc/mounts | cut -c1-150)"
+    kernel
     first_steps
     suite
     racers

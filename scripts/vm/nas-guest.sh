@@ -72,7 +72,8 @@ start_nfs() {
     rpc.statd
     # As on most NAS: root of the clients is nobody, writes are answered when they are durable.
     cat >/etc/exports <<X
-/srv/nas *(rw,sync,root_squash,no_subtree_check,fsid=0,crossmnt,insecure)
+/srv *(ro,no_subtree_check,fsid=0,insecure)
+/srv/nas *(rw,sync,root_squash,no_subtree_check,fsid=1,insecure)
 /srv/small *(rw,sync,root_squash,no_subtree_check,fsid=2,insecure)
 X
     exportfs -ra
@@ -112,18 +113,16 @@ server_start() { case $way in nfs*) rpc.nfsd 8 ;; smb*) smbd -D ;; esac; }
 
 # attach CLIENT [SHARE]: two clients share nothing, neither connection nor cache.
 attach() {
-    local client=$1 share=${2:-nas} path=/srv/nas
-    [ "$share" = nas ] || path=/srv/$share
+    local client=$1 share=${2:-nas}
     mkdir -p "/mnt/$client"
     case $way in
-        nfs3*) mount -t nfs -o "vers=3,nosharecache${options:+,$options}" "localhost:$path" "/mnt/$client" ;;
-        nfs4*)
-            [ "$share" = nas ] && path=/
-            mount -t nfs -o "vers=4.2,nosharecache${options:+,$options}" "localhost:$path" "/mnt/$client"
-            ;;
+        nfs3*) mount -t nfs -o "vers=3,nosharecache${options:+,$options}" "localhost:/srv/$share" "/mnt/$client" ;;
+        nfs4*) mount -t nfs -o "vers=4.2,nosharecache${options:+,$options}" "localhost:/$share" "/mnt/$client" ;;
         smb*) mount -t cifs -o "username=root,password=secret,vers=3.1.1,nosharesock,file_mode=0600,dir_mode=0700${options:+,$options}" \
             "//127.0.0.1/$share" "/mnt/$client" ;;
-    esac || fail "cannot mount $share"
+    esac && return
+    fail "cannot mount $share"
+    return 1
 }
 detach() { umount "/mnt/$1" 2>/dev/null || umount -lf "/mnt/$1" 2>/dev/null; }
 clean() { find /srv/nas /srv/small -mindepth 1 -delete; }
@@ -282,7 +281,7 @@ server_gone() {
 process_ended() { ! kill -0 $slow 2>/dev/null || grep -q '^State:.*Z' "/proc/$slow/status"; }
 
 full() {
-    attach small small
+    attach small small || return
     expect 0 "init on a small export" a -r /mnt/small/repo init
     expect 1 "a backup that does not fit" a -r /mnt/small/repo backup /work/tree
     says 'no space left|quota'
@@ -314,6 +313,7 @@ forget_and_prune() {
 copies() {
     rm -rf /work/local
     mkdir -p /work/home.c
+    expect 0 "init on a disk" c -r /work/local init
     expect 0 "backup to a disk" c -r /work/local backup /work/tree/zoneinfo
     expect 0 "copy to the mount" c -r /work/local copy --to /mnt/a/copy
     expect 0 "check of the copy" c -r /mnt/a/copy check --read-data

@@ -15,7 +15,7 @@ const DEVICE_HINT: &str =
     "The disk or its connection is failing: read the kernel log (`dmesg`), then check the repository.";
 const LINK_HINT: &str =
     "A repository holds no symbolic links: move the data itself, or mount the other disk there.";
-const STALE_HINT: &str = "The server dropped the mount: mount it again, then open the repository again.";
+const STALE_HINT: &str = "On the server the directory is gone, or the export: see that both are there, mount it again if need be, and try again.";
 const CROSS_DEVICE_HINT: &str = "A repository must be on one file system: `.tmp` and every directory in it.";
 
 /// The typed error of a failed system call.

@@ -94,15 +94,12 @@ start_smb() {
 [nas]
   path = /srv/nas
   read only = no
-  force user = nobody
 [small]
   path = /srv/small
   read only = no
-  force user = nobody
 [fat]
   path = /srv/fat
   read only = no
-  force user = nobody
 X
     printf 'secret\nsecret\n' | smbpasswd -s -a root >/dev/null
     smbd -D

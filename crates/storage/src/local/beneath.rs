@@ -2,8 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
+
+use super::kind::is_smb;
 
 /// How often the kernel may ask to resolve again because something above was renamed meanwhile.
 const RESOLVE_ATTEMPTS: u32 = 64;
@@ -11,7 +13,7 @@ const RESOLVE_ATTEMPTS: u32 = 64;
 /// Opens `path` beneath `root`; a symbolic link anywhere in it is `ELOOP`. An empty path is the root itself.
 ///
 /// What another host has made is found at once: a client of NFS would deny for half a minute what it has looked for in
-/// vain, unless it is told to ask the server for the directory.
+/// vain, and one of SMB for a second, unless it is told to ask the server for the directory.
 pub(super) fn open_beneath(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     match resolve_beneath(root, path, flags) {
         Err(Errno::NOENT) => {
@@ -22,11 +24,17 @@ pub(super) fn open_beneath(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> R
     }
 }
 
-/// Has the kernel ask the server, if there is one, whether a directory is as it remembers it; if not, it forgets what
-/// was not in there.
+/// Has the kernel ask the server, if there is one, what is in a directory, and forget what was not in there.
 pub(super) fn ask_server(directory: BorrowedFd<'_>) -> Result<(), Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
-    rustix::fs::statx(directory, "", flags, StatxFlags::BASIC_STATS).map(|_| ())
+    rustix::fs::statx(directory, "", flags, StatxFlags::BASIC_STATS)?;
+    if is_smb(directory)? {
+        // Its client compares no times: it finds a name that it has denied when it reads the directory.
+        for entry in Dir::read_from(directory)? {
+            entry?;
+        }
+    }
+    Ok(())
 }
 
 /// Asks for every directory that is there on the way to `path`.
@@ -35,7 +43,7 @@ fn ask_on_the_way(root: BorrowedFd<'_>, path: &str) {
         return;
     }
     for (end, _) in path.match_indices('/') {
-        let step = resolve_beneath(root, &path[..end], OFlags::PATH | OFlags::DIRECTORY);
+        let step = resolve_beneath(root, &path[..end], OFlags::RDONLY | OFlags::DIRECTORY);
         if !step.is_ok_and(|directory| ask_server(directory.as_fd()).is_ok()) {
             return; // what is missing, or wrong, the caller hears when it looks again
         }

@@ -41,12 +41,9 @@ fn name_of(magic: u64) -> String {
     known.map_or_else(|| format!("{magic:#010x}"), |(_, name)| (*name).to_owned())
 }
 
-/// Whether `RENAME_NOREPLACE` holds against everyone, not only against this host.
-///
-/// Linux asks an SMB server to replace all the same, having looked into its own cache: of two hosts that rename to one
-/// name both are told that they succeeded (seen with 6.1, 40 times out of 40). Links are exclusive there.
-pub(super) fn rename_is_exclusive(directory: BorrowedFd<'_>) -> bool {
-    kind_of(directory).is_ok_and(|kind| kind != SMB)
+/// Whether it is on a share of an SMB server.
+pub(super) fn is_smb(directory: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(kind_of(directory)? == SMB)
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ work() {
     sync
     note begin
     for round in $(seq 12); do
-        head -c 3000000 /dev/urandom >"/work/tree/large.$((round % 4))"
+        head -c 2000000 /dev/urandom >"/work/tree/large.$((round % 4))"
         mkdir -p "/work/tree/small"
         for file in $(seq 40); do head -c 700 /dev/urandom >"/work/tree/small/$file.$((round % 2))"; done
         kw -r /srv/repo/r backup /work/tree || { cat /tmp/out; return 1; }

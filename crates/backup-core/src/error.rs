@@ -115,7 +115,7 @@ pub enum Error {
         /// The session.
         seq: u64,
     },
-    /// A name given by a person fits no snapshot, or several.
+    /// A name given by a person fits no snapshot, or several; or a snapshot that was listed counts no longer.
     #[error("{0}")]
     NoSuchSnapshot(String),
     /// A path is not in the snapshot.

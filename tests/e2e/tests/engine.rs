@@ -12,6 +12,7 @@ mod happy;
 mod hostile;
 mod keeper;
 mod kill;
+mod overtaken;
 mod races;
 mod stateful;
 mod stress;

@@ -46,26 +46,34 @@ pub(crate) fn judge(case: &Case<'_>, finished: &Finished) -> Result<String, Wron
             };
             Err(format!("it reports a problem that is none: {problem:?}"))
         }
-        Ended::Backup(_, Err(error)) => {
+        Ended::Backup(attempt, Err(error)) => {
+            // The number may be that of another process with the credential, which has published under it.
             if let Error::Fenced { seq, .. } = error
                 && let Some(promised) = case.oracles[0].promised().get(&(case.member, *seq))
+                && promised.attempt == *attempt
             {
                 return Err(format!("it says that it was fenced, and its commit stands: {promised:?}"));
             }
             excused(error)
         }
         Ended::Prune(Ok(report)) => Ok(format!("done: {report:?}")),
-        Ended::Prune(Err(error)) if case.oracles.iter().any(Oracle::is_poisoned) => {
-            Ok(format!("refused: {}", line(error)))
-        }
         Ended::Prune(Err(error)) => excused(error),
         Ended::Forget(Ok(count)) => Ok(format!("done: {count} forgotten")),
         Ended::Forget(Err(error)) => excused(error),
-        Ended::Restore(Ok(None)) => Ok("there is nothing".to_owned()),
-        Ended::Restore(Ok(Some(restored))) => compare(case, restored, finished.disturbed),
-        Ended::Restore(Err(error)) if retired => Ok(format!("too late: {}", line(error))),
-        Ended::Restore(Err(error)) => excused(error),
+        Ended::Restore(_, Ok(None)) => Ok("there is nothing".to_owned()),
+        Ended::Restore(_, Ok(Some(restored))) => compare(case, restored, finished.disturbed),
+        Ended::Restore(Some((store, place)), Err(error @ Error::NoSuchSnapshot(_))) => {
+            if case.oracles[*store].promised().contains_key(place) {
+                return Err(format!("it says so of a snapshot that is promised: {}", line(error)));
+            }
+            Ok(format!("too late: {}", line(error)))
+        }
+        Ended::Restore(_, Err(error)) if retired => Ok(format!("too late: {}", line(error))),
+        Ended::Restore(_, Err(error)) => excused(error),
         Ended::Copy(Ok(report)) => Ok(format!("done: {} copied", report.copied.len())),
+        Ended::Copy(Err(error @ Error::NoSuchSnapshot(_))) if case.oracles[0].has_refused() => {
+            Ok(format!("too late: {}", line(error)))
+        }
         Ended::Copy(Err(error)) if retired => Ok(format!("too late: {}", line(error))),
         Ended::Copy(Err(error)) => excused(error),
         Ended::Archive(Ok(file)) => Ok(format!("done: file {file} of the log")),

@@ -107,9 +107,6 @@ impl World {
         let memory = self.copy_of(store, |_, body| body.clone()).await?;
         let repository = self.open_copy(&memory).await?;
         self.restore_all(store, &repository).await?;
-        if self.oracles[store].is_poisoned() {
-            return Ok(format!("store {store}: {} snapshots restore", self.oracles[store].promised().len()));
-        }
         prune_to_the_end(&repository).await?;
         self.restore_all(store, &self.open_copy(&memory).await?).await?;
         Ok(format!(

@@ -116,7 +116,7 @@ impl Oracle {
     }
 
     /// Whether there are commits that nobody believes.
-    pub fn is_poisoned(&self) -> bool {
+    pub fn has_refused(&self) -> bool {
         self.refused > 0
     }
 

@@ -32,6 +32,9 @@ pub(crate) const NEVER: Duration = Duration::from_secs(1 << 40);
 /// Where a snapshot was committed.
 pub(crate) type Place = (MemberId, u64);
 
+/// A store, and a snapshot in it.
+pub(crate) type Chosen = (usize, Place);
+
 /// A job.
 #[derive(Debug, Clone)]
 pub(crate) enum Job {
@@ -101,7 +104,8 @@ pub(crate) enum Ended {
     Backup(u64, Result<BackupReport, Error>),
     Prune(Result<PruneReport, Error>),
     Forget(Result<usize, Error>),
-    Restore(Result<Option<Restored>, Error>),
+    /// Of the snapshot that was chosen, if it came to that.
+    Restore(Option<Chosen>, Result<Option<Restored>, Error>),
     Copy(Result<StoreCopyReport, Error>),
     Revoke(Result<u64, Error>),
     Archive(Result<u64, Error>),
@@ -182,7 +186,11 @@ impl Tools {
             Job::Forget { store, chance, keep, dice } => {
                 Ended::Forget(self.forget(store, chance, keep, dice).await)
             }
-            Job::Restore { store, dice } => Ended::Restore(self.restore(store, dice).await),
+            Job::Restore { store, dice } => {
+                let mut chosen = None;
+                let ended = self.restore(store, dice, &mut chosen).await;
+                Ended::Restore(chosen, ended)
+            }
             Job::Copy { dice } => Ended::Copy(self.copy(dice).await),
             Job::Archive { parts } => Ended::Archive(self.archive(parts).await),
             Job::Trim { fence_after } => Ended::Trim(self.trim(fence_after).await),
@@ -203,13 +211,19 @@ impl Tools {
         Ok(list.len())
     }
 
-    async fn restore(&self, store: usize, mut dice: Dice) -> Result<Option<Restored>, Error> {
+    async fn restore(
+        &self,
+        store: usize,
+        mut dice: Dice,
+        chosen: &mut Option<Chosen>,
+    ) -> Result<Option<Restored>, Error> {
         let repository = self.repository(store).await?;
         let snapshots = repository.snapshots().await?;
         if snapshots.is_empty() {
             return Ok(None);
         }
         let snapshot = dice.pick(&snapshots);
+        *chosen = Some((store, (snapshot.commit.writer, snapshot.commit.n)));
         restore(&repository, store, snapshot).await.map(Some)
     }
 

@@ -101,8 +101,8 @@ impl Repository {
                 |s: &Snapshot| s.id == snapshot.id && !matches!(s.state, SnapshotState::Damaged(_));
             if there.iter().any(is_there) {
                 report.skipped.push(snapshot.id);
-            } else {
-                self.store_snapshot(target, snapshot, &mut report).await?;
+            } else if let Err(failure) = self.store_snapshot(target, snapshot, &mut report).await {
+                return Err(self.explained(snapshot, failure).await);
             }
         }
         Ok(report)

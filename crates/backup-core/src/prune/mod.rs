@@ -171,9 +171,10 @@ impl Repository {
         }
         self.monitor().phase("prune");
         for _ in 0..RESTARTS_MAX {
+            let (head, _) = self.chain().head();
             let retired = self.retired().await?; // step 1
             match Scan::run(self, retired.clone(), &options).await {
-                Err(error) if self.was_overtaken(&error, &retired).await? => {}
+                Err(error) if self.was_overtaken(&error, head, &retired).await? => {}
                 scan => return self.plan_for(scan?, options).await, // step 2
             }
         }
@@ -186,11 +187,17 @@ impl Repository {
         Ok(PrunePlan { scan, options })
     }
 
-    /// Whether another keeper retired a snapshot meanwhile and removed its manifest, or its packs and their entries: then
-    /// the work begins again, knowing it.
-    async fn was_overtaken(&self, error: &Error, retired: &BTreeSet<(MemberId, u64)>) -> Result<bool, Error> {
+    /// Whether another keeper retired a snapshot meanwhile and removed its manifest, or its packs and their entries; or an
+    /// owner revoked a writer, and a keeper that knew did so to what that had committed. Then the work begins again, knowing
+    /// it. `head`: the newest record of the trust chain that the work went by.
+    async fn was_overtaken(
+        &self,
+        error: &Error,
+        head: u64,
+        retired: &BTreeSet<(MemberId, u64)>,
+    ) -> Result<bool, Error> {
         let may_be = matches!(error, Error::Damaged { .. } | Error::ChunkLost { .. });
-        Ok(may_be && self.retired().await? != *retired)
+        Ok(may_be && (self.trust_has_grown(head).await? || self.retired().await? != *retired))
     }
 
     async fn execute(&self, mut plan: PrunePlan) -> Result<PruneReport, Error> {
@@ -200,7 +207,7 @@ impl Repository {
         for _ in 0..RESTARTS_MAX {
             let retired = plan.scan.retired.clone();
             match self.execute_once(&plan.scan, &plan.options).await {
-                Err(error) if self.was_overtaken(&error, &retired).await? => {
+                Err(error) if self.was_overtaken(&error, plan.scan.head, &retired).await? => {
                     plan = self.plan(plan.options).await?;
                 }
                 ended => return ended,

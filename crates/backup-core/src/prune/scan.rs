@@ -34,6 +34,8 @@ struct Listed {
 
 /// What the scan found.
 pub(super) struct Scan {
+    /// The newest record of the trust chain that it went by.
+    pub head: u64,
     pub retired: BTreeSet<(MemberId, u64)>,
     /// Marked entries; only the preferred location of each chunk is marked.
     pub marks: Arc<Marks>,
@@ -175,6 +177,7 @@ impl Scan {
         retired: BTreeSet<(MemberId, u64)>,
         options: &PruneOptions,
     ) -> Result<Self, Error> {
+        let (head, _) = repository.chain().head();
         let plans = read_plans(repository).await?;
         let ends = decided(read_ends(repository).await?)?;
         repository.refresh_index().await?;
@@ -188,6 +191,7 @@ impl Scan {
             mark(repository, &index, roots, gone.clone(), stored).await?;
         let stale_checkpoints = !stale_checkpoints(&ends, &retired).is_empty();
         let mut scan = Self {
+            head,
             retired,
             marks: Arc::new(marks),
             index,

@@ -14,6 +14,7 @@ mod ranges_tests;
 mod records;
 mod seen;
 mod snapshots;
+mod standing;
 mod stored_segment;
 #[cfg(test)]
 mod tests;

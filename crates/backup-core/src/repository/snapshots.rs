@@ -20,6 +20,8 @@ use crate::planted::planted;
 const MANIFEST_MAX: usize = 64 << 20;
 /// So many times a snapshot may have been copied on and still be put in its place.
 const ORIGINS_MAX: usize = 16;
+/// So many times a listing begins again because what counts has changed meanwhile.
+const LOOKS_MAX: usize = 5;
 
 /// A committed snapshot.
 #[derive(Debug, Clone)]
@@ -43,6 +45,24 @@ pub(crate) struct FirstCommit {
     pub n: u64,
     /// By the clock of whoever signed it.
     pub time: Timestamp,
+}
+
+/// What a look at the store shows.
+struct Listing {
+    snapshots: Vec<Snapshot>,
+    retired: BTreeSet<(MemberId, u64)>,
+    /// Commits that do not verify, with the reason.
+    undecided: Vec<(String, String)>,
+    /// Those of revoked writers.
+    refused: Vec<(String, String)>,
+}
+
+impl Listing {
+    /// Whether everything could be read.
+    fn is_whole(&self) -> bool {
+        let is_damaged = |snapshot: &Snapshot| matches!(snapshot.state, SnapshotState::Damaged(_));
+        self.undecided.is_empty() && !self.snapshots.iter().any(is_damaged)
+    }
 }
 
 /// Whether the manifest of a snapshot could be read.
@@ -108,19 +128,39 @@ impl Repository {
     ///
     /// A damaged manifest does not hide its snapshot. Commits that do not verify, and those of revoked writers, are reported
     /// to the monitor and left out. Costs two listings, and two requests per snapshot where the cache does not hold its
-    /// records; of many of these a listing more, of a few a request each.
+    /// records; of many of these a listing more, of a few a request each. Where something cannot be read, trust chain and
+    /// retirements are looked at again: what was forgotten meanwhile, or committed by a writer that was revoked, is not
+    /// damaged.
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>, Error> {
         self.unless_cancelled(self.list_snapshots()).await
     }
 
     async fn list_snapshots(&self) -> Result<Vec<Snapshot>, Error> {
-        let (ends, undecided) = read_ends(self).await?;
-        for (name, reason) in &undecided {
+        let mut looks = 1;
+        let listing = loop {
+            let (head, _) = self.chain().head();
+            let listing = self.look_at_snapshots().await?;
+            // Where that cannot be told, what was found is what there is to say.
+            if listing.is_whole()
+                || looks == LOOKS_MAX
+                || !self.counts_otherwise(head, &listing.retired).await.unwrap_or(false)
+            {
+                break listing;
+            }
+            looks += 1;
+        };
+        for (name, reason) in listing.undecided.iter().chain(&listing.refused) {
             self.monitor().problem(name, reason);
         }
-        for (end, reason) in ends.iter().filter_map(|end| Some((end, end.refused.as_ref()?))) {
-            self.monitor().problem(names::commit_key(end.writer, end.n).as_str(), reason);
-        }
+        Ok(in_order(listing.snapshots))
+    }
+
+    async fn look_at_snapshots(&self) -> Result<Listing, Error> {
+        let (ends, undecided) = read_ends(self).await?;
+        let refused = ends
+            .iter()
+            .filter_map(|end| Some((names::commit_key(end.writer, end.n).to_string(), end.refused.clone()?)));
+        let refused = refused.collect();
         let retired = self.retired_as_far_as_readable().await?;
         let is_snapshot = |end: &End| {
             end.commit.kind == CommitKind::Snapshot
@@ -133,8 +173,8 @@ impl Repository {
             .filter_map(|end| end.commit.manifest.map(|name| names::manifest_key(&name).to_string()))
             .collect();
         self.keep_records("manifests", |name| manifests.contains(name));
-        let loaded = self.load_snapshots(live).await?;
-        Ok(in_order(loaded.into_iter().flatten().collect()))
+        let snapshots = self.load_snapshots(live).await?.into_iter().flatten().collect();
+        Ok(Listing { snapshots, retired, undecided, refused })
     }
 
     /// The snapshots that these ends publish, in their order, several at a time; `None` for an end that publishes none.

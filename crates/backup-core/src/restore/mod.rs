@@ -24,6 +24,7 @@ use keepwell_catalog::{Entry, MapKey};
 
 use crate::Error;
 use crate::error::shown;
+use crate::monitor::Monitor;
 use crate::read::{FrameMemory, Nodes};
 use crate::repository::{Repository, Snapshot};
 use crate::target::{RestoreTarget, TargetError};
@@ -87,6 +88,19 @@ impl RestoreReport {
         self.problems.extend(other.problems);
         self.problems.truncate(LISTED_MAX);
         self.left_out.extend(other.left_out);
+    }
+
+    /// Says before all other problems what explains them.
+    fn with_reason(mut self, monitor: &dyn Monitor, snapshot: &Snapshot, why: Option<String>) -> Self {
+        if let Some(why) = why {
+            let (what, why) =
+                (format!("snapshot {}", snapshot.short()), format!("it is there no longer: {why}"));
+            monitor.problem(&what, &why);
+            self.problems.insert(0, (what, why));
+            self.problems.truncate(LISTED_MAX);
+            self.problem_count += 1;
+        }
+        self
     }
 }
 
@@ -206,8 +220,26 @@ impl Repository {
     ///
     /// Only what differs is written. Damage in the repository costs the files that it touches and is reported; no wrong
     /// byte is written for them. A crash leaves files that are either as they were, or whole, or (new small ones, and
-    /// existing ones that were being corrected) in between; restoring again completes it.
+    /// existing ones that were being corrected) in between; restoring again completes it. Of a snapshot that was forgotten
+    /// meanwhile, or whose writer was revoked, what only it needs may be gone: then the report says so among its problems,
+    /// or it fails with [`Error::NoSuchSnapshot`].
     pub async fn restore(
+        &self,
+        snapshot: &Snapshot,
+        target: Arc<dyn RestoreTarget>,
+        options: RestoreOptions,
+    ) -> Result<RestoreReport, Error> {
+        match self.restore_listed(snapshot, target, options).await {
+            Ok(report) if report.problem_count > 0 => {
+                let why = self.why_gone(snapshot).await;
+                Ok(report.with_reason(self.monitor(), snapshot, why))
+            }
+            Err(failure) => Err(self.explained(snapshot, failure).await),
+            whole => whole,
+        }
+    }
+
+    async fn restore_listed(
         &self,
         snapshot: &Snapshot,
         target: Arc<dyn RestoreTarget>,

@@ -76,7 +76,10 @@ impl Repository {
         options: RestoreOptions,
     ) -> Result<RestorePlan, Error> {
         let planned = self.plan_restore_with(Arc::new(Nodes::new(self)), snapshot, target, options);
-        self.unless_cancelled(planned).await
+        match self.unless_cancelled(planned).await {
+            Err(failure) => Err(self.explained(snapshot, failure).await),
+            plan => plan,
+        }
     }
 
     /// Of one path few chunks may be needed, and not the whole index.

@@ -1,0 +1,50 @@
+//! Which commits count, and that this changes beneath whoever goes by it: snapshots are forgotten, writers are revoked.
+
+use std::collections::BTreeSet;
+
+use keepwell_crypto::MemberId;
+
+use super::{Repository, Snapshot};
+use crate::Error;
+
+impl Repository {
+    /// Whether the trust chain has grown beyond this record: a writer may have been revoked, or have joined.
+    pub(crate) async fn trust_has_grown(&self, head: u64) -> Result<bool, Error> {
+        Ok(self.refresh_trust().await?.head().0 != head)
+    }
+
+    /// Whether other commits may count than did by the trust chain up to this record and by these retirements.
+    pub(super) async fn counts_otherwise(
+        &self,
+        head: u64,
+        retired: &BTreeSet<(MemberId, u64)>,
+    ) -> Result<bool, Error> {
+        Ok(self.trust_has_grown(head).await? || self.retired_as_far_as_readable().await? != *retired)
+    }
+
+    /// What is to be said of a failure with a snapshot that was listed before. What only it needs may be gone, and is not
+    /// damaged, where it counts no longer.
+    pub(crate) async fn explained(&self, snapshot: &Snapshot, failure: Error) -> Error {
+        let may_be = match &failure {
+            Error::ChunkLost { .. } | Error::Damaged { .. } => true,
+            Error::Storage(error) => error.is_not_found(),
+            _ => false,
+        };
+        let why = if may_be { self.why_gone(snapshot).await } else { None };
+        why.map_or(failure, |why| {
+            Error::NoSuchSnapshot(format!("snapshot {} is there no longer: {why}", snapshot.short()))
+        })
+    }
+
+    /// Why a snapshot that was listed before counts no longer; `None` if it does, or nobody can tell. Reads the trust chain
+    /// and the retirements anew.
+    pub(crate) async fn why_gone(&self, snapshot: &Snapshot) -> Option<String> {
+        let (writer, n) = snapshot.place();
+        let chain = self.refresh_trust().await.ok()?;
+        if let Some(from) = chain.revoked_from(&writer).filter(|from| n >= *from) {
+            return Some(format!("its writer {writer} was revoked from its number {from} on"));
+        }
+        let retired = self.retired_as_far_as_readable().await.ok()?;
+        retired.contains(&(writer, n)).then(|| "it was forgotten".to_owned())
+    }
+}

@@ -1,0 +1,159 @@
+//! What counts changes beneath somebody who is at work: a snapshot is forgotten, a writer is revoked or joins.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use backup_core::{Cache, Error, Repository, RestoreReport, Snapshot};
+use keepwell_catalog::names;
+use keepwell_crypto::trust::Roles;
+use keepwell_e2e::gate::Gate;
+use keepwell_e2e::tree::{assert_same, put, read};
+use keepwell_e2e::{run, world};
+use world::{LIMITS, World, assert_sound, back_up, forget, restore, restored, snapshot_of, thorough};
+
+const LARGE: usize = 600 << 10;
+
+/// How a snapshot comes to count no longer.
+#[derive(Debug, Clone, Copy)]
+enum How {
+    Forgotten,
+    Revoked,
+}
+
+const WAYS: [How; 2] = [How::Forgotten, How::Revoked];
+
+impl How {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Forgotten => "forgotten",
+            Self::Revoked => "revoked",
+        }
+    }
+
+    /// Lets a snapshot count no longer, and removes what only it needs.
+    async fn withdraw(self, owner: &Repository, snapshot: &Snapshot) {
+        let commit = &snapshot.commit;
+        match self {
+            Self::Forgotten => forget(owner, std::slice::from_ref(snapshot)).await.unwrap(),
+            Self::Revoked => {
+                owner.revoke(commit.writer, Some(commit.n), "stolen").await.unwrap();
+            }
+        }
+        let report = owner.prune(thorough()).await.unwrap();
+        assert!(report.objects_deleted > 0, "{report:?}");
+    }
+}
+
+/// A repository with a snapshot of a writer's, which goes, and one of the owner's, which stays.
+struct Two {
+    world: World,
+    owner: Repository,
+    going: Snapshot,
+    staying: Snapshot,
+    dir: tempfile::TempDir,
+}
+
+async fn two_snapshots() -> Two {
+    let (world, dir) = (World::new().await, tempfile::tempdir().unwrap());
+    let owner = world.open().await;
+    put(dir.path(), "a", 1, LARGE);
+    let staying = back_up(&owner, dir.path()).await.unwrap();
+    put(dir.path(), "a", 2, LARGE);
+    let going = back_up(&new_writer(&world, &owner).await, dir.path()).await.unwrap();
+    let (going, staying) = (snapshot_of(&owner, &going).await, snapshot_of(&owner, &staying).await);
+    Two { world, owner, going, staying, dir }
+}
+
+async fn new_writer(world: &World, owner: &Repository) -> Repository {
+    let key = world::enroll(owner, "writer", Roles::WRITER).await;
+    world::open(Arc::new(world.store.clone()), &key, Cache::memory(), LIMITS).await.unwrap()
+}
+
+/// It has listed commits and retirements, and comes to the manifest when that is gone.
+#[test]
+fn a_listing_does_not_call_damaged_what_counts_no_longer() {
+    for how in WAYS {
+        run(async {
+            let Two { world, owner, going, staying, .. } = two_snapshots().await;
+            let manifest = names::manifest_key(&going.commit.manifest.unwrap()).to_string();
+            let gate = Arc::new(Gate::reading(world.store.clone(), manifest));
+            let slow = world.open_with(gate.clone(), Cache::memory()).await.unwrap();
+            let withdraw = async {
+                gate.reached().await;
+                how.withdraw(&owner, &going).await;
+                gate.open();
+            };
+            let (listed, ()) = tokio::join!(slow.snapshots(), withdraw);
+            let listed = listed.unwrap();
+            assert_eq!(listed.iter().map(|s| s.id).collect::<Vec<_>>(), [staying.id], "{how:?}");
+            listed[0].manifest().unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_keeper_that_has_not_heard_of_a_revocation_prunes() {
+    run(async {
+        let Two { world, owner, going, staying, dir } = two_snapshots().await;
+        let keeper = world.open().await;
+        How::Revoked.withdraw(&owner, &going).await;
+        keeper.prune(thorough()).await.unwrap();
+        assert_sound(&keeper, "after both").await;
+        put(dir.path(), "a", 1, LARGE);
+        assert_same(&read(dir.path()), &restored(&keeper, &staying, dir.path()).await, "what stays");
+    });
+}
+
+#[test]
+fn what_a_member_commits_that_joined_since_is_listed_and_kept() {
+    run(async {
+        let (world, dir) = (World::new().await, tempfile::tempdir().unwrap());
+        let owner = world.open().await;
+        let [reader, keeper] = [world.open().await, world.open().await];
+        put(dir.path(), "a", 1, LARGE);
+        let report = back_up(&new_writer(&world, &owner).await, dir.path()).await.unwrap();
+        keeper.prune(thorough()).await.unwrap();
+        let snapshot = snapshot_of(&reader, &report).await;
+        assert_same(&read(dir.path()), &restored(&reader, &snapshot, dir.path()).await, "the member's");
+    });
+}
+
+async fn restore_of_going(two: &Two, reader: &Repository) -> Result<RestoreReport, Error> {
+    let to = tempfile::tempdir().unwrap();
+    restore(reader, &two.going, two.dir.path(), to.path()).await
+}
+
+#[test]
+fn a_restore_says_why_a_snapshot_is_gone() {
+    for how in WAYS {
+        run(async {
+            let two = two_snapshots().await;
+            let reader = two.world.open().await;
+            how.withdraw(&two.owner, &two.going).await;
+            let refused = restore_of_going(&two, &reader).await.unwrap_err();
+            assert!(matches!(&refused, Error::NoSuchSnapshot(why) if why.contains(how.word())), "{refused}");
+        });
+    }
+}
+
+/// It has read the tree by then, and finds no content.
+#[test]
+fn a_restore_of_which_a_part_is_gone_says_why() {
+    for how in WAYS {
+        run(async {
+            let two = two_snapshots().await;
+            let gate = Arc::new(Gate::reading(two.world.store.clone(), "data/"));
+            let reader = two.world.open_with(gate.clone(), Cache::memory()).await.unwrap();
+            let withdraw = async {
+                gate.reached().await;
+                how.withdraw(&two.owner, &two.going).await;
+                gate.open();
+            };
+            let (report, ()) = tokio::join!(restore_of_going(&two, &reader), withdraw);
+            let report = report.unwrap();
+            let (what, why) = &report.problems[0];
+            assert_eq!(what, &format!("snapshot {}", two.going.short()), "{:?}", report.problems);
+            assert!(why.contains(how.word()) && report.problem_count == 2, "{:?}", report.problems);
+        });
+    }
+}

@@ -107,8 +107,8 @@ pub enum Error {
         /// The roles it has.
         role: String,
     },
-    /// A keeper ended our session; nothing was published.
-    #[error("session {seq} of writer {writer} was fenced while it worked")]
+    /// A keeper ended our session, or another process with our credential that had its number; nothing was published.
+    #[error("session {seq} of writer {writer} was ended by another process while this one worked")]
     Fenced {
         /// The writer.
         writer: String,
@@ -222,7 +222,7 @@ impl Error {
                 Some("Use a key file of the role that may: the owner's, a reader's or a keeper's.".into())
             }
             Self::Fenced { .. } => {
-                Some("A prune took this host for dead. Nothing is lost; run the command again.".into())
+                Some("A prune took this host for dead, or another process that works with the same key had the same number. Nothing is lost; run the command again.".into())
             }
             Self::NoSuchSnapshot(_) => Some("`keepwell snapshots` lists what there is.".into()),
             Self::Damaged { .. } | Self::ChunkLost { .. } => {

@@ -1,4 +1,5 @@
-//! What counts changes beneath somebody who is at work: a snapshot is forgotten, a writer is revoked or joins.
+//! What counts changes beneath somebody who is at work: a snapshot is forgotten, a writer is revoked or joins, another
+//! process has used a number.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use keepwell_crypto::trust::Roles;
 use keepwell_e2e::gate::Gate;
 use keepwell_e2e::tree::{assert_same, put, read};
 use keepwell_e2e::{run, world};
+use keepwell_storage::Operation;
 use world::{LIMITS, World, assert_sound, back_up, forget, restore, restored, snapshot_of, thorough};
 
 const LARGE: usize = 600 << 10;
@@ -156,4 +158,35 @@ fn a_restore_of_which_a_part_is_gone_says_why() {
             assert!(why.contains(how.word()) && report.problem_count == 2, "{:?}", report.problems);
         });
     }
+}
+
+/// A process has chosen a number. Before it claims that, another one with its credential has backed up under it, and a
+/// keeper has removed the claim of a session that had ended.
+#[test]
+fn a_number_that_another_process_has_used_publishes_nothing_of_ours() {
+    run(async {
+        let (world, source) = (World::new().await, tempfile::tempdir().unwrap());
+        put(source.path(), "a", 1, LARGE);
+        let gate = Arc::new(Gate::wide_open(world.store.clone()));
+        gate.shut(|operation, key| operation == Operation::Put && key.starts_with("sessions/"));
+        let slow = world.open_with(gate.clone(), Cache::memory()).await.unwrap();
+        let fast = world.open().await;
+        let others = async {
+            gate.reached().await;
+            let report = back_up(&fast, source.path()).await.unwrap();
+            fast.prune(thorough()).await.unwrap();
+            assert!(world.names("sessions/").await.is_empty(), "the claim is gone");
+            gate.open();
+            report
+        };
+        let (slow_ended, report) = tokio::join!(back_up(&slow, source.path()), others);
+        let refused = slow_ended.unwrap_err();
+        assert!(matches!(refused, Error::Fenced { seq, .. } if seq == report.seq), "{refused}");
+        assert!(refused.to_string().contains("ended by another process"), "{refused}");
+        assert!(refused.hint().unwrap().contains("the same number"));
+        back_up(&slow, source.path()).await.unwrap();
+        assert_sound(&fast, "afterwards").await;
+        let snapshot = snapshot_of(&fast, &report).await;
+        assert_same(&read(source.path()), &restored(&fast, &snapshot, source.path()).await, "the faster");
+    });
 }

@@ -127,7 +127,8 @@ impl Session {
         self.own.before(&self.repository, self.writer, below).await
     }
 
-    /// Publishes the list and then the commit. [`Error::Fenced`] when a keeper ended the session first. After a failure
+    /// Publishes the list and then the commit. [`Error::Fenced`] when the session has an end already: a keeper's, or that of
+    /// another process with this credential whose claim of the number was swept before we made ours. After a failure
     /// before the commit nothing is published, and the session is ended.
     pub async fn end(self, ending: Ending) -> Result<Commit, Error> {
         let repository = &self.repository;

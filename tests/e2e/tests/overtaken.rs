@@ -190,3 +190,20 @@ fn a_number_that_another_process_has_used_publishes_nothing_of_ours() {
         assert_same(&read(source.path()), &restored(&fast, &snapshot, source.path()).await, "the faster");
     });
 }
+
+/// It has listed the trust chain. Then that grows, and another process with its cache sees it.
+#[test]
+fn who_opens_slowly_beside_another_process_does_not_take_trust_for_set_back() {
+    run(async {
+        let (world, cache) = (World::new().await, Cache::memory());
+        let gate = Arc::new(Gate::reading(world.store.clone(), names::trust_key(1).as_str()));
+        let others = async {
+            gate.reached().await;
+            world.open().await.create_domain("more").await.unwrap();
+            world.open_with(Arc::new(world.store.clone()), cache.clone()).await.unwrap();
+            gate.open();
+        };
+        let (slow, ()) = tokio::join!(world.open_with(gate.clone(), cache.clone()), others);
+        back_up(&slow.unwrap(), tempfile::tempdir().unwrap().path()).await.unwrap();
+    });
+}

@@ -60,8 +60,12 @@ async fn a_chain_that_was_set_back_is_refused() {
     assert!(matches!(refused, Error::TrustSetBack { seen, .. } if seen == head), "{refused}");
     // Also where the records themselves are not in the cache any more.
     repository.cache().remove_below("records");
-    let refused = open(&world, &cache).await.unwrap_err();
-    assert!(matches!(refused, Error::TrustSetBack { seen, head: found } if (seen, found) == (head, before)));
+    for _ in 0..2 {
+        let refused = open(&world, &cache).await.unwrap_err();
+        assert!(
+            matches!(refused, Error::TrustSetBack { seen, head: found } if (seen, found) == (head, before))
+        );
+    }
     // A host that has never seen more cannot know.
     open(&world, &Cache::memory()).await.unwrap();
 }

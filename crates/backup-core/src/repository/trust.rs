@@ -103,9 +103,9 @@ pub(super) async fn open_chain_at(
     place: &Cache,
     pin: Option<Digest>,
 ) -> Result<Chain, Error> {
-    let is_known = read_head(records.cache).is_some();
+    // Before the listing: another process of this host may see more meanwhile, and note it.
+    let (is_known, seen) = (read_head(records.cache).is_some(), read_head(place));
     let chain = open_chain(records, pin).await?;
-    let seen = read_head(place);
     if let Some((n, digest)) = seen
         && chain.record_digest(n) != Some(digest)
     {
@@ -137,10 +137,12 @@ fn read_head(cache: &Cache) -> Option<(u64, Digest)> {
     Some((n.parse().ok()?, digest.parse().ok()?))
 }
 
-/// Remembers how far the chain went: a store that shows less of it later is refused.
+/// Remembers how far the chain went: a store that shows less of it later is refused. What does not lie on this chain stays
+/// remembered: it was set back, or another process of this host has seen more by now.
 pub(crate) fn remember_head(cache: &Cache, chain: &Chain) {
     let (n, digest) = chain.head();
-    if read_head(cache) != Some((n, digest)) {
+    let is_passed = |(seen, of): (u64, Digest)| seen < n && chain.record_digest(seen) == Some(of);
+    if read_head(cache).is_none_or(is_passed) {
         let fact = format!("{n} {digest}");
         let check = Digest::of(fact.as_bytes());
         // Without it a chain that was set back goes unnoticed here, as on a host that has never seen this store.

@@ -20,7 +20,8 @@ fn most_bytes(key: &Key) -> Option<u64> {
         N::State(..) => Some(32 << 20),
         N::Manifest(_) | N::List(..) | N::Retired(_) => Some(80 << 20),
         N::Plan(_) | N::Kept(_) => Some(256 << 20),
-        N::Hint | N::Pack(..) | N::Index(..) | N::Marks(_) | N::Ledger(..) => None,
+        // Those of later versions are bounded where they are read.
+        N::Hint | N::Pack(..) | N::Index(..) | N::Marks(_) | N::Ledger(..) | _ => None,
     }
 }
 

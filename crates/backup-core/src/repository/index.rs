@@ -34,7 +34,7 @@ const SMALL_AT_ONCE: usize = 16;
 const NEAR_BYTES_MAX: u64 = 4 << 20;
 /// Of the memory limit, this part is for the index: segments held decoded, about 360,000 entries with 256 MiB, and blocks of
 /// the others.
-const MEMORY_SHARE: usize = 8;
+const MEMORY_SHARE: usize = 32;
 
 /// The index as last read.
 pub(super) struct HeldIndex {

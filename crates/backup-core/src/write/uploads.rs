@@ -19,7 +19,7 @@ use crate::repository::Repository;
 /// Packs being stored at once; each holds its bytes in memory.
 pub(super) const IN_FLIGHT_MAX: usize = 2;
 /// An index segment is written when this many entries wait, so that memory stays flat and interrupted work is found again.
-pub(crate) const SEGMENT_ENTRIES_MAX: usize = 100_000;
+pub(crate) const SEGMENT_ENTRIES_MAX: usize = 32_768;
 /// Likewise after this many packs.
 const SEGMENT_PACKS_MAX: usize = 256;
 /// Likewise when the first of them has waited for so long: what a backup that dies stores in vain is at most what it stored

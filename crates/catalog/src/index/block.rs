@@ -12,7 +12,7 @@ use crate::varint::put_varint;
 /// Largest block before compression that is read.
 pub(crate) const BLOCK_BYTES_MAX: usize = 64 << 10;
 /// Largest block before compression that is written.
-const WRITTEN_BYTES_MAX: usize = 16 << 10;
+const WRITTEN_BYTES_MAX: usize = 4 << 10;
 const COUNT_LEN: usize = 4;
 const ID_LEN: usize = ChunkId::LEN;
 /// Numbers stored with each id.

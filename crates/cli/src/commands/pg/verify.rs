@@ -257,7 +257,7 @@ fn took(steps: &[Step], name: &str) -> Option<Duration> {
 /// What a restore will take, somebody wants to know before he needs it.
 fn note_pace(opened: &Opened, plan: &RecoveryPlan, steps: &[Step]) {
     if let (Some(took), Ok(manifest)) = (took(steps, RESTORED), plan.backup.snapshot.manifest()) {
-        Pace::note_files(&opened.repository, manifest.logical_bytes, took);
+        Pace::note_files(&opened.repository, manifest.statistics.logical_bytes, took);
     }
     if let Some(took) = took(steps, RECOVERED).filter(|_| plan.target == Target::Latest) {
         Pace::note_log(&opened.repository, plan.log_bytes(), took);

@@ -84,7 +84,7 @@ mount -t devpts devpts /dev/pts; mount -t tmpfs shm /dev/shm
 ln -sf /proc/self/fd /dev/fd
 hostname guest; ip link set lo up 2>/dev/null || busybox ifconfig lo 127.0.0.1 up
 [ ! -e /vm/parameters ] || source /vm/parameters
-bash /vm/script
+bash /vm/script </dev/null
 echo "VM-EXIT $?"
 sync
 echo o >/proc/sysrq-trigger

@@ -299,12 +299,12 @@ full() {
 }
 
 read_only() {
-    mount -o remount,ro /mnt/a 2>/dev/null || { say "note    cannot be mounted again read-only"; return; }
+    mount -o remount,bind,ro /mnt/a 2>/dev/null || { say "note    cannot be mounted again read-only"; return; }
     expect 1 "a backup to a read-only mount" a -r /mnt/a/repo backup /work/tree
     says 'read-only'
     quote 3
     compare "from a read-only mount" /mnt/a/repo
-    mount -o remount,rw /mnt/a
+    mount -o remount,bind,rw /mnt/a
 }
 
 forget_and_prune() {

@@ -3,8 +3,8 @@
 
 usage: write_log.py LOG SEED DISK DEMANDED
 
-The moment is random. What was written before the last flush is there; of what came after it each sector is there or
-not, at random (a sector is whole). Sectors beyond the file system hold what the guest noted, in the order of the log:
+The moment is random. What was written before the last flush is there; of what came after it each sector of 4 KiB is
+there or not, at random: it is whole, as ext4 demands of a disk for its superblock. Sectors beyond the file system hold what the guest noted, in the order of the log:
 `committed SNAPSHOT HASH` after a backup had returned, `forgetting SNAPSHOT` before it was forgotten. What is demanded
 of the disk, `SNAPSHOT HASH` on each line, goes to DEMANDED. Times of the host play no part.
 """
@@ -16,6 +16,7 @@ import sys
 FLUSH, DISCARD = 1, 4
 NOTES_AT = 1000 << 20  # where the notes begin; the file system ends before
 DISK_BYTES = 1 << 30
+SECTOR = 4096
 
 
 def read_log(path):
@@ -66,10 +67,10 @@ def main():
                 disk.seek(offset)
                 disk.write(body)
                 continue
-            for start in range(0, length, 512):
+            for start in range(0, length, SECTOR):
                 if chance.random() < chance_of_sector:
                     disk.seek(offset + start)
-                    disk.write(body[start:start + 512])
+                    disk.write(body[start:start + SECTOR])
                 else:
                     missing += 1
 

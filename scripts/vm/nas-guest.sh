@@ -393,6 +393,7 @@ server_only() { # WAY OPTIONS
     rm -rf /work/home.?
     mkdir -p /work/home.a
     attach a
+    expect 0 "init" a -r /mnt/a/repo init
     expect 0 "first backup" a -r /mnt/a/repo backup /work/tree
     server_gone "$3"
     detach a

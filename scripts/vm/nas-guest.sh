@@ -406,6 +406,10 @@ fat() {
     truncate -s 64M /work/fat.img
     /usr/sbin/mkfs.vfat /work/fat.img >/dev/null 2>&1 && mount -o loop,umask=0 /work/fat.img /srv/fat || { say "note    no FAT here"; return; }
     attach fat fat
+    echo one >/mnt/fat/one
+    ln /mnt/fat/one /mnt/fat/two 2>/tmp/out && fail "FAT has links"
+    quote 1
+    rm -f /mnt/fat/one
     rm -rf /work/home.f
     mkdir -p /work/home.f
     expect 1 "init on a share on FAT is refused" f -r /mnt/fat/repo init

@@ -23,7 +23,7 @@ work() {
     local round snapshot
     mkfs.ext4 -q /dev/vda && mount /dev/vda /keys
     mkfs.ext4 -q -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 /dev/vdb 960M
-    mount ${NO_FLUSH:+-o barrier=0} /dev/vdb /srv/repo
+    mount /dev/vdb /srv/repo
     mkdir -p /work/tree /work/home
     kw -r /srv/repo/r init || { cat /tmp/out; return 1; }
     cp -a /work/home/.config /keys/ && umount /keys

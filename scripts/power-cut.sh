@@ -10,8 +10,8 @@
 # usage: scripts/power-cut.sh [CUTS [SEED]]      default: 40 cuts, a random seed, which is printed
 #
 # environment: KEEPWELL           the binary; default target/release/keepwell
-#              KEEPWELL_NO_FLUSH  if set, the guest's file system does not flush the disk, as one that lies about it:
-#                                 the script must then find losses, and fails if it does not
+#              KEEPWELL_NO_FLUSH  if set, the disk ignores flushes: the script must then find losses, and fails if it
+#                                 does not
 #              KEEPWELL_VM_WORK, KEEPWELL_VM_ACCEL, KEEPWELL_VM_MEMORY   see scripts/nas.sh
 set -euo pipefail
 
@@ -45,7 +45,7 @@ rm -f "$work/writes" "$work"/*.disk
 truncate -s 1G "$work/cut.disk"
 truncate -s 64M "$work/home.disk"
 : >"$work/writes"
-printf 'export PHASE=work NO_FLUSH=%q\n' "${KEEPWELL_NO_FLUSH:-}" >"$work/extra/vm/parameters"
+echo 'export PHASE=work' >"$work/extra/vm/parameters"
 vm_log_writes=$work/writes vm_start "$work" "$work/log" "$root/scripts/vm/power-cut-guest.sh" "$work/home.disk" "$work/cut.disk"
 phase work
 grep -aq '^VM-EXIT 0' "$work/log" || exit 1
@@ -57,7 +57,8 @@ while [ "$done" -lt "$cuts" ]; do
     disks=()
     for letter in b c d e f g h i; do
         [ "$done" -lt "$cuts" ] || break
-        python3 "$root/scripts/vm/write_log.py" "$work/writes" "$seed-$done" "$work/cut-$letter.disk" "$work/extra/vm/demanded.$letter"
+        python3 "$root/scripts/vm/write_log.py" "$work/writes" "$seed-$done" "$work/cut-$letter.disk" "$work/extra/vm/demanded.$letter" \
+            ${KEEPWELL_NO_FLUSH:+no-flush}
         disks+=("$work/cut-$letter.disk")
         done=$((done + 1))
     done

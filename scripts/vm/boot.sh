@@ -23,7 +23,7 @@ vm_prepare() {
         $sudo apt-get update -q >&2
         $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends qemu-system-x86 >&2
     fi
-    if [ ! -e "$work/unpacked" ]; then
+    if [ "$(cat "$work/unpacked" 2>/dev/null)" != "$*" ]; then
         echo "downloading a kernel and $* (into $work, nothing is installed)" >&2
         local image
         image=$(apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
@@ -42,7 +42,7 @@ vm_prepare() {
             rm -rf "${work:?}/extra/$name"
         done
         mkdir -p "$work/extra/vm" # the script's directory in the guest
-        touch "$work/unpacked"
+        echo "$*" >"$work/unpacked"
     fi
     vm_initramfs "$work"
     vm_accel "$work"
@@ -84,7 +84,7 @@ mount -t devpts devpts /dev/pts; mount -t tmpfs shm /dev/shm
 ln -sf /proc/self/fd /dev/fd
 hostname guest; ip link set lo up 2>/dev/null || busybox ifconfig lo 127.0.0.1 up
 [ ! -e /vm/parameters ] || source /vm/parameters
-bash /vm/script
+bash /vm/script </dev/null
 echo "VM-EXIT $?"
 sync
 echo o >/proc/sysrq-trigger

@@ -299,12 +299,12 @@ full() {
 }
 
 read_only() {
-    mount -o remount,ro /mnt/a 2>/dev/null || { say "note    cannot be mounted again read-only"; return; }
+    mount -o remount,bind,ro /mnt/a 2>/dev/null || { say "note    cannot be mounted again read-only"; return; }
     expect 1 "a backup to a read-only mount" a -r /mnt/a/repo backup /work/tree
     says 'read-only'
     quote 3
     compare "from a read-only mount" /mnt/a/repo
-    mount -o remount,rw /mnt/a
+    mount -o remount,bind,rw /mnt/a
 }
 
 forget_and_prune() {
@@ -393,6 +393,7 @@ server_only() { # WAY OPTIONS
     rm -rf /work/home.?
     mkdir -p /work/home.a
     attach a
+    expect 0 "init" a -r /mnt/a/repo init
     expect 0 "first backup" a -r /mnt/a/repo backup /work/tree
     server_gone "$3"
     detach a
@@ -405,6 +406,10 @@ fat() {
     truncate -s 64M /work/fat.img
     /usr/sbin/mkfs.vfat /work/fat.img >/dev/null 2>&1 && mount -o loop,umask=0 /work/fat.img /srv/fat || { say "note    no FAT here"; return; }
     attach fat fat
+    echo one >/mnt/fat/one
+    ln /mnt/fat/one /mnt/fat/two 2>/tmp/out && fail "FAT has links"
+    quote 1
+    rm -f /mnt/fat/one
     rm -rf /work/home.f
     mkdir -p /work/home.f
     expect 1 "init on a share on FAT is refused" f -r /mnt/fat/repo init

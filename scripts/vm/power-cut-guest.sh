@@ -4,7 +4,7 @@ set -u
 mkdir -p /work /srv/repo /keys
 
 kw() {
-    env -i PATH="$PATH" HOME=/work/home LC_ALL=C.UTF-8 /vm/keepwell --no-progress -y "$@" >/tmp/out 2>&1 </dev/null
+    env -i PATH="$PATH" HOME=/work/home LC_ALL=C.UTF-8 timeout "${limit:-600}" /vm/keepwell --no-progress -y "$@" >/tmp/out 2>&1 </dev/null
 }
 hash_of() { (cd "$1" && find . -type f | sort | xargs sha256sum | sha256sum | cut -d' ' -f1); }
 
@@ -23,7 +23,7 @@ work() {
     local round snapshot
     mkfs.ext4 -q /dev/vda && mount /dev/vda /keys
     mkfs.ext4 -q -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 /dev/vdb 960M
-    mount ${NO_FLUSH:+-o barrier=0} /dev/vdb /srv/repo
+    mount /dev/vdb /srv/repo
     mkdir -p /work/tree /work/home
     kw -r /srv/repo/r init || { cat /tmp/out; return 1; }
     cp -a /work/home/.config /keys/ && umount /keys
@@ -45,7 +45,7 @@ work() {
 }
 
 examine() { # LETTER
-    local id tree count=0 verdict=whole
+    local id tree count=0 verdict=whole waits=
     mount "/dev/vd$1" /srv/repo || { echo "LOST vd$1: cannot be mounted"; return; }
     rm -rf /work/home && mkdir -p /work/home && cp -a /keys/.config /work/home/
     kw -r /srv/repo/r check --read-data || { verdict=damaged; echo "LOST vd$1: check"; tail -n 8 /tmp/out; }
@@ -63,9 +63,14 @@ examine() { # LETTER
     left=$(find /srv/repo/r/.tmp -type f 2>/dev/null | wc -l)
     mkdir -p /work/again && echo again >/work/again/file
     kw -r /srv/repo/r backup /work/again || { verdict=damaged; echo "LOST vd$1: no backup any more"; tail -n 5 /tmp/out; }
-    kw -r /srv/repo/r prune || { verdict=damaged; echo "LOST vd$1: no prune any more"; tail -n 5 /tmp/out; }
+    # It waits for a session that the cut left open, since it cannot know that its host is gone: that is interrupted.
+    limit=15 kw -r /srv/repo/r prune || case $? in 124 | 130) waits=', a prune waits' ;; *)
+        verdict=damaged
+        echo "LOST vd$1: no prune any more"
+        tail -n 5 /tmp/out ;;
+    esac
     kw -r /srv/repo/r check --read-data || { verdict=damaged; echo "LOST vd$1: check after the next backup and prune"; tail -n 5 /tmp/out; }
-    echo "vd$1: $verdict, $count of $(wc -l <"/vm/demanded.$1") demanded snapshots restored; left in .tmp: $left"
+    echo "vd$1: $verdict, $count of $(wc -l <"/vm/demanded.$1") demanded snapshots restored; left in .tmp: $left$waits"
     umount /srv/repo
 }
 

@@ -40,7 +40,9 @@ def exists(directory, path):
 
 def ask(directory):
     libc.statx(directory, b"", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, 0x7FF, ctypes.create_string_buffer(256))
-    os.listdir(directory)  # what SMB takes
+    fresh = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
+    os.listdir(fresh)  # what SMB takes
+    os.close(fresh)
 
 
 def race(clients, name, call):

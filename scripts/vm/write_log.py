@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Makes a disk as a power cut would leave it, from a log of writes as qemu's `blklogwrites` makes it.
 
-usage: write_log.py LOG SEED DISK DEMANDED
+usage: write_log.py LOG SEED DISK DEMANDED [no-flush]
 
-The moment is random. What was written before the last flush is there; of what came after it each sector is there or
-not, at random (a sector is whole). Sectors beyond the file system hold what the guest noted, in the order of the log:
+The moment is random. What was written before the last flush is there; of what came after it each sector of 4 KiB is
+there or not, at random: it is whole, as ext4 demands of a disk for its superblock. Sectors beyond the file system hold what the guest noted, in the order of the log:
 `committed SNAPSHOT HASH` after a backup had returned, `forgetting SNAPSHOT` before it was forgotten. What is demanded
 of the disk, `SNAPSHOT HASH` on each line, goes to DEMANDED. Times of the host play no part.
+With `no-flush` the disk has ignored every flush since the work began.
 """
 
 import random
@@ -16,6 +17,7 @@ import sys
 FLUSH, DISCARD = 1, 4
 NOTES_AT = 1000 << 20  # where the notes begin; the file system ends before
 DISK_BYTES = 1 << 30
+SECTOR = 4096
 
 
 def read_log(path):
@@ -36,7 +38,7 @@ def read_log(path):
 
 
 def main():
-    path, seed, disk_path, demanded_path = sys.argv[1:]
+    path, seed, disk_path, demanded_path = sys.argv[1:5]
     chance = random.Random(seed)
     entries = list(read_log(path))
     log = open(path, "rb")
@@ -50,6 +52,8 @@ def main():
     begin = next(at for at, words in notes if words == ["begin"])
     cut = chance.randrange(begin, len(entries) + 1)
     flushed = max((at for at in range(cut) if entries[at][0] & FLUSH), default=0)
+    if sys.argv[5:] == ["no-flush"]:
+        flushed = begin
     chance_of_sector = chance.choice([0.0, 0.1, 0.5, 0.9])
 
     missing = 0
@@ -66,10 +70,10 @@ def main():
                 disk.seek(offset)
                 disk.write(body)
                 continue
-            for start in range(0, length, 512):
+            for start in range(0, length, SECTOR):
                 if chance.random() < chance_of_sector:
                     disk.seek(offset + start)
-                    disk.write(body[start:start + 512])
+                    disk.write(body[start:start + SECTOR])
                 else:
                     missing += 1
 

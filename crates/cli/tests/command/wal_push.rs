@@ -229,9 +229,9 @@ fn who_archives_ahead_never_asks_at_the_terminal_of_the_server() {
         .chain(follow.get_args())
         .map(|word| format!("'{}'", word.to_str().unwrap()))
         .collect();
-    // Gives it a terminal. Not alone in its session, as a command that is the last one would be.
-    let mut terminal = Command::new("script");
-    terminal.args(["-qec", &format!("{}; exit $?", line.join(" ")), "/dev/null"]);
+    // Gives it a terminal, at which nobody would ever answer. Not alone in its session, as a command that is the last one would be.
+    let mut terminal = Command::new("timeout");
+    terminal.args(["300", "script", "-qec", &format!("{}; exit $?", line.join(" ")), "/dev/null"]);
     terminal
         .env_clear()
         .env("HOME", server.path("home"))

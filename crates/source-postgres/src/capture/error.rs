@@ -67,6 +67,14 @@ pub enum CaptureError {
         /// The file.
         file: String,
     },
+    /// A file was cut off between the last summary and the begin of the backup, and another summary came in between.
+    #[error(
+        "`{path}` was cut off while the backup began, and the server may not tell all that changed in it since"
+    )]
+    CutOff {
+        /// The file in the snapshot.
+        path: String,
+    },
     /// The server does what no server does.
     #[error("{0}")]
     Odd(String),
@@ -90,6 +98,7 @@ impl CaptureError {
             Self::Control => Some(
                 "Nothing was committed. Run it again; look at the disk of the server if it fails again.".into(),
             ),
+            Self::CutOff { .. } => Some("Nothing was committed. Run it again.".into()),
             Self::WalMissing { .. } => Some(
                 "Nothing was committed. Free a replication slot (`max_replication_slots`), or raise `wal_keep_size`, and \
                  run it again."

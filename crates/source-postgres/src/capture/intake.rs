@@ -10,6 +10,7 @@ use keepwell_catalog::{Entry, EntryKind, MapKey};
 use super::CaptureError;
 use super::basis::Basis;
 use super::content::{Arriving, Feed, Part, arriving, complete};
+use super::cutoff::CutOff;
 use super::manifest::MARK;
 use super::page::{Pages, SEGMENT_PAGES, is_sound};
 use super::pagemap::{Compare, PageMap};
@@ -63,6 +64,8 @@ pub(super) struct Intake<'v, 'b> {
     basis: Option<&'b Basis>,
     /// For a server that does not say what changed.
     map: Option<PageMap>,
+    /// What of the basis is not there any more.
+    cut: CutOff,
     space: Option<u32>,
     roots: BTreeSet<MapKey>,
     tape: Tape,
@@ -131,12 +134,18 @@ impl<'v, 'b> Intake<'v, 'b> {
             judge,
             basis,
             map,
+            cut: CutOff::default(),
             space: None,
             roots: BTreeSet::new(),
             tape: Tape::default(),
             open: None,
             taken: Taken::default(),
         }
+    }
+
+    /// Tells which files were cut off since the basis.
+    pub fn knowing(self, cut: CutOff) -> Self {
+        Self { cut, ..self }
     }
 
     /// The next archive begins.
@@ -199,7 +208,9 @@ impl<'v, 'b> Intake<'v, 'b> {
         let relation = Relation::of(self.space, &head.path);
         let patch = match (marked, self.basis.and_then(|basis| basis.files.get(&key))) {
             (None, _) => None,
-            (Some(_), Some(size)) if relation.is_some() => Some(Patch::new(*size)),
+            (Some(_), Some(size)) if relation.is_some() => {
+                Some(Patch::new(self.cut.still_there(self.space, &head.path, *size)))
+            }
             (Some(_), _) => return Err(patch_error(&key, "it is not in the manifest")),
         };
         if let ([wal, name], None) = (head.path.as_slice(), self.space)

@@ -7,6 +7,7 @@
 mod basis;
 mod config;
 mod content;
+mod cutoff;
 mod error;
 mod facts;
 mod files;
@@ -27,6 +28,7 @@ use backup_core::source::{Found, Item, Opened, Order, Preflight, Previous, Sourc
 use tokio::runtime::Handle;
 
 use self::basis::{BAD_FILES_MAX, Basis, Origin};
+use self::cutoff::CutOff;
 pub use self::error::CaptureError;
 use self::facts::Facts;
 pub use self::files::LocalError;
@@ -298,6 +300,27 @@ impl PgSource {
         }
     }
 
+    /// What of the last capture a server can be trusted to tell the changes of; `None`, with a note, if that is not known.
+    async fn not_cut_off(&self, basis: &Basis, visit: Visit<'_>) -> Result<Option<Basis>, CaptureError> {
+        match self.cut_off(basis, None).await {
+            Ok(cut) => Ok(Some(cut.without(basis))),
+            Err(error) => {
+                visit(Found::Note(format!("everything is read: {}", crate::one_line(&error)))).or_stop()?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Asks on a connection of its own: the other one may be sending.
+    async fn cut_off(&self, basis: &Basis, to: Option<Lsn>) -> Result<CutOff, PgError> {
+        let odd = |_| PgError::Protocol("the last snapshot does not say where it begins".to_owned());
+        let from = basis.origin.start.parse::<Lsn>().map_err(odd)?;
+        let mut client = Client::connect(&self.connect).await?;
+        let cut = CutOff::ask(&mut client, from, to).await?;
+        client.close().await;
+        Ok(cut)
+    }
+
     /// Opens the page map, where one is of use.
     fn page_map(
         &self,
@@ -365,8 +388,11 @@ impl PgSource {
         basis: Option<&Arc<Basis>>,
         visit: Visit<'_>,
     ) -> Result<Streamed, CaptureError> {
-        let mut patched = basis.filter(|_| self.has_summaries());
-        if let Some(last) = patched
+        let mut patched = match basis.filter(|_| self.has_summaries()) {
+            Some(basis) => self.not_cut_off(basis, visit).await?,
+            None => None,
+        };
+        if let Some(last) = &patched
             && !self.offer(client, last, visit).await?
         {
             patched = None;
@@ -387,7 +413,14 @@ impl PgSource {
             _ => None,
         };
         let judge = self.facts.data_checksums.then_some(started.start);
-        let mut intake = Intake::new(visit, judge, patched.map(Arc::as_ref), map);
+        let cut = match &patched {
+            Some(last) => self.cut_off(last, Some(started.start)).await?,
+            None => CutOff::default(),
+        };
+        if let Some(key) = patched.as_ref().and_then(|last| cut.forgotten(last)) {
+            return Err(CaptureError::CutOff { path: key.display_path() });
+        }
+        let mut intake = Intake::new(visit, judge, patched.as_ref(), map).knowing(cut);
         while let Some(event) = stream.next().await? {
             match event {
                 BackupEvent::Archive(space) => intake.archive(space.as_ref())?,

@@ -11,8 +11,7 @@ pub(super) const SUSPECT_HINT: &str = "The disk, its controller or its connectio
 const NO_SPACE_HINT: &str = "Nothing was left behind. Free space on the disk that holds the repository, or prune with a stricter policy.";
 const PERMISSION_HINT: &str = "Objects are private to the user who created the repository: run as that user.";
 const READ_ONLY_HINT: &str = "The disk is mounted read-only; the kernel does that by itself after an error: read `dmesg` before remounting it.";
-const DEVICE_HINT: &str =
-    "The disk or its connection is failing: read the kernel log (`dmesg`), then check the repository.";
+const DEVICE_HINT: &str = "The disk or its connection is failing, or the server of a `soft` mount does not answer: read the kernel log (`dmesg`), then check the repository.";
 const LINK_HINT: &str =
     "A repository holds no symbolic links: move the data itself, or mount the other disk there.";
 const STALE_HINT: &str = "On the server the directory is gone, or the export: see that both are there, mount it again if need be, and try again.";

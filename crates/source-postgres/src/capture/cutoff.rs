@@ -21,7 +21,10 @@ const ACTION: &str = "ask which files were cut off since the last backup";
 
 /// Where relations were cut off, by tablespace, database, number and fork. Of number 0 is a database that was made anew.
 #[derive(Debug, Default)]
-pub(super) struct CutOff(HashMap<(u32, u32, u32, u8), Limit>);
+pub(super) struct CutOff(HashMap<Fork, Limit>);
+
+/// Tablespace, database, number and fork of a relation.
+type Fork = (u32, u32, u32, u8);
 
 #[derive(Debug, Clone, Copy)]
 struct Limit {
@@ -130,7 +133,7 @@ mod tests {
         Basis { origin, files: paths.iter().map(|path| (key(path), 1 << 20)).collect::<BTreeMap<_, _>>() }
     }
 
-    fn limits(limits: &[((u32, u32, u32, u8), u32, bool)]) -> CutOff {
+    fn limits(limits: &[(Fork, u32, bool)]) -> CutOff {
         let limit = |(key, block, is_last): &((u32, u32, u32, u8), u32, bool)| {
             (*key, Limit { block: *block, is_last: *is_last })
         };

@@ -4,7 +4,7 @@ set -u
 mkdir -p /work /srv/repo /keys
 
 kw() {
-    env -i PATH="$PATH" HOME=/work/home LC_ALL=C.UTF-8 timeout "${limit:-600}" /vm/keepwell --no-progress -y "$@" >/tmp/out 2>&1 </dev/null
+    env -i PATH="$PATH" HOME=/work/home LC_ALL=C.UTF-8 timeout -k 10 "${limit:-600}" /vm/keepwell --no-progress -y "$@" >/tmp/out 2>&1 </dev/null
 }
 hash_of() { (cd "$1" && find . -type f | sort | xargs sha256sum | sha256sum | cut -d' ' -f1); }
 
@@ -64,7 +64,7 @@ examine() { # LETTER
     mkdir -p /work/again && echo again >/work/again/file
     kw -r /srv/repo/r backup /work/again || { verdict=damaged; echo "LOST vd$1: no backup any more"; tail -n 5 /tmp/out; }
     # It waits for a session that the cut left open, since it cannot know that its host is gone: that is interrupted.
-    limit=15 kw -r /srv/repo/r prune || case $? in 124 | 130) waits=', a prune waits' ;; *)
+    limit=15 kw -r /srv/repo/r prune || case $? in 124 | 130 | 137) waits=', a prune waits' ;; *)
         verdict=damaged
         echo "LOST vd$1: no prune any more"
         tail -n 5 /tmp/out ;;

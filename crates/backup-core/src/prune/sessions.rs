@@ -68,7 +68,14 @@ async fn settle(repository: &Repository, fence_after: Duration, patience: Patien
             break;
         }
         repository.monitor().note(&format!("waiting for {} running backup(s)", waiting.len()));
-        tokio::time::sleep(POLL.min(fence_after)).await;
+        // What is read below are last words, which no interrupt ends.
+        let pause = tokio::time::sleep(POLL.min(fence_after));
+        repository
+            .until_cancelled(async {
+                pause.await;
+                Ok(())
+            })
+            .await?;
         let open = open_sessions(repository).await?;
         let now = repository.clock().monotonic();
         waiting.retain(|session, (beats, _)| {

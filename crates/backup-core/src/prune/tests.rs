@@ -1,6 +1,7 @@
 //! What a prune does beside deleting packs, and what it refuses.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,7 +17,7 @@ use crate::testing::{
     Hook, Hooked, Thing, TreeModel, World, assert_same, back_up, block_on, noise, restored, snapshot_of,
 };
 use crate::write::Session;
-use crate::{Error, Limits};
+use crate::{Cancel, Error, Limits};
 
 fn thorough() -> PruneOptions {
     PruneOptions { max_unused: 0.0, fence_after: Duration::ZERO, ..PruneOptions::default() }
@@ -90,6 +91,42 @@ fn an_idle_prune_ends_dead_sessions_and_sweeps() {
         assert_eq!(world.names("sessions/").await, Vec::<String>::new());
         back_up(&world.repository, &tree(2)).await;
         assert_eq!(findings(&world.open(&world.key).await).await, Vec::<String>::new());
+    });
+}
+
+/// Utters the wish to end when sessions are listed, once it is armed.
+#[derive(Debug)]
+struct EndsAtSessions {
+    armed: Arc<AtomicBool>,
+    cancel: Cancel,
+}
+
+#[async_trait]
+impl Hook for EndsAtSessions {
+    async fn before(&self, _: &Memory, operation: Operation, subject: &str) {
+        if operation == Operation::List && subject == "sessions/" && self.armed.load(Ordering::SeqCst) {
+            self.cancel.cancel();
+        }
+    }
+}
+
+#[test]
+fn an_idle_prune_that_waits_for_a_session_can_be_interrupted() {
+    block_on(async {
+        let world = World::new().await;
+        back_up(&world.repository, &tree(1)).await;
+        world.repository.prune(thorough()).await.unwrap();
+        let at_work = Session::claim(&world.repository).await.unwrap();
+        let (armed, cancel) = (Arc::new(AtomicBool::new(false)), Cancel::default());
+        let hook = EndsAtSessions { armed: Arc::clone(&armed), cancel: cancel.clone() };
+        let store = Arc::new(Hooked::new(world.store.inner().clone(), hook));
+        let keeper = Repository::builder(store).limits(Limits::default()).cancel(cancel);
+        let keeper = keeper.open(world.key.clone()).await.unwrap();
+        let fence_after = Duration::from_secs(3600);
+        let plan = keeper.plan_prune(PruneOptions { fence_after, ..thorough() }).await.unwrap();
+        armed.store(true, Ordering::SeqCst);
+        assert!(matches!(keeper.carry_out(plan).await, Err(Error::Cancelled)));
+        drop(at_work);
     });
 }
 

@@ -143,7 +143,11 @@ impl Disk {
                 Err(error) => return Err(error),
             }
         }
-        link(temp, directory, name).map(|()| Placed::Linked)
+        match link(temp, directory, name) {
+            // What Samba says where its own disk has no links (seen with FAT).
+            Err(Errno::ACCESS) if !self.rename_is_exclusive => Err(Errno::OPNOTSUPP),
+            result => result.map(|()| Placed::Linked),
+        }
     }
 
     /// The error for a name that is taken; the winner may not have come to its sync yet, so this one does it.

@@ -285,7 +285,7 @@ fn what_a_cancelled_backup_stored_is_in_the_index() {
         let tree = files.fold(TreeModel::default(), |tree, (name, file)| tree.with(&name, file));
         let options =
             || crate::BackupOptions { chunk_sizes: crate::chunker::ChunkSizes::FILES, ..options("data") };
-        let (repository, objects, cancel, _) = open(&world, 14).await;
+        let (repository, objects, cancel, _) = open(&world, 17).await;
         let ended = repository.backup(Arc::new(MemorySource::new(tree.clone())), options()).await;
         assert!(matches!(ended, Err(Error::Cancelled)) && cancel.is_cancelled(), "{ended:?}");
         let stored = keepwell_storage::list_all(&objects, "data/").await.unwrap().len();

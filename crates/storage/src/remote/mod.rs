@@ -168,7 +168,7 @@ mod tests {
     #[tokio::test]
     async fn a_webdav_server_is_asked_for_the_directory() {
         const THERE: &str = "<?xml version=\"1.0\"?><D:multistatus xmlns:D=\"DAV:\"><D:response><D:href>/backup/</D:href>\
-            <D:propstat><D:prop><D:getlastmodified>Tue, 07 May 2022 06:39:47 GMT</D:getlastmodified>\
+            <D:propstat><D:prop><D:getlastmodified>Sat, 07 May 2022 06:39:47 GMT</D:getlastmodified>\
             <D:resourcetype><D:collection/></D:resourcetype></D:prop><D:status>HTTP/1.1 200 OK</D:status></D:propstat>\
             </D:response></D:multistatus>";
         for (status, body, expected) in [

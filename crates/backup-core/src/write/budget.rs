@@ -7,7 +7,7 @@ use crate::chunker::ChunkSizes;
 use crate::repository::Limits;
 
 /// No pack is finished before it has so many bytes, whatever the limit.
-const PACK_BYTES_MIN: usize = 4 << 20;
+pub(super) const PACK_BYTES_MIN: usize = 4 << 20;
 /// Packs beside those of the workers: that of the tree, and those on their way.
 const OTHER_PACKS: usize = 1 + IN_FLIGHT_MAX;
 

@@ -4,6 +4,7 @@ use keepwell_catalog::PackClass;
 use keepwell_crypto::{ChunkId, DomainId, Recipient};
 
 use super::Uploads;
+use super::budget::PACK_BYTES_MIN;
 use crate::pack::{FRAME_PLAIN_MAX, FrameBuilder, PackError, PackWriter};
 use crate::repository::Repository;
 use crate::{BackupOptions, Error};
@@ -21,7 +22,7 @@ pub(crate) struct PackSettings {
     pub level: i32,
     /// Small chunks share a frame of about this many plain bytes.
     pub frame_bytes: usize,
-    /// A pack is finished when it has grown to this many bytes.
+    /// A pack of content is finished when it has grown to this many bytes.
     pub pack_bytes: usize,
 }
 
@@ -55,6 +56,15 @@ impl PackSettings {
     /// Likewise for chunks that move.
     pub fn for_moved(repository: &Repository, class: PackClass, domain: DomainId) -> Result<Self, Error> {
         Self::of(repository, class, domain, BackupOptions::default().compression_level)
+    }
+
+    /// A pack of this class is finished when it has grown to this many bytes. Those of tree nodes are smaller: a backup has one
+    /// open all the time, and memory would follow the number of files until it is full.
+    fn full_bytes(&self) -> usize {
+        match self.class {
+            PackClass::Data => self.pack_bytes,
+            PackClass::Meta => (self.pack_bytes / 4).max(PACK_BYTES_MIN).min(self.pack_bytes),
+        }
     }
 }
 
@@ -120,7 +130,7 @@ impl<'a> Packer<'a> {
         let full = {
             let pack = open_pack(&mut self.pack, &self.settings)?;
             pack.append(stored, plain, chunks)?;
-            pack.len() >= self.settings.pack_bytes as u64
+            pack.len() >= self.settings.full_bytes() as u64
         };
         if full { self.finish_pack() } else { Ok(()) }
     }
@@ -156,7 +166,7 @@ fn open_pack<'p>(
     match pack {
         Some(pack) => Ok(pack),
         none => {
-            let capacity = settings.pack_bytes + (settings.pack_bytes >> 2);
+            let capacity = settings.full_bytes() + (settings.full_bytes() >> 2);
             Ok(none.insert(PackWriter::new(settings.class, settings.domain, &settings.recipient, capacity)?))
         }
     }

@@ -33,6 +33,9 @@ pub(super) struct Origin {
     /// tell the same of their timelines, and each counts from its own recovery.
     #[serde(default)]
     pub counted: Option<String>,
+    /// Whether pages bore checksums. Not known of a snapshot that may lack what a server did not tell (`cutoff.rs`).
+    #[serde(default)]
+    pub checksums: Option<bool>,
     /// Files with damaged pages, by their paths in the snapshot, [`BAD_FILES_MAX`] and one at most.
     #[serde(default)]
     pub bad: Vec<String>,
@@ -51,6 +54,16 @@ impl Origin {
         let known = history.and_then(|history| history.begin_of(timeline));
         let is_same = self.counted.is_some() && self.counted.as_deref() == counted;
         timeline == Timeline::FIRST || (is_same && own.is_some() && own == known)
+    }
+
+    /// Why its pages cannot be kept on the word of a server whose pages bear checksums now, or do not; `None` if they can.
+    /// To switch checksums on changes every page, and no WAL tells it.
+    pub fn outdated_pages(&self, checksums: bool) -> Option<&'static str> {
+        match self.checksums {
+            None => Some("the last snapshot may lack pages that a server did not tell an older version of"),
+            Some(false) if checksums => Some("page checksums were switched on since the last snapshot"),
+            Some(_) => None,
+        }
     }
 }
 
@@ -119,6 +132,7 @@ mod tests {
             timeline,
             begun: begun.map(str::to_owned),
             counted: Some("1793.5".into()),
+            checksums: Some(true),
             bad: Vec::new(),
             start: "0/900".into(),
             stop: "0/999".into(),
@@ -150,7 +164,13 @@ mod tests {
             assert!(origin(1, None).is_in(Some(&third), counted));
         }
         let old = r#"{"system":"7","major":17,"timeline":1,"start":"0/28","stop":"0/99","time":5}"#;
-        assert_eq!(serde_json::from_str::<Origin>(old).unwrap().begun, None);
+        let old = serde_json::from_str::<Origin>(old).unwrap();
+        assert_eq!(old.begun, None);
+        // Checksums were off, or on; nobody wrote it down.
+        let with = |checksums| Origin { checksums: Some(checksums), ..old.clone() };
+        assert!(with(false).outdated_pages(true).is_some() && with(false).outdated_pages(false).is_none());
+        assert!(with(true).outdated_pages(true).is_none() && with(true).outdated_pages(false).is_none());
+        assert!(old.outdated_pages(true).is_some() && old.outdated_pages(false).is_some());
     }
 
     #[test]
@@ -169,6 +189,7 @@ mod tests {
             timeline: 1,
             begun: None,
             counted: None,
+            checksums: Some(true),
             bad: vec!["data/base/5/5".into()],
             start: "0/28".into(),
             stop: "0/99".into(),

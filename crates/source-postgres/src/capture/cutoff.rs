@@ -125,6 +125,7 @@ mod tests {
             timeline: 1,
             begun: None,
             counted: None,
+            checksums: Some(true),
             bad: Vec::new(),
             start: "0/28".into(),
             stop: "0/100".into(),

@@ -136,6 +136,7 @@ mod tests {
             timeline: 2,
             begun: None,
             counted: None,
+            checksums: Some(true),
             bad: Vec::new(),
             start: "0/28".into(),
             stop: "0/99".into(),

@@ -246,6 +246,7 @@ impl PgSource {
             timeline: cluster.timeline.get(),
             begun: history.map(|history| history.begin().to_string()),
             counted: self.facts.counted.clone(),
+            checksums: Some(self.facts.data_checksums),
             bad: Vec::new(),
             start: cluster.start_lsn.to_string(),
             stop: cluster.stop_lsn.to_string(),
@@ -269,6 +270,10 @@ impl PgSource {
         } else if self.has_summaries() && !origin.is_in(history, self.facts.counted.as_deref()) {
             // What changed is told along the server's own timelines. Page maps compare the pages themselves.
             format!("the last snapshot may be of another timeline {} than this server's", origin.timeline)
+        } else if let Some(reason) =
+            origin.outdated_pages(self.facts.data_checksums).filter(|_| self.has_summaries())
+        {
+            reason.to_owned()
         } else if origin.bad.len() > BAD_FILES_MAX {
             format!("the last snapshot has damaged pages in more than {BAD_FILES_MAX} files")
         } else {

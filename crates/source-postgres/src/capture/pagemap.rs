@@ -302,6 +302,7 @@ mod tests {
             timeline: 1,
             begun: None,
             counted: None,
+            checksums: Some(true),
             bad: Vec::new(),
             start: text(),
             stop: text(),

@@ -134,6 +134,7 @@ pub(super) async fn capture(
         timeline: ended.timeline.get(),
         begun: None,
         counted: None,
+        checksums: Some(source.facts.data_checksums),
         bad: Vec::new(),
         start: start.to_string(),
         stop: ended.stop.to_string(),

@@ -157,6 +157,7 @@ fn pages_are_compared_with_those_of_the_last_capture() {
         timeline: 1,
         begun: None,
         counted: None,
+        checksums: Some(true),
         bad: Vec::new(),
         start: "0/28".into(),
         stop: "0/99".into(),

@@ -77,10 +77,11 @@ impl Patch {
         if self.word(0) != MAGIC {
             return Err("it does not begin as one");
         }
-        if count > SEGMENT_PAGES || length > SEGMENT_PAGES {
+        if count > SEGMENT_PAGES {
             return Err("it has more blocks than a segment");
         }
-        self.total = length.into();
+        // Of a relation that was cut off in a later segment, some servers say where that was, counted from this one's begin.
+        self.total = length.min(SEGMENT_PAGES).into();
         if count > 0 {
             self.head_bytes = (HEAD + 4 * count as usize).next_multiple_of(PAGE);
         }
@@ -218,6 +219,12 @@ mod tests {
             );
             assert_eq!(text(&[4], 2, 2), ("k2 h2 d4".into(), 5));
             assert_eq!(text(&[0], 4, 2), ("d0 k1 h2".into(), 4));
+            let (all, before) = (SEGMENT_PAGES, u64::from(SEGMENT_PAGES));
+            assert_eq!(
+                text(&[1], all + all / 2, before),
+                (format!("k1 d1 k{}", all - 2), before),
+                "a later segment was cut off"
+            );
         }
     }
 

@@ -85,8 +85,10 @@ impl CutOff {
     }
 
     /// A file that is built on and was cut off before the last summary began: the server may have forgotten blocks of it.
+    /// One of which nothing stayed it sends whole, whatever it remembers.
     pub fn forgotten<'b>(&self, basis: &'b Basis) -> Option<&'b MapKey> {
-        basis.files.keys().find(|key| self.of_key(key).is_some_and(|limit| !limit.is_last))
+        let is_forgotten = |limit: Limit| limit.block > 0 && !limit.is_last;
+        basis.files.keys().find(|key| self.of_key(key).is_some_and(is_forgotten))
     }
 
     /// How many of the `size` bytes that the last capture has of a file may still be there.
@@ -165,6 +167,8 @@ mod tests {
         // What only the last summary tells is told in order.
         assert_eq!(cut.forgotten(&basis(&["data/base/5/200", "tablespaces/9/PG_17_202406281/5/100"])), None);
         assert_eq!(cut.forgotten(&basis(&all)), Some(&key("data/base/5/100.1")));
+        // Of these nothing stayed.
+        assert_eq!(cut.forgotten(&basis(&["data/base/5/100.2", "data/base/6/300"])), None);
         let there = |space, path: &str| {
             cut.still_there(space, &path.split('/').map(str::to_owned).collect::<Vec<_>>(), 1 << 20)
         };

@@ -20,26 +20,24 @@ pub(super) const TRIED_MAX: usize = 4;
 /// So many packs are asked for without looking whether they are there. Copies and merges that are not over make two or three.
 const PACKS_MAX: usize = 16;
 
-/// Where places in very many packs are claimed, leaves those in packs that the store lists.
-pub(super) async fn keep_stored(
+/// Where places in very many packs are claimed, leaves those in packs that the store lists. Gives the names of the others,
+/// which never come back.
+pub(super) async fn drop_absent(
     repository: &Repository,
     kind: ChunkKind,
     locations: &mut Vec<Location>,
-) -> Result<(), Error> {
-    let claimed: HashSet<ContentName> = locations.iter().map(|location| location.pack.name).collect();
-    if claimed.len() <= PACKS_MAX {
-        return Ok(());
+) -> Result<HashSet<ContentName>, Error> {
+    let mut absent: HashSet<ContentName> = locations.iter().map(|location| location.pack.name).collect();
+    if absent.len() <= PACKS_MAX {
+        return Ok(HashSet::new());
     }
-    let mut stored: HashSet<ContentName> = HashSet::new();
     for info in repository.list(&format!("{}/", super::class_of(kind).prefix())).await? {
-        if let Ok(ObjectName::Pack(_, name)) = info.key.as_str().parse()
-            && claimed.contains(&name)
-        {
-            stored.insert(name);
+        if let Ok(ObjectName::Pack(_, name)) = info.key.as_str().parse() {
+            absent.remove(&name);
         }
     }
-    locations.retain(|location| stored.contains(&location.pack.name));
-    Ok(())
+    locations.retain(|location| !absent.contains(&location.pack.name));
+    Ok(absent)
 }
 
 /// Places in packs for which few are claimed, in their order, and those in each of the other packs.
@@ -104,14 +102,64 @@ fn read_listed(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
     use keepwell_catalog::{IndexEntry, PackClass, SegmentBuilder};
     use keepwell_crypto::Digest;
-    use keepwell_storage::Operation;
+    use keepwell_storage::{Key, Memory, ObjectStore, Operation};
 
     use crate::read::read_chunk;
-    use crate::testing::{Thing, TreeModel, World, data_pack, noise, say};
+    use crate::testing::{Hook, Hooked, Thing, TreeModel, World, data_pack, noise, say};
 
     use super::*;
+
+    /// A segment that places a chunk in each of these packs.
+    fn segment(
+        hostile: &Repository,
+        one: IndexEntry,
+        packs: impl IntoIterator<Item = PackRef>,
+    ) -> (Key, Bytes) {
+        let mut builder = SegmentBuilder::new(hostile.group(), PackClass::Data);
+        for pack in packs {
+            let number = builder.add_pack(pack);
+            builder.add(IndexEntry { pack: number, ..one });
+        }
+        let (_, sealed) = hostile.seal_segment(builder, Vec::new()).unwrap();
+        let (_, key) = hostile.index_name(&sealed, [0; 4]);
+        (key, sealed)
+    }
+
+    /// Claims a chunk for many packs that are nowhere.
+    async fn claim_nowhere(hostile: &Repository, one: IndexEntry, pack: PackRef) {
+        let name = |n: u32| ContentName::new(&Digest::of(&n.to_le_bytes()), [0; 4]);
+        let packs = (0..500).map(|n| PackRef { name: name(n), ..pack });
+        let (key, sealed) = segment(hostile, one, packs);
+        hostile.put_new(&key, sealed).await.unwrap();
+    }
+
+    /// What a prune stores, and then removes.
+    type Move = (Vec<(Key, Bytes)>, Key);
+
+    /// Moves a pack each time before packs are listed; the next move is the last of these.
+    #[derive(Debug)]
+    struct Moves(Mutex<Vec<Move>>);
+
+    #[async_trait]
+    impl Hook for Moves {
+        async fn before(&self, inner: &Memory, operation: Operation, subject: &str) {
+            if operation != Operation::List || subject != "data/" {
+                return;
+            }
+            let next = self.0.lock().unwrap().pop();
+            let Some((stored, removed)) = next else { return };
+            for (key, body) in stored {
+                inner.put_new(&key, body).await.unwrap();
+            }
+            inner.delete(&removed).await.unwrap();
+        }
+    }
 
     #[tokio::test]
     async fn many_false_places_in_a_pack_cost_one_look_into_it() {
@@ -139,15 +187,7 @@ mod tests {
         let (world, hostile, _) = World::attacked(&tree).await;
         let (pack, entries) = data_pack(&world.repository);
         let one = entries[0];
-        let mut builder = SegmentBuilder::new(hostile.group(), PackClass::Data);
-        for n in 0..500_u32 {
-            let name = ContentName::new(&Digest::of(&n.to_le_bytes()), [0; 4]);
-            let number = builder.add_pack(PackRef { name, ..pack });
-            builder.add(IndexEntry { pack: number, ..one });
-        }
-        let (_, sealed) = hostile.seal_segment(builder, Vec::new()).unwrap();
-        let (_, key) = hostile.index_name(&sealed, [0; 4]);
-        hostile.put_new(&key, sealed).await.unwrap();
+        claim_nowhere(&hostile, one, pack).await;
 
         let repository = world.open(&world.key).await;
         repository.refresh_index().await.unwrap();
@@ -157,5 +197,27 @@ mod tests {
         let asked = world.store.reset();
         let requests = [Operation::Get, Operation::GetRange].map(|of| asked.under(of, "data").calls);
         assert!(requests.iter().sum::<u64>() <= 2, "{asked}");
+    }
+
+    #[tokio::test]
+    async fn a_pack_that_moves_whenever_packs_are_listed_is_not_lost() {
+        let tree = TreeModel::default().with("a", Thing::file(noise(1, 5_000)));
+        let (world, hostile, _) = World::attacked(&tree).await;
+        let (pack, entries) = data_pack(&world.repository);
+        let one = entries[0];
+        claim_nowhere(&hostile, one, pack).await;
+        let key_of = |pack: PackRef| names::pack_key(PackClass::Data, &pack.name);
+        let stored = world.store.get(&key_of(pack)).await.unwrap();
+        let copy = |n: u8| PackRef { name: ContentName::new(&pack.name.digest(), [n; 4]), ..pack };
+        let moved = |from: PackRef, to: PackRef| {
+            (vec![(key_of(to), stored.clone()), segment(&hostile, one, [to])], key_of(from))
+        };
+        let moves = Moves(Mutex::new(vec![moved(copy(1), copy(2)), moved(pack, copy(1))]));
+        let store = Arc::new(Hooked::new(world.store.inner().clone(), moves));
+
+        let repository = Repository::builder(store).open(world.key.clone()).await.unwrap();
+        repository.refresh_index().await.unwrap();
+        let chunk = read_chunk(&repository, ChunkKind::Content, &one.id).await.unwrap();
+        assert_eq!(chunk.len(), one.length as usize);
     }
 }

@@ -49,15 +49,16 @@ pub(crate) async fn read_chunk(
 async fn read_here(repository: &Repository, kind: ChunkKind, id: &ChunkId) -> Result<Vec<u8>, Error> {
     let mut tried: HashSet<Place> = HashSet::new();
     let mut looked_into: HashSet<ContentName> = HashSet::new();
+    let mut absent: HashSet<ContentName> = HashSet::new();
     let mut reason = String::from("no index segment lists it");
     let mut refused = None;
     let mut is_fresh = false;
     loop {
         let mut locations = repository.locate_in(class_of(kind), id)?;
         locations.retain(|location| {
-            !tried.contains(&place_of(location)) && !looked_into.contains(&location.pack.name)
+            let pack = &location.pack.name;
+            !tried.contains(&place_of(location)) && !looked_into.contains(pack) && !absent.contains(pack)
         });
-        claims::keep_stored(repository, kind, &mut locations).await?;
         if locations.is_empty() {
             if is_fresh || planted("reader-looks-once") {
                 // Only if every place said so: another key would help, and nothing is lost.
@@ -67,7 +68,9 @@ async fn read_here(repository: &Repository, kind: ChunkKind, id: &ChunkId) -> Re
             // Whether this changes the index is no answer: another thread may have read it a moment ago.
             repository.refresh_index().await?;
         }
+        // Before packs are listed: one that is absent then may have been moved after the index was read.
         is_fresh = locations.is_empty();
+        absent.extend(claims::drop_absent(repository, kind, &mut locations).await?);
         let (few, crowded) = claims::by_pack(locations);
         for location in few {
             match read_at(repository, kind, id, &location).await {

@@ -12,6 +12,8 @@ use crate::repository::{Plans, Repository, read_plans};
 
 /// Decided plans are merged when there are more than this many.
 const PLANS_MAX: usize = 8;
+/// The names in a merged plan take at most so many bytes: with all else, less than a plan may have (format §1).
+const NAMES_BYTES_MAX: usize = 240 << 20;
 
 /// Replaces decided plans by one under a higher number that condemns all that they doom; their verdicts stay. Gives how
 /// many went. A crash in between leaves plans that say the same twice, and the next merge takes them in.
@@ -25,6 +27,7 @@ pub(super) async fn merge_plans(repository: &Repository, young: Young) -> Result
         let may_go: BTreeSet<String> = may_go.map(|info| info.key.to_string()).collect();
         inputs.retain(|name| may_go.contains(names::plan_key(*name).as_str()));
     }
+    let inputs = fitting(&plans, inputs, NAMES_BYTES_MAX);
     if inputs.len() <= PLANS_MAX {
         return Ok(0);
     }
@@ -40,6 +43,20 @@ pub(super) async fn merge_plans(repository: &Repository, young: Young) -> Result
 /// Decided plans, but for those of the first version: without a suffix their names could be given a second time.
 fn mergeable(plans: &Plans) -> Vec<PlanName> {
     plans.verdicts.keys().copied().filter(|name| name.suffix().is_some()).collect()
+}
+
+/// The smallest of these plans, as many as one plan has room for; larger ones stay as they are.
+fn fitting(plans: &Plans, mut inputs: Vec<PlanName>, most: usize) -> Vec<PlanName> {
+    // Three bytes say how long a name is.
+    let bytes_of = |name: &PlanName| plans.left_of(name).map(|left| left.len() + 3).sum::<usize>();
+    inputs.sort_by_cached_key(bytes_of);
+    let mut bytes = 0;
+    inputs.retain(|name| {
+        bytes += bytes_of(name);
+        bytes <= most
+    });
+    inputs.sort_unstable();
+    inputs
 }
 
 #[cfg(test)]
@@ -70,6 +87,20 @@ mod tests {
         assert!(after.next > 20, "numbers rise on");
         assert_eq!(world.names("gc/").await.len(), 21, "verdicts stay");
         assert_eq!(merge_plans(repository, Young::default()).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_would_be_too_large_for_one_plan_is_not_merged() {
+        let world = World::new().await;
+        let repository = &world.repository;
+        for n in 0..20u8 {
+            let packs: Vec<String> = (0..=n).map(pack).collect();
+            super::super::merge::delete_segments(repository, &packs).await.unwrap();
+        }
+        let plans = read_plans(repository).await.unwrap();
+        let room_for = |packs: usize| packs * (pack(0).len() + 3);
+        assert_eq!(fitting(&plans, mergeable(&plans), room_for(1 + 2 + 3 + 3)).len(), 3);
+        assert_eq!(fitting(&plans, mergeable(&plans), NAMES_BYTES_MAX), mergeable(&plans));
     }
 
     #[tokio::test]

@@ -112,12 +112,11 @@ pub(super) fn check_chain(
     let mut last: BTreeMap<MemberId, u64> = BTreeMap::new();
     for end in ends {
         let expected = last.get(&end.writer).map_or(0, |n| n + 1);
-        for missing in (expected..end.n).take(MISSING_MAX) {
-            if !open.contains(&(end.writer, missing)) {
-                found(names::commit_key(end.writer, missing), "it is missing, and later ones exist");
-            }
+        let mut missing = (expected..end.n).filter(|n| !open.contains(&(end.writer, *n)));
+        for n in missing.by_ref().take(MISSING_MAX) {
+            found(names::commit_key(end.writer, n), "it is missing, and later ones exist");
         }
-        if end.n.saturating_sub(expected) > MISSING_MAX as u64 {
+        if missing.next().is_some() {
             found(names::commit_key(end.writer, end.n), "far more numbers before it are missing than these");
         }
         last.insert(end.writer, end.n);

@@ -10,11 +10,12 @@ use keepwell_catalog::{IndexEntry, PackClass, PackRef, names};
 use keepwell_crypto::{ChunkId, DomainId};
 use keepwell_storage::ObjectStore;
 
+use super::history::MISSING_MAX;
 use super::{CheckOptions, ReadData, remembered_proofs};
 use crate::env::{Clock, SystemClock, Timestamp};
 use crate::monitor::Monitor;
 use crate::testing::{Thing, TreeModel, World, back_up, block_on, data_pack, noise, say, say_malformed};
-use crate::write::fence;
+use crate::write::{Session, fence};
 use crate::{Cache, Cancel, Error, Limits, PruneOptions, Repository, Verdict, retain};
 
 const EVERYTHING: CheckOptions = CheckOptions { read: ReadData::Everything };
@@ -126,6 +127,22 @@ fn numbers_that_nobody_reached_are_no_endless_findings() {
         world.store.put_new(&names::retired_key(largest), planted).await.unwrap();
         let report = world.open(&world.key).await.examine(ReadData::Nothing).await.unwrap();
         assert!((2..500).contains(&report.findings.len()), "{}", report.findings.len());
+    });
+}
+
+/// As of a host that lost its power each time, where nobody prunes.
+#[test]
+fn many_sessions_without_an_end_are_no_damage() {
+    block_on(async {
+        let world = World::new().await;
+        for _ in 0..=MISSING_MAX {
+            drop(Session::claim(&world.repository).await.unwrap());
+        }
+        let backup = back_up(&world.repository, &tree("one", 1)).await;
+        assert!(backup.seq > MISSING_MAX as u64);
+        let report = world.open(&world.key).await.check(EVERYTHING).await.unwrap();
+        assert_eq!(report.open_sessions, MISSING_MAX as u64 + 1);
+        assert!(report.is_sound(), "{report:?}");
     });
 }
 

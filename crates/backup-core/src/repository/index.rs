@@ -32,9 +32,9 @@ const SMALL_AT_ONCE: usize = 16;
 /// For a few lookups, larger ones than this are read by ranges: the first costs two requests and 150 KB, and each further
 /// one mostly 64 KiB.
 const NEAR_BYTES_MAX: u64 = 4 << 20;
-/// Of the memory limit, this part is for the index: segments held decoded, about 90,000 entries with 256 MiB, and blocks of
+/// Of the memory limit, this part is for the index: segments held decoded, about 60,000 entries with 256 MiB, and blocks of
 /// the others. A larger part would make lookups faster, and memory follow the number of chunks for longer.
-const MEMORY_SHARE: usize = 32;
+const MEMORY_SHARE: usize = 24;
 
 /// The index as last read.
 pub(super) struct HeldIndex {

@@ -14,12 +14,13 @@ use super::table::Table;
 use crate::error::CatalogError;
 use crate::names::PackClass;
 
-/// Of the budget, segments that are decoded take at most so many thirds. What they leave is for blocks of the others.
-const DECODED_THIRDS: u64 = 2;
+/// Of the budget, segments that are decoded take at most this part. What they leave is for blocks of the others: those of two
+/// segments at once as writers make them, or ids in the order in which they were stored read each block many times.
+const DECODED_SHARE: u64 = 3;
 
 /// Answers where a chunk is, over many segments, from several threads; segments may be added meanwhile.
 ///
-/// Small segments are decoded into memory until two thirds of the budget are used up, at most 62 bytes per entry. The
+/// Small segments are decoded into memory until a third of the budget is used up, at most 62 bytes per entry. The
 /// others keep their filter in memory (10 bits per entry, beside the budget) and read one block per hit; what the decoded
 /// ones leave of the budget keeps blocks. So add the small ones first. Ids that are looked up in about the order in which
 /// they were stored find each block of a segment once, if the segment was written by who stored them.
@@ -89,7 +90,7 @@ pub struct Location {
 }
 
 impl IndexSet {
-    /// Memory that suits most hosts: 48 MiB, of which two thirds hold about 500 000 chunks.
+    /// Memory that suits most hosts: 48 MiB, of which a third holds about 250 000 chunks.
     pub const DEFAULT_MEMORY_BUDGET_BYTES: u64 = 48 << 20;
 
     /// An empty index, with memory for decoded segments and blocks.
@@ -113,7 +114,7 @@ impl IndexSet {
             let state = self.read();
             let known = state.numbers.get(name).copied();
             let used = state.table.bytes() + Table::cost_bytes(segment.len());
-            let decoded_max = self.memory_budget_bytes / 3 * DECODED_THIRDS;
+            let decoded_max = self.memory_budget_bytes / DECODED_SHARE;
             let fits = used <= decoded_max && state.table.has_numbers_for(segment.len());
             (known, fits && !segment.is_far())
         };

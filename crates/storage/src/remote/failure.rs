@@ -196,6 +196,10 @@ impl Site {
                 Kind::Unavailable,
                 format!("another write of this object is under way in the {place}{said}"),
             ),
+            // An answer to a HEAD has no body that could say more.
+            _ if facts.status == Some(409) && facts.code.is_empty() => {
+                new(Kind::Unavailable, format!("the {place} could not do it now{said}"))
+            }
             ErrorKind::ConfigInvalid | ErrorKind::Unsupported => {
                 new(Kind::Invalid, format!("the {place} cannot be used like this{said}"))
             }
@@ -599,5 +603,8 @@ mod tests {
         assert_eq!(site(Service::S3).failure("get", "x", &failed).kind, Kind::Other);
         let conflict = Error::new(ErrorKind::Conflict, "");
         assert!(site(Service::Azblob).failure("put", "x", &conflict).is_retryable());
+        let said_by_head = Error::new(ErrorKind::Unexpected, "")
+            .with_context("response", "Parts { status: 409, version: HTTP/1.1 }");
+        assert!(site(Service::S3).failure("head", "x", &said_by_head).is_retryable());
     }
 }

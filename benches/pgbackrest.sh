@@ -11,7 +11,7 @@ mkdir -p "$state"/{etc,lists/partial,archives/partial} "$dir/root" "$dir/bin"
 : >"$state/status"
 command -v patchelf >/dev/null || apt-get install -y -qq --no-install-recommends patchelf >/dev/null
 mirror=$(awk '/^URIs:/{print $2; exit}' /etc/apt/sources.list.d/*.sources 2>/dev/null || true)
-echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:-http://deb.debian.org/debian} $suite main" >"$state/etc/sources.list"
+echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:?no mirror of Debian in /etc/apt/sources.list.d/*.sources} $suite main" >"$state/etc/sources.list"
 options=(-o "Dir::Etc::sourcelist=$state/etc/sources.list" -o Dir::Etc::sourceparts=/dev/null
     -o Dir::Etc::preferencesparts=/dev/null -o "Dir::State=$state" -o "Dir::State::lists=$state/lists"
     -o "Dir::State::status=$state/status" -o "Dir::Cache=$state" -o "Dir::Cache::archives=$state/archives"

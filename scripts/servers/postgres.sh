@@ -56,7 +56,7 @@ apt_of() { # DIR SOURCES-LINE ARG…
 mirror_of() { # deb|deb-src SUITE: a line of sources.list
     local mirror
     mirror=$(awk '/^URIs:/{print $2; exit}' /etc/apt/sources.list.d/*.sources 2>/dev/null || true)
-    echo "$1 [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:-http://deb.debian.org/debian} $2 main"
+    echo "$1 [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:?no mirror of Debian in /etc/apt/sources.list.d/*.sources} $2 main"
 }
 
 # Packages of another suite, unpacked; loader and library path of the programs point at the libraries that came along.

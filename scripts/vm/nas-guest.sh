@@ -27,7 +27,7 @@ await() { # SECONDS CONDITION…
 kw() {
     local host=$1
     shift
-    env -i PATH="$PATH" HOME="/work/home.$host" LC_ALL=C.UTF-8 timeout -k 5 "${limit:-600}" \
+    env -i PATH="$PATH" HOME="/guest/home.$host" LC_ALL=C.UTF-8 timeout -k 5 "${limit:-600}" \
         /vm/keepwell --no-progress -y "$@" >/tmp/out 2>&1 </dev/null
 }
 expect() { # CODE WHAT HOST ARGUMENTS…
@@ -38,12 +38,12 @@ expect() { # CODE WHAT HOST ARGUMENTS…
 }
 says() { grep -qE -- "$1" /tmp/out || fail "nothing says: $1"; }
 compare() { # WHAT
-    rm -rf /work/restored
-    expect 0 "restore, $1" a -r "$2" restore latest --target /work/restored
+    rm -rf /guest/restored
+    expect 0 "restore, $1" a -r "$2" restore latest --target /guest/restored
     local differences
-    differences=$(rsync -aHAXc --delete -n --itemize-changes /work/tree/ /work/restored/work/tree/ 2>&1 | head -n 5)
+    differences=$(rsync -aHAXc --delete -n --itemize-changes /guest/tree/ /guest/restored/guest/tree/ 2>&1 | head -n 5)
     if [ -z "$differences" ]; then pass "rsync -aHAXc finds no difference"; else fail "it differs: $differences"; fi
-    rm -rf /work/restored
+    rm -rf /guest/restored
 }
 
 # --- the server
@@ -53,12 +53,12 @@ prepare() {
     echo '127.0.0.1 localhost' >/etc/hosts
     mount -t tmpfs state /var/lib/nfs
     mkdir -p /var/lib/nfs/{rpc_pipefs,sm,sm.bak,v4recovery} /run/rpcbind /run/sendsigs.omit.d /var/lib/samba/private \
-        /var/log/samba /var/cache/samba /run/samba/ncalrpc /srv/nas /srv/small /mnt/a /mnt/b /work
+        /var/log/samba /var/cache/samba /run/samba/ncalrpc /srv/nas /srv/small /mnt/a /mnt/b /guest
     touch /var/lib/nfs/{etab,rmtab,state,xtab}
     chown -R 501 /var/lib/nfs/sm /var/lib/nfs/sm.bak
     local disk
     for disk in a b c; do mkfs.ext4 -q "/dev/vd$disk"; done
-    mount /dev/vda /srv/nas && mount /dev/vdb /srv/small && mount -o acl,user_xattr /dev/vdc /work
+    mount /dev/vda /srv/nas && mount /dev/vdb /srv/small && mount -o acl,user_xattr /dev/vdc /guest
     rm -rf /srv/{nas,small}/lost+found
     chmod 777 /srv/nas /srv/small
     modprobe -a nfsd cifs loop vfat nls_cp437 nls_ascii 2>/dev/null
@@ -129,39 +129,39 @@ detach() { umount "/mnt/$1" 2>/dev/null || umount -lf "/mnt/$1" 2>/dev/null; }
 clean() { find /srv/nas /srv/small -mindepth 1 -delete; }
 
 make_tree() {
-    mkdir -p /work/tree /work/home.a
-    cp -a /usr/lib/python3/dist-packages /work/tree/ 2>/dev/null
-    cp -a /usr/share/zoneinfo /work/tree/
-    head -c 24000000 /dev/urandom >/work/tree/random
-    ln /work/tree/random /work/tree/hard-link
-    truncate -s 20M /work/tree/hole
-    setfattr -n user.note -v 'an attribute' /work/tree/random 2>/dev/null
-    mkfifo /work/tree/pipe
-    echo "a tree of $(find /work/tree | wc -l) names, $(du -sm /work/tree | cut -f1) MiB"
+    mkdir -p /guest/tree /guest/home.a
+    cp -a /usr/lib/python3/dist-packages /guest/tree/ 2>/dev/null
+    cp -a /usr/share/zoneinfo /guest/tree/
+    head -c 24000000 /dev/urandom >/guest/tree/random
+    ln /guest/tree/random /guest/tree/hard-link
+    truncate -s 20M /guest/tree/hole
+    setfattr -n user.note -v 'an attribute' /guest/tree/random 2>/dev/null
+    mkfifo /guest/tree/pipe
+    echo "a tree of $(find /guest/tree | wc -l) names, $(du -sm /guest/tree | cut -f1) MiB"
 }
 change_tree() {
-    head -c 24000000 /dev/urandom >"/work/tree/new"
-    date >>/work/tree/zoneinfo/changed
+    head -c 24000000 /dev/urandom >"/guest/tree/new"
+    date >>/guest/tree/zoneinfo/changed
 }
 
 # --- what is tried
 
 first_steps() {
     expect 0 "init" a -r /mnt/a/repo init
-    rm -rf /work/home.b
-    cp -a /work/home.a /work/home.b
+    rm -rf /guest/home.b
+    cp -a /guest/home.a /guest/home.b
     local code=0
     kw a -r /mnt/a/repo doctor || code=$?
     [ "$code" = 0 ] && pass "doctor" || fail "doctor: exit code $code"
     quote 12
     # The other client has looked, and found nothing; what the first one stores now must be there for it at once.
     kw b -r /mnt/b/repo snapshots
-    expect 0 "a small backup" a -r /mnt/a/repo backup /work/tree/zoneinfo/Europe
+    expect 0 "a small backup" a -r /mnt/a/repo backup /guest/tree/zoneinfo/Europe
     seen 1
-    expect 0 "first backup" a -r /mnt/a/repo backup /work/tree
+    expect 0 "first backup" a -r /mnt/a/repo backup /guest/tree
     seen 2
     change_tree
-    expect 0 "second backup" a -r /mnt/a/repo backup /work/tree
+    expect 0 "second backup" a -r /mnt/a/repo backup /guest/tree
     seen 3
     expect 0 "check --read-data by the other client" b -r /mnt/b/repo check --read-data
     compare "by the first" /mnt/a/repo
@@ -199,19 +199,19 @@ suite() {
 racers() {
     local round code_a code_b
     for round in 1 2 3; do
-        date >>/work/tree/zoneinfo/changed
-        env -i PATH="$PATH" HOME=/work/home.b timeout 300 /vm/keepwell --no-progress -y -r /mnt/b/repo backup /work/tree/zoneinfo >/tmp/out.b 2>&1 &
+        date >>/guest/tree/zoneinfo/changed
+        env -i PATH="$PATH" HOME=/guest/home.b timeout 300 /vm/keepwell --no-progress -y -r /mnt/b/repo backup /guest/tree/zoneinfo >/tmp/out.b 2>&1 &
         local other=$!
         code_a=0 code_b=0
-        kw a -r /mnt/a/repo backup /work/tree/dist-packages || code_a=$?
+        kw a -r /mnt/a/repo backup /guest/tree/dist-packages || code_a=$?
         wait $other || code_b=$?
         case "$code_a/$code_b" in 0/0) ;; *) cat /tmp/out.b >>/tmp/out; fail "two at once: exit codes $code_a and $code_b"; return ;; esac
     done
     pass "three times two backups at once by two clients"
-    env -i PATH="$PATH" HOME=/work/home.b timeout 300 /vm/keepwell --no-progress -y -r /mnt/b/repo forget --keep-last 1 --prune >/tmp/out.b 2>&1 &
+    env -i PATH="$PATH" HOME=/guest/home.b timeout 300 /vm/keepwell --no-progress -y -r /mnt/b/repo forget --keep-last 1 --prune >/tmp/out.b 2>&1 &
     other=$!
     code_a=0 code_b=0
-    kw a -r /mnt/a/repo backup /work/tree || code_a=$?
+    kw a -r /mnt/a/repo backup /guest/tree || code_a=$?
     wait $other || code_b=$?
     case "$code_a/$code_b" in 0/0 | 11/0) pass "a backup beside a prune by another client (exit codes $code_a/$code_b)" ;; *)
         cat /tmp/out.b >>/tmp/out
@@ -222,10 +222,10 @@ racers() {
 
 # Begins a backup that takes a while, and waits until it has stored something.
 begin_slow() {
-    head -c 30000000 /dev/urandom >/work/tree/random.slow
+    head -c 30000000 /dev/urandom >/guest/tree/random.slow
     find /srv/nas/repo -type f | sort >/tmp/before
-    env -i PATH="$PATH" HOME=/work/home.a timeout -k 5 "${limit:-240}" /vm/keepwell --no-progress -y -v --limit-upload 2MiB \
-        -r /mnt/a/repo backup /work/tree >/tmp/out 2>&1 </dev/null &
+    env -i PATH="$PATH" HOME=/guest/home.a timeout -k 5 "${limit:-240}" /vm/keepwell --no-progress -y -v --limit-upload 2MiB \
+        -r /mnt/a/repo backup /guest/tree >/tmp/out 2>&1 </dev/null &
     slow=$!
     await 60 something_new || fail "the slow backup stores nothing"
 }
@@ -238,7 +238,7 @@ killed() {
     local left
     left=$(find /srv/nas/repo/.tmp -type f | wc -l)
     pass "killed in the middle; left in .tmp: $left"
-    expect 0 "backup again" a -r /mnt/a/repo backup /work/tree
+    expect 0 "backup again" a -r /mnt/a/repo backup /guest/tree
     expect 0 "check after a kill" a -r /mnt/a/repo check --read-data
     [ "$(find /srv/nas/repo -name '.nfs*' -o -name '.smb*' | wc -l)" = 0 ] || fail "names of the client's own are left: $(find /srv/nas/repo -name '.nfs*' -o -name '.smb*')"
 }
@@ -256,7 +256,7 @@ server_away() {
     quote 5
     [ $code = 0 ] || [ $code = 1 ] || fail "exit code $code"
     await 60 ls /mnt/a/repo || fail "the mount does not come back"
-    expect 0 "backup after that" a -r /mnt/a/repo backup /work/tree
+    expect 0 "backup after that" a -r /mnt/a/repo backup /guest/tree
     expect 0 "check after that" a -r /mnt/a/repo check --read-data
     compare "after that" /mnt/a/repo
 }
@@ -280,27 +280,27 @@ server_gone() {
     await 90 process_ended || fail "the backup does not end after the server came back"
     wait $slow 2>/dev/null
     await 60 ls /mnt/a/repo
-    expect 0 "backup after that" a -r /mnt/a/repo backup /work/tree
+    expect 0 "backup after that" a -r /mnt/a/repo backup /guest/tree
 }
 process_ended() { ! kill -0 $slow 2>/dev/null || grep -q '^State:.*Z' "/proc/$slow/status"; }
 
 full() {
     attach small small || return
     expect 0 "init on a small export" a -r /mnt/small/repo init
-    expect 1 "a backup that does not fit" a -r /mnt/small/repo backup /work/tree
+    expect 1 "a backup that does not fit" a -r /mnt/small/repo backup /guest/tree
     says 'no space left|quota'
     quote 3
     local left
     left=$(find /srv/small/repo/.tmp -type f | wc -l)
     [ "$left" = 0 ] && pass "nothing is left in .tmp" || fail "$left files are left in .tmp"
-    expect 0 "a small backup fits afterwards" a -r /mnt/small/repo backup /work/tree/zoneinfo/Europe
+    expect 0 "a small backup fits afterwards" a -r /mnt/small/repo backup /guest/tree/zoneinfo/Europe
     expect 0 "check of the full export" a -r /mnt/small/repo check --read-data
     detach small
 }
 
 read_only() {
     mount -o remount,bind,ro /mnt/a 2>/dev/null || { say "note    cannot be mounted again read-only"; return; }
-    expect 1 "a backup to a read-only mount" a -r /mnt/a/repo backup /work/tree
+    expect 1 "a backup to a read-only mount" a -r /mnt/a/repo backup /guest/tree
     says 'read-only'
     quote 3
     compare "from a read-only mount" /mnt/a/repo
@@ -315,13 +315,13 @@ forget_and_prune() {
 }
 
 copies() {
-    rm -rf /work/local
-    mkdir -p /work/home.c
-    expect 0 "init on a disk" c -r /work/local init
-    expect 0 "backup to a disk" c -r /work/local backup /work/tree/zoneinfo
-    expect 0 "copy to the mount" c -r /work/local copy --to /mnt/a/copy
+    rm -rf /guest/local
+    mkdir -p /guest/home.c
+    expect 0 "init on a disk" c -r /guest/local init
+    expect 0 "backup to a disk" c -r /guest/local backup /guest/tree/zoneinfo
+    expect 0 "copy to the mount" c -r /guest/local copy --to /mnt/a/copy
     expect 0 "check of the copy" c -r /mnt/a/copy check --read-data
-    rm -rf /work/local
+    rm -rf /guest/local
 }
 
 unmounted() {
@@ -333,12 +333,12 @@ unmounted() {
     say "note    umount -l in the middle: exit code $code"
     quote 3
     echo "localhost:/srv/nas /mnt/a nfs noauto 0 0" >/etc/fstab
-    expect 10 "a backup when fstab has it and it is not mounted" a -r /mnt/a/repo backup /work/tree
+    expect 10 "a backup when fstab has it and it is not mounted" a -r /mnt/a/repo backup /guest/tree
     quote 3
     says 'is not mounted'
     : >/etc/fstab
     [ -z "$(ls -A /mnt/a)" ] || fail "something was made beneath the mount point"
-    expect 10 "a backup when nothing says what should be there" a -r /mnt/a/repo backup /work/tree
+    expect 10 "a backup when nothing says what should be there" a -r /mnt/a/repo backup /guest/tree
     quote 3
     [ -z "$(ls -A /mnt/a)" ] || say "note    it made a repository beneath the mount point"
     rm -rf /mnt/a/repo
@@ -365,8 +365,8 @@ requests() { # how often an NFS client had to rename, which only a removal of an
 everything() { # WAY OPTIONS
     way=$1 options=${2:-}
     clean
-    rm -rf /work/home.?
-    mkdir -p /work/home.a
+    rm -rf /guest/home.?
+    mkdir -p /guest/home.a
     attach a
     attach b
     say "note    $(grep ' /mnt/a ' /proc/mounts | cut -c1-150)"
@@ -390,11 +390,11 @@ everything() { # WAY OPTIONS
 server_only() { # WAY OPTIONS
     way=$1 options=${2:-}
     clean
-    rm -rf /work/home.?
-    mkdir -p /work/home.a
+    rm -rf /guest/home.?
+    mkdir -p /guest/home.a
     attach a
     expect 0 "init" a -r /mnt/a/repo init
-    expect 0 "first backup" a -r /mnt/a/repo backup /work/tree
+    expect 0 "first backup" a -r /mnt/a/repo backup /guest/tree
     server_gone "$3"
     detach a
 }
@@ -403,15 +403,15 @@ server_only() { # WAY OPTIONS
 fat() {
     way=smb-fat options=
     mkdir -p /srv/fat
-    truncate -s 64M /work/fat.img
-    /usr/sbin/mkfs.vfat /work/fat.img >/dev/null 2>&1 && mount -o loop,umask=0 /work/fat.img /srv/fat || { say "note    no FAT here"; return; }
+    truncate -s 64M /guest/fat.img
+    /usr/sbin/mkfs.vfat /guest/fat.img >/dev/null 2>&1 && mount -o loop,umask=0 /guest/fat.img /srv/fat || { say "note    no FAT here"; return; }
     attach fat fat
     echo one >/mnt/fat/one
     ln /mnt/fat/one /mnt/fat/two 2>/tmp/out && fail "FAT has links"
     quote 1
     rm -f /mnt/fat/one
-    rm -rf /work/home.f
-    mkdir -p /work/home.f
+    rm -rf /guest/home.f
+    mkdir -p /guest/home.f
     expect 1 "init on a share on FAT is refused" f -r /mnt/fat/repo init
     quote 4
     detach fat

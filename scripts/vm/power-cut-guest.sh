@@ -1,10 +1,10 @@
 # Runs in the guest of scripts/power-cut.sh, as root. /dev/vda keeps the key; /dev/vdb is the disk whose writes are
 # logged (PHASE=work), or /dev/vdb, /dev/vdc, … are disks as a power cut left them (PHASE=check).
 set -u
-mkdir -p /work /srv/repo /keys
+mkdir -p /guest /srv/repo /keys
 
 kw() {
-    env -i PATH="$PATH" HOME=/work/home LC_ALL=C.UTF-8 timeout -k 10 "${limit:-600}" /vm/keepwell --no-progress -y "$@" >/tmp/out 2>&1 </dev/null
+    env -i PATH="$PATH" HOME=/guest/home LC_ALL=C.UTF-8 timeout -k 10 "${limit:-600}" /vm/keepwell --no-progress -y "$@" >/tmp/out 2>&1 </dev/null
 }
 hash_of() { (cd "$1" && find . -type f | sort | xargs sha256sum | sha256sum | cut -d' ' -f1); }
 
@@ -24,18 +24,18 @@ work() {
     mkfs.ext4 -q /dev/vda && mount /dev/vda /keys
     mkfs.ext4 -q -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 /dev/vdb 960M
     mount /dev/vdb /srv/repo
-    mkdir -p /work/tree /work/home
+    mkdir -p /guest/tree /guest/home
     kw -r /srv/repo/r init || { cat /tmp/out; return 1; }
-    cp -a /work/home/.config /keys/ && umount /keys
+    cp -a /guest/home/.config /keys/ && umount /keys
     sync
     note begin
     for round in $(seq 12); do
-        head -c 2000000 /dev/urandom >"/work/tree/large.$((round % 4))"
-        mkdir -p "/work/tree/small"
-        for file in $(seq 40); do head -c 700 /dev/urandom >"/work/tree/small/$file.$((round % 2))"; done
-        kw -r /srv/repo/r backup /work/tree || { cat /tmp/out; return 1; }
+        head -c 2000000 /dev/urandom >"/guest/tree/large.$((round % 4))"
+        mkdir -p "/guest/tree/small"
+        for file in $(seq 40); do head -c 700 /dev/urandom >"/guest/tree/small/$file.$((round % 2))"; done
+        kw -r /srv/repo/r backup /guest/tree || { cat /tmp/out; return 1; }
         snapshot=$(newest)
-        note committed "$snapshot" "$(hash_of /work/tree)"
+        note committed "$snapshot" "$(hash_of /guest/tree)"
         if [ $((round % 4)) = 0 ]; then
             for old in $(all | head -n -2); do note forgetting "$old"; done
             kw -r /srv/repo/r forget --keep-last 2 --prune --max-unused 0 || { cat /tmp/out; return 1; }
@@ -47,11 +47,11 @@ work() {
 examine() { # LETTER
     local id tree count=0 verdict=whole waits=
     mount "/dev/vd$1" /srv/repo || { echo "LOST vd$1: cannot be mounted"; return; }
-    rm -rf /work/home && mkdir -p /work/home && cp -a /keys/.config /work/home/
+    rm -rf /guest/home && mkdir -p /guest/home && cp -a /keys/.config /guest/home/
     kw -r /srv/repo/r check --read-data || { verdict=damaged; echo "LOST vd$1: check"; tail -n 8 /tmp/out; }
     while read -r id tree; do
-        rm -rf /work/back
-        if kw -r /srv/repo/r restore "$id" --target /work/back --no-safety-snapshot && [ "$(hash_of /work/back/work/tree)" = "$tree" ]; then
+        rm -rf /guest/back
+        if kw -r /srv/repo/r restore "$id" --target /guest/back --no-safety-snapshot && [ "$(hash_of /guest/back/guest/tree)" = "$tree" ]; then
             count=$((count + 1))
         else
             verdict=damaged
@@ -61,8 +61,8 @@ examine() { # LETTER
     done <"/vm/demanded.$1"
     local left
     left=$(find /srv/repo/r/.tmp -type f 2>/dev/null | wc -l)
-    mkdir -p /work/again && echo again >/work/again/file
-    kw -r /srv/repo/r backup /work/again || { verdict=damaged; echo "LOST vd$1: no backup any more"; tail -n 5 /tmp/out; }
+    mkdir -p /guest/again && echo again >/guest/again/file
+    kw -r /srv/repo/r backup /guest/again || { verdict=damaged; echo "LOST vd$1: no backup any more"; tail -n 5 /tmp/out; }
     # It waits for a session that the cut left open, since it cannot know that its host is gone: that is interrupted.
     limit=15 kw -r /srv/repo/r prune || case $? in 124 | 130 | 137) waits=', a prune waits' ;; *)
         verdict=damaged

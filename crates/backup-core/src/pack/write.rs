@@ -96,6 +96,15 @@ impl PackWriter {
         self.directory_bytes + FRAME_BYTES + chunks * CHUNK_BYTES < FRAME_PLAIN_MAX - 16
     }
 
+    /// Whether it is as large as it should be: a frame like the last would take it beyond `bytes`, or it is close to that and has
+    /// next to no padding if it ends here. Packs that ended anywhere would have 1.5 % of it.
+    pub(crate) fn is_full(&self, bytes: u64) -> bool {
+        let last = self.directory.frames.last().map_or(0, |frame| u64::from(frame.stored));
+        let unpadded = self.plain_len + (self.directory_bytes + 16 + TRAILER_LEN) as u64;
+        let padding = padme(unpadded) - unpadded;
+        unpadded + last > bytes || (unpadded > bytes - bytes / 8 && padding <= bytes / 256)
+    }
+
     /// Bytes so far, before directory and padding.
     pub fn len(&self) -> u64 {
         self.plain_len
@@ -164,5 +173,41 @@ impl Write for Hashing {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keepwell_crypto::Identity;
+
+    use super::*;
+
+    #[test]
+    fn full_packs_have_next_to_no_padding() {
+        let (full, identity) = (4 << 20, Identity::generate());
+        let mut lengths = (0_usize..).map(|n| 40_000 + n * 7_919 % 50_000);
+        let (mut content, mut stored) = (0, 0);
+        for _ in 0..8 {
+            let mut pack =
+                PackWriter::new(PackClass::Data, DomainId::generate(), &identity.recipient(), 0).unwrap();
+            while !pack.is_full(full) {
+                let frame = vec![0; lengths.next().unwrap()];
+                pack.append(&frame, frame.len(), &[(ChunkId::from_bytes([1; 32]), 1)]).unwrap();
+            }
+            content += pack.len();
+            let size = pack.finish([0; 4]).unwrap().reference.size;
+            assert!((full / 8 * 7..=full + full / 64).contains(&size), "{size}");
+            stored += size;
+        }
+        assert!(stored - content < content / 128, "{content} bytes in {stored}");
+    }
+
+    #[test]
+    fn one_frame_fills_a_pack_that_it_is_too_long_for() {
+        let recipient = Identity::generate().recipient();
+        let mut pack = PackWriter::new(PackClass::Data, DomainId::generate(), &recipient, 0).unwrap();
+        assert!(!pack.is_full(1 << 20));
+        pack.append(&vec![0; 2 << 20], 2 << 20, &[(ChunkId::from_bytes([1; 32]), 2 << 20)]).unwrap();
+        assert!(pack.is_full(1 << 20));
     }
 }

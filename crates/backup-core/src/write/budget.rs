@@ -60,14 +60,15 @@ fn open_pack_bytes(pack_bytes: usize, sizes: ChunkSizes) -> usize {
     pack_bytes + pack_bytes / 4 + frame_bytes(sizes)
 }
 
-/// The tables of zstd for inputs of at most 4 MiB.
+/// The tables of zstd for inputs of at most 4 MiB, at this level and at level 1.
 fn compressor_bytes(level: i32) -> usize {
-    match level {
+    let tables = match level {
         ..=5 => 2 << 20,
         6 => 4 << 20,
         7..=9 => 13 << 20,
         _ => 52 << 20,
-    }
+    };
+    tables + (1 << 20)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Writing into a repository: dedup, packs, index segments, sessions. Shared by backup, prune and copy.
 
 mod budget;
+mod compressor;
 mod known;
 mod packer;
 mod session;

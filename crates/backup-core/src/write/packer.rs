@@ -5,6 +5,7 @@ use keepwell_crypto::{ChunkId, DomainId, Recipient};
 
 use super::Uploads;
 use super::budget::PACK_BYTES_MIN;
+use super::compressor::FrameCompressor;
 use crate::pack::{FRAME_PLAIN_MAX, FrameBuilder, PackError, PackWriter};
 use crate::repository::Repository;
 use crate::{BackupOptions, Error};
@@ -74,13 +75,13 @@ pub(crate) struct Packer<'a> {
     settings: PackSettings,
     frame: FrameBuilder,
     pack: Option<PackWriter>,
-    compressor: zstd::bulk::Compressor<'static>,
+    compressor: FrameCompressor,
     compressed: Vec<u8>,
 }
 
 impl<'a> Packer<'a> {
     pub fn new(uploads: &'a Uploads, settings: PackSettings) -> Result<Self, Error> {
-        let compressor = zstd::bulk::Compressor::new(settings.level).map_err(PackError::Seal)?;
+        let compressor = FrameCompressor::new(settings.level).map_err(PackError::Seal)?;
         Ok(Self {
             uploads,
             settings,
@@ -108,10 +109,13 @@ impl<'a> Packer<'a> {
             self.compressed.resize(bound, 0);
         }
         let mut compressed = std::mem::take(&mut self.compressed);
-        let stored = self
-            .compressor
-            .compress_to_buffer(frame.plain(), &mut compressed[..])
-            .map_err(PackError::Seal)?;
+        let stored = match frame.len() {
+            OWN_FRAME_MIN.. if frame.chunks().len() == 1 => {
+                self.compressor.large(frame.plain(), &mut compressed)
+            }
+            _ => self.compressor.mixed(frame.plain(), &mut compressed),
+        };
+        let stored = stored.map_err(PackError::Seal)?;
         let added = self.add_stored(&compressed[..stored], frame.len(), frame.chunks());
         self.compressed = compressed;
         added
@@ -130,7 +134,7 @@ impl<'a> Packer<'a> {
         let full = {
             let pack = open_pack(&mut self.pack, &self.settings)?;
             pack.append(stored, plain, chunks)?;
-            pack.len() >= self.settings.full_bytes() as u64
+            pack.is_full(self.settings.full_bytes() as u64)
         };
         if full { self.finish_pack() } else { Ok(()) }
     }

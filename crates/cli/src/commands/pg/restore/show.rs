@@ -63,14 +63,15 @@ pub(super) fn describe(ctx: &Context, prepared: &Prepared, args: &Args) {
     warnings(ctx, prepared);
 }
 
-fn needed(prepared: &Prepared) -> u64 {
-    prepared.parts.iter().map(|(_, part)| part.needed).sum()
+/// Also what stands there already is read and compared.
+fn bytes(prepared: &Prepared) -> u64 {
+    prepared.parts.iter().map(|(_, part)| part.bytes).sum()
 }
 
 /// How long it will take, as far as that is known.
 fn expected(prepared: &Prepared) -> String {
     let (files, log) = (
-        prepared.pace.of_files(needed(prepared)).map(text::duration),
+        prepared.pace.of_files(bytes(prepared)).map(text::duration),
         prepared.pace.of_log(prepared.plan.log_bytes()).map(text::duration),
     );
     let known = match (files, log) {
@@ -104,8 +105,8 @@ fn plan_json(prepared: &Prepared, args: &Args) -> serde_json::Value {
         "tablespaces": layout.tablespaces,
         "files": sum(|p| p.files),
         "bytes": sum(|p| p.bytes),
-        "bytes_needed": needed(prepared),
-        "files_seconds": prepared.pace.of_files(needed(prepared)).map(|took| took.as_secs_f64()),
+        "bytes_needed": sum(|part| part.needed),
+        "files_seconds": prepared.pace.of_files(bytes(prepared)).map(|took| took.as_secs_f64()),
         "log_seconds": prepared.pace.of_log(plan.log_bytes()).map(|took| took.as_secs_f64()),
         "removed": sum(|p| p.removed),
         "bytes_free": parts.iter().filter_map(|(_, part)| part.free).min(),

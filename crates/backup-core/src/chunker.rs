@@ -66,13 +66,15 @@ impl Chunker {
         self.sizes
     }
 
-    /// Length of the first chunk of `data`. `None` when more bytes are needed to tell, which happens only when
-    /// `at_end` is false and fewer than the maximum are given. Empty data has no chunk.
+    /// Length of the first chunk of `data`; empty data has none. `None` also when `at_end` is false and fewer than the maximum
+    /// are given, be there a chunk in them or not: who gets a stream in small pieces would look through it again with each.
     pub fn cut(&self, data: &[u8], at_end: bool) -> Option<usize> {
         let len = data.len().min(self.sizes.max);
-        let undecided = if at_end || len == self.sizes.max { (len > 0).then_some(len) } else { None };
+        if len == 0 || !at_end && len < self.sizes.max {
+            return None;
+        }
         if len <= self.sizes.min {
-            return undecided;
+            return Some(len);
         }
         let mut hash = 0u64;
         for &byte in &data[self.sizes.min - WINDOW..self.sizes.min] {
@@ -82,7 +84,7 @@ impl Chunker {
         let found = self
             .scan(&mut hash, data, self.sizes.min, middle, self.limit_small)
             .or_else(|| self.scan(&mut hash, data, middle, len, self.limit_large));
-        found.or(undecided)
+        found.or(Some(len))
     }
 
     /// Scans `data[from..to]`; a cut is before the byte that is looked at next.
@@ -140,6 +142,16 @@ mod tests {
             let got: Vec<String> = cuts(&chunker(sizes), &data).iter().map(ToString::to_string).collect();
             assert_eq!(got.join(","), fields[3], "{line}");
         }
+    }
+
+    #[test]
+    fn nothing_is_looked_through_before_the_largest_chunk_is_there() {
+        let sizes = ChunkSizes { min: 64, average: 256, max: 1024 };
+        let (c, data) = (chunker(sizes), noise("wait", 1024));
+        let first = c.cut(&data, false).unwrap();
+        assert!(first < 1000, "there is a chunk in less: {first}");
+        assert_eq!(c.cut(&data[..1000], false), None);
+        assert_eq!(c.cut(&data[..1000], true), Some(first));
     }
 
     #[test]

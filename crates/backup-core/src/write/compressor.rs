@@ -7,7 +7,7 @@ use zstd::bulk;
 /// The level that a higher one has to beat.
 const FAST: i32 = 1;
 /// The higher level is kept as long as it saves one byte of so many.
-const WORTH: usize = 64;
+const WORTH: usize = 32;
 /// So many frames of large contents go by one comparison.
 const FRAMES_BETWEEN: u32 = 32;
 

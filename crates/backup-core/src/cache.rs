@@ -274,6 +274,20 @@ impl CacheWriter {
         }
     }
 
+    /// Gives what was written so far for reading, before it is published.
+    pub fn written(&mut self) -> Result<CachedFile, Error> {
+        match &mut self.0 {
+            WriterPlace::Disk { file, .. } => {
+                let file = file.as_mut().expect("not yet published");
+                file.flush().map_err(Error::cache("write"))?;
+                let file = file.get_ref().try_clone().map_err(Error::cache("open"))?;
+                let len = file.metadata().map_err(Error::cache("look at"))?.len();
+                Ok(CachedFile::Disk(Arc::new(file), len))
+            }
+            WriterPlace::Memory { bytes, .. } => Ok(CachedFile::Memory(Bytes::copy_from_slice(bytes))),
+        }
+    }
+
     /// Gives what was written for reading; the file has no name and goes with its last reader.
     pub fn unnamed(mut self) -> Result<CachedFile, Error> {
         match &mut self.0 {

@@ -17,7 +17,8 @@ use crate::transfer::is_of;
 /// So many places in one pack are tried. A true index claims one.
 pub(super) const TRIED_MAX: usize = 4;
 
-/// So many packs are asked for without looking whether they are there. Copies and merges that are not over make two or three.
+/// So many packs are asked for without looking whether they are there. A true index names one, or as many more as there were
+/// hosts that stored the chunk at the same time, and repacks that are not over: mostly two or three.
 const PACKS_MAX: usize = 16;
 
 /// Where places in very many packs are claimed, leaves those in packs that the store lists. Gives the names of the others,
@@ -108,7 +109,7 @@ mod tests {
     use bytes::Bytes;
     use keepwell_catalog::{IndexEntry, PackClass, SegmentBuilder};
     use keepwell_crypto::Digest;
-    use keepwell_storage::{Key, Memory, ObjectStore, Operation};
+    use keepwell_storage::{Key, Memory, ObjectStore, Operation, Recorded};
 
     use crate::read::read_chunk;
     use crate::testing::{Hook, Hooked, Thing, TreeModel, World, data_pack, noise, say};
@@ -161,42 +162,57 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn many_false_places_in_a_pack_cost_one_look_into_it() {
+    /// What is asked of the store to read a chunk of which somebody hostile claims something.
+    async fn asked_despite(claim: impl AsyncFnOnce(&Repository, PackRef, IndexEntry)) -> Recorded {
         let tree = TreeModel::default().with("a", Thing::file(noise(1, 5_000)));
         let (world, hostile, _) = World::attacked(&tree).await;
         let (pack, entries) = data_pack(&world.repository);
         let one = entries[0];
-        let place = |n: u32| IndexEntry { frame_offset: one.frame_offset + n, ..one };
-        let claims: Vec<IndexEntry> = (1..=200).map(place).collect();
-        say(&hostile, PackClass::Data, pack, &claims, true).await;
+        claim(&hostile, pack, one).await;
 
         let repository = world.open(&world.key).await;
         repository.refresh_index().await.unwrap();
         world.store.reset();
         let chunk = read_chunk(&repository, ChunkKind::Content, &one.id).await.unwrap();
         assert_eq!(chunk.len(), one.length as usize);
-        let asked = world.store.reset();
-        let requests = [Operation::Get, Operation::GetRange].map(|of| asked.under(of, "data").calls);
-        assert!(requests.iter().sum::<u64>() <= 2, "{asked}");
+        world.store.reset()
+    }
+
+    /// Requests for packs, and parts of packs.
+    fn fetches(asked: &Recorded) -> u64 {
+        [Operation::Get, Operation::GetRange].map(|of| asked.under(of, "data").calls).iter().sum()
+    }
+
+    #[tokio::test]
+    async fn many_false_places_in_a_pack_cost_one_look_into_it() {
+        let asked = asked_despite(async |hostile: &Repository, pack, one: IndexEntry| {
+            let place = |n: u32| IndexEntry { frame_offset: one.frame_offset + n, ..one };
+            let claims: Vec<IndexEntry> = (1..=200).map(place).collect();
+            say(hostile, PackClass::Data, pack, &claims, true).await;
+        });
+        let asked = asked.await;
+        assert!(fetches(&asked) <= 2, "{asked}");
     }
 
     #[tokio::test]
     async fn packs_that_are_only_claimed_cost_one_listing() {
-        let tree = TreeModel::default().with("a", Thing::file(noise(1, 5_000)));
-        let (world, hostile, _) = World::attacked(&tree).await;
-        let (pack, entries) = data_pack(&world.repository);
-        let one = entries[0];
-        claim_nowhere(&hostile, one, pack).await;
+        let asked = asked_despite(async |hostile: &Repository, pack, one| {
+            claim_nowhere(hostile, one, pack).await;
+        });
+        let asked = asked.await;
+        assert!(fetches(&asked) <= 2, "{asked}");
+    }
 
-        let repository = world.open(&world.key).await;
-        repository.refresh_index().await.unwrap();
-        world.store.reset();
-        let chunk = read_chunk(&repository, ChunkKind::Content, &one.id).await.unwrap();
-        assert_eq!(chunk.len(), one.length as usize);
-        let asked = world.store.reset();
-        let requests = [Operation::Get, Operation::GetRange].map(|of| asked.under(of, "data").calls);
-        assert!(requests.iter().sum::<u64>() <= 2, "{asked}");
+    /// So do the inputs of a merge that is not over, and what they were merged into.
+    #[tokio::test]
+    async fn a_place_that_many_segments_list_is_one() {
+        let asked = asked_despite(async |hostile: &Repository, pack, one| {
+            for _ in 0..=TRIED_MAX {
+                say(hostile, PackClass::Data, pack, &[one], false).await;
+            }
+        });
+        let asked = asked.await;
+        assert_eq!(asked.under(Operation::Head, "data").calls, 0, "the whole pack is looked into: {asked}");
     }
 
     #[tokio::test]

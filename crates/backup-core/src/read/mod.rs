@@ -55,9 +55,11 @@ async fn read_here(repository: &Repository, kind: ChunkKind, id: &ChunkId) -> Re
     let mut is_fresh = false;
     loop {
         let mut locations = repository.locate_in(class_of(kind), id)?;
+        let mut listed: HashSet<Place> = HashSet::new(); // by several segments, before what a merge replaces is gone
         locations.retain(|location| {
-            let pack = &location.pack.name;
-            !tried.contains(&place_of(location)) && !looked_into.contains(pack) && !absent.contains(pack)
+            let (place, pack) = (place_of(location), &location.pack.name);
+            let is_new = !tried.contains(&place) && !looked_into.contains(pack) && !absent.contains(pack);
+            is_new && listed.insert(place)
         });
         if locations.is_empty() {
             if is_fresh || planted("reader-looks-once") {

@@ -2,10 +2,12 @@
 //! process has used a number.
 #![allow(clippy::unwrap_used)]
 
+use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use backup_core::{Cache, Error, Repository, RestoreReport, Snapshot};
-use keepwell_catalog::names;
+use backup_core::{ArchiveFormat, Cache, Depth, Error, OpenFile, Repository, RestoreReport, Snapshot, Tree};
+use keepwell_catalog::{Entry, EntryKind, MapKey, names};
 use keepwell_crypto::trust::Roles;
 use keepwell_e2e::gate::Gate;
 use keepwell_e2e::tree::{assert_same, put, read};
@@ -158,6 +160,51 @@ fn a_restore_of_which_a_part_is_gone_says_why() {
             assert!(why.contains(how.word()) && report.problem_count == 2, "{:?}", report.problems);
         });
     }
+}
+
+/// Of the first tree nothing was read by then, of the second all but the content of its file.
+#[test]
+fn who_reads_in_a_snapshot_is_told_why_it_is_gone() {
+    for how in WAYS {
+        run(async {
+            let two = two_snapshots().await;
+            let (reader, root) = (two.world.open().await, MapKey::root());
+            let tree = reader.tree(&two.going).await.unwrap();
+            let file = open_only_file(two.world.open().await.tree(&two.going).await.unwrap()).await;
+            how.withdraw(&two.owner, &two.going).await;
+            let children = tree.clone();
+            let mut told = vec![
+                tree.entry(&root).await.map(drop).unwrap_err(),
+                tree.list(&root, Depth::All, |_, _| ControlFlow::Continue(())).await.unwrap_err(),
+                tree.dump_file(&root, &mut io::sink()).await.unwrap_err(),
+                tree.dump_archive(&root, ArchiveFormat::Tar, &mut io::sink()).await.map(drop).unwrap_err(),
+            ];
+            for (before, after) in [(&two.staying, &two.going), (&two.going, &two.staying)] {
+                let compared = reader.diff(before, after, |_| ControlFlow::Continue(())).await;
+                told.push(compared.map(drop).unwrap_err());
+            }
+            let read = tokio::task::spawn_blocking(move || {
+                let children = children.children_blocking(&MapKey::root(), None, 9).map(drop);
+                [children.unwrap_err(), file.read_at(0, 9).map(drop).unwrap_err()]
+            });
+            told.extend(read.await.unwrap());
+            for error in told {
+                let is_told = matches!(&error, Error::NoSuchSnapshot(why) if why.contains(how.word()));
+                assert!(is_told, "{how:?}: {error}");
+            }
+        });
+    }
+}
+
+/// Opens the file of a snapshot that has one.
+async fn open_only_file(tree: Tree) -> OpenFile {
+    let mut files = Vec::new();
+    let visit = |key: &MapKey, entry: &Entry| {
+        files.extend((entry.kind == EntryKind::File).then(|| key.clone()));
+        ControlFlow::Continue(())
+    };
+    tree.list(&MapKey::root(), Depth::All, visit).await.unwrap();
+    tokio::task::spawn_blocking(move || tree.open_blocking(&files[0]).unwrap()).await.unwrap()
 }
 
 /// A process has chosen a number. Before it claims that, another one with its credential has backed up under it, and a

@@ -116,15 +116,17 @@ impl Repository {
     ) -> Result<DiffSummary, Error> {
         let (before, after) = (self.tree(before).await?, self.tree(after).await?);
         let mut summary = DiffSummary::default();
-        let tree = after.clone();
+        let trees = (before.clone(), after.clone());
         let produce =
-            move |send: &mut dyn FnMut(TreeChange) -> ControlFlow<()>| compare(&before, &after, send);
-        pipe(&tree, AHEAD, produce, |change| {
+            move |send: &mut dyn FnMut(TreeChange) -> ControlFlow<()>| compare(&trees.0, &trees.1, send);
+        let compared = pipe(&after, AHEAD, produce, |change| {
             summary.add(&change);
             Ok(visit(&change))
-        })
-        .await?;
-        Ok(summary)
+        });
+        match compared.await {
+            Err(failure) => Err(before.explained(failure).await),
+            Ok(()) => Ok(summary),
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Reading inside snapshots without restoring them: list, dump, archive, compare.
 //!
 //! All of it runs on a thread of its own, a bounded step ahead of the caller, who is handed what was found in the order
-//! of the tree. A credential that cannot decrypt gets [`Error::NotAllowed`].
+//! of the tree. A credential that cannot decrypt gets [`Error::NotAllowed`], and whoever does not find something because the
+//! snapshot was forgotten meanwhile, or its writer revoked, [`Error::NoSuchSnapshot`].
 
 mod archive;
 mod content;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use keepwell_catalog::{Entry, EntryKind, MapKey, MapReader};
 use keepwell_crypto::ChunkId;
+use tokio::runtime::Handle;
 
 use self::pipe::pipe;
 use crate::Error;
@@ -45,7 +47,7 @@ pub struct Tree(Arc<Inner>);
 struct Inner {
     shared: Browser,
     root: ChunkId,
-    snapshot: String,
+    snapshot: Snapshot,
 }
 
 /// Opens trees that share what was fetched, for whoever reads in many snapshots at once. Cheap to clone.
@@ -57,6 +59,7 @@ pub struct Browser(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     repository: Repository,
+    handle: Handle,
     nodes: Nodes,
     contents: Contents,
 }
@@ -75,7 +78,8 @@ impl Repository {
     ///
     /// Costs a listing of the index, and what changed in it; where nothing of it is at hand, large parts of it are left
     /// where they are, and each of the first lookups there costs a request. The tree itself is read as it is used. Fails
-    /// with [`Error::NotAllowed`] for a credential that cannot decrypt.
+    /// with [`Error::NotAllowed`] for a credential that cannot decrypt. Whatever is read in it later fails with
+    /// [`Error::NoSuchSnapshot`] where it is gone because the snapshot was forgotten meanwhile, or its writer revoked.
     pub async fn tree(&self, snapshot: &Snapshot) -> Result<Tree, Error> {
         self.browser().tree(snapshot).await
     }
@@ -83,7 +87,7 @@ impl Repository {
     /// Begins to read in snapshots. Reads nothing yet. Must be called within a tokio runtime, which must outlive it.
     pub fn browser(&self) -> Browser {
         let (nodes, contents) = (Nodes::new(self), Contents::new(self));
-        Browser(Arc::new(Shared { repository: self.clone(), nodes, contents }))
+        Browser(Arc::new(Shared { repository: self.clone(), handle: Handle::current(), nodes, contents }))
     }
 }
 
@@ -94,7 +98,7 @@ impl Browser {
         let manifest = snapshot.manifest()?;
         repository.data_identities(manifest.domain)?;
         repository.unless_cancelled(repository.refresh_index_as_needed()).await?;
-        Ok(Tree(Arc::new(Inner { shared: self.clone(), root: manifest.root, snapshot: snapshot.short() })))
+        Ok(Tree(Arc::new(Inner { shared: self.clone(), root: manifest.root, snapshot: snapshot.clone() })))
     }
 }
 
@@ -178,7 +182,15 @@ impl Tree {
     ) -> Result<T, Error> {
         let tree = self.clone();
         let task = tokio::task::spawn_blocking(move || work(&tree));
-        task.await.map_err(|e| Error::Task(e.to_string()))?
+        match task.await.map_err(|e| Error::Task(e.to_string()))? {
+            Err(failure) => Err(self.explained(failure).await),
+            done => done,
+        }
+    }
+
+    /// What is to be said of a failure: see [`Repository::explained`].
+    async fn explained(&self, failure: Error) -> Error {
+        self.repository().explained(&self.0.snapshot, failure).await
     }
 }
 
@@ -208,8 +220,13 @@ impl Tree {
         carrier(&self.reader(), key, entry)
     }
 
+    /// What was read, or what is to be said of the failure.
+    fn told<T>(&self, read: Result<T, Error>) -> Result<T, Error> {
+        read.map_err(|failure| self.0.shared.0.handle.block_on(self.explained(failure)))
+    }
+
     fn no_such_path(&self, key: &MapKey) -> Error {
-        Error::NoSuchPath { path: shown(key), snapshot: self.0.snapshot.clone() }
+        Error::NoSuchPath { path: shown(key), snapshot: self.0.snapshot.short() }
     }
 }
 

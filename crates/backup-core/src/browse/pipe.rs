@@ -30,5 +30,8 @@ pub(super) async fn pipe<T: Send + 'static, R: Send + 'static>(
     }
     drop(receiver);
     let produced = task.await.map_err(|e| Error::Task(e.to_string()))?;
-    repository.unless_cancelled(async { consumed.and(produced) }).await
+    match repository.unless_cancelled(async { consumed.and(produced) }).await {
+        Err(failure) => Err(tree.explained(failure).await),
+        done => done,
+    }
 }

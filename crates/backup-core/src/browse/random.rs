@@ -20,6 +20,10 @@ impl Tree {
     ///
     /// Blocks on storage; call it on an ordinary thread.
     pub fn entry_blocking(&self, key: &MapKey) -> Result<Option<Entry>, Error> {
+        self.told(self.entry_or_implied(key))
+    }
+
+    fn entry_or_implied(&self, key: &MapKey) -> Result<Option<Entry>, Error> {
         if let Some(entry) = self.head(key)? {
             return Ok(Some(entry));
         }
@@ -30,7 +34,7 @@ impl Tree {
     /// As [`Tree::resolve`], blocking; call it on an ordinary thread.
     pub fn resolve_blocking(&self, key: &MapKey) -> Result<(MapKey, Entry), Error> {
         let entry = self.entry_blocking(key)?.ok_or_else(|| self.no_such_path(key))?;
-        super::carrier(&self.reader(), key, entry)
+        self.told(super::carrier(&self.reader(), key, entry))
     }
 
     /// What lies directly in a directory behind the name `after`, in the order of their bytes, at most `count` of them:
@@ -38,6 +42,15 @@ impl Tree {
     ///
     /// Blocks on storage; call it on an ordinary thread.
     pub fn children_blocking(
+        &self,
+        directory: &MapKey,
+        after: Option<&[u8]>,
+        count: usize,
+    ) -> Result<Vec<(MapKey, Entry)>, Error> {
+        self.told(self.read_children(directory, after, count))
+    }
+
+    fn read_children(
         &self,
         directory: &MapKey,
         after: Option<&[u8]>,
@@ -82,6 +95,10 @@ impl Tree {
     ///
     /// Reads the whole tree, and takes memory for each such file. Blocks on storage; call it on an ordinary thread.
     pub fn further_names_blocking(&self) -> Result<HashMap<MapKey, u32>, Error> {
+        self.told(self.count_further_names())
+    }
+
+    fn count_further_names(&self) -> Result<HashMap<MapKey, u32>, Error> {
         let mut names: HashMap<MapKey, u32> = HashMap::new();
         for item in self.reader().heads_below(&MapKey::root())? {
             if let Some(first) = item?.1.hard_link {
@@ -154,6 +171,10 @@ impl OpenFile {
 
     /// What one extent holds from `offset` to its end; `None` behind the last. As [`OpenFile::read_at`].
     pub fn stretch(&self, offset: u64) -> Result<Option<Stretch>, Error> {
+        self.tree.told(self.read_stretch(offset))
+    }
+
+    fn read_stretch(&self, offset: u64) -> Result<Option<Stretch>, Error> {
         let Some((extent, skip)) = self.extent_at(offset)? else { return Ok(None) };
         let (id, from, length) = match extent {
             Extent::Hole { length } => return Ok(Some(Stretch::Hole(length - skip))),
@@ -171,8 +192,8 @@ impl OpenFile {
     /// Whether a hole stands at `offset`, and where that or the data there ends; `None` behind the end of the file. Reads
     /// no content.
     pub fn is_hole(&self, offset: u64) -> Result<Option<(bool, u64)>, Error> {
-        Ok(self
-            .extent_at(offset)?
+        let found = self.tree.told(self.extent_at(offset))?;
+        Ok(found
             .map(|(extent, skip)| (extent.chunk().is_none(), offset.saturating_add(extent.length() - skip))))
     }
 

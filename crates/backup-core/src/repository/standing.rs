@@ -26,6 +26,7 @@ impl Repository {
     /// damaged, where it counts no longer.
     pub(crate) async fn explained(&self, snapshot: &Snapshot, failure: Error) -> Error {
         let may_be = match &failure {
+            _ if self.is_silent() => false, // nor would it answer this
             Error::ChunkLost { .. } | Error::Damaged { .. } => true,
             Error::Storage(error) => error.is_not_found(),
             _ => false,

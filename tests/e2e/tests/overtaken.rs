@@ -6,7 +6,10 @@ use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use backup_core::{ArchiveFormat, Cache, Depth, Error, OpenFile, Repository, RestoreReport, Snapshot, Tree};
+use backup_core::{
+    ArchiveFormat, Cache, CheckOptions, CheckReport, Depth, Error, OpenFile, ReadData, Repository,
+    RestoreReport, Snapshot, Tree,
+};
 use keepwell_catalog::{Entry, EntryKind, MapKey, names};
 use keepwell_crypto::trust::Roles;
 use keepwell_e2e::gate::Gate;
@@ -194,6 +197,69 @@ fn who_reads_in_a_snapshot_is_told_why_it_is_gone() {
             }
         });
     }
+}
+
+/// Checks everything; when an object is first read, others do something.
+async fn check_beside(world: &World, name: &str, others: impl AsyncFnOnce(&Repository)) -> CheckReport {
+    let owner = world.open().await;
+    let gate = Arc::new(Gate::reading(world.store.clone(), name));
+    let slow = world.open_with(gate.clone(), Cache::memory()).await.unwrap();
+    let beside = async {
+        gate.reached().await;
+        others(&owner).await;
+        gate.open();
+    };
+    let (report, ()) = tokio::join!(slow.check(CheckOptions { read: ReadData::Everything }), beside);
+    report.unwrap()
+}
+
+/// All that a check reads, but for trust and keys.
+async fn read_by_a_check(world: &World) -> Vec<String> {
+    let mut names = Vec::new();
+    for prefix in ["commits/", "manifests/", "index/", "meta/", "data/"] {
+        names.extend(world.names(prefix).await);
+    }
+    names
+}
+
+#[test]
+fn a_check_does_not_call_damaged_what_counts_no_longer() {
+    for how in WAYS {
+        run(async {
+            let two = two_snapshots().await;
+            for name in read_by_a_check(&two.world).await {
+                let world = two.world.fork();
+                let withdraw = async |owner: &Repository| how.withdraw(owner, &two.going).await;
+                let report = check_beside(&world, &name, withdraw).await;
+                assert!(report.is_sound(), "{how:?} when {name} is read: {report:?}");
+            }
+        });
+    }
+}
+
+/// What is needed of a pack is moved, and the pack goes.
+#[test]
+fn a_check_follows_what_a_prune_moves() {
+    run(async {
+        let (world, dir) = (World::new().await, tempfile::tempdir().unwrap());
+        let owner = world.open().await;
+        // Small enough for one frame, whatever the other worker takes over.
+        put(dir.path(), "going", 1, 20_000);
+        put(dir.path(), "staying", 2, 20_000);
+        let first = back_up(&owner, dir.path()).await.unwrap();
+        std::fs::remove_file(dir.path().join("going")).unwrap();
+        back_up(&owner, dir.path()).await.unwrap();
+        forget(&owner, &[snapshot_of(&owner, &first).await]).await.unwrap();
+        for name in read_by_a_check(&world).await {
+            let world = world.fork();
+            let mut moved = 0;
+            let prune = async |owner: &Repository| {
+                moved = owner.prune(thorough()).await.unwrap().packs_repacked;
+            };
+            let report = check_beside(&world, &name, prune).await;
+            assert!(report.is_sound() && moved > 0, "when {name} is read: {moved} moved, {report:?}");
+        }
+    });
 }
 
 /// Opens the file of a snapshot that has one.

@@ -105,7 +105,8 @@ impl Search {
     }
 }
 
-/// Says which snapshots and paths are affected; only done when there is damage, for it reads every tree again.
+/// Says which snapshots and paths are affected; only done when there is damage, for it reads every tree again. What is gone
+/// of a snapshot that was forgotten meanwhile is none.
 pub(super) async fn name(
     repository: &Repository,
     history: History,
@@ -114,9 +115,16 @@ pub(super) async fn name(
 ) -> Result<(), Error> {
     let nodes = Nodes::new(repository);
     let mut into = std::mem::take(report);
+    let (repository, handle) = (repository.clone(), Handle::current());
     let task = tokio::task::spawn_blocking(move || {
         for snapshot in &history.snapshots {
-            name_one(&nodes, snapshot, &lost, &mut into)?;
+            let paths = paths_in(&nodes, snapshot, &lost)?;
+            if paths.is_empty() || handle.block_on(repository.why_gone(snapshot)).is_some() {
+                continue;
+            }
+            into.damaged_snapshots.insert(snapshot.id.to_string());
+            let room = PATHS_MAX.saturating_sub(into.damaged_paths.len());
+            into.damaged_paths.extend(paths.into_iter().take(room));
         }
         Ok::<_, Error>(into)
     });
@@ -124,22 +132,18 @@ pub(super) async fn name(
     Ok(())
 }
 
-fn name_one(
-    nodes: &Nodes,
-    snapshot: &Snapshot,
-    lost: &HashSet<ChunkId>,
-    report: &mut CheckReport,
-) -> Result<(), Error> {
+/// The paths in a snapshot that are affected, as many as a report may name; none only if none is.
+fn paths_in(nodes: &Nodes, snapshot: &Snapshot, lost: &HashSet<ChunkId>) -> Result<Vec<String>, Error> {
     let reader = MapReader::new(nodes, snapshot.manifest()?.root);
+    let mut paths = Vec::new();
     let mut affected = |path: String| {
-        report.damaged_snapshots.insert(snapshot.id.to_string());
-        if report.damaged_paths.len() < PATHS_MAX {
-            report.damaged_paths.push(format!("{}:{path}", snapshot.short()));
+        if paths.len() < PATHS_MAX {
+            paths.push(format!("{}:{path}", snapshot.short()));
         }
     };
     let Ok(mut entries) = reader.heads_below(&MapKey::root()) else {
         affected("/".into());
-        return Ok(());
+        return Ok(paths);
     };
     while let Some(item) = entries.next() {
         match item {
@@ -154,7 +158,7 @@ fn name_one(
             },
         }
     }
-    Ok(())
+    Ok(paths)
 }
 
 /// Whether something of a file's content is lost, or where it lies.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use keepwell_catalog::names::{self, ObjectName};
-use keepwell_catalog::{ContentName, IndexSet, PackClass, PackRef};
+use keepwell_catalog::{ContentName, IndexSet, PackClass, PackRef, PackSet};
 use keepwell_crypto::{ChunkId, ChunkKind, Digest};
 use keepwell_storage::{StorageError, StorageErrorKind};
 use tokio::runtime::Handle;
@@ -17,7 +17,7 @@ use super::{CheckReport, ReadData, affected, class_of_key, remembered};
 use crate::Error;
 use crate::pack::chunk_from_frame;
 use crate::read::{FrameMemory, FrameReader, fetch_stored};
-use crate::repository::Repository;
+use crate::repository::{Repository, read_plans};
 
 /// Reads what was never proved first, then what was proved longest ago, and remembers what it proves as it goes on: a
 /// check that is interrupted has done some of the work of the next. What is missing or damaged counts as proved no more.
@@ -124,14 +124,14 @@ struct Found {
 
 /// Reads packs with all threads, and reports what is wrong.
 async fn read_packs(
-    repository: &Repository,
+    of: &Repository,
     packs: Vec<(PackClass, PackRef)>,
     proofs: Option<Arc<Mutex<Proofs>>>,
     report: &mut CheckReport,
 ) -> Result<Found, Error> {
-    let group = repository.group();
-    let index = repository.index();
-    let (repository, handle) = (repository.clone(), Handle::current());
+    let group = of.group();
+    let index = of.index();
+    let (repository, handle) = (of.clone(), Handle::current());
     let task = tokio::task::spawn_blocking(move || {
         let listed = entries_listed(&index, packs.iter().map(|(_, pack)| pack.name).collect())?;
         let largest = packs.iter().map(|(_, pack)| pack.size).max().unwrap_or(0);
@@ -163,7 +163,7 @@ async fn read_packs(
         });
         Ok::<_, Error>(results.into_inner().unwrap_or_else(PoisonError::into_inner))
     });
-    let mut found = Found::default();
+    let (mut found, mut failed) = (Found::default(), Vec::new());
     for (class, pack, result) in task.await.map_err(|e| Error::Task(e.to_string()))?? {
         match result {
             Ok(proof) => {
@@ -180,13 +180,35 @@ async fn read_packs(
             }
             Err(Error::Storage(e)) if is_archived(&e) => report.packs_archived += 1,
             Err(Error::Storage(e)) if !e.is_not_found() => return Err(Error::Storage(e)),
-            Err(error) => {
-                report.found(names::pack_key(class, &pack.name), crate::error::one_line(&error));
-                found.suspect.push((class, pack));
-            }
+            Err(error) => failed.push((class, pack, error)),
         }
     }
+    leave_out_dead(of, &mut failed).await?;
+    for (class, pack, error) in failed {
+        report.found(names::pack_key(class, &pack.name), crate::error::one_line(&error));
+        found.suspect.push((class, pack));
+    }
     Ok(found)
+}
+
+/// Leaves out packs that a prune has decided to remove since they were listed: what they held is elsewhere, or nobody needs
+/// it.
+async fn leave_out_dead(
+    repository: &Repository,
+    failed: &mut Vec<(PackClass, PackRef, Error)>,
+) -> Result<(), Error> {
+    if failed.is_empty() {
+        return Ok(());
+    }
+    match read_plans(repository).await {
+        Ok(plans) => {
+            let dead = PackSet::from_keys(plans.dead());
+            failed.retain(|(class, pack, _)| !dead.contains(*class, &pack.name));
+            Ok(())
+        }
+        Err(error @ Error::Storage(_)) => Err(error),
+        Err(_) => Ok(()), // that is a finding of its own
+    }
 }
 
 fn remember(proofs: &mut Proofs, pack: ContentName, result: &Result<Proof, Error>) {

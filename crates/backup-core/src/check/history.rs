@@ -15,11 +15,29 @@ use crate::repository::{End, Plans, Repository, Snapshot, read_ends, read_plans}
 pub(super) struct History {
     pub snapshots: Vec<Snapshot>,
     pub plans: Plans,
+    /// The newest record of the trust chain, and what was retired.
+    head: u64,
+    retired: BTreeSet<(MemberId, u64)>,
+}
+
+impl History {
+    /// Whether others have changed since what counts, or what may be gone. Plans and verdicts never change under their names;
+    /// what cannot be read says nothing, then as now.
+    pub async fn is_outdated(&self, repository: &Repository) -> bool {
+        if repository.trust_has_grown(self.head).await.unwrap_or(false)
+            || repository.retired().await.unwrap_or_default() != self.retired
+        {
+            return true;
+        }
+        let now = read_plans(repository).await.unwrap_or_default();
+        !(now.plans.keys().eq(self.plans.plans.keys()) && now.verdicts.keys().eq(self.plans.verdicts.keys()))
+    }
 }
 
 pub(super) async fn check(repository: &Repository, report: &mut CheckReport) -> Result<History, Error> {
     repository.forget_records(); // what counts here is what the store holds
     let chain = repository.chain();
+    let (head, _) = chain.head();
     let mut found = |key: keepwell_storage::Key, what: &str| report.found(key, what);
     check_trust(repository.store(), &chain, &mut found).await?;
     check_keyrings(repository.store(), &chain, &mut found).await?;
@@ -62,7 +80,7 @@ pub(super) async fn check(repository: &Repository, report: &mut CheckReport) -> 
             Ok(_) => snapshots.push(snapshot),
         }
     }
-    Ok(History { snapshots, plans })
+    Ok(History { snapshots, plans, head, retired })
 }
 
 /// Sessions that have written the list of what they created.

@@ -19,6 +19,8 @@ use std::time::Duration;
 use keepwell_catalog::names::ObjectName;
 use keepwell_catalog::{PackClass, Root};
 
+use self::history::History;
+use self::structure::Structure;
 use crate::Error;
 use crate::prune::open_sessions;
 use crate::repository::Repository;
@@ -26,6 +28,9 @@ use crate::repository::Repository;
 pub(crate) use records::prove_object;
 pub(crate) use remembered::{DAMAGE, NAME as PROVED, damaged, found_damage, load as remembered_proofs};
 pub use scrub::{ScrubReport, scrub};
+
+/// So many times a look begins again because others have forgotten or pruned meanwhile.
+const LOOKS_MAX: usize = 5;
 
 /// How much content a check reads.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -103,16 +108,15 @@ impl CheckReport {
 
 impl Repository {
     /// Checks every snapshot: records and signatures, trees, that each chunk lies in a pack that exists with its size;
-    /// and reads as much content as asked for. Damage is reported, not returned as an error. Changes nothing.
+    /// and reads as much content as asked for. Damage is reported, not returned as an error. What others forget and prune
+    /// meanwhile is none. Changes nothing.
     pub async fn check(&self, options: CheckOptions) -> Result<CheckReport, Error> {
         if !self.can_read() {
             return Err(self.access().cannot("decrypt what it backs up"));
         }
         self.monitor().phase("check");
-        let mut report = CheckReport::default();
         let checked = async {
-            let history = history::check(self, &mut report).await?;
-            let structure = structure::check(self, &history, &mut report).await?;
+            let (history, structure, mut report) = self.look_at_structure().await?;
             let mut lost = data::check(self, &structure.packs, options.read, &mut report).await?;
             self.cancel().check()?; // what could not be read any more is no damage
             if structure.is_broken || !lost.is_empty() {
@@ -120,10 +124,24 @@ impl Repository {
                 affected::name(self, history, lost, &mut report).await?;
             }
             remembered::note_damage(self, &report.damaged_snapshots);
-            Ok(())
+            Ok(report)
         };
-        self.unless_cancelled(checked).await?;
-        Ok(report)
+        self.unless_cancelled(checked).await
+    }
+
+    /// Records and trees. Where something is wrong, and somebody has forgotten, revoked or pruned something meanwhile, they
+    /// are looked at again: what was removed rightly is no damage.
+    async fn look_at_structure(&self) -> Result<(History, Structure, CheckReport), Error> {
+        let mut looks = 1;
+        loop {
+            let mut report = CheckReport::default();
+            let history = history::check(self, &mut report).await?;
+            let structure = structure::check(self, &history, &mut report).await?;
+            if report.is_sound() || looks == LOOKS_MAX || !history.is_outdated(self).await {
+                return Ok((history, structure, report));
+            }
+            looks += 1;
+        }
     }
 
     /// [`Repository::check`], and beside it all that [`scrub`] finds in records and names: what a repair goes by.

@@ -4,17 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use keepwell_catalog::retention::{RetentionPolicy, Slots};
 use keepwell_catalog::{IndexEntry, PackClass, PackRef, names};
 use keepwell_crypto::{ChunkId, DomainId};
-use keepwell_storage::ObjectStore;
+use keepwell_storage::{Key, Memory, ObjectStore, Operation};
 
 use super::history::MISSING_MAX;
 use super::{CheckOptions, ReadData, remembered_proofs};
 use crate::env::{Clock, SystemClock, Timestamp};
 use crate::monitor::Monitor;
-use crate::testing::{Thing, TreeModel, World, back_up, block_on, data_pack, noise, say, say_malformed};
+use crate::testing::{
+    Hook, Hooked, Thing, TreeModel, World, back_up, block_on, data_pack, noise, say, say_malformed,
+};
 use crate::write::{Session, fence};
 use crate::{Cache, Cancel, Error, Limits, PruneOptions, Repository, Verdict, retain};
 
@@ -142,6 +145,38 @@ fn many_sessions_without_an_end_are_no_damage() {
         assert!(backup.seq > MISSING_MAX as u64);
         let report = world.open(&world.key).await.check(EVERYTHING).await.unwrap();
         assert_eq!(report.open_sessions, MISSING_MAX as u64 + 1);
+        assert!(report.is_sound(), "{report:?}");
+    });
+}
+
+/// Ends a session when open ones are listed, which is after the ends were.
+#[derive(Debug)]
+struct EndsThen(Key, Bytes);
+
+#[async_trait]
+impl Hook for EndsThen {
+    async fn before(&self, inner: &Memory, operation: Operation, subject: &str) {
+        if operation == Operation::List && subject == "sessions/" {
+            let _ = inner.put_new(&self.0, self.1.clone()).await; // at the first time
+        }
+    }
+}
+
+#[test]
+fn a_session_that_ends_while_ends_are_listed_is_not_missing() {
+    block_on(async {
+        let world = World::new().await;
+        let slow = Session::claim(&world.repository).await.unwrap();
+        let (writer, n) = (slow.writer(), slow.n());
+        assert!(back_up(&world.repository, &tree("one", 1)).await.seq > n);
+        assert!(fence(&world.repository, writer, n, Vec::new()).await.unwrap());
+        let key = names::commit_key(writer, n);
+        let end = world.store.get(&key).await.unwrap();
+        world.delete(key.as_str()).await;
+
+        let store = Hooked::new(world.store.inner().clone(), EndsThen(key, end));
+        let repository = Repository::builder(Arc::new(store)).open(world.key.clone()).await.unwrap();
+        let report = repository.check(CheckOptions::default()).await.unwrap();
         assert!(report.is_sound(), "{report:?}");
     });
 }

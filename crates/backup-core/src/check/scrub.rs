@@ -6,7 +6,7 @@ use keepwell_catalog::names::ObjectName;
 use keepwell_crypto::{Digest, DigestHasher};
 use keepwell_storage::{Key, ObjectStore, StorageError, StorageErrorKind, list_all};
 
-use super::{Finding, records};
+use super::{Finding, LOOKS_MAX, records};
 use crate::Error;
 use crate::repository::{Repository, read_chain, read_plans};
 
@@ -33,11 +33,32 @@ impl ScrubReport {
 }
 
 /// Verifies a store with public information only: every signed record, that each content object has the hash in its
-/// name, and that everything a signed list names is there with its size, unless a signed plan condemned it.
+/// name, and that everything a signed list names is there with its size, unless a signed plan condemned it. What others forget
+/// and prune meanwhile is no damage.
 ///
 /// `pin` is the genesis fingerprint, if known. `hashes` false compares names and sizes only. Holds one object at a time, or 64 MiB
 /// of a larger one.
 pub async fn scrub(store: &dyn ObjectStore, pin: Option<Digest>, hashes: bool) -> Result<ScrubReport, Error> {
+    let mut looks = 1;
+    let (mut report, stored) = loop {
+        let (report, stored) = look(store, pin).await?;
+        if report.findings.is_empty() || looks == LOOKS_MAX || !has_changed(store, &stored).await? {
+            break (report, stored);
+        }
+        looks += 1;
+    };
+    if hashes {
+        let names: Vec<(String, u64)> = stored.into_iter().collect();
+        hash_all(store, &names, &mut report).await?;
+    }
+    Ok(report)
+}
+
+/// What records say, against a listing. Gives the names and sizes of all objects.
+async fn look(
+    store: &dyn ObjectStore,
+    pin: Option<Digest>,
+) -> Result<(ScrubReport, BTreeMap<String, u64>), Error> {
     let chain = read_chain(store, pin).await?;
     let mut report = ScrubReport { genesis: chain.fingerprint().to_string(), ..ScrubReport::default() };
     let mut stored: BTreeMap<String, u64> = BTreeMap::new();
@@ -55,11 +76,19 @@ pub async fn scrub(store: &dyn ObjectStore, pin: Option<Digest>, hashes: bool) -
             None => report.found(&object.name, "it is missing"),
         }
     }
-    if hashes {
-        let names: Vec<(String, u64)> = stored.into_iter().collect();
-        hash_all(store, &names, &mut report).await?;
+    Ok((report, stored))
+}
+
+/// Whether others have forgotten, revoked, pruned, or merged plans since this was listed. Names are used once.
+async fn has_changed(store: &dyn ObjectStore, stored: &BTreeMap<String, u64>) -> Result<bool, Error> {
+    for prefix in ["gc/", "retired/", "trust/"] {
+        let now = list_all(store, prefix).await?;
+        let before = stored.keys().filter(|name| name.starts_with(prefix));
+        if !before.map(String::as_str).eq(now.iter().map(|info| info.key.as_str())) {
+            return Ok(true);
+        }
     }
-    Ok(report)
+    Ok(false)
 }
 
 /// Gives the names of content objects that are not there.

@@ -1,22 +1,25 @@
 //! What a check says of damage in packs, and what of it is remembered.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use keepwell_catalog::names::{self, PlanName};
 use keepwell_catalog::retention::{RetentionPolicy, Slots};
-use keepwell_catalog::{IndexEntry, PackClass, PackRef, names};
+use keepwell_catalog::{IndexEntry, PackClass, PackRef};
 use keepwell_crypto::{ChunkId, DomainId};
 use keepwell_storage::{Key, Memory, ObjectStore, Operation};
 
 use super::history::MISSING_MAX;
-use super::{CheckOptions, ReadData, remembered_proofs};
+use super::{CheckOptions, ReadData, remembered_proofs, scrub};
 use crate::env::{Clock, SystemClock, Timestamp};
 use crate::monitor::Monitor;
+use crate::repository::read_plans;
 use crate::testing::{
     Hook, Hooked, Thing, TreeModel, World, back_up, block_on, data_pack, noise, say, say_malformed,
+    snapshot_of,
 };
 use crate::write::{Session, fence};
 use crate::{Cache, Cancel, Error, Limits, PruneOptions, Repository, Verdict, retain};
@@ -178,6 +181,46 @@ fn a_session_that_ends_while_ends_are_listed_is_not_missing() {
         let repository = Repository::builder(Arc::new(store)).open(world.key.clone()).await.unwrap();
         let report = repository.check(CheckOptions::default()).await.unwrap();
         assert!(report.is_sound(), "{report:?}");
+    });
+}
+
+/// Merges the plans when the first commit is read, which is after everything was listed.
+#[derive(Debug)]
+struct MergesThen {
+    keeper: Repository,
+    is_done: AtomicBool,
+}
+
+#[async_trait]
+impl Hook for MergesThen {
+    async fn before(&self, inner: &Memory, operation: Operation, subject: &str) {
+        let is_commit = operation == Operation::Get && subject.starts_with("commits/");
+        if !is_commit || self.is_done.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let plans = read_plans(&self.keeper).await.unwrap();
+        let condemned = plans.doomed().map(str::to_owned).collect();
+        let inputs: Vec<PlanName> = plans.plans.keys().copied().collect();
+        self.keeper.write_plan(condemned, inputs.clone()).await.unwrap();
+        for name in inputs {
+            inner.delete(&names::plan_key(name)).await.unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_scrub_finds_what_a_plan_says_that_is_merged_meanwhile() {
+    block_on(async {
+        let world = World::new().await;
+        let first = back_up(&world.repository, &tree("one", 1)).await;
+        back_up(&world.repository, &tree("other", 2)).await;
+        let going = snapshot_of(&world.repository, &first).await;
+        world.repository.forget(&[(&going, "test".into())]).await.unwrap();
+        let pruned = world.repository.prune(PruneOptions { max_unused: 0.0, ..PruneOptions::default() });
+        assert!(pruned.await.unwrap().bytes_freed > 0);
+        let hook = MergesThen { keeper: world.open(&world.key).await, is_done: AtomicBool::new(false) };
+        let report = scrub(&Hooked::new(world.store.inner().clone(), hook), None, false).await.unwrap();
+        assert!(report.findings.is_empty(), "{report:?}");
     });
 }
 

@@ -138,6 +138,10 @@ impl IndexSet {
     }
 
     /// Every location of a chunk. A reader tries them all before it reports damage.
+    ///
+    /// There are as many as segments claim, about 130 bytes each: one to three, unless somebody who may sign segments claims
+    /// more for a chunk, who so decides how much memory a lookup of that chunk takes. None is left out all the same: the one
+    /// beyond a bound could be the only true one.
     pub fn find(&self, id: &ChunkId) -> Result<Vec<Location>, CatalogError> {
         let (mut found, stored) = self.find_in_memory(id);
         for (number, segment) in stored.iter() {

@@ -74,7 +74,8 @@ impl Repository {
     ///
     /// `first_refused: None` believes everything that it has committed so far. Numbers below that it has not used are ended,
     /// so that whoever has its key commits nothing there later; [`Error::Invalid`] if they are too many for that, as when
-    /// somebody has used a very large one: then say from which on to refuse. What it could decrypt it still can, wherever
+    /// somebody has used a very large one, or when `first_refused` is far above those that it used: the error says from which on
+    /// they can be refused at most. What it could decrypt it still can, wherever
     /// it finds it: see [`Repository::rotate_keys`] for what comes after. Gives the first number that is refused, which
     /// may be that of an earlier revocation if that one refuses more.
     pub async fn revoke(
@@ -113,9 +114,12 @@ impl Repository {
         used.retain(|n| *n < next);
         let count = next - used.len() as u64;
         if count > UNUSED_MAX {
+            let unused_before = |(at, n): &(u64, &u64)| **n - *at;
+            let below = (0..).zip(&used).take_while(|used| unused_before(used) <= UNUSED_MAX).count();
             return Err(Error::Invalid(format!(
                 "member {member} has left {count} numbers below {next} unused, and whoever has its key could still \
-                 commit there; refuse its commits from a lower number on"
+                 commit there; its commits can be refused from {} on, or from a lower number",
+                UNUSED_MAX + below as u64
             )));
         }
         Ok((0..next).filter(|n| used.binary_search(n).is_err()).collect())

@@ -414,8 +414,12 @@ async fn a_member_that_has_used_a_very_large_number_is_revoked_from_a_lower_one_
     let desk = open(&world, &key).await.unwrap();
     let report = back_up(&desk, &tree("before")).await;
     assert!(fence(&desk, member(&key), names::NUMBER_MAX - 1, Vec::new()).await.unwrap());
-    let all = world.repository.revoke(member(&key), None, "stolen").await;
-    assert!(matches!(all, Err(Error::Invalid(_))), "{all:?}");
+    for too_high in [None, Some(names::NUMBER_MAX), Some(5_000)] {
+        let refused = world.repository.revoke(member(&key), too_high, "stolen").await;
+        // A thousand unused numbers are ended.
+        let most = format!("refused from {} on", report.seq + 1_001);
+        assert!(matches!(&refused, Err(Error::Invalid(why)) if why.contains(&most)), "{refused:?}");
+    }
     let from = report.seq + 1;
     assert_eq!(world.repository.revoke(member(&key), Some(from), "stolen").await.unwrap(), from);
 }

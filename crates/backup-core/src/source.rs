@@ -135,6 +135,8 @@ impl fmt::Debug for Opened {
 /// The content of one item, read front to back.
 pub trait Content: Send {
     /// Reads the next bytes into `buf` (never empty) and says what it found. After [`Piece::End`] it is not called again.
+    ///
+    /// An error costs the item and is counted; one that carries a [`SourceError::Failed`] ends the capture.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<Piece>;
 
     /// Called after [`Piece::End`]: whether the content changed while it was read. The engine then keeps what it read,
@@ -184,7 +186,7 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
-    /// What the source is made from failed.
+    /// What the source is made from failed: the capture ends, whoever says so.
     #[error("{0}")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Anything else, as a fact.

@@ -3,7 +3,7 @@
 use std::io;
 
 use crossbeam_channel::Sender;
-use keepwell_catalog::{Entry, EntryKind, Extent, Statistics};
+use keepwell_catalog::{Entry, EntryKind, Extent, MapKey, Statistics};
 use keepwell_crypto::{ChunkKind, IdKey};
 
 use super::encoded::Encoded;
@@ -17,7 +17,7 @@ use crate::chunker::Chunker;
 use crate::error::one_line;
 use crate::monitor::Monitor;
 use crate::pack::FrameBuilder;
-use crate::source::{Content, Item, Opened, Order, Piece, Source};
+use crate::source::{Content, Item, Opened, Order, Piece, Source, SourceError};
 use crate::write::{Known, OWN_FRAME_MIN, Packer, buffer_bytes};
 
 /// What all workers of one capture share.
@@ -90,6 +90,7 @@ impl<'a> Worker<'a> {
         let opened = match self.shop.source.open(&item) {
             Ok(Some(opened)) => opened,
             Ok(None) => return Ok(Outcome::gone(item.key, "vanished before it could be read".into())),
+            Err(failed @ SourceError::Failed(_)) => return Err(failed.into()),
             Err(error) => return Ok(Outcome::lost(item.key, one_line(&error))),
         };
         self.take_in(item, opened, seen)
@@ -107,7 +108,7 @@ impl<'a> Worker<'a> {
                     problem = Some("changed while it was read".to_owned());
                     fingerprint = [0; 16];
                 }
-                Err(error) => return Ok(Outcome::lost(item.key, format!("read failed: {error}"))),
+                Err(error) => return unread(item.key, error),
             }
         }
         // Without an order it turns out at the end what is new.
@@ -224,6 +225,16 @@ impl<'a> Worker<'a> {
             Ok(()) => Ok(()),
             Err(frame) => self.packer.add_frame(&frame),
         }
+    }
+}
+
+/// A content that cannot be read costs its item, unless what the source is made from failed.
+fn unread(key: MapKey, error: io::Error) -> Result<Outcome, Error> {
+    let lost = |error: &dyn std::fmt::Display| Outcome::lost(key, format!("read failed: {error}"));
+    match error.downcast::<SourceError>() {
+        Ok(failed @ SourceError::Failed(_)) => Err(failed.into()),
+        Ok(error) => Ok(lost(&error)),
+        Err(error) => Ok(lost(&error)),
     }
 }
 

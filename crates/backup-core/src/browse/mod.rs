@@ -221,7 +221,7 @@ impl Tree {
     }
 
     /// What was read, or what is to be said of the failure.
-    fn told<T>(&self, read: Result<T, Error>) -> Result<T, Error> {
+    pub(crate) fn told<T>(&self, read: Result<T, Error>) -> Result<T, Error> {
         read.map_err(|failure| self.0.shared.0.handle.block_on(self.explained(failure)))
     }
 

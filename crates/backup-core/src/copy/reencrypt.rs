@@ -9,6 +9,7 @@ use keepwell_crypto::SnapshotId;
 use crate::Error;
 use crate::backup::{BackupOptions, BackupReport};
 use crate::repository::{Repository, Snapshot, SnapshotState};
+use crate::source::SourceError;
 
 /// Name in a manifest's extra map under which a copy holds the signed commit of the snapshot that it was made from, as
 /// stored in the first repository it was taken into.
@@ -23,7 +24,8 @@ pub struct CopyReport {
     pub copied: Vec<CopiedSnapshot>,
     /// Snapshots that were there already.
     pub skipped: Vec<SnapshotId>,
-    /// Snapshots of which nothing could be copied, or nothing more than was there, because they are damaged, with the reason.
+    /// Snapshots of which nothing could be copied, or nothing more than was there, because they are damaged or were forgotten
+    /// meanwhile, with the reason.
     pub failed: Vec<(SnapshotId, String)>,
 }
 
@@ -97,7 +99,12 @@ impl Repository {
             }
             match self.copy_one(target, snapshot, manifest, options).await {
                 Ok(copied) => report.copied.push(copied),
-                Err(error @ (Error::Damaged { .. } | Error::ChunkLost { .. } | Error::Source(_))) => {
+                Err(
+                    error @ (Error::Damaged { .. }
+                    | Error::ChunkLost { .. }
+                    | Error::NoSuchSnapshot(_)
+                    | Error::Source(_)),
+                ) => {
                     report.failed.push((snapshot.id, crate::error::one_line(&error)));
                 }
                 Err(error) => return Err(error),
@@ -142,10 +149,22 @@ impl Repository {
             extra,
             ..options.clone()
         };
-        let report = target.backup(Arc::new(source), options).await?;
+        let report = target.backup(Arc::new(source), options).await.map_err(of_origin)?;
         let unread = report.problem_count.saturating_sub(manifest.problems.len() as u64);
         Ok(CopiedSnapshot { from: snapshot.id, unread, report })
     }
+}
+
+/// What the origin failed with, if that ended the capture.
+fn of_origin(error: Error) -> Error {
+    let cause = match &error {
+        Error::Source(source) => match &**source {
+            SourceError::Failed(failed) => failed.downcast_ref::<Error>().cloned(),
+            _ => None,
+        },
+        _ => None,
+    };
+    cause.unwrap_or(error)
 }
 
 impl Present {

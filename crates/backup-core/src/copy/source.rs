@@ -15,7 +15,8 @@ use crate::source::{Content, Found, Item, Opened, Piece, Preflight, Source, Sour
 ///
 /// The fingerprint of an item is a hash of its records in the tree: what an earlier copy of the same dataset has taken
 /// is not read again. Holes stay holes and hard links stay links. What the capture had reported as a problem is reported
-/// again. An item that cannot be read for damage is a problem of the new capture.
+/// again. An item that cannot be read for damage is a problem of the new capture; where the store does not answer, or the
+/// snapshot was forgotten meanwhile, there is none.
 #[derive(Debug)]
 pub struct SnapshotSource {
     tree: Tree,
@@ -76,10 +77,12 @@ impl Source for SnapshotSource {
     }
 
     fn open(&self, item: &Item) -> Result<Option<Opened>, SourceError> {
-        let Some(mut entry) = self.tree.head(&item.key).map_err(failed)? else { return Ok(None) };
+        let head = self.tree.told(self.tree.head(&item.key));
+        let Some(mut entry) = head.map_err(failed)? else { return Ok(None) };
         let content = entry.kind.has_content().then(|| {
             let pieces = Pieces::new(&self.tree, &item.key, &entry);
-            Box::new(SnapshotContent { pieces, data: Bytes::new() }) as Box<dyn Content>
+            Box::new(SnapshotContent { tree: self.tree.clone(), pieces, data: Bytes::new() })
+                as Box<dyn Content>
         });
         entry.content.clear();
         (entry.size, entry.more_extents) = (0, 0);
@@ -112,7 +115,7 @@ impl SnapshotSource {
                 Ok(Step::Next)
             }
         });
-        walked.map_err(failed)?;
+        self.tree.told(walked).map_err(failed)?;
         if let Some(last) = waiting {
             ended = visit(last.found());
         }
@@ -153,6 +156,7 @@ impl Waiting {
 
 /// The content of one file of a snapshot.
 struct SnapshotContent {
+    tree: Tree,
     pieces: Pieces,
     /// What is left of the piece at hand.
     data: Bytes,
@@ -161,7 +165,8 @@ struct SnapshotContent {
 impl Content for SnapshotContent {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<Piece> {
         while self.data.is_empty() {
-            match self.pieces.next().map_err(io::Error::other)? {
+            let piece = self.tree.told(self.pieces.next());
+            match piece.map_err(|error| io::Error::other(failed(error)))? {
                 None => return Ok(Piece::End),
                 Some(PieceOfFile::Hole(length)) => return Ok(Piece::Hole(length)),
                 Some(PieceOfFile::Data(data)) => self.data = data,
@@ -177,6 +182,16 @@ impl Content for SnapshotContent {
     }
 }
 
+/// What is damaged costs an item. Where the store does not answer, or the snapshot was forgotten meanwhile, others would be
+/// lacking as well, and a copy would look as if they were damaged.
 fn failed(error: Error) -> SourceError {
-    SourceError::Other(crate::error::one_line(&error))
+    let is_of_item = match &error {
+        Error::Storage(error) => error.is_not_found(),
+        Error::NoSuchSnapshot(_) | Error::Cancelled => false,
+        _ => true,
+    };
+    match is_of_item {
+        true => SourceError::Other(crate::error::one_line(&error)),
+        false => SourceError::Failed(Box::new(error)),
+    }
 }

@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use keepwell_catalog::names::PlanName;
 use keepwell_catalog::{EntryKind, MapKey, PackClass, PackRef, Plan, names};
@@ -14,10 +15,10 @@ use crate::browse::Depth;
 use crate::repository::{Repository, Snapshot, SnapshotState};
 use crate::source::{Found, Source};
 use crate::testing::{
-    MemorySource, Part, Thing, TreeModel, World, assert_same, back_up, block_on, data_pack, key, noise,
-    options, restored, say, snapshot_of, tree_model,
+    Hook, Hooked, MemorySource, Part, Thing, TreeModel, World, assert_same, back_up, block_on, data_pack,
+    key, noise, options, restored, say, snapshot_of, tree_model,
 };
-use crate::{BackupOptions, Error};
+use crate::{BackupOptions, Error, PruneOptions};
 
 /// The tree of a snapshot as a model with holes: metadata, and the parts that a source reads.
 async fn captured(repository: &Repository, snapshot: &Snapshot) -> BTreeMap<MapKey, (u64, Vec<Part>)> {
@@ -396,6 +397,43 @@ async fn a_copy_of_a_damaged_snapshot_is_incomplete_and_tried_again() {
     assert_same(&restored(&to.repository, &snapshot).await, &tree.as_restored());
     assert_eq!(copy(&from, &to.repository).await.skipped.len(), 1);
     assert_eq!(wanted().await, 0);
+}
+
+/// Forgets a snapshot and prunes, when content is first read.
+#[derive(Debug)]
+struct ForgetsThen {
+    keeper: Repository,
+    going: Snapshot,
+    is_done: AtomicBool,
+}
+
+#[async_trait]
+impl Hook for ForgetsThen {
+    async fn before(&self, _: &Memory, operation: Operation, subject: &str) {
+        let is_content = operation == Operation::GetRange && subject.starts_with("data/");
+        if is_content && !self.is_done.swap(true, Ordering::SeqCst) {
+            self.keeper.forget(&[(&self.going, "test".into())]).await.unwrap();
+            self.keeper.prune(PruneOptions { max_unused: 0.0, ..PruneOptions::default() }).await.unwrap();
+        }
+    }
+}
+
+/// It would lack what is gone for ever, and nobody could tell it from a copy of what was damaged.
+#[tokio::test]
+async fn of_a_snapshot_that_is_forgotten_meanwhile_there_is_no_copy() {
+    let (from, to) = (World::new().await, World::new().await);
+    let report =
+        back_up(&from.repository, &TreeModel::default().with("a", Thing::file(noise(1, 5_000)))).await;
+    let going = snapshot_of(&from.repository, &report).await;
+    let (keeper, is_done) = (from.open(&from.key).await, AtomicBool::new(false));
+    let hook = ForgetsThen { keeper, going: going.clone(), is_done };
+    let store = Arc::new(Hooked::new(from.store.inner().clone(), hook));
+    let origin = Repository::builder(store).open(from.key.clone()).await.unwrap();
+    let wanted = std::slice::from_ref(&going);
+    let report = origin.copy_snapshots(&to.repository, wanted, &options("not used")).await.unwrap();
+    let [(id, why)] = &report.failed[..] else { panic!("{report:?}") };
+    assert!(*id == going.id && why.contains("forgotten") && report.copied.is_empty(), "{report:?}");
+    assert!(to.repository.snapshots().await.unwrap().is_empty());
 }
 
 /// A manifest names a thousand problems, and the original has as many.

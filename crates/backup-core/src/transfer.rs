@@ -141,8 +141,10 @@ impl Transfer<'_> {
                     continue;
                 }
                 Err(error) => {
-                    if matches!(&error, Error::Storage(_)) && self.origin.note_gone(class, pack.name) {
-                        self.handle.block_on(self.origin.refresh_index())?; // a prune has moved it, maybe
+                    if matches!(&error, Error::Storage(_)) {
+                        // A prune has moved it, maybe. That somebody knew it to be gone does not say that the index was read since.
+                        self.origin.note_gone(class, pack.name);
+                        self.handle.block_on(self.origin.refresh_index())?;
                     }
                     self.failed.insert(pack);
                     (entries, error)

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use keepwell_catalog::names::PlanName;
-use keepwell_catalog::{EntryKind, MapKey, PackClass, PackRef, Plan, names};
+use keepwell_catalog::{ContentName, EntryKind, IndexEntry, MapKey, PackClass, PackRef, Plan, names};
 use keepwell_storage::{Memory, ObjectStore, Operation};
 use proptest::prelude::*;
 
@@ -416,6 +416,51 @@ impl Hook for ForgetsThen {
             self.keeper.prune(PruneOptions { max_unused: 0.0, ..PruneOptions::default() }).await.unwrap();
         }
     }
+}
+
+/// Moves a pack, as a prune would, when content is first read.
+#[derive(Debug)]
+struct MovesThen {
+    there: Repository,
+    pack: PackRef,
+    entries: Vec<IndexEntry>,
+    is_done: AtomicBool,
+}
+
+#[async_trait]
+impl Hook for MovesThen {
+    async fn before(&self, inner: &Memory, operation: Operation, subject: &str) {
+        let is_content = operation == Operation::GetRange && subject.starts_with("data/");
+        if is_content && !self.is_done.swap(true, Ordering::SeqCst) {
+            let key = |pack: &PackRef| names::pack_key(PackClass::Data, &pack.name);
+            let to = PackRef { name: ContentName::new(&self.pack.name.digest(), [9; 4]), ..self.pack };
+            let stored = inner.get(&key(&self.pack)).await.unwrap();
+            inner.put_new(&key(&to), stored).await.unwrap();
+            say(&self.there, PackClass::Data, to, &self.entries, false).await;
+            inner.delete(&key(&self.pack)).await.unwrap();
+        }
+    }
+}
+
+/// A restore beside it has read the plans later than the index, say.
+#[tokio::test]
+async fn a_copy_follows_a_pack_that_was_known_to_be_gone() {
+    let from = World::new().await;
+    let tree = TreeModel::default().with("a", Thing::file(noise(1, 5_000)));
+    let report = back_up(&from.repository, &tree).await;
+    let snapshot = snapshot_of(&from.repository, &report).await;
+    let (pack, entries) = data_pack(&from.repository);
+    let moves =
+        MovesThen { there: from.open(&from.key).await, pack, entries, is_done: AtomicBool::new(false) };
+    let store = Arc::new(Hooked::new(from.store.inner().clone(), moves));
+    let origin = Repository::builder(store).open(from.key.clone()).await.unwrap();
+    origin.note_gone(PackClass::Data, pack.name);
+    let empty = Arc::new(Memory::new());
+    origin.create_copy(&*empty).await.unwrap();
+    let target = Repository::builder(empty).open(from.key.clone()).await.unwrap();
+    origin.copy_to_store(&target, std::slice::from_ref(&snapshot)).await.unwrap();
+    let copied = snapshot_of(&target, &report).await;
+    assert_same(&restored(&target, &copied).await, &tree.as_restored());
 }
 
 /// It would lack what is gone for ever, and nobody could tell it from a copy of what was damaged.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use backup_core::{
     ArchiveFormat, Cache, CheckOptions, CheckReport, Depth, Error, OpenFile, ReadData, Repository,
-    RestoreReport, Snapshot, Tree,
+    RestoreReport, RewriteOptions, Snapshot, Tree,
 };
 use keepwell_catalog::{Entry, EntryKind, MapKey, names};
 use keepwell_crypto::trust::Roles;
@@ -186,6 +186,8 @@ fn who_reads_in_a_snapshot_is_told_why_it_is_gone() {
                 let compared = reader.diff(before, after, |_| ControlFlow::Continue(())).await;
                 told.push(compared.map(drop).unwrap_err());
             }
+            let rewrite = RewriteOptions::of(&two.going).unwrap();
+            told.push(reader.rewrite(&two.going, rewrite).await.map(drop).unwrap_err());
             let read = tokio::task::spawn_blocking(move || {
                 let children = children.children_blocking(&MapKey::root(), None, 9).map(drop);
                 [children.unwrap_err(), file.read_at(0, 9).map(drop).unwrap_err()]

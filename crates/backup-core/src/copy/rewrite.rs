@@ -104,7 +104,10 @@ impl Repository {
                 let records_removed = manifest.entries.saturating_sub(twin.manifest()?.entries);
                 return Ok(RewriteReport { snapshot: *twin, records_removed, stored_chunks: 0 });
             }
-            Err(error) => return Err(session.fail(error).await),
+            Err(error) => {
+                let failure = session.fail(error).await;
+                return Err(self.explained(snapshot, failure).await);
+            }
         };
         let id = snapshot_id(&rewritten.encode());
         let records_removed = manifest.entries.saturating_sub(rewritten.entries);

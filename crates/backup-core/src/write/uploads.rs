@@ -124,10 +124,13 @@ impl Uploads {
         if let Some(error) = &self.state().failed {
             return Err(error.clone());
         }
+        // Where the one cannot be written, the other may be: what no segment lists is stored again.
+        let mut flushed = Ok(());
         for (class, packs) in self.take_waiting() {
-            self.0.write_segment(class, packs).await?;
+            let written = self.0.write_segment(class, packs).await;
+            flushed = flushed.and(written);
         }
-        Ok(())
+        flushed
     }
 
     /// After a failure, while the session is still open: what is durable goes into the index, as far as that succeeds, so
@@ -271,7 +274,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     use keepwell_storage::{Memory, Operation};
     use tokio::sync::Notify;
@@ -336,6 +339,42 @@ mod tests {
         fn is_gone(&self) -> bool {
             self.packs.load(Ordering::SeqCst) > 9
         }
+    }
+
+    /// The first index segment does not arrive.
+    #[derive(Debug, Default)]
+    struct LosesFirst {
+        segments: AtomicU64,
+        is_lost: AtomicBool,
+    }
+
+    #[async_trait::async_trait]
+    impl Hook for LosesFirst {
+        async fn before(&self, _: &Memory, operation: Operation, subject: &str) {
+            let is_segment = operation == Operation::Put && subject.starts_with("index/");
+            let is_first = is_segment && self.segments.fetch_add(1, Ordering::SeqCst) == 0;
+            self.is_lost.store(is_first, Ordering::SeqCst);
+        }
+
+        fn is_gone(&self) -> bool {
+            self.is_lost.load(Ordering::SeqCst)
+        }
+    }
+
+    #[test]
+    fn packs_of_content_are_listed_also_where_those_of_nodes_cannot_be() {
+        block_on(async {
+            let world = World::new().await;
+            let store = Arc::new(Hooked::new(world.store.inner().clone(), LosesFirst::default()));
+            let repository = Repository::builder(store).open(world.key.clone()).await.unwrap();
+            let tree = TreeModel::default().with("a", Thing::file(noise(1, 5_000)));
+            let failed = repository.backup(Arc::new(MemorySource::new(tree)), options("data")).await;
+            assert!(matches!(failed, Err(Error::Storage(_))), "{failed:?}");
+            let index = world.open(&world.key).await;
+            index.refresh_index().await.unwrap();
+            let classes: Vec<PackClass> = index.index().segments().iter().map(|(_, s)| s.class()).collect();
+            assert_eq!(classes, [PackClass::Data]);
+        });
     }
 
     #[test]

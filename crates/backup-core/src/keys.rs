@@ -21,7 +21,7 @@ use std::sync::PoisonError;
 use bytes::Bytes;
 use keepwell_catalog::names::{self, ObjectName};
 use keepwell_crypto::keyfile::OwnerKeys;
-use keepwell_crypto::trust::{Body, Chain, Member, Roles};
+use keepwell_crypto::trust::{Body, Chain, Group, Member, Roles};
 use keepwell_crypto::{MemberId, Recipient};
 
 use crate::Error;
@@ -117,4 +117,18 @@ fn in_force(chain: &Chain) -> impl Iterator<Item = &Member> {
 /// Erasable domains whose keys still exist.
 fn erasable(chain: &Chain) -> impl Iterator<Item = &keepwell_crypto::trust::Domain> {
     chain.domains().filter(|domain| domain.erasable && !chain.is_erased(&domain.id))
+}
+
+/// Keyrings are the only place of the keys that decrypt, and only those of readers have them: what is sealed to new keys
+/// would be lost, and an owner who joins would open nothing.
+fn refuse_without_reader(chain: &Chain) -> Result<(), Error> {
+    let read = |group: &Group| in_force(chain).any(|m| m.group == group.id && reads(m.roles));
+    match chain.groups().find(|group| !read(group)) {
+        None => Ok(()),
+        Some(group) => Err(Error::Invalid(format!(
+            "no member of group `{}` can read any more, and the keys that decrypt lie only in the keyrings of those who do; \
+             enroll a reader first",
+            group.name
+        ))),
+    }
 }

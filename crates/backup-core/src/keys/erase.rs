@@ -10,7 +10,7 @@ use keepwell_crypto::trust::{Body, Chain, Domain, Erase, Member};
 use keepwell_crypto::{DomainId, IdKey, Identity, MemberId, Recipient};
 use keepwell_storage::Key;
 
-use super::{erasable, first_free, in_force, reads};
+use super::{erasable, first_free, in_force, reads, refuse_without_reader};
 use crate::Error;
 use crate::repository::{Repository, read_erasable};
 
@@ -27,7 +27,8 @@ pub struct Erased {
 }
 
 impl Repository {
-    /// Makes a domain whose data can be erased later, and gives its keys to every member.
+    /// Makes a domain whose data can be erased later, and gives its keys to every member. Refused while no member in force
+    /// can read: the keys that decrypt would be nobody's.
     pub async fn create_domain(&self, name: &str) -> Result<DomainId, Error> {
         const ACTION: &str = "create domains";
         self.owner_keys(ACTION)?;
@@ -35,6 +36,7 @@ impl Repository {
         if erasable(&chain).any(|domain| domain.name == name) {
             return Err(Error::Invalid(format!("there is an erasable domain `{name}` already")));
         }
+        refuse_without_reader(&chain)?;
         let data = Identity::generate();
         let keys = DomainKeys {
             id: DomainId::generate(),

@@ -4,6 +4,7 @@ use keepwell_crypto::keyfile::{KeyFile, OwnerKeys};
 use keepwell_crypto::trust::{Body, Owner};
 use keepwell_crypto::{Identity, MemberId, SigningKey};
 
+use super::refuse_without_reader;
 use crate::Error;
 use crate::repository::Repository;
 
@@ -18,8 +19,9 @@ impl Repository {
 
     /// Makes the credential of an owner count.
     ///
-    /// Every keyring is sealed anew before, so that the owner opens all of them from the first moment. After a crash in
-    /// between, call it again with the same credential; for one that counts already it does nothing.
+    /// Every keyring in force is sealed anew before, so that the owner opens all of them from the first moment. After a crash
+    /// in between, call it again with the same credential; for one that counts already it does nothing. Refused while no
+    /// member in force can read: nobody seals the keyrings of revoked members anew.
     pub async fn add_owner(&self, credential: &KeyFile) -> Result<(), Error> {
         const ACTION: &str = "add owners";
         self.owner_keys(ACTION)?;
@@ -34,6 +36,7 @@ impl Repository {
         if chain.owners().any(|known| known.id() == owner.id()) {
             return Ok(());
         }
+        refuse_without_reader(&chain)?;
         let mut owners = chain.owner_recipients();
         owners.push(owner.recipient.clone());
         let keyrings = self.reissue(&chain, &owners, ACTION, |_| {}).await?;

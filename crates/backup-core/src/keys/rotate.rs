@@ -6,7 +6,7 @@ use keepwell_crypto::keyring::{DomainKeys, GroupKeys, Keyring};
 use keepwell_crypto::trust::{Body, Chain, Domain, Group};
 use keepwell_crypto::{DomainId, GroupId, Identity};
 
-use super::{erasable, in_force, reads};
+use super::{erasable, refuse_without_reader};
 use crate::Error;
 use crate::repository::Repository;
 
@@ -77,17 +77,5 @@ impl Repository {
             self.append(&mut chain, ACTION, body).await?;
         }
         Ok(())
-    }
-}
-
-/// Keyrings are the only place of the keys that decrypt, and only those of readers have them.
-fn refuse_without_reader(chain: &Chain) -> Result<(), Error> {
-    let read = |group: &Group| in_force(chain).any(|m| m.group == group.id && reads(m.roles));
-    match chain.groups().find(|group| !read(group)) {
-        None => Ok(()),
-        Some(group) => Err(Error::Invalid(format!(
-            "no member of group `{}` can read any more, so nobody could open what is sealed to new keys; enroll a reader first",
-            group.name
-        ))),
     }
 }

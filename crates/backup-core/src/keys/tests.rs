@@ -303,6 +303,30 @@ async fn nothing_is_rotated_that_nobody_could_read() {
     }
 }
 
+/// Nor may keys of a domain be made that only writers get, nor an owner join who could open no keyring.
+#[tokio::test]
+async fn without_a_reader_no_domain_is_made_and_no_owner_joins() {
+    let world = World::new().await;
+    let web = enroll(&world.repository, "web", Roles::WRITER).await;
+    world.repository.revoke(member(&world.key), None, "lost").await.unwrap();
+    let kit = KeyFile { member: None, ..world.key.clone() };
+    let owner = world.open(&kit).await;
+    let before = world.names("").await;
+    assert!(matches!(owner.create_domain("customer").await, Err(Error::Invalid(_))));
+    let bob = owner.new_owner("bob", None).unwrap();
+    assert!(matches!(owner.add_owner(&bob).await, Err(Error::Invalid(_))));
+    assert_eq!(world.names("").await, before, "nothing was stored");
+
+    let desk = enroll(&owner, "desk", Roles::READER).await;
+    let domain = owner.create_domain("customer").await.unwrap();
+    owner.add_owner(&bob).await.unwrap();
+    let report = back_up_into(&world.open(&web).await, &tree("x"), domain).await;
+    for key in [&desk, &kit, &bob] {
+        let reader = world.open(key).await;
+        assert_eq!(restored(&reader, &snapshot_of(&reader, &report).await).await, tree("x"));
+    }
+}
+
 #[tokio::test]
 async fn who_is_enrolled_through_an_old_handle_gets_the_newest_keys() {
     let world = World::new().await;

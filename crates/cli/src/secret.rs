@@ -169,11 +169,28 @@ fn read_key(ctx: &Context, origin: &Origin) -> Result<KeyFile> {
         warn_if_public(ctx, path);
     }
     let shown = origin.describe();
-    let unusable = || format!("the key in {shown} cannot be used");
     let text = origin.read().map_err(|error| {
         let message = format!("the key cannot be read: {}", crate::exit::one_line(&error));
         Complaint::new(Exit::WrongKey, message)
     })?;
+    unlock(ctx, &text, &shown)
+}
+
+/// Reads a key file that nobody but this user can have written or read: one that this user saved.
+pub fn load_own_key(ctx: &Context, path: &Path) -> Result<KeyFile> {
+    let shown = format!("`{}`", path.display());
+    let file = File::open(path).with_context(|| format!("open {shown}"))?;
+    let metadata = file.metadata().with_context(|| format!("look at {shown}"))?;
+    let is_ours = metadata.uid() == rustix::process::geteuid().as_raw();
+    if !is_ours || !metadata.is_file() || metadata.mode() & 0o077 != 0 {
+        return Err(Complaint::failed(format!("{shown} is not a file of this user alone")).into());
+    }
+    unlock(ctx, &read_all(file).with_context(|| format!("read {shown}"))?, &shown)
+}
+
+/// The key in a text, for which a passphrase may be needed.
+fn unlock(ctx: &Context, text: &Secret, shown: &str) -> Result<KeyFile> {
+    let unusable = || format!("the key in {shown} cannot be used");
     if KeyFile::is_protected(text.expose()) {
         let passphrase = passphrase(ctx, &format!("Passphrase of {shown}: "))?;
         return KeyFile::unprotect(text.expose(), &passphrase).with_context(unusable);

@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::open;
-use crate::secret::{self, Origin, Protection};
+use crate::secret::{self, Protection};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -61,7 +61,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let path = args.output.unwrap_or_else(|| secret::member_key_file(ctx, repository.id(), &args.name));
     let roles = roles(&args.role)?;
     let key = match path.exists() {
-        true => interrupted(ctx, repository, &path, &args.name)?,
+        true => interrupted(ctx, repository, &path, &args.name, roles)?,
         false => {
             let key = match roles {
                 Some(roles) => repository.new_member(&args.name, roles, hint)?,
@@ -90,18 +90,31 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The key that an enrolment of this name left when it was interrupted.
-fn interrupted(ctx: &Context, repository: &Repository, path: &Path, name: &str) -> Result<KeyFile> {
+/// The key that an enrolment of this name and these roles left when it was interrupted; `None` is that of an owner. No other
+/// may count: it would give more than was asked for, or be somebody else's, who put it there before.
+fn interrupted(
+    ctx: &Context,
+    repository: &Repository,
+    path: &Path,
+    name: &str,
+    roles: Option<Roles>,
+) -> Result<KeyFile> {
     let exists = || {
         Complaint::failed(format!("`{}` exists already", path.display()))
             .hint("Move it away, or name another file with `--output`.")
     };
-    let key = secret::load_key(ctx, &Origin::File(path.to_path_buf())).map_err(|_| exists())?;
+    let key = secret::load_own_key(ctx, path).map_err(|_| exists())?;
+    let has_roles = match (&key.member, &key.owner) {
+        (Some(member), None) => roles == Some(member.roles),
+        (None, Some(_)) => roles.is_none(),
+        _ => false,
+    };
     let chain = repository.chain();
     let mut known = chain.members().map(Member::id).chain(chain.owners().map(Owner::id));
     let keys = key.member.as_ref().map(|m| &m.signing).or(key.owner.as_ref().map(|o| &o.root));
     let id = keys.map(SigningKey::member_id);
-    if key.repository != repository.id() || key.name != name || known.any(|known| Some(known) == id) {
+    let is_known = known.any(|known| Some(known) == id);
+    if key.repository != repository.id() || key.name != name || !has_roles || is_known {
         return Err(exists().into());
     }
     ctx.printer.say(format_args!("going on with the key in {}", path.display()));
@@ -123,5 +136,39 @@ fn roles(given: &[Role]) -> Result<Option<Roles>> {
             Err(Complaint::usage("an owner has no other role; enroll a member beside it").into())
         }
         (false, roles) => Ok(roles),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
+
+    use backup_core::{CreateOptions, Created};
+    use keepwell_storage::Memory;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_enrolment_that_was_interrupted_goes_on() {
+        let ctx = Context::of_profiles("");
+        let store = Memory::new();
+        let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
+        let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
+        let repository = Repository::builder(Arc::new(store)).open(key).await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.key");
+        let keeper = repository.new_member("web", Roles::KEEPER, None).unwrap();
+        secret::save_key(&ctx, &path, &keeper, Protection::Plain).unwrap();
+        let goes_on =
+            |name: &str, roles: Option<Roles>| interrupted(&ctx, &repository, &path, name, roles).is_ok();
+        assert!(goes_on("web", Some(Roles::KEEPER)));
+        assert!(!goes_on("web", Some(Roles::WRITER)), "it could read, and would be called a writer");
+        assert!(!goes_on("web", Some(Roles::KEEPER | Roles::WRITER)));
+        assert!(!goes_on("web", None));
+        assert!(!goes_on("desk", Some(Roles::KEEPER)));
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        assert!(!goes_on("web", Some(Roles::KEEPER)), "others may know it");
     }
 }

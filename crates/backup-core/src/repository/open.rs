@@ -71,7 +71,8 @@ impl RepositoryHint {
         text
     }
 
-    /// Reads the hint of a store; [`Error::NoRepository`] where there is none.
+    /// Reads the hint of a store; [`Error::NoRepository`] where there is none. Its ids have the form of ids, and
+    /// nobody has proved them.
     pub async fn read(store: &dyn ObjectStore) -> Result<Self, Error> {
         let key = Self::key();
         let bytes = match fetch_first(store, &key).await {
@@ -87,6 +88,9 @@ impl RepositoryHint {
                 hint.format
             )));
         }
+        // Nobody signs it, and programs look for files by what it says: a text with a path in it leads to any.
+        hint.repository.parse::<RepositoryId>().map_err(|e| Error::damaged(&key, e))?;
+        hint.store.parse::<StoreId>().map_err(|e| Error::damaged(&key, e))?;
         Ok(hint)
     }
 }

@@ -101,6 +101,22 @@ async fn another_store_id_hides_no_chain_that_was_set_back() {
     }
 }
 
+/// By the id in it the command finds the key file, and the cache.
+#[tokio::test]
+async fn a_hint_that_names_a_path_in_the_place_of_an_id_is_damaged() {
+    let world = World::new().await;
+    let hint = crate::RepositoryHint::key();
+    let sound = String::from_utf8(world.store.get(&hint).await.unwrap().to_vec()).unwrap();
+    for id in [world.repository.id().to_string(), world.repository.store_id().to_string()] {
+        world.delete(hint.as_str()).await;
+        let hostile = sound.replace(&id, "../../../../tmp/planted");
+        assert!(hostile.contains("planted"));
+        world.store.put_new(&hint, hostile.into()).await.unwrap();
+        let read = crate::RepositoryHint::read(&*world.store).await;
+        assert!(matches!(read, Err(Error::Damaged { .. })), "{read:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_cached_record_is_fetched_anew() {
     let (world, cache) = (World::new().await, Cache::memory());

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use keepwell_catalog::{ContentName, IndexEntry, PackClass, PackRef, PackSet, names};
-use keepwell_crypto::{ChunkId, DomainId};
+use keepwell_catalog::{Commit, ContentName, IndexEntry, PackClass, PackRef, PackSet, names};
+use keepwell_crypto::{ChunkId, DomainId, StoreId};
 use keepwell_storage::{Fault, Faulty, Memory, ObjectStore, list_all};
 
-use super::RepairOptions;
+use super::{RepairOptions, restore_vital};
 use crate::read::fetch_pack;
-use crate::repository::Repository;
+use crate::repository::{Repository, RepositoryHint};
 use crate::testing::{
     Thing, TreeModel, World, assert_same, back_up, block_on, data_pack, noise, restored, say, snapshot_of,
 };
@@ -48,6 +48,31 @@ pub(super) async fn copy_of(world: &World) -> Memory {
     let snapshots = world.repository.snapshots().await.unwrap();
     world.repository.copy_to_store(&open(&copy, world).await, &snapshots).await.unwrap();
     copy
+}
+
+/// A writer may sign that its store is another one, as often as it likes.
+#[test]
+fn no_writer_makes_a_repair_take_a_store_for_another() {
+    block_on(async {
+        let (world, hostile, _) = World::attacked(&tree(1)).await;
+        let (copy, writer) = (copy_of(&world).await, hostile.writer().unwrap());
+        for n in 0..30 {
+            let end = Commit::fence(StoreId::from_bytes([0x5e; 16]), writer, n, hostile.now());
+            let signed = hostile.sign(Commit::KIND, end.encode()).unwrap();
+            assert!(hostile.put_record(&names::commit_key(writer, n), signed).await.unwrap());
+        }
+        let hint = RepositoryHint::key();
+        let sound = world.store.get(&hint).await.unwrap();
+        let put = restore_vital(&*world.store, &copy, world.key.genesis, 1).await.unwrap();
+        assert!(put.is_empty(), "nothing was lost: {put:?}");
+        assert_eq!(world.store.get(&hint).await.unwrap(), sound);
+        world.delete(hint.as_str()).await;
+        let put = restore_vital(&*world.store, &copy, world.key.genesis, 1).await.unwrap();
+        assert_eq!(put, [hint]);
+        let healed = world.open(&world.key).await;
+        assert_eq!(healed.store_id(), world.repository.store_id());
+        assert_eq!(healed.snapshots().await.unwrap().len(), 1);
+    });
 }
 
 #[test]

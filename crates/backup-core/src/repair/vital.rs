@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use keepwell_catalog::names::{self, ObjectName};
-use keepwell_crypto::trust::Chain;
-use keepwell_crypto::{Digest, StoreId};
+use keepwell_crypto::trust::{Chain, Roles};
+use keepwell_crypto::{Digest, MemberId, StoreId};
 use keepwell_storage::{Key, ObjectStore, list_all};
 
 use super::put::put_exactly;
@@ -13,8 +13,11 @@ use crate::Error;
 use crate::env::Timestamp;
 use crate::repository::{RepositoryHint, fetch_bounded, read_chain, verify_end};
 
-/// So many commits that verify say which store it is.
-const ENDS_READ: usize = 20;
+/// So many ends of a writer, the first that verify, say which store it is for it.
+const ENDS_READ: usize = 5;
+
+/// Writers for whom it is some store: keepers in force, all in force, all. They count in this order.
+type Voices = (usize, usize, usize);
 
 /// Puts back what a store has lost of that without which its repository cannot be opened, from another store of the same
 /// repository. Gives the names of what it put.
@@ -22,7 +25,7 @@ const ENDS_READ: usize = 20;
 /// `pin` is the genesis fingerprint that the key file names; nothing is taken from the copy that does not follow from it.
 /// A record of trust that is valid in `store` is never touched: where the copy has another one, the two were changed
 /// apart from each other, and [`Error::Invalid`] says so. The hint is made anew, with the id of the store that its
-/// commits name, if it is missing, unreadable, or says something else. An erased domain's keys do not come back. A
+/// commits name, if it is missing, unreadable, or says something else; no writer's commits outweigh those of keepers. An erased domain's keys do not come back. A
 /// crash leaves at most one record missing that was damaged; the next call puts it back.
 pub async fn restore_vital(
     store: &dyn ObjectStore,
@@ -119,7 +122,7 @@ async fn restore_hint(
     };
     let hint = hint.filter(|hint| hint.repository == chain.repository_id().to_string());
     let named = hint.as_ref().and_then(|hint| hint.store.parse::<StoreId>().ok());
-    let signed = signed_store_id(store, chain).await?;
+    let signed = signed_store_id(store, chain, named).await?;
     if named.is_some() && (signed.is_none() || signed == named) {
         return Ok(false);
     }
@@ -136,20 +139,38 @@ async fn restore_hint(
     put_exactly(store, &RepositoryHint::key(), made.to_bytes().into(), |_| false).await
 }
 
-/// The store that commits name, as most of them do that were read.
-async fn signed_store_id(store: &dyn ObjectStore, chain: &Chain) -> Result<Option<StoreId>, Error> {
-    let mut votes: BTreeMap<StoreId, usize> = BTreeMap::new();
+/// The store that commits name, and that `named` is if they leave a choice.
+///
+/// Any writer can sign as many as it likes that name another. So each counts once, and before all others who keep here: they
+/// need no such means to do harm.
+async fn signed_store_id(
+    store: &dyn ObjectStore,
+    chain: &Chain,
+    named: Option<StoreId>,
+) -> Result<Option<StoreId>, Error> {
+    let mut read: BTreeMap<MemberId, BTreeMap<StoreId, usize>> = BTreeMap::new();
     for info in list_all(store, "commits/").await? {
         let Ok(ObjectName::Commit(writer, n)) = info.key.as_str().parse() else { continue };
+        if read.get(&writer).is_some_and(|ends| ends.values().sum::<usize>() >= ENDS_READ) {
+            continue;
+        }
         let Some(bytes) = get(store, &info.key).await? else { continue };
         if let Ok(end) = verify_end(chain, None, writer, n, &bytes)
             && end.refused.is_none()
         {
-            *votes.entry(end.commit.store).or_default() += 1;
-        }
-        if votes.values().sum::<usize>() >= ENDS_READ {
-            break;
+            *read.entry(writer).or_default().entry(end.commit.store).or_default() += 1;
         }
     }
-    Ok(votes.into_iter().max_by_key(|(_, votes)| *votes).map(|(id, _)| id))
+    let mut voices: BTreeMap<StoreId, Voices> = BTreeMap::new();
+    for (writer, ends) in read {
+        let Some((id, _)) = ends.into_iter().max_by_key(|(_, count)| *count) else { continue };
+        let is_in_force = chain.revoked_from(&writer).is_none();
+        let keeps = chain.member(&writer).is_some_and(|member| member.roles.intersects(Roles::KEEPER));
+        let (keepers, in_force, all) = voices.entry(id).or_default();
+        *keepers += usize::from(is_in_force && keeps);
+        *in_force += usize::from(is_in_force);
+        *all += 1;
+    }
+    let chosen = voices.into_iter().max_by_key(|(id, voices)| (*voices, Some(*id) == named));
+    Ok(chosen.map(|(id, _)| id))
 }

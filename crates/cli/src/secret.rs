@@ -198,6 +198,13 @@ fn unlock(ctx: &Context, text: &Secret, shown: &str) -> Result<KeyFile> {
     KeyFile::parse(text.expose()).with_context(unusable)
 }
 
+/// Says so where what was printed went into a file that others can read, as a shell makes them.
+pub fn warn_if_output_is_public(ctx: &Context) {
+    if let Ok(path) = fs::read_link("/proc/self/fd/1") {
+        warn_if_public(ctx, &path);
+    }
+}
+
 fn warn_if_public(ctx: &Context, path: &Path) {
     if let Ok(metadata) = fs::metadata(path)
         && metadata.mode() & 0o077 != 0

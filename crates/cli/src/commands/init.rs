@@ -47,7 +47,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     ctx.printer.line(format_args!("made repository {id} at {location}"));
     ctx.printer.line(format_args!("its key is in {key_file}"));
     ctx.printer.say("Without this key nobody can restore anything, you included. Keep a copy elsewhere:");
-    ctx.printer.say("  keepwell key kit > kit.txt   writes a recovery kit to print and lock away");
+    ctx.printer.say("  keepwell key kit --output kit.txt   writes a recovery kit to print and lock away");
     let fields = json!({
         "repository": id.to_string(),
         "location": location.to_string(),

@@ -20,7 +20,7 @@ use crate::text;
 
 const EXAMPLES: &str = "\
 Examples:
-  keepwell key kit > kit.txt                          a recovery kit to print and lock away
+  keepwell key kit --output kit.txt                   a recovery kit to print and lock away
   keepwell key enroll --name web1 --role writer       a credential that backs up and cannot decrypt
   keepwell key revoke web1                            and take it back
   keepwell key passphrase                             protect the key file";

@@ -2,4 +2,5 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
 
 mod copies;
+mod kit;
 mod wal_push;

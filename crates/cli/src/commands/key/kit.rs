@@ -51,7 +51,10 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
             ctx.printer.line(format_args!("wrote the recovery kit to {}", path.display()));
             ctx.printer.json("kit", json!({ "file": path.to_string_lossy() }));
         }
-        None => ctx.printer.raw(kit.expose().as_bytes()).context("write the kit")?,
+        None => {
+            ctx.printer.raw(kit.expose().as_bytes()).context("write the kit")?;
+            secret::warn_if_output_is_public(ctx);
+        }
     }
     Ok(Exit::Done)
 }

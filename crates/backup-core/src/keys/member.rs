@@ -70,7 +70,10 @@ impl Repository {
         KeyFile { repository: self.id(), genesis, name: name.to_owned(), owner, member, store_hint }
     }
 
-    /// Refuses the commits of a member from a number on, and from now on takes its word for nothing else.
+    /// Refuses the commits of a member from a number on.
+    ///
+    /// What is dangerous to forget is believed of it whenever it was signed: fences, lists and index segments, and of a keeper
+    /// retirements, plans and verdicts. So its access to the store has to be taken away as well.
     ///
     /// `first_refused: None` believes everything that it has committed so far. Numbers below that it has not used are ended,
     /// so that whoever has its key commits nothing there later; [`Error::Invalid`] if they are too many for that, as when

@@ -56,6 +56,7 @@ impl Repository {
         let mut next = chain.clone();
         let bytes = next.append(&self.owner_keys(action)?.root, self.now(), body)?;
         if !self.put_record(&names::trust_key(next.head().0), bytes).await? {
+            self.destroy_erased().await?;
             return Err(Error::Invalid(
                 "another owner changed the keys at the same moment; nothing of yours counts yet, try again"
                     .to_owned(),

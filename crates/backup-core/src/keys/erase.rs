@@ -113,6 +113,20 @@ impl Repository {
         Ok(Erased { gone, holders })
     }
 
+    /// Destroys what there is of the keys of domains that are erased: who was slower than the owner who erased one may have
+    /// stored some of them after all were gone.
+    pub(super) async fn destroy_erased(&self) -> Result<(), Error> {
+        let chain = self.refreshed_chain().await?;
+        let ids = chain.domains().map(|domain| domain.id);
+        let erased: Vec<DomainId> = ids.filter(|id| chain.is_erased(id)).collect();
+        for domain in erased {
+            for info in self.list(&format!("keys/erasable/{domain}/")).await? {
+                self.destroy(&info.key).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Deletes an object and proves that it is gone.
     async fn destroy(&self, key: &Key) -> Result<(), Error> {
         self.store().delete(key).await?;

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use bytes::Bytes;
 use keepwell_catalog::{names, seal_record};
 use keepwell_crypto::keyfile::KeyFile;
@@ -5,6 +7,7 @@ use keepwell_crypto::keyring::DomainKeys;
 use keepwell_crypto::trust::Roles;
 use keepwell_crypto::{DeviceError, DomainId, IdKey, Identity, KeyAgreement, MemberId};
 use keepwell_storage::{Key, Memory, ObjectStore, Operation};
+use tokio::sync::Notify;
 
 use crate::testing::{
     Hook, Hooked, MemorySource, Thing, TreeModel, World, back_up, options, restored, snapshot_of,
@@ -382,6 +385,46 @@ async fn keys_that_another_owner_stores_meanwhile_go_too() {
     let erased = owner.erase_domain(domain, &[]).await.unwrap();
     assert_eq!(erased.gone.len(), given.len() + 1);
     assert_eq!(world.names("keys/erasable/").await, Vec::<String>::new());
+}
+
+/// Halts before the first keys of a domain are stored, until it is told to go on.
+#[derive(Debug)]
+struct Slow {
+    halt: std::sync::Mutex<Option<(Arc<Notify>, Arc<Notify>)>>,
+}
+
+#[async_trait::async_trait]
+impl Hook for Slow {
+    async fn before(&self, _: &Memory, operation: Operation, subject: &str) {
+        if operation == Operation::Put && subject.starts_with("keys/erasable/") {
+            let halt = self.halt.lock().unwrap().take();
+            if let Some((reached, go_on)) = halt {
+                reached.notify_one();
+                go_on.notified().await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_is_slower_than_an_erasure_leaves_no_keys_of_the_domain() {
+    let world = World::new().await;
+    enroll(&world.repository, "desk", Roles::READER).await;
+    let domain = world.repository.create_domain("people").await.unwrap();
+    let (reached, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let halt = std::sync::Mutex::new(Some((Arc::clone(&reached), Arc::clone(&go_on))));
+    let store = Hooked::new(world.store.inner().clone(), Slow { halt });
+    let slower = Repository::builder(Arc::new(store)).open(world.key.clone()).await.unwrap();
+    let erases = async {
+        reached.notified().await;
+        world.repository.erase_domain(domain, &[]).await.unwrap();
+        assert_eq!(world.names("keys/erasable/").await, Vec::<String>::new());
+        go_on.notify_one();
+    };
+    let (rotated, ()) = tokio::join!(slower.rotate_keys(), erases);
+    assert!(matches!(rotated, Err(Error::Invalid(_))), "{rotated:?}");
+    assert_eq!(world.names("keys/erasable/").await, Vec::<String>::new());
+    slower.rotate_keys().await.unwrap();
 }
 
 /// Whoever may create objects can take the largest number that a name can carry. Keys that were stored above it nobody would

@@ -9,7 +9,7 @@ use keepwell_crypto::{Digest, Identity, OpenReader, Parts, sealed_range};
 use keepwell_storage::{Key, StorageErrorKind};
 
 use crate::Error;
-use crate::pack::{FrameDecoder, PackDirectory, PackError};
+use crate::pack::{FRAME_PLAIN_MAX, FrameDecoder, PackDirectory, PackError};
 use crate::parallel;
 use crate::repository::Repository;
 
@@ -18,6 +18,9 @@ const GAP_MAX: u64 = 256 << 10;
 /// Largest pack that is fetched whole, three times what a writer makes of it: its size is what somebody signed. Of larger
 /// ones frames are read.
 const WHOLE_BYTES_MAX: u64 = 256 << 20;
+/// Longest frame, or run of frames, that is fetched and read: twice what a frame decodes to. Its length is what somebody
+/// signed, too.
+const RANGE_BYTES_MAX: u32 = 2 * FRAME_PLAIN_MAX as u32;
 
 /// Fetches the stored frames at these ranges of a pack's plaintext, in the order asked for. Ranges must ascend.
 ///
@@ -38,7 +41,8 @@ pub(crate) async fn fetch_frames(
 
 /// Fetches what it takes to read the stored frames at these ranges of a pack's plaintext, which must ascend.
 ///
-/// Costs one request for the header and one per run of neighbouring ranges, all at the same time.
+/// Costs one request for the header and one per run of neighbouring ranges, all at the same time. What is longer than any
+/// frame is not fetched, and not read.
 pub(crate) async fn fetch_parts(
     repository: &Repository,
     class: PackClass,
@@ -51,7 +55,7 @@ pub(crate) async fn fetch_parts(
     let header_len = pack.header_len as usize;
     let mut parts = Parts::new(pack.size);
     let mut merged: Vec<Range<u64>> = std::iter::once(0..head_len.min(pack.size)).collect();
-    for range in ranges {
+    for range in ranges.iter().filter(|range| !is_too_long(range)) {
         let sealed = sealed_range(header_len, u64::from(range.start)..u64::from(range.end));
         let sealed = sealed.start.min(pack.size)..sealed.end.min(pack.size);
         match merged.last_mut() {
@@ -67,6 +71,11 @@ pub(crate) async fn fetch_parts(
         parts = parts.with(start, bytes);
     }
     FrameReader::of(identities, key, parts)
+}
+
+/// Whether no frame has this length.
+fn is_too_long(range: &Range<u32>) -> bool {
+    range.end.saturating_sub(range.start) > RANGE_BYTES_MAX
 }
 
 /// The frames of a pack of which all or parts are at hand, each decrypted when it is asked for.
@@ -101,6 +110,9 @@ impl FrameReader {
 
     /// Puts the stored frame at this range of the pack's plaintext into `frame`, in the place of what is there.
     pub fn read(&mut self, range: &Range<u32>, frame: &mut Vec<u8>) -> Result<(), Error> {
+        if is_too_long(range) {
+            return Err(Error::damaged(&self.key, "an index segment places a frame that is longer than any"));
+        }
         if u64::from(range.end) > self.reader.plain_len() {
             return Err(Error::damaged(&self.key, "an index segment places a frame past its end"));
         }
@@ -235,6 +247,26 @@ mod tests {
         let refused = fetch_stored(repository, PackClass::Data, &huge).await;
         assert!(matches!(refused, Err(Error::Damaged { .. })), "{refused:?}");
         assert_eq!(world.store.reset().calls(Operation::GetRange), 0);
+    }
+
+    #[tokio::test]
+    async fn a_frame_that_is_longer_than_any_is_not_fetched() {
+        let world = World::new().await;
+        let repository = &world.repository;
+        back_up(repository, &TreeModel::default().with("a", Thing::file(noise(1, 9_000)))).await;
+        let (pack, _) = data_pack(repository);
+        let key = names::pack_key(PackClass::Data, &pack.name);
+        let mut longer = world.store.get(&key).await.unwrap().to_vec();
+        longer.resize(32 << 20, 0);
+        let pack = PackRef { size: longer.len() as u64, ..pack };
+        world.delete(key.as_str()).await;
+        world.store.put_new(&key, longer.into()).await.unwrap();
+        world.store.reset();
+        let range = 0..24 << 20;
+        let fetched = fetch_frames(repository, PackClass::Data, &pack, std::slice::from_ref(&range)).await;
+        assert!(matches!(fetched, Err(Error::Damaged { .. })));
+        let bytes = world.store.reset().total().bytes;
+        assert!(bytes < 1 << 20, "{bytes} bytes were fetched");
     }
 
     #[tokio::test]

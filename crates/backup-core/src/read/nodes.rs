@@ -104,7 +104,7 @@ impl Nodes {
         let run = range.start..end;
         let fetch = fetch_frames(&self.repository, PackClass::Meta, pack, std::slice::from_ref(&run));
         let bytes = self.handle.block_on(fetch)?.into_iter().next().ok_or(Error::Cancelled)?;
-        let stored = bytes.slice(..entry.frame_length as usize);
+        let stored = bytes.slice(..range.len());
         let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
         if frames.runs.len() >= RUNS_MAX {
             frames.runs.remove(0);

@@ -173,11 +173,11 @@ fn read_key(ctx: &Context, origin: &Origin) -> Result<KeyFile> {
         let message = format!("the key cannot be read: {}", crate::exit::one_line(&error));
         Complaint::new(Exit::WrongKey, message)
     })?;
-    unlock(ctx, &text, &shown)
+    unlock(&text, &shown, |prompt| passphrase(ctx, prompt))
 }
 
-/// Reads a key file that nobody but this user can have written or read: one that this user saved.
-pub fn load_own_key(ctx: &Context, path: &Path) -> Result<KeyFile> {
+/// Reads a key file that nobody but this user can have written or read: one that this user saved, under `new` if under any.
+pub fn load_own_key(ctx: &Context, path: &Path, new: &NewPassphrase) -> Result<KeyFile> {
     let shown = format!("`{}`", path.display());
     let file = File::open(path).with_context(|| format!("open {shown}"))?;
     let metadata = file.metadata().with_context(|| format!("look at {shown}"))?;
@@ -185,14 +185,15 @@ pub fn load_own_key(ctx: &Context, path: &Path) -> Result<KeyFile> {
     if !is_ours || !metadata.is_file() || metadata.mode() & 0o077 != 0 {
         return Err(Complaint::failed(format!("{shown} is not a file of this user alone")).into());
     }
-    unlock(ctx, &read_all(file).with_context(|| format!("read {shown}"))?, &shown)
+    let text = read_all(file).with_context(|| format!("read {shown}"))?;
+    unlock(&text, &shown, |prompt| new.read_again(ctx, prompt))
 }
 
-/// The key in a text, for which a passphrase may be needed.
-fn unlock(ctx: &Context, text: &Secret, shown: &str) -> Result<KeyFile> {
+/// The key in a text, whose passphrase is asked for if it has one.
+fn unlock(text: &Secret, shown: &str, ask_for: impl FnOnce(&str) -> Result<Secret>) -> Result<KeyFile> {
     let unusable = || format!("the key in {shown} cannot be used");
     if KeyFile::is_protected(text.expose()) {
-        let passphrase = passphrase(ctx, &format!("Passphrase of {shown}: "))?;
+        let passphrase = ask_for(&format!("Passphrase of {shown}: "))?;
         return KeyFile::unprotect(text.expose(), &passphrase).with_context(unusable);
     }
     KeyFile::parse(text.expose()).with_context(unusable)
@@ -286,6 +287,11 @@ impl NewPassphrase {
             (None, Some(command)) => passphrase_from(&Origin::Command(command.clone())),
             (None, None) => ask_twice(ctx),
         }
+    }
+
+    /// Reads it again, for what is under it already, or asks for it once.
+    fn read_again(&self, ctx: &Context, prompt: &str) -> Result<Secret> {
+        if self.is_named() { self.read(ctx) } else { ctx.printer.suspend(|| ask(prompt)) }
     }
 }
 

@@ -2,5 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
 
 mod copies;
+mod enroll;
 mod kit;
 mod wal_push;

@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use backup_core::Repository;
 use clap::ValueEnum;
-use keepwell_crypto::SigningKey;
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_crypto::trust::{Member, Owner, Roles};
+use keepwell_crypto::{Secret, SigningKey};
 use serde_json::json;
 
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::open;
-use crate::secret::{self, Protection};
+use crate::secret::{self, NewPassphrase};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,6 +21,7 @@ Examples:
   keepwell key enroll --name desk --role writer --role reader
   keepwell key enroll --name vault --role keeper     forgets and prunes; can read
   keepwell key enroll --name bob --role owner        may do everything, also enroll
+  keepwell key enroll --name web2 --role writer --new-passphrase-file web2.txt
 
 Give the file that this writes to whom it is for, and delete it here. There is no other copy.";
 
@@ -37,9 +38,11 @@ pub struct Args {
     /// Where to write the key file [default: beside the other keys]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Protect the new key file by a passphrase
+    /// Protect the new key file by a passphrase of its own, which is asked for
     #[arg(long)]
     passphrase: bool,
+    #[command(flatten)]
+    new_passphrase: NewPassphrase,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -61,14 +64,21 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let path = args.output.unwrap_or_else(|| secret::member_key_file(ctx, repository.id(), &args.name));
     let roles = roles(&args.role)?;
     let key = match path.exists() {
-        true => interrupted(ctx, repository, &path, &args.name, roles)?,
+        true => interrupted(ctx, repository, &path, &args.name, roles, &args.new_passphrase)?,
         false => {
             let key = match roles {
                 Some(roles) => repository.new_member(&args.name, roles, hint)?,
                 None => repository.new_owner(&args.name, hint)?,
             };
-            let protection = if args.passphrase { Protection::Passphrase } else { Protection::Plain };
-            secret::save_key(ctx, &path, &key, protection)?; // first: nobody must count whose key is lost
+            // Never that of the credential at hand: the file is for somebody else.
+            let text = match args.passphrase || args.new_passphrase.is_named() {
+                true => {
+                    let passphrase = args.new_passphrase.read(ctx)?;
+                    Secret::new(key.protect(&passphrase).context("protect the key file")?)
+                }
+                false => key.to_toml(),
+            };
+            secret::write_private(&path, &text)?; // first: nobody must count whose key is lost
             key
         }
     };
@@ -98,12 +108,13 @@ fn interrupted(
     path: &Path,
     name: &str,
     roles: Option<Roles>,
+    passphrase: &NewPassphrase,
 ) -> Result<KeyFile> {
     let exists = || {
         Complaint::failed(format!("`{}` exists already", path.display()))
             .hint("Move it away, or name another file with `--output`.")
     };
-    let key = secret::load_own_key(ctx, path).map_err(|_| exists())?;
+    let key = secret::load_own_key(ctx, path, passphrase).map_err(|_| exists())?;
     let has_roles = match (&key.member, &key.owner) {
         (Some(member), None) => roles == Some(member.roles),
         (None, Some(_)) => roles.is_none(),
@@ -160,9 +171,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("web.key");
         let keeper = repository.new_member("web", Roles::KEEPER, None).unwrap();
-        secret::save_key(&ctx, &path, &keeper, Protection::Plain).unwrap();
-        let goes_on =
-            |name: &str, roles: Option<Roles>| interrupted(&ctx, &repository, &path, name, roles).is_ok();
+        secret::write_private(&path, &keeper.to_toml()).unwrap();
+        let none = NewPassphrase::default();
+        let goes_on = |name: &str, roles: Option<Roles>| {
+            interrupted(&ctx, &repository, &path, name, roles, &none).is_ok()
+        };
         assert!(goes_on("web", Some(Roles::KEEPER)));
         assert!(!goes_on("web", Some(Roles::WRITER)), "it could read, and would be called a writer");
         assert!(!goes_on("web", Some(Roles::KEEPER | Roles::WRITER)));

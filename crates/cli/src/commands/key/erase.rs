@@ -3,6 +3,7 @@
 use anyhow::Result;
 use backup_core::Repository;
 use keepwell_crypto::DomainId;
+use keepwell_crypto::trust::Domain;
 use serde_json::json;
 
 use crate::confirm::confirm_by_name;
@@ -22,7 +23,7 @@ of a member's memory, could still decrypt: the record names every holder that is
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The domain
+    /// The domain: its name, or its id where several have had that
     domain: String,
     /// A further place where the keys are, for the record; may be repeated
     #[arg(long, value_name = "PLACE")]
@@ -51,11 +52,44 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Also one that is erased already: an interrupted erasure is completed by another.
+/// Also one that is erased already: an interrupted erasure is completed by another, and a copy has the keys still. A name is
+/// free again when its domain is erased; which of several is meant, only the id tells.
 fn find(repository: &Repository, name: &str) -> Result<DomainId> {
     let chain = repository.chain();
-    let mut erasable = chain.domains().filter(|d| d.erasable);
-    let found = erasable.find(|d| d.name == name || d.id.to_string() == name).map(|d| d.id);
-    let missing = || Complaint::usage(format!("there is no erasable domain `{name}`"));
-    Ok(found.ok_or_else(|| missing().hint("`keepwell key list` shows them."))?)
+    let is_meant = |d: &&Domain| d.erasable && (d.name == name || d.id.to_string() == name);
+    let found: Vec<DomainId> = chain.domains().filter(is_meant).map(|d| d.id).collect();
+    let complaint = match found[..] {
+        [one] => return Ok(one),
+        [] => Complaint::usage(format!("there is no erasable domain `{name}`")),
+        _ => Complaint::usage(format!("`{name}` is not the only domain of this name; give the id")),
+    };
+    Err(complaint.hint("`keepwell key list` shows them.").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use backup_core::{CreateOptions, Created};
+    use keepwell_storage::Memory;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn of_two_domains_of_one_name_none_is_taken_for_the_other() {
+        let store = Memory::new();
+        let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
+        let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
+        let repository = Repository::builder(Arc::new(store)).open(key).await.unwrap();
+        let first = repository.create_domain("customer").await.unwrap();
+        assert_eq!(find(&repository, "customer").unwrap(), first);
+        repository.erase_domain(first, &[]).await.unwrap();
+        assert_eq!(find(&repository, "customer").unwrap(), first, "to be completed");
+        let second = repository.create_domain("customer").await.unwrap();
+        find(&repository, "customer").unwrap_err();
+        for id in [first, second] {
+            assert_eq!(find(&repository, &id.to_string()).unwrap(), id);
+        }
+        find(&repository, "other").unwrap_err();
+    }
 }

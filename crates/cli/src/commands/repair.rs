@@ -2,14 +2,18 @@
 
 use anyhow::Result;
 use backup_core::{ReadData, RepairOptions, RepairReport};
+use keepwell_catalog::names;
+use keepwell_crypto::Digest;
 use keepwell_crypto::keyfile::KeyFile;
+use keepwell_crypto::trust::Chain;
+use keepwell_storage::ObjectStore;
 use serde_json::json;
 
 use crate::confirm::{Unattended, confirm};
 use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::location::Location;
-use crate::open::{self, Opened};
+use crate::open::{self, Credential, Opened};
 use crate::text;
 
 const EXAMPLES: &str = "\
@@ -97,6 +101,7 @@ async fn restore_vital(ctx: &Context, from: &str, error: &anyhow::Error) -> Resu
     let location = open::location(ctx)?;
     let store = location.open(ctx).await?;
     let copy = open::credential_at(ctx, Location::parse(from)?, None).await?;
+    refuse_another(ctx, &*store, &copy, from).await?;
     ctx.printer.warn(format_args!("the repository cannot be opened: {}", crate::exit::one_line(error)));
     confirm(ctx, &format!("Put back from `{from}` what opening {location} needs?"), Unattended::Refuse)?;
     for name in backup_core::restore_vital(&*store, &*copy.store, copy.key.genesis, ctx.now()).await? {
@@ -104,6 +109,29 @@ async fn restore_vital(ctx: &Context, from: &str, error: &anyhow::Error) -> Resu
         ctx.printer.json("put_back", json!({ "object": name.as_str() }));
     }
     Ok(())
+}
+
+/// Refuses what is a copy of another repository: its trust chain would take the place of the one here. By the key to this
+/// place, if one is found, and by what the chain here begins with.
+async fn refuse_another(ctx: &Context, store: &dyn ObjectStore, copy: &Credential, from: &str) -> Result<()> {
+    let by_key = open::credential(ctx).await.ok().map(|own| own.key.genesis);
+    let mut here = by_key.into_iter().chain(beginning(store).await?);
+    if here.all(|genesis| genesis == copy.key.genesis) {
+        return Ok(());
+    }
+    let complaint = Complaint::failed(format!("`{from}` is a copy of another repository than this one"));
+    Err(complaint
+        .hint("If it is none, somebody has replaced `trust/0000000000` here: remove that, and repair again.")
+        .into())
+}
+
+/// The fingerprint of the repository whose chain begins in a store, if one does.
+async fn beginning(store: &dyn ObjectStore) -> Result<Option<Digest>> {
+    match store.get(&names::trust_key(0)).await {
+        Ok(bytes) => Ok(Chain::load([bytes], None).ok().map(|chain| chain.fingerprint())),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(backup_core::Error::from(error).into()),
+    }
 }
 
 fn print(ctx: &Context, report: &RepairReport) {

@@ -4,4 +4,5 @@
 mod copies;
 mod enroll;
 mod kit;
+mod repair;
 mod wal_push;

@@ -10,6 +10,7 @@ use backup_core::source::Source;
 use backup_core::{BackupOptions, BackupReport, Cache, Error, Repository, Snapshot, SnapshotState, retain};
 use jiff::tz::TimeZone;
 use keepwell_catalog::retention::RetentionPolicy;
+use keepwell_crypto::Secret;
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_source_files::{FileOptions, FileSource};
 use keepwell_storage::{ConnectOptions, ObjectStore, Purpose, RetryPolicy, Retrying, Throttled, connect};
@@ -86,12 +87,13 @@ pub async fn open_store(
 ) -> Result<Repository> {
     let path = job.key_file.as_path();
     let text = fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()))?;
+    let text = Secret::new(text);
     ensure!(
-        !KeyFile::is_protected(&text),
+        !KeyFile::is_protected(text.expose()),
         "`{}` is under a passphrase, which nobody can give here",
         path.display()
     );
-    let key = KeyFile::parse(&text).with_context(|| format!("read `{}`", path.display()))?;
+    let key = KeyFile::parse(text.expose()).with_context(|| format!("read `{}`", path.display()))?;
     let builder = Repository::builder(Arc::new(retrying(store)));
     Ok(builder.cache(Cache::directory(state.cache())).cancel(stop.cancel()).open(key).await?)
 }

@@ -34,13 +34,19 @@ impl Repository {
     /// own. Keys of erasable domains are taken along; an erase has to reach them there too.
     ///
     /// `keepwell.json` comes last. A crash leaves a store that nobody can open, and the next call goes on with it.
-    /// [`Error::RepositoryExists`] where there is one already, [`Error::TrustApart`] where something of another is left.
+    /// [`Error::RepositoryExists`] where there is one already, [`Error::TrustApart`] where something of another is left,
+    /// [`Error::Damaged`] where there is one that has lost its hint.
     pub async fn create_copy(&self, store: &dyn ObjectStore) -> Result<(), Error> {
         let exists = || Error::RepositoryExists { place: store.describe() };
         match RepositoryHint::read(store).await {
             Ok(_) => return Err(exists()),
             Err(Error::NoRepository { .. }) => {}
             Err(error) => return Err(error),
+        }
+        // What it has names the store by an id that went with the hint: with another one nothing of it would be its own.
+        if !store.list_page("commits/", None).await?.objects.is_empty() {
+            let what = "it is missing, and there are commits; a repair from another copy makes it anew";
+            return Err(Error::damaged(RepositoryHint::key(), what));
         }
         let chain = self.refresh_trust().await?;
         refuse_other_trust(&chain, store).await?;

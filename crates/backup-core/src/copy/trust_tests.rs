@@ -244,6 +244,21 @@ async fn a_place_with_something_of_another_repository_is_refused_and_left_alone(
     assert_eq!(names(&place, "").await, ["trust/0000000000"]);
 }
 
+/// It is no empty place: with another id nothing that was committed there would count any more.
+#[tokio::test]
+async fn a_copy_that_has_lost_its_hint_is_not_begun_anew() {
+    let pair = Pair::new().await;
+    let hint = crate::RepositoryHint::key();
+    let bytes = pair.copy.get(&hint).await.unwrap();
+    pair.copy.delete(&hint).await.unwrap();
+    let before = names(&pair.copy, "").await;
+    let made = pair.world.repository.create_copy(&pair.copy).await;
+    assert!(matches!(made, Err(Error::Damaged { .. })), "{made:?}");
+    assert_eq!(names(&pair.copy, "").await, before);
+    pair.copy.put_new(&hint, bytes).await.unwrap();
+    pair.restores(&pair.world.key, &pair.before, &tree("before")).await;
+}
+
 const KINDS: [fn(u64) -> Fault; 4] = [Fault::Once, Fault::FromThenOn, Fault::CrashAfter, Fault::LostResponse];
 
 #[test]

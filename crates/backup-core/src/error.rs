@@ -210,7 +210,7 @@ impl Error {
                 Some("`keepwell init` makes one; check the location if it should exist.".into())
             }
             Self::TrustSetBack { .. } => Some(
-                "Somebody may be taking back a revocation. If the store was set back on purpose, clear the local cache with all that it remembers (`keepwell cache clear --all`) and look at `keepwell key list` before you go on.".into(),
+                "Somebody may be taking back a revocation. What was lost `keepwell repair --from COPY` puts back. If the store was set back on purpose, clear the local cache with all that it remembers (`keepwell cache clear --all`) and look at `keepwell key list` before you go on.".into(),
             ),
             Self::TrustApart { .. } => Some(
                 "Owners have changed the keys in both stores apart from each other, or something else is left there. Nothing was copied. Change keys in one store and let `keepwell copy` take that along; make this copy anew in an empty place.".into(),

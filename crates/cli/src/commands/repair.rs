@@ -49,7 +49,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let read = if args.read_data { ReadData::Everything } else { ReadData::Nothing };
     let options = RepairOptions { read, fence_unlisted: args.fence_unlisted, ..RepairOptions::default() };
     let (opened, key) = match open_here(ctx).await {
-        Err(error) if !args.dry_run && open::is_about_the_place(&error) => {
+        Err(error) if !args.dry_run && (open::is_about_the_place(&error) || is_set_back(&error)) => {
             let Some(from) = &args.from else { return Err(error) };
             restore_vital(ctx, from, &error).await?;
             open_here(ctx).await?
@@ -94,6 +94,12 @@ async fn open_here(ctx: &Context) -> Result<(Opened, KeyFile)> {
     let credential = open::credential(ctx).await?;
     let key = credential.key.clone();
     Ok((credential.open(ctx).await?, key))
+}
+
+/// Whether the store lacks a record of trust that this host has seen there: it may be lost, and the copy have it.
+fn is_set_back(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<backup_core::Error>());
+    causes.any(|error| matches!(error, backup_core::Error::TrustSetBack { .. }))
 }
 
 /// Puts back what a repository cannot be opened without.

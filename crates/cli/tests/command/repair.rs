@@ -1,20 +1,23 @@
 //! `repair --from`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+/// Whether the command succeeds, and what it says beside its data.
+fn run(dir: &Path, words: &[&str]) -> (bool, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keepwell"));
+    command.env_clear().env("HOME", dir.join("home")).current_dir(dir).stdin(Stdio::null());
+    let output = command.arg("--yes").args(words).output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
 
 #[test]
 fn no_other_repository_takes_the_place_of_one_that_cannot_be_opened() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     fs::create_dir(path("home")).unwrap();
-    let run = |words: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keepwell"));
-        command.env_clear().env("HOME", path("home")).current_dir(dir.path()).stdin(Stdio::null());
-        let output = command.args(["--no-cache", "--yes"]).args(words).output().unwrap();
-        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
-    };
+    let run = |words: &[&str]| run(dir.path(), &[&["--no-cache"][..], words].concat());
     for (place, key) in [("own", "own.key"), ("other", "other.key")] {
         let (done, told) = run(&["-r", place, "--key-file", key, "init"]);
         assert!(done, "{told}");
@@ -34,4 +37,28 @@ fn no_other_repository_takes_the_place_of_one_that_cannot_be_opened() {
         assert!(!done && told.contains("`other` is a copy of another repository"), "{told}");
         assert_eq!(records(), before, "{told}");
     }
+}
+
+#[test]
+fn a_record_of_trust_that_this_host_has_seen_is_put_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::create_dir(path("home")).unwrap();
+    fs::create_dir(path("tree")).unwrap();
+    fs::write(path("tree/file"), "something").unwrap();
+    let run = |words: &[&str]| run(dir.path(), &[&["-r", "own"][..], words].concat());
+    let enroll = ["key", "enroll", "--name", "web", "--role", "writer", "--output", "web.key"];
+    for words in [&["init"][..], &["backup", "tree"], &enroll, &["copy", "--to", "copy"]] {
+        let (done, told) = run(words);
+        assert!(done, "{words:?}: {told}");
+    }
+    let records = fs::read_dir(path("own/trust")).unwrap().map(|entry| entry.unwrap().path());
+    let newest = records.max().unwrap();
+    fs::remove_file(&newest).unwrap();
+    let (done, told) = run(&["snapshots"]);
+    assert!(!done && told.contains("this host has seen record"), "{told}");
+    let (done, told) = run(&["repair", "--from", "copy"]);
+    assert!(done && newest.exists(), "{told}");
+    let (done, told) = run(&["snapshots"]);
+    assert!(done, "{told}");
 }

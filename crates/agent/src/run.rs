@@ -31,6 +31,14 @@ pub struct Done {
     pub copies: Vec<(String, Result<Copied>)>,
 }
 
+impl Done {
+    /// Whether everything that the job is to do was done.
+    pub fn is_whole(&self, job: &Job) -> bool {
+        let copied = self.copies.iter().filter(|(_, copied)| copied.is_ok()).count();
+        self.forgotten.is_ok() && copied == job.copies.len()
+    }
+}
+
 /// Backs up, then forgets what the retention rules of the job do not keep, then brings its copies up to date. The snapshot is
 /// there, whatever comes of the rest.
 pub async fn run(name: &JobName, job: &Job, state: &State, stop: &Stop, now: Timestamp) -> Result<Done> {

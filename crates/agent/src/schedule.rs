@@ -175,6 +175,7 @@ impl Line {
                 outcome.skipped |= done.report.problem_count > 0;
                 outcome.failed |= done.forgotten.is_err();
                 say(&planned.name, &done, seconds);
+                outcome.interrupted |= self.stop.is_requested() && !done.is_whole(&planned.job);
                 planned.late.clear();
                 for (at, (copy, copied)) in done.copies.iter().enumerate() {
                     planned.late.extend(again(copied, now).map(|when| (at, when)));
@@ -182,6 +183,7 @@ impl Line {
                 }
             }
             Err(_) if self.stop.is_requested() => {
+                outcome.interrupted = true;
                 tracing::info!(job = planned.name.as_str(), seconds, "interrupted");
             }
             Err(error) => {
@@ -295,21 +297,50 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn jobs_that_come_to_a_sudden_end_are_not_gone_on_without() {
-        let dir = tempfile::tempdir().unwrap();
-        let top = dir.path().display();
+    /// A configuration of jobs by these names, of which nothing is there.
+    fn config_of(directory: &std::path::Path, names: &[&str]) -> Config {
+        let top = directory.display();
         let mut text = format!("state-directory = \"{top}/state\"\n");
-        for name in ["a", "b"] {
+        for name in names {
             text.push_str(&format!(
                 "[job.{name}]\nrepository = \"{top}/{name}\"\nkey-file = \"{top}/key\"\npaths = [\"{top}\"]\nevery = \"1h\"\n"
             ));
         }
-        std::fs::write(dir.path().join("config"), text).unwrap();
-        let config = crate::config::load(&dir.path().join("config")).unwrap();
+        std::fs::write(directory.join("config"), text).unwrap();
+        crate::config::load(&directory.join("config")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn jobs_that_come_to_a_sudden_end_are_not_gone_on_without() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config_of(dir.path(), &["a", "b"]);
         let stop = Stop::on_signals().unwrap();
         let working = work(config, Arc::new(Broken::default()), stop, Mode::Forever);
         let ended = tokio::time::timeout(Duration::from_secs(60), working).await.expect("it must not go on");
         assert!(ended.unwrap_err().to_string().contains("sudden end"));
+    }
+
+    /// A signal comes as soon as a run begins, which is when it is looked at how long that takes.
+    #[derive(Debug)]
+    struct Interrupting(backup_core::Cancel);
+
+    impl Clock for Interrupting {
+        fn now(&self) -> Timestamp {
+            0
+        }
+
+        fn monotonic(&self) -> Duration {
+            self.0.cancel();
+            Duration::ZERO
+        }
+    }
+
+    #[tokio::test]
+    async fn a_signal_during_the_last_run_is_no_success() {
+        let dir = tempfile::tempdir().unwrap();
+        let stop = Stop::on_signals().unwrap();
+        let clock = Arc::new(Interrupting(stop.cancel()));
+        let outcome = work(config_of(dir.path(), &["a"]), clock, stop, Mode::Once).await.unwrap();
+        assert_eq!(outcome, Outcome { interrupted: true, ..Outcome::default() });
     }
 }

@@ -51,7 +51,7 @@ impl State {
         let path = self.path(name);
         match fs::read_to_string(&path) {
             Ok(text) => Ok(nanoseconds(text.trim())),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => Ok(None),
             Err(error) => Err(error).with_context(|| format!("read `{}`", path.display())),
         }
     }
@@ -98,8 +98,10 @@ mod tests {
             open().remember(&job, moment).unwrap();
             assert_eq!(open().succeeded(&job).unwrap(), Some(moment));
         }
-        fs::write(directory.path().join("state/home.last"), "yesterday").unwrap();
-        assert_eq!(open().succeeded(&job).unwrap(), None);
+        for nonsense in [&b"yesterday"[..], b"", b"\0\0\0\0", b"2026-\xff"] {
+            fs::write(directory.path().join("state/home.last"), nonsense).unwrap();
+            assert_eq!(open().succeeded(&job).unwrap(), None, "{nonsense:?}");
+        }
     }
 
     #[test]

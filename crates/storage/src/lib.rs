@@ -31,7 +31,7 @@ pub mod conformance;
 mod connect;
 mod control;
 mod credentials;
-#[cfg(any(feature = "s3", feature = "gcs", feature = "azblob"))]
+#[cfg(feature = "remote")]
 mod date;
 mod descriptors;
 mod error;

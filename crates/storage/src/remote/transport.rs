@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use url::{Host, Url};
 
 use crate::location::{Settings, TlsVersion};
-use crate::{StorageError, StorageErrorKind};
+use crate::{StorageError, StorageErrorKind, date};
 
 /// Most bytes of an answer that says what went wrong.
 const ERROR_BYTES_MAX: u64 = 1 << 20;
@@ -209,7 +209,7 @@ struct Bounded {
     http: Http,
 }
 
-/// Holds all requests to a store back while it asks for that with `Retry-After`, in seconds; a date is not heeded.
+/// Holds all requests to a store back while it asks for that with `Retry-After`.
 struct Gate {
     /// The longest pause that is heeded: it counts against the time that a request may take.
     longest: Duration,
@@ -228,13 +228,22 @@ impl Gate {
         if !matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             return;
         }
-        let asked =
-            headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let Some(seconds) = asked else { return };
-        let opens = Instant::now() + Duration::from_secs(seconds).min(self.longest);
+        let Some(pause) = pause_asked(headers) else { return };
+        let opens = Instant::now() + pause.min(self.longest);
         let mut latest = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
         *latest = Some(latest.map_or(opens, |before| before.max(opens)));
     }
+}
+
+/// How long a store wants to be left alone: in seconds, or until a date, which is counted from the date of its answer, since
+/// its clock may not be ours.
+fn pause_asked(headers: &HeaderMap) -> Option<Duration> {
+    let asked = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = asked.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let answered = date::of_header(headers, header::DATE.as_str())?;
+    date::parse(asked)?.duration_since(answered).ok()
 }
 
 impl Bounded {
@@ -426,7 +435,6 @@ mod tests {
         };
         assert_eq!(waited().await, 0);
         gate.heed(StatusCode::SERVICE_UNAVAILABLE, &HeaderMap::new());
-        gate.heed(StatusCode::SERVICE_UNAVAILABLE, &after("Wed, 21 Oct 2026 07:28:00 GMT"));
         gate.heed(StatusCode::OK, &after("5"));
         assert_eq!(waited().await, 0);
         gate.heed(StatusCode::SERVICE_UNAVAILABLE, &after("7"));
@@ -435,6 +443,24 @@ mod tests {
         assert_eq!(waited().await, 0, "once");
         gate.heed(StatusCode::TOO_MANY_REQUESTS, &after("18446744073709551615"));
         assert_eq!(waited().await, 30, "no longer than a request may wait");
+    }
+
+    #[test]
+    fn a_date_until_which_to_wait_is_counted_from_the_date_of_the_answer() {
+        let asked = |after: &str, date: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, after.parse().unwrap());
+            if let Some(date) = date {
+                headers.insert(header::DATE, date.parse().unwrap());
+            }
+            pause_asked(&headers).map(|pause| pause.as_secs())
+        };
+        let (begin, end) = ("Wed, 21 Oct 2026 07:27:48 GMT", "Wed, 21 Oct 2026 07:28:00 GMT");
+        assert_eq!(asked(end, Some(begin)), Some(12));
+        assert_eq!(asked(begin, Some(end)), None, "it is over");
+        assert_eq!(asked(end, None), None, "nobody knows what time it is there");
+        assert_eq!(asked("soon", Some(begin)), None);
+        assert_eq!(asked(" 7 ", None), Some(7));
     }
 
     #[cfg(feature = "s3")]

@@ -102,6 +102,8 @@ struct Target<'a> {
     bucket: &'a str,
     /// What every key begins with; empty, or ending in `/`.
     prefix: &'a str,
+    /// The partition of Amazon's cloud; other services have none.
+    partition: &'a str,
 }
 
 /// Runs `policy`.
@@ -113,7 +115,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
             .into());
     };
     let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-    let target = Target { bucket, prefix: &prefix };
+    let target = Target { bucket, prefix: &prefix, partition: s3::COMMON_PARTITION };
     check(&args, &location)?;
     let role = match args.what {
         What::Writer if args.any_writer => Some(Role::Writer(None)),
@@ -165,6 +167,13 @@ fn amazon(
     let other = settings.endpoint.is_some();
     let service = args.r#for.unwrap_or(if other { Service::S3 } else { Service::Aws });
     let key = kms_key(args, service, settings.kms_key)?;
+    let partition = match service {
+        Service::Aws => {
+            s3::partition([args.principal.as_deref(), key.as_deref()], settings.region.as_deref())
+        }
+        Service::S3 => s3::COMMON_PARTITION,
+    };
+    let target = Target { partition, ..target };
     let policy = s3::policy(target, role, service, key.as_deref());
     if let Some(principal) = &args.principal {
         if key.is_some() {

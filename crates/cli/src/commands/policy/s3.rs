@@ -8,6 +8,10 @@ use super::{ABORT_DAYS, OLD_VERSION_DAYS, Service, Target};
 /// Most characters of a managed policy, white space not counted. One within a user's own record has 2048, too few for ours.
 pub(super) const POLICY_CHARACTERS_MAX: usize = 6144;
 
+/// The partition of most of Amazon's regions, and of what other services call theirs.
+pub(super) const COMMON_PARTITION: &str = "aws";
+const CHINA: &str = "aws-cn";
+
 /// The key that a request wants to be encrypted with.
 const KMS_KEY: &str = "s3:x-amz-server-side-encryption-aws-kms-key-id";
 
@@ -15,17 +19,18 @@ const KMS_KEY: &str = "s3:x-amz-server-side-encryption-aws-kms-key-id";
 ///
 /// `key` is the ARN of the key that the bucket encrypts with. The right to it is [`with_key`]'s.
 pub(super) fn policy(target: Target<'_>, role: Role, service: Service, key: Option<&str>) -> Value {
-    let Target { bucket, prefix } = target;
+    let Target { bucket, prefix, partition } = target;
+    let whole_bucket = format!("arn:{partition}:s3:::{bucket}");
     let objects = |under: &str| {
         let star = if under.is_empty() || under.ends_with('/') { "*" } else { "" };
-        format!("arn:aws:s3:::{bucket}/{prefix}{under}{star}")
+        format!("{whole_bucket}/{prefix}{under}{star}")
     };
     let granted = grants(role);
     let resources = |action: Action| -> Vec<String> {
         granted.iter().filter(|grant| grant.action == action).map(|grant| objects(&grant.prefix)).collect()
     };
     let allow = |sid: &str, actions: &[&str], resources: Vec<String>| json!({ "Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resources });
-    let mut listing = allow("KeepwellList", &["s3:ListBucket"], vec![format!("arn:aws:s3:::{bucket}")]);
+    let mut listing = allow("KeepwellList", &["s3:ListBucket"], vec![whole_bucket.clone()]);
     if !prefix.is_empty() {
         listing["Condition"] = json!({ "StringLike": { "s3:prefix": [format!("{prefix}*")] } });
     }
@@ -42,7 +47,7 @@ pub(super) fn policy(target: Target<'_>, role: Role, service: Service, key: Opti
                     "s3:GetEncryptionConfiguration",
                 ],
             ),
-            vec![format!("arn:aws:s3:::{bucket}")],
+            vec![whole_bucket.clone()],
         ),
         allow("KeepwellRead", &["s3:GetObject"], resources(Action::Read)),
     ];
@@ -73,7 +78,7 @@ pub(super) fn policy(target: Target<'_>, role: Role, service: Service, key: Opti
                 "s3:PutBucketVersioning", "s3:PutEncryptionConfiguration", "s3:PutLifecycleConfiguration",
                 "s3:PutObjectLegalHold", "s3:PutObjectRetention",
             ]),
-            "Resource": [format!("arn:aws:s3:::{bucket}"), objects("")],
+            "Resource": [whole_bucket, objects("")],
         })),
     }
     if matches!(role, Role::Writer(_)) {
@@ -133,25 +138,42 @@ fn creating(all: &str, service: Service, key: Option<&str>) -> Vec<Value> {
 /// Adds the right to use a key of the key service, for objects of this repository and through S3 alone. Decrypting is part of
 /// storing too: an upload in parts reads them back. A bucket's policy cannot grant it.
 pub(super) fn with_key(mut document: Value, target: Target<'_>, role: Role, key: &str) -> Value {
-    let Target { bucket, prefix } = target;
+    let Target { bucket, prefix, partition } = target;
     let stores = grants(role).iter().any(|grant| grant.action == Action::Create);
     let actions: &[&str] = if stores { &["kms:Decrypt", "kms:GenerateDataKey"] } else { &["kms:Decrypt"] };
+    let mut through = vec!["s3.*.amazonaws.com"];
+    if partition == CHINA {
+        through.push("s3.*.amazonaws.com.cn"); // as its endpoints are called
+    }
     let statement = json!({
         "Sid": "KeepwellUseKey",
         "Effect": "Allow",
         "Action": actions,
         "Resource": [key],
         "Condition": { "StringLike": {
-            "kms:ViaService": "s3.*.amazonaws.com",
+            "kms:ViaService": through,
             // The object, or the bucket where that has a bucket key.
             "kms:EncryptionContext:aws:s3:arn":
-                [format!("arn:aws:s3:::{bucket}/{prefix}*"), format!("arn:aws:s3:::{bucket}")],
+                [format!("arn:{partition}:s3:::{bucket}/{prefix}*"), format!("arn:{partition}:s3:::{bucket}")],
         } },
     });
     if let Some(statements) = document["Statement"].as_array_mut() {
         statements.push(statement);
     }
     document
+}
+
+/// The partition of Amazon's cloud, which every ARN begins with: that of one that is given, or else of the region. A policy
+/// with the ARNs of another is refused, or grants nothing.
+pub(super) fn partition<'a>(arns: [Option<&'a str>; 2], region: Option<&str>) -> &'a str {
+    let mut named = arns.into_iter().flatten().filter_map(|arn| arn.strip_prefix("arn:")?.split(':').next());
+    let region = region.unwrap_or_default();
+    match named.next() {
+        Some(partition) => partition,
+        None if region.starts_with("cn-") => CHINA,
+        None if region.starts_with("us-gov-") => "aws-us-gov",
+        None => COMMON_PARTITION,
+    }
 }
 
 /// Whether a text names one key as policies do. An alias or an id alone means nothing there.

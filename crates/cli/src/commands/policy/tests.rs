@@ -38,7 +38,7 @@ struct Printed {
 
 impl Printed {
     fn new(provider: Provider, prefix: &str, role: Role) -> Self {
-        let target = Target { bucket: "b", prefix };
+        let target = Target { bucket: "b", prefix, partition: "aws" };
         let (policy, custom) = match provider {
             Provider::Aws => (s3::policy(target, role, Service::Aws, None), Value::Null),
             Provider::OtherS3 => (s3::policy(target, role, Service::S3, None), Value::Null),
@@ -392,7 +392,7 @@ fn conditions_stay_within_what_the_services_take() {
         assert!(condition.as_str().is_none_or(|text| text.len() < 8192), "{role:?}");
     }
     let endless = format!("{}/", "p".repeat(500));
-    let target = Target { bucket: "b", prefix: &endless };
+    let target = Target { bucket: "b", prefix: &endless, partition: "aws" };
     assert!(azure::assignment(target, Role::Writer(None), GROUP, "acme").is_err());
 }
 
@@ -412,7 +412,7 @@ fn a_google_policy_is_as_the_tool_takes_it() {
     let whole = Printed::new(Provider::Google, "", Role::Keeper).policy.to_string();
     assert!(!whole.contains("condition"), "{whole}");
     for (project, principal) in [("", PRINCIPAL), ("a/b", PRINCIPAL), ("p", "web1"), ("p", "user:a b")] {
-        let target = Target { bucket: "b", prefix: "" };
+        let target = Target { bucket: "b", prefix: "", partition: "aws" };
         assert!(gcs::policy(target, Role::Reader, project, principal).is_err(), "{project} {principal}");
     }
 }

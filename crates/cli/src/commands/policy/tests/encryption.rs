@@ -8,7 +8,7 @@ const CONTEXT: &str = "kms:EncryptionContext:aws:s3:arn";
 const VIA: (&str, &str) = ("kms:ViaService", "s3.eu-central-1.amazonaws.com");
 
 fn printed(prefix: &str, role: Role) -> Value {
-    let target = Target { bucket: "b", prefix };
+    let target = Target { bucket: "b", prefix, partition: "aws" };
     s3::with_key(s3::policy(target, role, Service::Aws, Some(KEY)), target, role, KEY)
 }
 
@@ -46,7 +46,7 @@ fn nothing_is_stored_under_another_key() {
     let object = "arn:aws:s3:::b/host/data/7b/x";
     let other = (NAMED, "arn:aws:kms:eu-central-1:999999999999:key/0000");
     for (key, names_ours) in [(Some(KEY), true), (None, false)] {
-        let target = Target { bucket: "b", prefix: "host/" };
+        let target = Target { bucket: "b", prefix: "host/", partition: "aws" };
         let policy = s3::policy(target, Role::Writer(None), Service::Aws, key);
         let put =
             |named: &[_]| aws(&policy, "s3:PutObject", object, &[&[CREATES, IF_ABSENT][..], named].concat());
@@ -58,7 +58,7 @@ fn nothing_is_stored_under_another_key() {
 
 #[test]
 fn a_policy_of_a_bucket_grants_no_key() {
-    let target = Target { bucket: "b", prefix: "" };
+    let target = Target { bucket: "b", prefix: "", partition: "aws" };
     let policy = s3::policy(target, Role::Keeper, Service::Aws, Some(KEY));
     let text = s3::for_principal(policy, "arn:aws:iam::1:user/x").to_string();
     assert!(
@@ -87,10 +87,33 @@ fn a_key_is_named_by_its_arn() {
 #[test]
 fn policies_fit_into_what_amazon_takes() {
     let bucket = "b".repeat(63);
-    let target = Target { bucket: &bucket, prefix: "a-prefix-of-some-length/" };
+    let target = Target { bucket: &bucket, prefix: "a-prefix-of-some-length/", partition: "aws" };
     for role in roles() {
         let policy = s3::with_key(s3::policy(target, role, Service::Aws, Some(KEY)), target, role, KEY);
         let characters = policy.to_string().len();
         assert!(characters <= s3::POLICY_CHARACTERS_MAX, "{role:?}: {characters}");
+    }
+}
+
+#[test]
+fn a_policy_names_its_bucket_as_the_partition_does_that_it_is_in() {
+    let (key, user) = (KEY.replace("arn:aws:", "arn:aws-cn:"), "arn:aws-us-gov:iam::1:user/x");
+    assert_eq!(s3::partition([None, None], None), "aws");
+    assert_eq!(s3::partition([None, Some(KEY)], Some("eu-central-1")), "aws");
+    assert_eq!(s3::partition([None, None], Some("cn-north-1")), "aws-cn");
+    assert_eq!(s3::partition([None, None], Some("us-gov-west-1")), "aws-us-gov");
+    assert_eq!(s3::partition([Some(user), None], None), "aws-us-gov");
+    assert_eq!(s3::partition([Some("123456789012"), Some(&key)], None), "aws-cn");
+    for role in roles() {
+        let target = Target { bucket: "b", prefix: "host/", partition: "aws-cn" };
+        let policy = s3::policy(target, role, Service::Aws, Some(&key));
+        let policy = s3::with_key(policy, target, role, &key);
+        let text = policy.to_string();
+        assert_eq!(text.matches("arn:").count(), text.matches("arn:aws-cn:").count(), "{role:?}: {text}");
+        assert!(aws(&policy, "s3:ListBucket", "arn:aws-cn:s3:::b", &[("s3:prefix", "host/")]), "{role:?}");
+        for via in ["s3.cn-north-1.amazonaws.com", "s3.cn-north-1.amazonaws.com.cn"] {
+            let conditions = [(CONTEXT, "arn:aws-cn:s3:::b/host/data/7b/x"), ("kms:ViaService", via)];
+            assert!(aws(&policy, "kms:Decrypt", &key, &conditions), "{role:?} {via}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use super::*;
 #[test]
 fn lifecycle_rules_are_safe() {
     for prefix in ["", "host/"] {
-        let target = Target { bucket: "b", prefix };
+        let target = Target { bucket: "b", prefix, partition: "aws" };
         let amazon = s3::lifecycle(target);
         let [rule] = &amazon["Rules"].as_array().unwrap()[..] else { panic!("{amazon}") };
         let expiration = rule["Expiration"].as_object().unwrap();

@@ -44,13 +44,12 @@ pub async fn run(ctx: &Context, chosen: &[&CopyConfig], wait: bool, dry_run: boo
     let credential = open::credential(ctx).await?;
     let key = Key { file: credential.key.clone(), path: credential.key_file.clone() };
     let opened = credential.open(ctx).await?;
-    let snapshots = opened.repository.snapshots().await?;
     opened.progress.end();
     ctx.interrupt.ends_by_itself();
     let mut worst = Exit::Done;
     let mut table = table();
     for config in chosen {
-        let done = one(ctx, config, &opened, &key, &snapshots, wait, dry_run).await;
+        let done = one(ctx, config, &opened, &key, wait, dry_run).await;
         if ctx.interrupt.is_requested() {
             return Err(done
                 .err()
@@ -148,7 +147,6 @@ async fn one(
     config: &CopyConfig,
     from: &Opened,
     key: &Key,
-    snapshots: &[Snapshot],
     wait: bool,
     dry_run: bool,
 ) -> Result<Outcome> {
@@ -157,14 +155,16 @@ async fn one(
         let newest = copies::remembered(ctx, config);
         return Ok(Outcome { newest, ..Outcome::away() });
     }
+    // The copies before it may have taken hours, and a disk may have been waited for for weeks.
+    let snapshots = from.repository.snapshots().await?;
     if dry_run {
-        return plan(ctx, config, &place, from, key, snapshots).await;
+        return plan(ctx, config, &place, from, key, &snapshots).await;
     }
     let target = open_target(ctx, from, key, &place, config.key_file.as_ref()).await?;
     verify(ctx, config, &target).await?;
     let there = target.repository.snapshots().await?;
     let rules = copies::rules_at(ctx, &place, config);
-    let mut wanted = rules.wanted(ctx.now(), snapshots, &there);
+    let mut wanted = rules.wanted(ctx.now(), &snapshots, &there);
     leave_out_erased(ctx, from, &mut wanted);
     let sums = copy(from, &target, &wanted).await?;
     let Retirement { forgotten, bytes_freed } = retire::retire(ctx, config, &rules, &target).await?;

@@ -50,9 +50,19 @@ pub fn retain<'s>(
     snapshots: impl IntoIterator<Item = &'s Snapshot>,
     checked: &Checked,
 ) -> Vec<Verdict<'s>> {
+    retain_in_order(policy, now, in_order(snapshots.into_iter().collect()), checked)
+}
+
+/// The same for snapshots in the order in which they are to count.
+pub(crate) fn retain_in_order<'s>(
+    policy: &RetentionPolicy,
+    now: Timestamp,
+    snapshots: Vec<&'s Snapshot>,
+    checked: &Checked,
+) -> Vec<Verdict<'s>> {
     let mut groups: BTreeMap<(&str, &str), Vec<(&Snapshot, &Manifest)>> = BTreeMap::new();
     let mut verdicts = Vec::new();
-    for snapshot in in_order(snapshots.into_iter().collect()) {
+    for snapshot in snapshots {
         match &snapshot.state {
             SnapshotState::Readable(m) => {
                 groups.entry((&m.host, &m.dataset)).or_default().push((snapshot, m))

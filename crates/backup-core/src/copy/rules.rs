@@ -1,6 +1,6 @@
 //! What belongs into a copy, and how long it stays there.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use keepwell_catalog::retention::RetentionPolicy;
 use keepwell_crypto::SnapshotId;
@@ -9,8 +9,8 @@ use super::reencrypt::is_short_of;
 use crate::Error;
 use crate::env::Timestamp;
 use crate::prune::{PruneOptions, PruneReport};
-use crate::repository::{Repository, Snapshot, SnapshotState};
-use crate::retention::{Checked, retain};
+use crate::repository::{Repository, Snapshot, SnapshotState, in_order};
+use crate::retention::{Checked, retain, retain_in_order};
 
 /// The rules of one copy. Names are given or not: an empty list is no rule.
 #[derive(Debug, Clone, Default)]
@@ -44,15 +44,29 @@ impl CopyRules {
         }
     }
 
-    /// The snapshots that the copy is there for, before its retention.
-    pub fn selected<'s>(&self, now: Timestamp, snapshots: &'s [Snapshot]) -> Vec<&'s Snapshot> {
-        let readable = |s: &&Snapshot| matches!(s.state, SnapshotState::Readable(_));
-        let fitting = snapshots.iter().filter(readable).filter(|snapshot| self.concern(snapshot));
+    /// The snapshots that the copy is there for, before its retention. `there` is what it holds, also of what the origin has
+    /// forgotten since: the first of a week is not the oldest that the origin still has of it.
+    pub fn selected<'s>(
+        &self,
+        now: Timestamp,
+        snapshots: &'s [Snapshot],
+        there: &'s [Snapshot],
+    ) -> Vec<&'s Snapshot> {
+        let fitting = |all: &'s [Snapshot]| -> Vec<&'s Snapshot> {
+            let readable = all.iter().filter(|s| matches!(s.state, SnapshotState::Readable(_)));
+            readable.filter(|snapshot| self.concern(snapshot)).collect()
+        };
+        let here = fitting(snapshots);
         if self.selection.is_empty() {
-            return fitting.collect();
+            return here;
         }
-        let chosen = retain(&self.selection, now, fitting, &Checked::default()).into_iter();
-        chosen.filter(|verdict| verdict.by_rule).map(|verdict| verdict.snapshot).collect()
+        let ids: HashSet<SnapshotId> = here.iter().map(|snapshot| snapshot.origin_id()).collect();
+        let mut gone = fitting(there);
+        gone.retain(|copy| !ids.contains(&copy.origin_id()));
+        let all = amid(in_order(here), gone);
+        let chosen = retain_in_order(&self.selection, now, all, &Checked::default()).into_iter();
+        let chosen = chosen.filter(|verdict| verdict.by_rule).map(|verdict| verdict.snapshot);
+        chosen.filter(|snapshot| ids.contains(&snapshot.origin_id())).collect()
     }
 
     /// Of the selected snapshots, those that the copy lacks, of which the manifest is damaged there, or of which it has under
@@ -107,7 +121,7 @@ impl CopyRules {
 
     /// What is to be copied there now: [`selected`](Self::selected) and [`missing`](Self::missing).
     pub fn wanted(&self, now: Timestamp, snapshots: &[Snapshot], there: &[Snapshot]) -> Vec<Snapshot> {
-        self.missing(now, self.selected(now, snapshots), there).into_iter().cloned().collect()
+        self.missing(now, self.selected(now, snapshots, there), there).into_iter().cloned().collect()
     }
 
     /// Forgets in the copy what is [`going`](Self::going), and gives the space back if `prune` says how; also that of
@@ -136,6 +150,35 @@ impl CopyRules {
         }
         Ok(done)
     }
+}
+
+/// Puts what the origin has `gone` amid what it has, by host and dataset: before the first of those that were all captured
+/// later. When a copy got something says nothing about its place.
+fn amid<'s>(here: Vec<&'s Snapshot>, gone: Vec<&'s Snapshot>) -> Vec<&'s Snapshot> {
+    let mut lines: BTreeMap<(&str, &str), [Vec<&Snapshot>; 2]> = BTreeMap::new();
+    for (n, snapshots) in [here, gone].into_iter().enumerate() {
+        for snapshot in snapshots {
+            if let SnapshotState::Readable(m) = &snapshot.state {
+                lines.entry((&m.host, &m.dataset)).or_default()[n].push(snapshot);
+            }
+        }
+    }
+    let capture = |snapshot: &Snapshot| snapshot.manifest().map_or(Timestamp::MAX, |m| m.capture_end);
+    let mut all = Vec::new();
+    for [here, mut gone] in lines.into_values() {
+        gone.sort_by_key(|snapshot| capture(snapshot));
+        let (begin, mut earliest) = (all.len(), Timestamp::MAX);
+        for snapshot in here.into_iter().rev() {
+            earliest = earliest.min(capture(snapshot));
+            while let Some(later) = gone.pop_if(|gone| capture(gone) >= earliest) {
+                all.push(later);
+            }
+            all.push(snapshot);
+        }
+        all.extend(gone.into_iter().rev());
+        all[begin..].reverse();
+    }
+    all
 }
 
 /// Who has a say before a copy loses something. Whoever says nothing agrees.

@@ -78,8 +78,7 @@ async fn each_copy_has_its_own_choice_and_its_own_memory() {
             let now = clock.now();
             let there = copy.snapshots().await.unwrap();
             let rules = rules(config);
-            let wanted = rules.missing(now, rules.selected(now, &snapshots), &there);
-            let wanted: Vec<Snapshot> = wanted.into_iter().cloned().collect();
+            let wanted = rules.wanted(now, &snapshots, &there);
             copied[n] += repository.copy_to_store(copy, &wanted).await.unwrap().copied.len();
             let there = copy.snapshots().await.unwrap();
             let going = rules.going(now, &there, &Checked::default());
@@ -97,6 +96,46 @@ async fn each_copy_has_its_own_choice_and_its_own_memory() {
     assert_eq!(held[2], [0, 7, 14, 21, 28, 35, 42, 49, 56], "the first of each week");
     assert_eq!(held[3], [] as [i64; 0]);
     assert_eq!(copied, [60, 60, 9, 0], "what was forgotten is not copied again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_of_weeks_takes_one_of_each_though_the_repository_forgets() {
+    let config: CopyConfig =
+        toml::from_str("to = \"archive\"\nonly = \"weekly\"\nretention = { within = \"7y\" }").unwrap();
+    let ten_days: CopyConfig = toml::from_str("to = \"here\"\nretention = { within = \"9d\" }").unwrap();
+    let clock = Arc::new(SetClock::default());
+    let (origin, same, other) = (Memory::new(), Memory::new(), Memory::new());
+    let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
+    let key = Created::generate(&options, 1).unwrap().store(&origin).await.unwrap();
+    let other_key = Created::generate(&options, 1).unwrap().store(&other).await.unwrap();
+    let repository = open_at(&origin, &key, &clock).await;
+    repository.create_copy(&same).await.unwrap();
+    let (same, other) = (open_at(&same, &key, &clock).await, open_at(&other, &other_key, &clock).await);
+    let tree = tempfile::tempdir().unwrap();
+    for day in 0..35 {
+        clock.0.store(BEGIN + day * DAY, Ordering::SeqCst);
+        std::fs::write(tree.path().join("day"), day.to_string()).unwrap();
+        let files = FileOptions { paths: vec![tree.path().to_owned()], ..FileOptions::default() };
+        let source = FileSource::new(&files, Arc::new(backup_core::env::SystemClock)).unwrap();
+        let options = BackupOptions { dataset: "d".into(), host: "here".into(), ..BackupOptions::default() };
+        repository.backup(Arc::new(source), options).await.unwrap();
+        rules(&ten_days).retire(clock.now(), &repository, None, &mut Agrees).await.unwrap();
+        let snapshots = repository.snapshots().await.unwrap();
+        let there = same.snapshots().await.unwrap();
+        let wanted = rules(&config).wanted(clock.now(), &snapshots, &there);
+        repository.copy_to_store(&same, &wanted).await.unwrap();
+        // On Sundays only: what it gets of a week, it gets after the whole of it.
+        if day % 7 == 6 {
+            let there = other.snapshots().await.unwrap();
+            let wanted = rules(&config).wanted(clock.now(), &snapshots, &there);
+            let done = repository.copy_snapshots(&other, &wanted, &BackupOptions::default()).await.unwrap();
+            assert!(done.failed.is_empty(), "{:?}", done.failed);
+        }
+    }
+    let held = async |copy: &Repository| days(&copy.snapshots().await.unwrap());
+    assert_eq!(held(&repository).await, (25..35).collect::<Vec<_>>());
+    assert_eq!(held(&same).await, [0, 7, 14, 21, 28]);
+    assert_eq!(held(&other).await, [0, 7, 14, 21, 28], "with other keys");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -110,7 +110,28 @@ struct Remembered {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Entry {
     to: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    datasets: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    hosts: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tags: Vec<String>,
     newest: jiff::Timestamp,
+}
+
+impl Entry {
+    fn new(copy: &CopyConfig, newest: jiff::Timestamp) -> Self {
+        let CopyConfig { to, datasets, hosts, tags, .. } = copy.clone();
+        Self { to, datasets, hosts, tags, newest }
+    }
+
+    /// Whether it is about the same snapshots at the same place: several copies may lie there, of several profiles.
+    fn is_of(&self, copy: &CopyConfig) -> bool {
+        self.to == copy.to
+            && self.datasets == copy.datasets
+            && self.hosts == copy.hosts
+            && self.tags == copy.tags
+    }
 }
 
 /// Remembers how new a copy is.
@@ -119,15 +140,15 @@ pub fn remember(ctx: &Context, copy: &CopyConfig, newest: Option<i64>) -> Result
         return Ok(());
     };
     let mut remembered = load(ctx)?;
-    remembered.copy.retain(|entry| entry.to != copy.to);
-    remembered.copy.push(Entry { to: copy.to.clone(), newest });
+    remembered.copy.retain(|entry| !entry.is_of(copy));
+    remembered.copy.push(Entry::new(copy, newest));
     let text = toml::to_string(&remembered).context("encode what is known of the copies")?;
     secret::replace_private(&path(ctx), &Secret::new(format!("{HEADER}{text}")))
 }
 
 /// How new a copy was when it was last there.
 pub fn remembered(ctx: &Context, copy: &CopyConfig) -> Option<i64> {
-    let found = load(ctx).ok()?.copy.into_iter().find(|entry| entry.to == copy.to)?;
+    let found = load(ctx).ok()?.copy.into_iter().find(|entry| entry.is_of(copy))?;
     i64::try_from(found.newest.as_nanosecond()).ok()
 }
 

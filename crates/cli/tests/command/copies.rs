@@ -85,3 +85,22 @@ fn a_copy_that_was_waited_for_gets_what_came_meanwhile() {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.contains("\"copied\":1") && said.contains("\"snapshots\":2"), "{said}");
 }
+
+#[test]
+fn of_several_copies_at_one_place_each_is_remembered_for_itself() {
+    let place = Place::new(
+        "name = \"a\"\nto = \"TOP/disk\"\ndatasets = [\"a\"]\n\
+         [[profile.default.copy]]\nname = \"b\"\nto = \"TOP/disk\"\ndatasets = [\"b\"]",
+    );
+    place.run(&["init"]);
+    for dataset in ["a", "b"] {
+        place.run(&["backup", "--dataset", dataset]);
+    }
+    for _ in 0..2 {
+        place.run(&["copy"]);
+        let text = fs::read_to_string(place.path("home/.local/share/keepwell/copies.toml")).unwrap();
+        let mut newest: Vec<&str> = text.lines().filter(|line| line.starts_with("newest")).collect();
+        newest.dedup();
+        assert_eq!(newest.len(), 2, "{text}");
+    }
+}

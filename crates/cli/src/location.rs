@@ -175,10 +175,11 @@ impl Location {
 
     /// The mount point that this place asks for, as a copy of the profile or as the repository of one.
     fn require_mount(&self, ctx: &Context) -> Option<PathBuf> {
-        match self.copies(ctx).first() {
-            Some(copy) => copy.require_mount.clone(),
-            None => self.profile(ctx)?.require_mount.clone(),
+        let copies = self.copies(ctx);
+        if copies.is_empty() {
+            return self.profile(ctx)?.require_mount.clone();
         }
+        copies.into_iter().find_map(|copy| copy.require_mount.clone())
     }
 
     /// What the profile in force says of this place as one of its copies; a place may be named several times, with
@@ -248,6 +249,19 @@ impl fmt::Display for Location {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_one_copy_at_a_place_wants_mounted_all_of_them_want() {
+        let ctx = Context::of_profiles(
+            "[profile.default]\nrequire-mount = \"/srv\"\n[[profile.default.copy]]\nto = \"/mnt/disk/x\"\n\
+             datasets = [\"a\"]\n[[profile.default.copy]]\nto = \"/mnt/disk/x\"\nrequire-mount = \"/mnt/disk\"\n\
+             [[profile.default.copy]]\nto = \"/mnt/other\"\n",
+        );
+        let wanted = |place: &str| Location::parse(place).unwrap().require_mount(&ctx);
+        assert_eq!(wanted("/mnt/disk/x"), Some("/mnt/disk".into()));
+        assert_eq!(wanted("/mnt/other"), None);
+        assert_eq!(wanted("/srv/own"), Some("/srv".into()));
+    }
 
     #[test]
     fn a_location_is_an_absolute_path() {

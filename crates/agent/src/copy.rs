@@ -65,7 +65,8 @@ pub async fn update(origin: &Repository, places: &Places<'_>, now: Timestamp) ->
     verify(&target, copy).await?;
     let rules = rules(places);
     let (snapshots, there) = (origin.snapshots().await?, target.snapshots().await?);
-    let report = origin.copy_to_store(&target, &rules.wanted(now, &snapshots, &there)).await?;
+    let wanted = rules.wanted(now, &snapshots, &there, &target.checked().await?);
+    let report = origin.copy_to_store(&target, &wanted).await?;
     let prune = copy.prune.then(PruneOptions::default);
     let retired = rules.retire(now, &target, prune, &mut Telling { job: places.name, copy }).await?;
     let there = target.snapshots().await?;

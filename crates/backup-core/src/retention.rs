@@ -24,6 +24,23 @@ pub struct Checked {
     pub damaged: BTreeSet<SnapshotId>,
 }
 
+/// What is known of one snapshot. The default is nothing, as of one that the store does not have yet.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Proof {
+    proven: bool,
+    damaged: bool,
+}
+
+impl Checked {
+    /// What is known of a snapshot of the store that was checked.
+    pub(crate) fn of(&self, snapshot: &Snapshot) -> Proof {
+        let damaged = self.damaged.contains(&snapshot.id);
+        // A writer must not pass for proven by claiming to be old.
+        let newest = snapshot.stored.map_or(snapshot.commit.time, |stored| stored.max(snapshot.commit.time));
+        Proof { proven: self.proved_since.is_some_and(|since| newest <= since) && !damaged, damaged }
+    }
+}
+
 /// What retention says about a snapshot.
 #[derive(Debug, Clone)]
 pub struct Verdict<'s> {
@@ -50,15 +67,16 @@ pub fn retain<'s>(
     snapshots: impl IntoIterator<Item = &'s Snapshot>,
     checked: &Checked,
 ) -> Vec<Verdict<'s>> {
-    retain_in_order(policy, now, in_order(snapshots.into_iter().collect()), checked)
+    let snapshots = in_order(snapshots.into_iter().collect());
+    retain_in_order(policy, now, snapshots, |snapshot| checked.of(snapshot))
 }
 
-/// The same for snapshots in the order in which they are to count.
+/// The same for snapshots in the order in which they are to count, and by what is known of each.
 pub(crate) fn retain_in_order<'s>(
     policy: &RetentionPolicy,
     now: Timestamp,
     snapshots: Vec<&'s Snapshot>,
-    checked: &Checked,
+    known: impl Fn(&Snapshot) -> Proof,
 ) -> Vec<Verdict<'s>> {
     let mut groups: BTreeMap<(&str, &str), Vec<(&Snapshot, &Manifest)>> = BTreeMap::new();
     let mut verdicts = Vec::new();
@@ -81,7 +99,7 @@ pub(crate) fn retain_in_order<'s>(
             members.last().and_then(|(_, m)| TimeZone::get(&m.time_zone).ok()).unwrap_or(TimeZone::UTC);
         let candidates: Vec<Candidate> = (0..)
             .zip(&members)
-            .map(|(order, (snapshot, m))| candidate(snapshot, m, order, checked))
+            .map(|(order, (snapshot, m))| candidate(snapshot, m, order, known(snapshot)))
             .collect();
         let decisions = decide(policy, &zone, now, &candidates);
         verdicts.extend(members.into_iter().zip(decisions).map(|((snapshot, _), decision)| Verdict {
@@ -95,11 +113,8 @@ pub(crate) fn retain_in_order<'s>(
     verdicts
 }
 
-fn candidate(snapshot: &Snapshot, manifest: &Manifest, order: u64, checked: &Checked) -> Candidate {
-    let damaged = checked.damaged.contains(&snapshot.id);
+fn candidate(snapshot: &Snapshot, manifest: &Manifest, order: u64, known: Proof) -> Candidate {
     let comparable = manifest.dataset != SAFETY_DATASET;
-    // A writer must not pass for proven by claiming to be old.
-    let newest = snapshot.stored.map_or(snapshot.commit.time, |stored| stored.max(snapshot.commit.time));
     Candidate {
         id: snapshot.id,
         dataset: manifest.dataset.clone(),
@@ -109,8 +124,8 @@ fn candidate(snapshot: &Snapshot, manifest: &Manifest, order: u64, checked: &Che
         stored: snapshot.stored,
         commit_order: order,
         complete: snapshot.commit.complete,
-        proven: checked.proved_since.is_some_and(|since| newest <= since) && !damaged,
-        damaged,
+        proven: known.proven,
+        damaged: known.damaged,
         tags: manifest.tags.clone(),
         keep_until: manifest.keep_until,
         keep_forever: manifest.keep_forever,

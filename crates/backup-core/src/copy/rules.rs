@@ -10,7 +10,7 @@ use crate::Error;
 use crate::env::Timestamp;
 use crate::prune::{PruneOptions, PruneReport};
 use crate::repository::{Repository, Snapshot, SnapshotState, in_order};
-use crate::retention::{Checked, retain, retain_in_order};
+use crate::retention::{Checked, Proof, retain, retain_in_order};
 
 /// The rules of one copy. Names are given or not: an empty list is no rule.
 #[derive(Debug, Clone, Default)]
@@ -64,18 +64,20 @@ impl CopyRules {
         let mut gone = fitting(there);
         gone.retain(|copy| !ids.contains(&copy.origin_id()));
         let all = amid(in_order(here), gone);
-        let chosen = retain_in_order(&self.selection, now, all, &Checked::default()).into_iter();
+        let chosen = retain_in_order(&self.selection, now, all, |_| Proof::default()).into_iter();
         let chosen = chosen.filter(|verdict| verdict.by_rule).map(|verdict| verdict.snapshot);
         chosen.filter(|snapshot| ids.contains(&snapshot.origin_id())).collect()
     }
 
     /// Of the selected snapshots, those that the copy lacks, of which the manifest is damaged there, or of which it has under
-    /// other keys less than all, and that its own retention would keep. `there` is what it holds.
+    /// other keys less than all, and that its own retention would keep. `there` is what it holds, and `checked` what is known
+    /// of that, as for [`going`](Self::going): what would go again does not come.
     pub fn missing<'s>(
         &self,
         now: Timestamp,
         selected: Vec<&'s Snapshot>,
         there: &'s [Snapshot],
+        checked: &Checked,
     ) -> Vec<&'s Snapshot> {
         let originals: HashMap<SnapshotId, &Snapshot> =
             selected.iter().map(|snapshot| (snapshot.origin_id(), *snapshot)).collect();
@@ -91,9 +93,14 @@ impl CopyRules {
             return lacking;
         }
         let ids: HashSet<SnapshotId> = lacking.iter().map(|snapshot| snapshot.id).collect();
-        let all = sound().filter(|snapshot| self.concern(snapshot)).chain(lacking);
-        let kept =
-            retain(&self.retention, now, all, &Checked::default()).into_iter().filter(|verdict| verdict.keep);
+        let all: Vec<&Snapshot> = sound().filter(|snapshot| self.concern(snapshot)).chain(lacking).collect();
+        // Of what is not there yet nothing is known, whatever the age of its commit.
+        let known = |snapshot: &Snapshot| match ids.contains(&snapshot.id) {
+            true => Proof::default(),
+            false => checked.of(snapshot),
+        };
+        let kept = retain_in_order(&self.retention, now, in_order(all), known).into_iter();
+        let kept = kept.filter(|verdict| verdict.keep);
         kept.map(|verdict| verdict.snapshot).filter(|snapshot| ids.contains(&snapshot.id)).collect()
     }
 
@@ -120,8 +127,15 @@ impl CopyRules {
     }
 
     /// What is to be copied there now: [`selected`](Self::selected) and [`missing`](Self::missing).
-    pub fn wanted(&self, now: Timestamp, snapshots: &[Snapshot], there: &[Snapshot]) -> Vec<Snapshot> {
-        self.missing(now, self.selected(now, snapshots, there), there).into_iter().cloned().collect()
+    pub fn wanted(
+        &self,
+        now: Timestamp,
+        snapshots: &[Snapshot],
+        there: &[Snapshot],
+        checked: &Checked,
+    ) -> Vec<Snapshot> {
+        let selected = self.selected(now, snapshots, there);
+        self.missing(now, selected, there, checked).into_iter().cloned().collect()
     }
 
     /// Forgets in the copy what is [`going`](Self::going), and gives the space back if `prune` says how; also that of
@@ -153,7 +167,7 @@ impl CopyRules {
 }
 
 /// Puts what the origin has `gone` amid what it has, by host and dataset: before the first of those that were all captured
-/// later. When a copy got something says nothing about its place.
+/// later. When a copy got something says nothing about its place. What was written anew comes before what it was.
 fn amid<'s>(here: Vec<&'s Snapshot>, gone: Vec<&'s Snapshot>) -> Vec<&'s Snapshot> {
     let mut lines: BTreeMap<(&str, &str), [Vec<&Snapshot>; 2]> = BTreeMap::new();
     for (n, snapshots) in [here, gone].into_iter().enumerate() {
@@ -209,11 +223,14 @@ pub struct Retirement {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicI64, Ordering};
+    use std::time::Duration;
 
     use keepwell_catalog::retention::Slots;
     use keepwell_storage::{Memory, ObjectStore, list_all};
 
     use super::*;
+    use crate::env::Clock;
     use crate::testing::{Thing, TreeModel, World, back_up, noise};
 
     /// Agrees, and is interrupted before anything is removed.
@@ -280,6 +297,46 @@ mod tests {
         assert!(!copy.is_prune_due() && done.forgotten == 2 && done.bytes_freed > 0, "{done:?}");
     }
 
+    /// Says what it is told to.
+    #[derive(Debug, Default)]
+    struct SetClock(AtomicI64);
+
+    impl Clock for SetClock {
+        fn now(&self) -> Timestamp {
+            self.0.load(Ordering::SeqCst)
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_gave_way_to_a_proven_one_does_not_come_again() {
+        const HOUR: Timestamp = 3600 * 1_000_000_000;
+        let world = World::new().await;
+        let clock = Arc::new(SetClock::default());
+        let origin = world.open_with(clock.clone()).await;
+        for (seed, hour) in [(1, 0), (2, 6), (3, 12), (4, 18), (5, 25)] {
+            clock.0.store(10_000 * 24 * HOUR + hour * HOUR, Ordering::SeqCst);
+            back_up(&origin, &TreeModel::default().with("file", Thing::file(noise(seed, 9000)))).await;
+        }
+        let here = origin.snapshots().await.unwrap();
+        let store = Arc::new(Memory::new());
+        origin.create_copy(&*store).await.unwrap();
+        let copy = Repository::builder(store).clock(clock.clone()).open(world.key.clone()).await.unwrap();
+        origin.copy_to_store(&copy, &[here[0].clone(), here[2].clone()]).await.unwrap();
+        let now = clock.now();
+        let checked = Checked { proved_since: Some(now), ..Checked::default() };
+        let retention = RetentionPolicy { daily: Some(Slots::Newest(7)), ..RetentionPolicy::default() };
+        let rules = CopyRules { retention, ..CopyRules::default() };
+        let there = copy.snapshots().await.unwrap();
+        let going: Vec<SnapshotId> = rules.going(now, &there, &checked).iter().map(|(s, _)| s.id).collect();
+        assert_eq!(going, [here[0].id], "the later one of that day is proven as well");
+        let wanted = rules.wanted(now, &here, &there[1..], &checked);
+        assert_eq!(wanted.iter().map(|s| s.id).collect::<Vec<_>>(), [here[4].id]);
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_snapshot_whose_manifest_is_damaged_in_the_copy_is_missing_there() {
         let world = World::new().await;
@@ -299,13 +356,14 @@ mod tests {
             let rules = CopyRules { retention, ..CopyRules::default() };
             let target = open().await;
             let there = target.snapshots().await.unwrap();
-            let wanted = rules.wanted(target.now(), &snapshots, &there);
+            let wanted = rules.wanted(target.now(), &snapshots, &there, &Checked::default());
             assert!(matches!(&wanted[..], [one] if one.manifest().is_ok()), "{wanted:?}");
         }
         let target = open().await;
         world.repository.copy_to_store(&target, &snapshots).await.unwrap();
         let there = target.snapshots().await.unwrap();
         assert_eq!(there.len(), 2, "with what is left of the first");
-        assert!(CopyRules::default().wanted(target.now(), &snapshots, &there).is_empty());
+        let wanted = CopyRules::default().wanted(target.now(), &snapshots, &there, &Checked::default());
+        assert!(wanted.is_empty());
     }
 }

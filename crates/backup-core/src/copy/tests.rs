@@ -18,7 +18,7 @@ use crate::testing::{
     Hook, Hooked, MemorySource, Part, Thing, TreeModel, World, assert_same, back_up, block_on, data_pack,
     key, noise, options, restored, say, snapshot_of, tree_model,
 };
-use crate::{BackupOptions, Error, PruneOptions};
+use crate::{BackupOptions, Checked, Error, PruneOptions};
 
 /// The tree of a snapshot as a model with holes: metadata, and the parts that a source reads.
 async fn captured(repository: &Repository, snapshot: &Snapshot) -> BTreeMap<MapKey, (u64, Vec<Part>)> {
@@ -383,7 +383,7 @@ async fn a_copy_of_a_damaged_snapshot_is_incomplete_and_tried_again() {
     let wanted = async || {
         let (here, there) =
             (from.repository.snapshots().await.unwrap(), to.repository.snapshots().await.unwrap());
-        CopyRules::default().wanted(to.repository.now(), &here, &there).len()
+        CopyRules::default().wanted(to.repository.now(), &here, &there, &Checked::default()).len()
     };
     assert_eq!(wanted().await, 1);
     let report = copy(&from, &to.repository).await;

@@ -112,10 +112,11 @@ async fn look(
     opened.progress.end();
     let there = opened.repository.snapshots().await?;
     let rules = copies::rules(config);
-    let wanted = rules.wanted(ctx.now(), snapshots, &there);
+    let checked = opened.repository.checked().await?;
+    let wanted = rules.wanted(ctx.now(), snapshots, &there, &checked);
     let missing = wanted.iter().filter(|snapshot| !copies::is_erased(from, snapshot)).count();
-    let proved = opened.repository.proved_since().await?;
-    Ok(Found { held: there.len(), missing, newest: copies::newest(&rules, &there), proved })
+    let (newest, proved) = (copies::newest(&rules, &there), checked.proved_since);
+    Ok(Found { held: there.len(), missing, newest, proved })
 }
 
 fn row(

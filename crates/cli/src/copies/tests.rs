@@ -78,7 +78,7 @@ async fn each_copy_has_its_own_choice_and_its_own_memory() {
             let now = clock.now();
             let there = copy.snapshots().await.unwrap();
             let rules = rules(config);
-            let wanted = rules.wanted(now, &snapshots, &there);
+            let wanted = rules.wanted(now, &snapshots, &there, &Checked::default());
             copied[n] += repository.copy_to_store(copy, &wanted).await.unwrap().copied.len();
             let there = copy.snapshots().await.unwrap();
             let going = rules.going(now, &there, &Checked::default());
@@ -122,12 +122,12 @@ async fn an_archive_of_weeks_takes_one_of_each_though_the_repository_forgets() {
         rules(&ten_days).retire(clock.now(), &repository, None, &mut Agrees).await.unwrap();
         let snapshots = repository.snapshots().await.unwrap();
         let there = same.snapshots().await.unwrap();
-        let wanted = rules(&config).wanted(clock.now(), &snapshots, &there);
+        let wanted = rules(&config).wanted(clock.now(), &snapshots, &there, &Checked::default());
         repository.copy_to_store(&same, &wanted).await.unwrap();
         // On Sundays only: what it gets of a week, it gets after the whole of it.
         if day % 7 == 6 {
             let there = other.snapshots().await.unwrap();
-            let wanted = rules(&config).wanted(clock.now(), &snapshots, &there);
+            let wanted = rules(&config).wanted(clock.now(), &snapshots, &there, &Checked::default());
             let done = repository.copy_snapshots(&other, &wanted, &BackupOptions::default()).await.unwrap();
             assert!(done.failed.is_empty(), "{:?}", done.failed);
         }

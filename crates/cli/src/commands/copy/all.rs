@@ -164,7 +164,8 @@ async fn one(
     verify(ctx, config, &target).await?;
     let there = target.repository.snapshots().await?;
     let rules = copies::rules_at(ctx, &place, config);
-    let mut wanted = rules.wanted(ctx.now(), &snapshots, &there);
+    let checked = target.repository.checked().await?;
+    let mut wanted = rules.wanted(ctx.now(), &snapshots, &there, &checked);
     leave_out_erased(ctx, from, &mut wanted);
     let sums = copy(from, &target, &wanted).await?;
     let Retirement { forgotten, bytes_freed } = retire::retire(ctx, config, &rules, &target).await?;
@@ -220,7 +221,7 @@ async fn plan(
         false => (Vec::new(), Checked::default()),
     };
     let rules = copies::rules_at(ctx, place, config);
-    let mut wanted = rules.wanted(ctx.now(), snapshots, &there);
+    let mut wanted = rules.wanted(ctx.now(), snapshots, &there, &checked);
     leave_out_erased(ctx, from, &mut wanted);
     let (copied, held, newest) = (wanted.len(), there.len(), copies::newest(&rules, &there));
     let then: Vec<Snapshot> = there.into_iter().chain(wanted).collect();

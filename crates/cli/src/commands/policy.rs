@@ -65,7 +65,7 @@ pub struct Args {
     /// Where custom roles are: a Google project, or an Azure resource group, as `/subscriptions/ID/resourceGroups/NAME`
     #[arg(long, value_name = "PLACE")]
     within: Option<String>,
-    /// Which S3 service it is [default: Amazon's unless the location names an endpoint]
+    /// Which S3 service it is [default: Amazon's unless the location names an endpoint of another]
     #[arg(long, value_enum, value_name = "SERVICE")]
     r#for: Option<Service>,
     /// The key of Amazon's key service that the bucket encrypts with, by its ARN [default: `kms-key` of the location]
@@ -164,7 +164,7 @@ fn amazon(
 ) -> Result<Value> {
     let Some(role) = role else { return Ok(s3::lifecycle(target)) };
     let settings = location.settings(ctx);
-    let other = settings.endpoint.is_some();
+    let other = settings.endpoint.as_deref().is_some_and(|endpoint| !is_amazons(endpoint));
     let service = args.r#for.unwrap_or(if other { Service::S3 } else { Service::Aws });
     let key = kms_key(args, service, settings.kms_key)?;
     let partition = match service {
@@ -198,6 +198,13 @@ fn amazon(
         .into());
     }
     Ok(policy)
+}
+
+/// Whether an endpoint is Amazon's own, as those are that its regions in China need, and those of private networks.
+fn is_amazons(endpoint: &str) -> bool {
+    let rest = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+    let host = rest.split(['/', ':', '?']).next().unwrap_or_default().to_ascii_lowercase();
+    [".amazonaws.com", ".amazonaws.com.cn"].iter().any(|domain| host.ends_with(domain))
 }
 
 /// The key that a policy of Amazon's grants. Other services use theirs for everybody.

@@ -370,6 +370,38 @@ fn an_amazon_writer_is_write_once_and_brings_no_keys_of_its_own() {
 }
 
 #[test]
+fn an_endpoint_of_amazons_own_gets_what_amazon_knows() {
+    let ctx = Context::of_profiles("");
+    let printed = |place: &str| {
+        let args = Args {
+            what: What::Writer,
+            member: None,
+            any_writer: true,
+            principal: None,
+            within: None,
+            r#for: None,
+            kms_key: None,
+        };
+        let target = Target { bucket: "b", prefix: "", partition: "aws" };
+        let location = Location::parse(place).unwrap();
+        amazon(&ctx, &args, &location, target, Some(Role::Writer(None))).unwrap().to_string()
+    };
+    for (place, bucket) in [
+        ("s3://b?region=eu-central-1", "arn:aws:s3:::b/"),
+        ("s3://b?region=us-gov-west-1", "arn:aws-us-gov:s3:::b/"),
+        ("s3://b?region=eu-1&endpoint=https://S3.dualstack.eu-1.amazonaws.com/", "arn:aws:s3:::b/"),
+        ("s3://b?region=cn-north-1&endpoint=https://s3.cn-north-1.amazonaws.com.cn", "arn:aws-cn:s3:::b/"),
+    ] {
+        let policy = printed(place);
+        assert!(policy.contains("s3:if-none-match") && policy.contains(bucket), "{place}: {policy}");
+    }
+    for place in ["s3://b?endpoint=https://minio:9000", "s3://b?endpoint=https://x.amazonaws.com.evil.org"] {
+        let policy = printed(place);
+        assert!(!policy.contains("s3:if-none-match") && policy.contains("arn:aws:s3:::b/"), "{place}");
+    }
+}
+
+#[test]
 fn other_s3_services_are_asked_for_nothing_that_some_do_not_know() {
     for role in roles() {
         let text = Printed::new(Provider::OtherS3, "host/", role).policy.to_string();

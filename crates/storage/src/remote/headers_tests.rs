@@ -1,11 +1,13 @@
 //! What is sent to an S3 service with an upload, and before it.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use bytes::Bytes;
 
 use super::test_server::{Head, answer, serve, value};
 use super::*;
-use crate::{Credentials, Key};
+use crate::{Credentials, Key, ThawSpeed};
 
 fn options() -> ConnectOptions {
     let credentials = Credentials {
@@ -114,5 +116,32 @@ async fn without_the_condition_somebody_who_may_not_read_looks_into_the_listing(
         assert_eq!(put.is_err_and(|error| error.is_already_exists()), taken, "{listed}");
         let puts = heads.lock().unwrap().iter().filter(|head| head[0].starts_with("put ")).count();
         assert_eq!(puts, usize::from(!taken), "{listed}");
+    }
+}
+
+#[tokio::test]
+async fn what_intelligent_tiering_archived_is_asked_for_without_days() {
+    for (archived, thaws) in [("x-amz-archive-status: ARCHIVE_ACCESS\r\n", true), ("", false)] {
+        let posts = AtomicUsize::new(0);
+        let (endpoint, heads) = serve(move |head| match head[0].split(' ').next() {
+            Some("post") if posts.fetch_add(1, Ordering::SeqCst) == 0 => {
+                answer("400 Bad Request", "", "<Error><Code>InvalidArgument</Code></Error>")
+            }
+            Some("post") => answer("202 Accepted", "", ""),
+            _ => answer("200 OK", archived, ""),
+        });
+        let location: Location = format!("s3://bucket/p?endpoint={endpoint}").parse().unwrap();
+        let store = crate::connect(&location, &options(), Purpose::Open).await.unwrap();
+        let control = store.control().unwrap();
+        let asked = control.thaw(&"data/x".parse().unwrap(), 7, ThawSpeed::Standard).await;
+        assert_eq!(asked.is_ok(), thaws, "{asked:?}");
+        let heads = heads.lock().unwrap();
+        let lengths: Vec<usize> = heads
+            .iter()
+            .filter(|head| head[0].starts_with("post /bucket/p/data/x?restore "))
+            .map(|head| value(head, "content-length").unwrap().parse().unwrap())
+            .collect();
+        let days = if thaws { lengths[0] - lengths[1] } else { "<Days>7</Days>".len() };
+        assert_eq!((lengths.len(), days), (1 + usize::from(thaws), "<Days>7</Days>".len()), "{lengths:?}");
     }
 }

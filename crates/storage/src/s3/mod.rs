@@ -28,6 +28,9 @@ const UNSET: &[&str] = &[
     "ServerSideEncryptionConfigurationNotFoundError",
 ];
 
+/// In which archive Intelligent-Tiering keeps an object, if it does.
+const ARCHIVE_STATUS: &str = "x-amz-archive-status";
+
 /// A legal hold has no end; this is 9999-12-31T23:59:59Z.
 const FOR_EVER_SECONDS: u64 = 253_402_300_799;
 
@@ -106,8 +109,21 @@ impl Control for Client {
     }
 
     async fn thaw(&self, key: &Key, days: u32, speed: ThawSpeed) -> Result<(), StorageError> {
+        let asked = self.ask_to_thaw(key, Some(days), speed).await;
+        // What Intelligent-Tiering has archived comes back for good, so that a number of days is refused.
+        let refused = asked.as_ref().is_err_and(|error| error.kind == StorageErrorKind::Invalid);
+        if refused && self.is_tiered(key).await.unwrap_or(false) {
+            return self.ask_to_thaw(key, None, speed).await;
+        }
+        asked
+    }
+}
+
+impl Client {
+    async fn ask_to_thaw(&self, key: &Key, days: Option<u32>, speed: ThawSpeed) -> Result<(), StorageError> {
+        let days = days.map_or_else(String::new, |days| format!("<Days>{days}</Days>"));
         let body = format!(
-            "<RestoreRequest xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Days>{days}</Days>\
+            "<RestoreRequest xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{days}\
              <GlacierJobParameters><Tier>{}</Tier></GlacierJobParameters></RestoreRequest>",
             speed.as_str()
         );
@@ -120,9 +136,13 @@ impl Control for Client {
         }
         Err(self.refused(&request, &response))
     }
-}
 
-impl Client {
+    /// Whether Intelligent-Tiering has archived an object, by the time that it was not read.
+    async fn is_tiered(&self, key: &Key) -> Result<bool, StorageError> {
+        let response = self.succeed(&Request::new("head", Method::HEAD, Some(key), "")).await?;
+        Ok(response.headers.contains_key(ARCHIVE_STATUS))
+    }
+
     /// Asks for a setting of the bucket; `unset` is what it means that it was never made.
     async fn ask<T>(
         &self,
@@ -216,7 +236,7 @@ fn with_body(mut request: Request<'_>, body: Bytes) -> Request<'_> {
 fn tier(headers: &HeaderMap) -> Tier {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let archived = text("x-amz-storage-class").is_some_and(|class| ARCHIVES.contains(&class))
-        || text("x-amz-archive-status").is_some();
+        || text(ARCHIVE_STATUS).is_some();
     match text("x-amz-restore") {
         _ if !archived => Tier::Ready,
         None => Tier::Archived,

@@ -14,7 +14,7 @@ use super::failure::Site;
 use crate::control::{Answer, BucketFacts, Control, ThawSpeed, Tier};
 use crate::{Key, StorageError, StorageErrorKind, date};
 
-/// Attempts at a write whose failure may pass.
+/// Attempts at what may fail for a moment.
 const ATTEMPTS: u32 = 4;
 /// The pause after the first of them; it doubles. GCS wants a second between two writes of one object.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
@@ -52,6 +52,26 @@ impl CloudControl {
         }
     }
 
+    /// The same, several times if need be.
+    async fn repeated<T, F: Future<Output = opendal::Result<T>>>(
+        &self,
+        operation: &'static str,
+        key: &Key,
+        call: impl Fn() -> F,
+    ) -> Result<T, StorageError> {
+        let mut delay = FIRST_DELAY;
+        for attempt in 1.. {
+            match self.limited(operation, key, call()).await {
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                    tokio::time::sleep(delay).await;
+                    delay *= 2;
+                }
+                done => return done,
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
     /// There is no such request here.
     fn unknown(operation: &'static str, key: &Key, what: &str) -> StorageError {
         StorageError::new(StorageErrorKind::Invalid, operation, key, format!("the store has no {what}"))
@@ -83,22 +103,14 @@ impl Control for CloudControl {
     }
 
     async fn overwrite(&self, key: &Key, body: Bytes) -> Result<Option<String>, StorageError> {
-        let mut delay = FIRST_DELAY;
-        for attempt in 1.. {
+        let write = || {
             let options = WriteOptions {
                 content_type: Some("application/octet-stream".into()),
                 ..WriteOptions::default()
             };
-            let written = self.operator.write_options(key.as_str(), body.clone(), options);
-            match self.limited("put", key, written).await {
-                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
-                    tokio::time::sleep(delay).await;
-                    delay *= 2;
-                }
-                done => return done.map(|_| None),
-            }
-        }
-        unreachable!("the last attempt returns")
+            self.operator.write_options(key.as_str(), body.clone(), options)
+        };
+        self.repeated("put", key, write).await.map(|_| None)
     }
 
     async fn delete_version(&self, key: &Key, _: &str) -> Result<(), StorageError> {
@@ -121,8 +133,11 @@ impl Control for CloudControl {
         if self.site.service == Service::Gcs {
             return Ok(Tier::Ready); // whatever the class
         }
-        let byte = ReadOptions { range: (0_u64..1).into(), ..ReadOptions::default() };
-        match self.limited("get range", key, self.operator.read_options(key.as_str(), byte)).await {
+        let read = || {
+            let byte = ReadOptions { range: (0_u64..1).into(), ..ReadOptions::default() };
+            self.operator.read_options(key.as_str(), byte)
+        };
+        match self.repeated("get range", key, read).await {
             Ok(_) => Ok(Tier::Ready),
             Err(error) if error.kind == StorageErrorKind::OutOfRange => Ok(Tier::Ready),
             Err(error) if error.kind == StorageErrorKind::Archived => Ok(Tier::Archived),
@@ -150,5 +165,30 @@ fn elsewhere() -> BucketFacts {
         encryption: Answer::Known(Some("AES256".into())),
         undelete_days: ask("account blob-service-properties show"),
         clears_uploads: true,
+    }
+}
+
+#[cfg(all(test, feature = "azblob"))]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use crate::remote::test_server::{answer, serve};
+    use crate::{ConnectOptions, Credentials, Location, Purpose, Tier, connect};
+
+    #[tokio::test]
+    async fn a_store_that_does_not_answer_for_a_moment_is_asked_again() {
+        let asked = AtomicUsize::new(0);
+        let (endpoint, heads) = serve(move |_| match asked.fetch_add(1, Ordering::SeqCst) {
+            0 => answer("503 Service Unavailable", "", ""),
+            _ => answer("206 Partial Content", "content-range: bytes 0-0/5\r\n", "x"),
+        });
+        let place = format!("azblob://box/p?account=acme&endpoint={endpoint}");
+        let location: Location = place.parse().unwrap();
+        let credentials = Credentials { sas_token: Some("sv=1&sig=x".into()), ..Credentials::default() };
+        let options = ConnectOptions { credentials, ..ConnectOptions::default() };
+        let store = connect(&location, &options, Purpose::Open).await.unwrap();
+        let tier = store.control().unwrap().tier(&"data/x".parse().unwrap()).await;
+        assert_eq!(tier.unwrap(), Tier::Ready);
+        assert_eq!(heads.lock().unwrap().len(), 2);
     }
 }

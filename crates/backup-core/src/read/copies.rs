@@ -24,7 +24,7 @@ pub trait Copies: Send + Sync + fmt::Debug {
 pub(crate) struct CopySet {
     how: Option<Box<dyn Copies>>,
     opened: OnceCell<Vec<(String, Repository)>>,
-    /// The store did not answer: it is not asked again where a copy can be.
+    /// The store did not answer: it is not asked again where a copy can be, and as a copy after the others.
     silent: AtomicBool,
     /// Somebody was told that a copy is used.
     told: AtomicBool,
@@ -48,19 +48,27 @@ impl CopySet {
 }
 
 impl Repository {
-    /// The copies of this repository that can be asked, opened when first needed.
-    pub(crate) async fn copies(&self) -> &[(String, Repository)] {
-        self.copy_set().get(self).await
+    /// The copies of this repository that can be asked, opened when first needed. Those that did not answer come last: to ask
+    /// one takes as long as it is tried again.
+    pub(crate) async fn copies(&self) -> Vec<&(String, Repository)> {
+        let mut copies: Vec<_> = self.copy_set().get(self).await.iter().collect();
+        copies.sort_by_key(|(_, copy)| copy.did_not_answer());
+        copies
     }
 
-    /// Notes a failure of the store and says whether copies are to be asked from now on without asking it.
+    /// Notes a failure of the store, and says whether copies are to be asked from now on without asking it.
     pub(crate) fn note_failure(&self, error: &Error) {
         if matches!(error, Error::Storage(error) if error.is_retryable())
-            && self.copy_set().how.is_some()
             && !self.copy_set().silent.swap(true, Ordering::Relaxed)
+            && self.copy_set().how.is_some()
         {
             self.monitor().note("the store does not answer; going on with its copies");
         }
+    }
+
+    /// Whether a failure of the store was noted, be it a copy or not.
+    pub(crate) fn did_not_answer(&self) -> bool {
+        self.copy_set().silent.load(Ordering::Relaxed)
     }
 
     /// Says once that something came from a copy.
@@ -72,7 +80,7 @@ impl Repository {
 
     /// Whether the store is not to be asked any more.
     pub(crate) fn is_silent(&self) -> bool {
-        self.copy_set().silent.load(Ordering::Relaxed)
+        self.copy_set().how.is_some() && self.did_not_answer()
     }
 }
 

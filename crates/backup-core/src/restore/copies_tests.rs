@@ -13,15 +13,16 @@ use crate::{Copies, Error, Limits, Repository, RestoreOptions, RestoreReport};
 
 /// Copies that are opened when they are asked for.
 #[derive(Debug)]
-struct At(Vec<(Memory, KeyFile)>);
+struct At(Vec<(Arc<dyn ObjectStore>, KeyFile)>);
 
 #[async_trait]
 impl Copies for At {
     async fn open(&self) -> Vec<(String, Repository)> {
         let mut opened = Vec::new();
         for (n, (store, key)) in self.0.iter().enumerate() {
-            let repository = Repository::builder(Arc::new(store.clone())).open(key.clone()).await.unwrap();
-            opened.push((format!("copy {n}"), repository));
+            if let Ok(repository) = Repository::builder(Arc::clone(store)).open(key.clone()).await {
+                opened.push((format!("copy {n}"), repository));
+            }
         }
         opened
     }
@@ -63,6 +64,16 @@ impl Pair {
         &self,
         from: Arc<dyn ObjectStore>,
         copies: Vec<Memory>,
+    ) -> Result<(TreeModel, RestoreReport), Error> {
+        let copies = copies.into_iter().map(|store| -> Arc<dyn ObjectStore> { Arc::new(store) });
+        self.restore_with(from, copies.collect()).await
+    }
+
+    /// The same with copies in any stores.
+    async fn restore_with(
+        &self,
+        from: Arc<dyn ObjectStore>,
+        copies: Vec<Arc<dyn ObjectStore>>,
     ) -> Result<(TreeModel, RestoreReport), Error> {
         let copies = copies.into_iter().map(|store| (store, self.world.key.clone())).collect();
         let limits = Limits { threads: 2, memory_bytes: 64 << 20 };
@@ -153,6 +164,31 @@ async fn a_store_that_stops_answering_amid_a_restore_is_replaced_by_its_copy() {
         survived += 1;
     }
     assert!(survived >= 4, "{survived} of {}", counting.calls());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_stops_answering_is_not_asked_for_everything_that_another_has() {
+    let pair = Pair::new().await;
+    let origin = pair.origin.snapshot();
+    for key in keys(&origin, "data/").await {
+        origin.delete(&key).await.unwrap();
+    }
+    let restore = async |fault: Fault| {
+        let first = Arc::new(Faulty::new(pair.copy.clone(), fault));
+        let failing: Arc<dyn ObjectStore> = Arc::<Faulty<Memory>>::clone(&first);
+        let sound: Arc<dyn ObjectStore> = Arc::new(pair.copy.clone());
+        let copies = vec![failing, sound];
+        let (tree, report) = pair.restore_with(Arc::new(origin.clone()), copies).await.unwrap();
+        assert_eq!(report.problems, [], "{fault:?}");
+        assert_same(&tree, &pair.tree.as_restored());
+        first.calls()
+    };
+    let calls = restore(Fault::None).await;
+    for n in 1..=calls {
+        let in_vain = restore(Fault::FromThenOn(n)).await.saturating_sub(n - 1);
+        // For each of the forty files it would be one at least.
+        assert!(in_vain < 30, "{in_vain} from call {n} of {calls} on");
+    }
 }
 
 /// What the index of a copy says of its packs, in a domain that nobody has keys for.

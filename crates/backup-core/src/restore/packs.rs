@@ -73,9 +73,12 @@ impl Packs {
 }
 
 pub(super) fn locate_in(work: &Work, copy: &Repository, id: &ChunkId) -> Option<Location> {
-    if copy.index().is_empty() {
-        // A copy whose index cannot be read has nothing for us.
-        let _ = work.handle.block_on(copy.refresh_index());
+    // A copy whose index cannot be read has nothing for us.
+    if copy.index().is_empty()
+        && !copy.did_not_answer()
+        && let Err(error) = work.handle.block_on(copy.refresh_index())
+    {
+        copy.note_failure(&error);
     }
     copy.locate(id).ok()?.into_iter().next()
 }

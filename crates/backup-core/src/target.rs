@@ -44,8 +44,9 @@ pub trait RestoreTarget: Send + Sync {
     /// Names in the directory at `key`, in byte order; empty if there is no directory. For `--delete`.
     fn list_dir(&self, key: Option<&MapKey>) -> Result<Vec<Vec<u8>>, TargetError>;
 
-    /// Whether the directory at `key` lies on another file system than the target, one that is mounted within it. What a
-    /// snapshot lacks there is not removed: it need not ever have belonged to what was captured.
+    /// Whether the directory at `key` lies on another file system than the target, one that is mounted within it, or in a
+    /// directory from elsewhere that is bound there. What a snapshot lacks there is not removed: it need not ever have
+    /// belonged to what was captured.
     fn is_mounted(&self, key: Option<&MapKey>) -> Result<bool, TargetError>;
 
     /// Removes what is at `key`, with everything below it. Absent is fine.

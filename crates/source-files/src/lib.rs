@@ -41,6 +41,7 @@ mod handle;
 mod ladder;
 mod listing;
 mod look;
+mod mounts;
 mod options;
 mod owners;
 mod roots;

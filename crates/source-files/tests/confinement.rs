@@ -248,6 +248,28 @@ fn a_directory_is_never_replaced_by_anything_else() {
 }
 
 #[test]
+fn what_is_bound_into_the_target_from_elsewhere_is_not_removed() {
+    let world = World::new();
+    let (target, bound) = (world.target(), world.path("target/extra/bound"));
+    fs::create_dir_all(&bound).unwrap();
+    let before = world.outside();
+    let status =
+        std::process::Command::new("mount").arg("--bind").arg(world.path("outside")).arg(&bound).status();
+    if !status.is_ok_and(|status| status.success()) {
+        eprintln!("mounting is not allowed here");
+        return;
+    }
+    let refused = target.remove(&key("extra"));
+    let paths = [None, Some("extra"), Some("extra/bound"), Some("extra/bound/sub")];
+    let mounted = paths.map(|path| target.is_mounted(path.map(key).as_ref()));
+    std::process::Command::new("umount").arg(&bound).status().unwrap();
+    assert_eq!(world.outside(), before);
+    assert!(refused.unwrap_err().to_string().contains("is mounted there"));
+    assert_eq!(mounted.map(Result::unwrap), [false, false, true, true]);
+    target.remove(&key("extra")).unwrap();
+}
+
+#[test]
 fn a_symlink_swapped_in_by_another_process_never_leads_outside() {
     let world = World::new();
     fs::create_dir_all(world.path("target/d/sub")).unwrap();

@@ -12,15 +12,14 @@ use std::sync::Arc;
 use backup_core::target::{RestoreTarget, TargetError, TargetFile};
 use keepwell_catalog::{Entry, EntryKind, MapKey};
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, fstat, fstatvfs, linkat, makedev, mkdirat, mknodat, symlinkat, syncfs,
-    unlinkat,
+    AtFlags, FileType, Mode, OFlags, fstatvfs, linkat, makedev, mkdirat, mknodat, symlinkat, syncfs, unlinkat,
 };
 use rustix::io::{Errno, Result as OsResult};
 
 use crate::beneath::PASSAGE;
 use crate::handle::Handle;
 use crate::listing::{Listing, ListingBuffer};
-use crate::look::Look;
+use crate::mounts::Mount;
 use crate::target::file::{RestoredFile, write_all_at};
 use crate::target::metadata::Metadata;
 use crate::target::place::{At, Base};
@@ -289,8 +288,8 @@ impl RestoreTarget for FileTarget {
 
     fn is_mounted(&self, key: Option<&MapKey>) -> Result<bool, TargetError> {
         let path = key.map_or(Ok(Vec::new()), |key| self.base.path(key))?;
-        match self.base.open_beneath(&path, PASSAGE).and_then(fstat) {
-            Ok(found) => Ok(Look::from(found).dev != self.base.dev),
+        match self.base.open_beneath(&path, PASSAGE).and_then(Mount::of) {
+            Ok(found) => Ok(found != self.base.mount),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
             Err(error) => Err(self.base.failed("look at", &path, error)),
         }
@@ -309,7 +308,7 @@ impl RestoreTarget for FileTarget {
     }
 
     fn file_system(&self) -> Result<Option<u64>, TargetError> {
-        Ok(Some(self.base.dev))
+        Ok(Some(self.base.mount.dev))
     }
 }
 

@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use backup_core::target::TargetError;
 use keepwell_catalog::{MapKey, readable};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, openat, statat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
 
 use crate::beneath::{PASSAGE, open_beneath};
 use crate::handle::Handle;
 use crate::look::Look;
+use crate::mounts::Mount;
 
 /// Directories kept open for the next thing in them. When that many are, all are closed and it starts anew.
 const OPEN_DIRECTORIES_MAX: usize = 256;
@@ -22,8 +23,8 @@ const OPEN_DIRECTORIES_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Base {
     pub fd: OwnedFd,
-    /// The file system that it is on.
-    pub dev: u64,
+    /// What it lies on.
+    pub mount: Mount,
     shown: Arc<str>,
     directories: Mutex<HashMap<Vec<u8>, Arc<OwnedFd>>>,
 }
@@ -51,8 +52,8 @@ impl Base {
     }
 
     fn of(fd: OwnedFd, shown: String) -> Result<Self, Errno> {
-        let dev = Look::from(fstat(&fd)?).dev;
-        Ok(Self { fd, dev, shown: shown.into(), directories: Mutex::default() })
+        let mount = Mount::of(&fd)?;
+        Ok(Self { fd, mount, shown: shown.into(), directories: Mutex::default() })
     }
 
     /// The path of `key` below the base; empty for the base itself.

@@ -10,6 +10,7 @@ use crate::beneath::PASSAGE;
 use crate::ladder::Ladder;
 use crate::listing::{Listing, ListingBuffer};
 use crate::look::Look;
+use crate::mounts::Mount;
 use crate::target::place::{At, Base};
 
 /// Removes what stands at `at`, and everything below it if it is a directory. Absent is fine. Symlinks are removed, not
@@ -30,8 +31,8 @@ struct Removal<'b> {
     ladder: Ladder,
     steps: Vec<Step>,
     buffer: ListingBuffer,
-    /// The file system it all is on.
-    dev: u64,
+    /// What it all lies on.
+    mount: Mount,
 }
 
 struct Step {
@@ -42,11 +43,12 @@ struct Step {
 impl<'b> Removal<'b> {
     fn new(base: &'b Base, at: &At) -> Result<Self, TargetError> {
         let parent = at.parent.try_clone().map_err(|_| at.failed("open the directory of", Errno::MFILE))?;
-        let look = Look::from(fstat(&parent).map_err(|error| at.failed("look at the directory of", error))?);
+        let looked = fstat(&parent).and_then(|found| Ok((Look::from(found), Mount::of(&parent)?)));
+        let (look, mount) = looked.map_err(|error| at.failed("look at the directory of", error))?;
         let mut ladder = Ladder::default();
         ladder.push(parent, look.identity());
         let path = at.path().to_vec();
-        Ok(Self { base, path, ladder, steps: Vec::new(), buffer: ListingBuffer::new(), dev: look.dev })
+        Ok(Self { base, path, ladder, steps: Vec::new(), buffer: ListingBuffer::new(), mount })
     }
 
     fn run(mut self) -> Result<(), TargetError> {
@@ -82,10 +84,10 @@ impl<'b> Removal<'b> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = self.here().and_then(|(directory, name)| {
             let fd = openat(directory, name, flags, Mode::empty())?;
-            Ok((Look::from(fstat(&fd)?), fd))
+            Ok((Look::from(fstat(&fd)?), Mount::of(&fd)?, fd))
         });
-        let (look, fd) = opened.map_err(|error| self.base.failed("open", &self.path, error))?;
-        if look.dev != self.dev {
+        let (look, mount, fd) = opened.map_err(|error| self.base.failed("open", &self.path, error))?;
+        if mount != self.mount {
             return Err(self.base.refused(&self.path, "another file system is mounted there"));
         }
         let (listing, result) = Listing::read(&fd, &mut self.buffer);

@@ -3,7 +3,7 @@
 use std::io;
 
 use crossbeam_channel::Sender;
-use keepwell_catalog::{Entry, EntryKind, Extent, MapKey, Statistics};
+use keepwell_catalog::{Entry, EntryKind, Extent, MapKey, RECORD_VALUE_BYTES_MAX, Statistics};
 use keepwell_crypto::{ChunkKind, IdKey};
 
 use super::encoded::Encoded;
@@ -116,13 +116,16 @@ impl<'a> Worker<'a> {
             count_kind(&mut counts, &entry, if seen { Novelty::Changed } else { Novelty::New });
         }
         self.shop.monitor.advance(1, 0);
-        let encoded = Encoded::new(&item.key, &entry)?;
+        let (encoded, lacks) = encode(&item.key, entry)?;
+        if lacks.is_some() {
+            fingerprint = [0; 16];
+        }
         Ok(Outcome {
             key: item.key,
             entry: Some(encoded),
             fingerprint,
-            lost: false,
-            problem,
+            lost: lacks.is_some(),
+            problem: lacks.or(problem),
             reused: false,
             follows: false,
             counts,
@@ -238,6 +241,22 @@ fn unread(key: MapKey, error: io::Error) -> Result<Outcome, Error> {
     }
 }
 
+/// Encodes an entry. One with more extended attributes than a record has room for goes without them and says so: anybody can
+/// give that many to a file, and that must not end the capture of all the others.
+fn encode(key: &MapKey, mut entry: Entry) -> Result<(Encoded, Option<String>), Error> {
+    let encoded = Encoded::new(key, &entry)?;
+    let bytes = encoded.value.len();
+    if bytes <= RECORD_VALUE_BYTES_MAX || entry.xattrs.is_empty() {
+        return Ok((encoded, None));
+    }
+    entry.xattrs.clear();
+    let lacks = format!(
+        "has more extended attributes than a snapshot can hold ({bytes} bytes of {RECORD_VALUE_BYTES_MAX}): captured without \
+         them"
+    );
+    Ok((Encoded::new(key, &entry)?, Some(lacks)))
+}
+
 /// What these bytes are, the last capture knows; its entry is looked at when all is sorted.
 fn keep(mut length: u64, entry: &mut Entry) {
     entry.size += length;
@@ -269,6 +288,28 @@ pub(crate) fn count_kind(counts: &mut Statistics, entry: &Entry, novelty: Novelt
             Novelty::New => counts.new_files += 1,
             Novelty::Changed => counts.changed_files += 1,
             Novelty::Unchanged => counts.unchanged_files += 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Thing, TreeModel, World, assert_same, back_up, key, restored, snapshot_of};
+
+    #[tokio::test]
+    async fn attributes_that_no_record_holds_cost_nothing_but_themselves() {
+        let world = World::new().await;
+        let mut large = Thing::file("content");
+        large.entry.xattrs = (b'a'..=b'm').map(|name| (vec![name], vec![name; 64 << 10])).collect();
+        let tree = TreeModel::default().with("a", large).with("b", Thing::file("other"));
+        let mut without = tree.clone();
+        without.0.get_mut(&key("a")).unwrap().entry.xattrs.clear();
+        // Also when nothing has changed since.
+        for _ in 0..2 {
+            let report = back_up(&world.repository, &tree).await;
+            assert_eq!((report.problem_count, report.complete), (1, false));
+            let snapshot = snapshot_of(&world.repository, &report).await;
+            assert_same(&restored(&world.repository, &snapshot).await, &without.as_restored());
         }
     }
 }

@@ -9,6 +9,10 @@ pub(crate) const MODE_BITS: u32 = 0o7777;
 /// Seconds and nanoseconds (0..1e9) since 1970; the seconds are negative before.
 pub(crate) type Time = (i64, u32);
 
+/// The longest step of change times that are whole seconds: FAT counts every other one, ext4 with small inodes, HFS+ and
+/// what lies behind SFTP each.
+const WHOLE_SECONDS_STEP_NS: i64 = 2_000_000_000;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Look {
     pub dev: u64,
@@ -61,12 +65,17 @@ impl Look {
         self.blocks.saturating_mul(512) < self.size
     }
 
-    /// 16 bytes that change when content or metadata may have changed.
+    /// 16 bytes that change when content or metadata may have changed after `now` (nanoseconds since 1970). All zeros,
+    /// which mean "unknown", where a change could go unnoticed: where change times are whole seconds, a further one in the
+    /// same second leaves everything as it is.
     ///
     /// The device number is not part of it: it may change with every mount. The kind and the first name of a hard link
     /// are, because moving a parent directory or excluding the first name makes another name carry the inode without
-    /// touching the inode itself. Never all zeros, which would mean "unknown".
-    pub fn fingerprint(&self, hard_link_to: Option<&[u8]>) -> [u8; 16] {
+    /// touching the inode itself.
+    pub fn fingerprint(&self, hard_link_to: Option<&[u8]>, now: i64) -> [u8; 16] {
+        if self.may_change_unseen(now) {
+            return [0; 16];
+        }
         let mut bytes = [0; 88];
         let fields = [
             self.size,
@@ -92,6 +101,11 @@ impl Look {
             fingerprint[0] = 1;
         }
         fingerprint
+    }
+
+    fn may_change_unseen(&self, now: i64) -> bool {
+        let (seconds, nanoseconds) = self.ctime;
+        nanoseconds == 0 && now.saturating_sub(seconds.saturating_mul(1_000_000_000)) < WHOLE_SECONDS_STEP_NS
     }
 
     /// The metadata of an entry of `kind`, without names of users, link target and extended attributes.
@@ -141,6 +155,7 @@ mod tests {
     #[test]
     fn every_field_but_the_device_number_changes_the_fingerprint() {
         let base = look();
+        let fingerprint = |look: Look, first: Option<&[u8]>| look.fingerprint(first, i64::MAX);
         let changes: [fn(&mut Look); 10] = [
             |l| l.size += 1,
             |l| l.mtime.0 -= 1,
@@ -156,10 +171,28 @@ mod tests {
         for (index, change) in changes.iter().enumerate() {
             let mut other = base;
             change(&mut other);
-            assert_ne!(other.fingerprint(None), base.fingerprint(None), "change {index}");
+            assert_ne!(fingerprint(other, None), fingerprint(base, None), "change {index}");
         }
-        assert_eq!(Look { dev: base.dev + 1, ..base }.fingerprint(None), base.fingerprint(None));
-        assert_ne!(base.fingerprint(Some(b"")), base.fingerprint(None));
-        assert_ne!(base.fingerprint(Some(b"a\0")), base.fingerprint(Some(b"b\0")));
+        assert_eq!(fingerprint(Look { dev: base.dev + 1, ..base }, None), fingerprint(base, None));
+        assert_ne!(fingerprint(base, Some(b"")), fingerprint(base, None));
+        assert_ne!(fingerprint(base, Some(b"a\0")), fingerprint(base, Some(b"b\0")));
+    }
+
+    #[test]
+    fn what_may_change_again_within_its_second_has_no_fingerprint() {
+        let second = 1_000_000_000;
+        for (ctime, now, is_known) in [
+            ((100, 0), 100 * second + 1, false),
+            ((100, 0), 102 * second - 1, false),
+            ((100, 0), 102 * second, true),
+            // The clock of a server is ahead of ours.
+            ((100, 0), 99 * second, false),
+            ((100, 1), 100 * second + 2, true),
+            ((i64::MAX, 0), 0, false),
+            ((i64::MIN, 0), i64::MAX, true),
+        ] {
+            let fingerprint = Look { ctime, ..look() }.fingerprint(None, now);
+            assert_eq!(fingerprint != [0; 16], is_known, "{ctime:?} at {now}");
+        }
     }
 }

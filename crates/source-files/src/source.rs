@@ -61,7 +61,8 @@ impl FileSource {
     /// Checks the options, reads the exclude files and the names of users and groups; looks at none of the paths yet.
     ///
     /// The clock is compared with the change times of files: one that changed within the last 10 ms is read only after
-    /// that time, so that a change made after the reading cannot carry the same time stamp and go unnoticed.
+    /// that time, so that a change made after the reading cannot carry the same time stamp and go unnoticed. Where change
+    /// times are whole seconds, what changed within the last two is read again by the next capture instead.
     pub fn new(options: &FileOptions, clock: Arc<dyn Clock>) -> std::result::Result<Self, SourceError> {
         Ok(Self { tree: Tree::new(options)?, owners: Owners::of_this_machine(), clock })
     }
@@ -161,7 +162,7 @@ impl Source for FileSource {
 
     fn walk(&self, visit: &mut dyn FnMut(Found) -> ControlFlow<()>) -> std::result::Result<(), SourceError> {
         // A visitor that breaks off has what it wanted.
-        let _ = Walk::new(&self.tree, visit).run();
+        let _ = Walk::new(&self.tree, &*self.clock, visit).run();
         Ok(())
     }
 

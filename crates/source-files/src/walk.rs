@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use backup_core::env::Clock;
 use backup_core::source::{Found, Item};
 use keepwell_catalog::{EntryKind, MapKey};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, openat, statat};
@@ -24,6 +25,7 @@ type Visit<'a> = &'a mut dyn FnMut(Found) -> ControlFlow<()>;
 /// for each inode that has names still to come, and a bounded number of descriptors: no more, however large or deep the tree.
 pub(crate) struct Walk<'a> {
     tree: &'a Tree,
+    clock: &'a dyn Clock,
     visit: Visit<'a>,
     steps: Vec<Step>,
     ladder: Ladder,
@@ -61,9 +63,10 @@ struct Link {
 }
 
 impl<'a> Walk<'a> {
-    pub fn new(tree: &'a Tree, visit: Visit<'a>) -> Self {
+    pub fn new(tree: &'a Tree, clock: &'a dyn Clock, visit: Visit<'a>) -> Self {
         let (ladder, links) = (Ladder::default(), HashMap::new());
-        Self { tree, visit, steps: Vec::new(), ladder, path: Vec::new(), links, buffer: ListingBuffer::new() }
+        let (steps, path, buffer) = (Vec::new(), Vec::new(), ListingBuffer::new());
+        Self { tree, clock, visit, steps, ladder, path, links, buffer }
     }
 
     /// Walks to the end, or until the visitor breaks off.
@@ -185,7 +188,7 @@ impl<'a> Walk<'a> {
     ) -> ControlFlow<()> {
         let kind = if hard_link.is_some() { EntryKind::HardLink } else { kind };
         let size = if kind == EntryKind::File { look.size } else { 0 };
-        let fingerprint = look.fingerprint(hard_link.as_ref().map(MapKey::as_bytes));
+        let fingerprint = look.fingerprint(hard_link.as_ref().map(MapKey::as_bytes), self.clock.now());
         (self.visit)(Found::Item(Item { key, kind, size, fingerprint, hard_link }))
     }
 

@@ -42,8 +42,8 @@ pub struct RestoreOptions {
     pub below: Option<MapKey>,
     /// Restore only what this accepts; directories on the way are made as needed. `None`: everything.
     pub select: Option<Select>,
-    /// Remove what stands in restored directories and is not in the snapshot, but nothing on a file system that is mounted
-    /// within the target: that stays, and is named.
+    /// Remove what stands in restored directories and is not in the snapshot, as far as `select` accepts it, but nothing on a
+    /// file system that is mounted within the target: that stays, and is named.
     pub delete: bool,
 }
 

@@ -110,7 +110,7 @@ impl Repository {
                 target: &*target,
                 reader,
                 fresh,
-                delete: options.delete,
+                options: &options,
                 plan: RestorePlan::default(),
             };
             super::tree::visit(&reader, &options, &name, &mut |step| measuring.step(step))?;
@@ -124,7 +124,7 @@ struct Measuring<'t> {
     target: &'t dyn RestoreTarget,
     reader: MapReader<'t>,
     fresh: bool,
-    delete: bool,
+    options: &'t RestoreOptions,
     plan: RestorePlan,
 }
 
@@ -137,8 +137,8 @@ impl Measuring<'_> {
             }
             Visit::Unread { error, .. } if is_fatal(&error) => Err(error),
             Visit::Parent { .. } | Visit::Unread { .. } => Ok(()), // the restore says what is missing
-            Visit::Leave { target, names: Some(names) } if self.delete && !self.fresh => {
-                self.leave(target, names)
+            Visit::Leave { source, target, names: Some(names) } if self.options.delete && !self.fresh => {
+                self.leave(source, target, names)
             }
             Visit::Leave { .. } => Ok(()),
         }
@@ -160,8 +160,8 @@ impl Measuring<'_> {
     }
 
     /// Counts what stands in a directory and is not in the snapshot.
-    fn leave(&mut self, directory: Option<&MapKey>, names: &[Vec<u8>]) -> Result<(), Error> {
-        let others = match super::tree::others(self.target, directory, names) {
+    fn leave(&mut self, source: &MapKey, directory: Option<&MapKey>, names: &[Vec<u8>]) -> Result<(), Error> {
+        let others = match super::tree::others(self.target, self.options, source, directory, names) {
             Err(error) if !is_fatal(&error) => return Ok(()), // the restore names it
             others => others?,
         };

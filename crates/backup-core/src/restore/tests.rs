@@ -139,6 +139,42 @@ async fn what_lies_on_another_file_system_is_named_and_not_removed() {
 }
 
 #[tokio::test]
+async fn what_is_not_chosen_is_not_removed() {
+    let world = World::new().await;
+    let tree = TreeModel::default().with("s/d/a.conf", Thing::file("a")).with("s/d/b.log", Thing::file("b"));
+    let snapshot = snapshot_of(&world.repository, &back_up(&world.repository, &tree).await).await;
+    let standing = tree
+        .with("s/d/new.conf", Thing::file("1"))
+        .with("s/d/new.log", Thing::file("2"))
+        .with("s/x.d/more.conf", Thing::file("3"))
+        .with("top.conf", Thing::file("4"))
+        .with("top.log", Thing::file("5"));
+    let before = snapshot_of(&world.repository, &back_up(&world.repository, &standing).await).await;
+    for (below, goes) in [(None, &["/s/d/new.conf", "/top.conf"][..]), (Some("s"), &["/d/new.conf"][..])] {
+        let target = MemoryTarget::default();
+        let part = RestoreOptions { below: below.map(key), ..RestoreOptions::default() };
+        world.repository.restore(&before, Arc::new(target.clone()), part.clone()).await.unwrap();
+        let standing = target.tree();
+        // By its place in the snapshot, and by what stands in the target.
+        let select: crate::Select = Arc::new(|key, entry| {
+            entry.kind == EntryKind::File
+                && (key.display_path().starts_with("s/d/") || key.depth() == 1)
+                && key.display_path().ends_with(".conf")
+        });
+        let options = RestoreOptions { select: Some(select), delete: true, ..part };
+        let plan = world.repository.plan_restore(&snapshot, Arc::new(target.clone()), options.clone()).await;
+        let plan = plan.unwrap();
+        assert_eq!(plan.removed, goes.len() as u64, "{below:?}");
+        assert_eq!(plan.removed_first, goes, "{below:?}");
+        let report = world.repository.restore(&snapshot, Arc::new(target.clone()), options).await.unwrap();
+        assert_eq!((report.removed, report.problem_count), (goes.len() as u64, 0), "{below:?}");
+        let left = target.tree();
+        let gone = standing.0.keys().filter(|key| !left.0.contains_key(*key));
+        assert_eq!(gone.map(|key| format!("/{}", key.display_path())).collect::<Vec<_>>(), goes, "{below:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_directory_that_cannot_be_looked_into_costs_what_should_go_there() {
     let world = World::new().await;
     let tree = TreeModel::default().with("closed/a", Thing::file("a")).with("open/b", Thing::file("b"));

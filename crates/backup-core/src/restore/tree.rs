@@ -26,9 +26,9 @@ pub(super) enum Visit<'v> {
     Entry { source: &'v MapKey, target: &'v MapKey, entry: &'v Entry },
     /// A directory of which the snapshot says nothing, or nothing that can be read, and which holds something that comes.
     Parent { target: &'v MapKey },
-    /// All of a directory was visited. `target` is `None` for the target's root. `names` are all that it has in the
-    /// snapshot, where that is known and the options ask for what is not among them to be removed.
-    Leave { target: Option<&'v MapKey>, names: Option<&'v [Vec<u8>]> },
+    /// All of the directory `source` was visited. `target` is `None` for the target's root. `names` are all that it has in
+    /// the snapshot, where that is known and the options ask for what is not among them to be removed.
+    Leave { source: &'v MapKey, target: Option<&'v MapKey>, names: Option<&'v [Vec<u8>]> },
     /// A part of the tree that cannot be read.
     Unread { gap: &'v Gap, error: Error },
 }
@@ -109,7 +109,7 @@ pub(super) fn visit(
     if !seen && options.below.is_some() {
         return Err(Error::NoSuchPath { path: shown(&below), snapshot: snapshot.to_owned() });
     }
-    step(Visit::Leave { target: None, names: levels[0].known_names() })
+    step(Visit::Leave { source: &levels[0].source, target: None, names: levels[0].known_names() })
 }
 
 /// Enters the directories above a key that have no entry that could be read, and gives its place in the target.
@@ -153,7 +153,8 @@ fn make_parents(
 fn leave(levels: &mut Vec<Level>, step: &mut dyn FnMut(Visit<'_>) -> Result<(), Error>) -> Result<(), Error> {
     match levels.pop() {
         Some(level) if level.made => {
-            step(Visit::Leave { target: level.target.as_ref(), names: level.known_names() })
+            let (source, target) = (&level.source, level.target.as_ref());
+            step(Visit::Leave { source, target, names: level.known_names() })
         }
         _ => Ok(()),
     }
@@ -206,7 +207,7 @@ impl Restorer<'_> {
                 let made = self.work.target.make_dir(target, &unknown_directory());
                 made.or_else(|error| self.work.problem(target, error.into()))
             }
-            Visit::Leave { target, names } => self.leave(target, names),
+            Visit::Leave { source, target, names } => self.leave(source, target, names),
             Visit::Unread { error, .. } if is_fatal(&error) => Err(error),
             Visit::Unread { gap, error } => {
                 let reason = format_args!("{}; nothing is restored {gap}", one_line(&error)).to_string();
@@ -339,10 +340,15 @@ impl Restorer<'_> {
         waited.into_iter().try_for_each(|directory| finish_directory(self.work, directory))
     }
 
-    fn leave(&mut self, target: Option<&MapKey>, names: Option<&[Vec<u8>]>) -> Result<(), Error> {
+    fn leave(
+        &mut self,
+        source: &MapKey,
+        target: Option<&MapKey>,
+        names: Option<&[Vec<u8>]>,
+    ) -> Result<(), Error> {
         if let Some(names) = names.filter(|_| self.work.delete && !self.work.fresh) {
             // What cannot be looked into costs what should go there, and nothing else.
-            let removed = self.remove_others(target, names);
+            let removed = self.remove_others(source, target, names);
             let at = target.cloned().unwrap_or_else(MapKey::root);
             removed.or_else(|error| self.work.problem(&at, error))?;
         }
@@ -357,8 +363,13 @@ impl Restorer<'_> {
         }
     }
 
-    fn remove_others(&mut self, target: Option<&MapKey>, names: &[Vec<u8>]) -> Result<(), Error> {
-        let others = others(&*self.work.target, target, names)?;
+    fn remove_others(
+        &mut self,
+        source: &MapKey,
+        target: Option<&MapKey>,
+        names: &[Vec<u8>],
+    ) -> Result<(), Error> {
+        let others = others(&*self.work.target, self.options, source, target, names)?;
         let stays = !others.is_empty() && self.work.target.is_mounted(target)?;
         for key in others {
             if stays {
@@ -390,20 +401,33 @@ fn finish_directory(work: &Work, (key, entry): Finished) -> Result<(), Error> {
     Ok(())
 }
 
-/// What stands in a directory of the target and is not among the names that the snapshot has there.
+/// What stands in a directory of the target, is not among the names that the snapshot has there, and would be restored if it
+/// were: what the options do not choose is none of this restore's business.
 pub(super) fn others(
     target: &dyn RestoreTarget,
+    options: &RestoreOptions,
+    source: &MapKey,
     directory: Option<&MapKey>,
     names: &[Vec<u8>],
 ) -> Result<Vec<MapKey>, Error> {
-    let listed = target.list_dir(directory)?.into_iter();
-    let others = listed.filter(|name| names.binary_search(name).is_err());
-    others
-        .map(|name| match directory {
-            Some(directory) => Ok(directory.child(&name)?),
-            None => Ok(MapKey::from_components([&name])?),
-        })
-        .collect()
+    let mut others = Vec::new();
+    for name in target.list_dir(directory)?.into_iter().filter(|name| names.binary_search(name).is_err()) {
+        let key = match directory {
+            Some(directory) => directory.child(&name)?,
+            None => MapKey::from_components([&name])?,
+        };
+        let is_chosen = match &options.select {
+            None => true,
+            Some(select) => {
+                let source = source.child(&name)?;
+                target.existing(&key)?.is_some_and(|standing| select(&source, &standing))
+            }
+        };
+        if is_chosen {
+            others.push(key);
+        }
+    }
+    Ok(others)
 }
 
 /// What is made where a directory has to be whose entry cannot be read: for nobody but the owner.

@@ -249,6 +249,27 @@ async fn a_directory_in_the_place_of_a_file_costs_that_file_alone() {
     assert_eq!(target.tree().0[&key("a/b")].bytes(), b"in the way");
 }
 
+#[tokio::test]
+async fn a_directory_in_the_place_of_a_further_name_goes_if_it_may() {
+    let world = World::new().await;
+    let tree = TreeModel::default().with("a", Thing::file("one")).with("b", Thing::link("a"));
+    let snapshot = snapshot_of(&world.repository, &back_up(&world.repository, &tree).await).await;
+    let other = TreeModel::default().with("b/c", Thing::file("in the way"));
+    let other = snapshot_of(&world.repository, &back_up(&world.repository, &other).await).await;
+    for delete in [false, true] {
+        let target = MemoryTarget::default();
+        restore_over(&world.repository, &other, &target).await;
+        let options = RestoreOptions { delete, ..RestoreOptions::default() };
+        let report = world.repository.restore(&snapshot, Arc::new(target.clone()), options).await.unwrap();
+        assert_eq!(report.problem_count, u64::from(!delete), "{:?}", report.problems);
+        if delete {
+            assert_same(&target.tree(), &tree.as_restored());
+        } else {
+            assert_eq!(target.tree().0[&key("b/c")].bytes(), b"in the way");
+        }
+    }
+}
+
 /// A place to restore into that counts what is held, and refuses what comes too late or too early.
 #[derive(Default)]
 struct Counting {

@@ -227,10 +227,7 @@ impl Restorer<'_> {
             EntryKind::File | EntryKind::Object => self.content(source, target, entry)?,
             EntryKind::HardLink => return self.place_link(source, target, entry),
             _ => {
-                let in_the_way = |there: Entry| there.kind == EntryKind::Directory;
-                if work.delete && !work.fresh && work.target.existing(target)?.is_some_and(in_the_way) {
-                    work.target.remove(target)?;
-                }
+                make_way(work, target)?;
                 if let Some(left_out) = work.target.make_other(target, entry)? {
                     work.tally.leave_out(left_out);
                 }
@@ -328,12 +325,13 @@ impl Restorer<'_> {
                 self.work.problem(&key, Error::damaged(shown(&key), reason))?;
                 continue;
             }
-            match self.work.target.hard_link(&key, &first) {
+            let linked = make_way(self.work, &key);
+            match linked.and_then(|()| Ok(self.work.target.hard_link(&key, &first)?)) {
                 Ok(()) => {
                     self.work.tally.others.fetch_add(1, Ordering::Relaxed);
                     self.work.repository.monitor().advance(1, 0);
                 }
-                Err(error) => self.work.problem(&key, error.into())?,
+                Err(error) => self.work.problem(&key, error)?,
             }
         }
         let waited = self.directories.delivered();
@@ -390,6 +388,15 @@ impl Restorer<'_> {
         let rest = self.directories.rest();
         rest.into_iter().try_for_each(|directory| finish_directory(self.work, directory))
     }
+}
+
+/// Removes a directory that stands where something goes that is no file, if the options allow it.
+fn make_way(work: &Work, target: &MapKey) -> Result<(), Error> {
+    let in_the_way = |there: Entry| there.kind == EntryKind::Directory;
+    if work.delete && !work.fresh && work.target.existing(target)?.is_some_and(in_the_way) {
+        work.target.remove(target)?;
+    }
+    Ok(())
 }
 
 /// Gives a directory its metadata: nothing in it changes any more.

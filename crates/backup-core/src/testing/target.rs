@@ -82,6 +82,10 @@ impl RestoreTarget for MemoryTarget {
     }
 
     fn hard_link(&self, key: &MapKey, first: &MapKey) -> Result<(), TargetError> {
+        if self.0.lock().unwrap().0.get(key).is_some_and(|thing| thing.entry.kind == EntryKind::Directory) {
+            let (path, reason) = (key.display_path(), "a directory stands there".to_owned());
+            return Err(TargetError::Refused { path, reason });
+        }
         let mut entry = self.0.lock().unwrap().0[first].entry.clone();
         entry.kind = EntryKind::HardLink;
         entry.hard_link = Some(first.clone());

@@ -249,6 +249,22 @@ async fn a_directory_in_the_place_of_a_file_costs_that_file_alone() {
     assert_eq!(target.tree().0[&key("a/b")].bytes(), b"in the way");
 }
 
+/// As `cp -al` and whoever keeps trees of hard links makes them.
+#[tokio::test]
+async fn further_names_of_a_symlink_are_the_same_symlink() {
+    let world = World::new().await;
+    let mut symlink = Thing::new(EntryKind::Symlink);
+    symlink.entry.link_target = Some(b"elsewhere".to_vec());
+    let tree = TreeModel::default()
+        .with("a", symlink)
+        .with("b", Thing::link("a"))
+        .with("c", Thing::link("a"))
+        .with("f", Thing::new(EntryKind::Fifo))
+        .with("g", Thing::link("f"));
+    let snapshot = snapshot_of(&world.repository, &back_up(&world.repository, &tree).await).await;
+    assert_same(&restored(&world.repository, &snapshot).await, &tree.as_restored());
+}
+
 #[tokio::test]
 async fn a_directory_in_the_place_of_a_further_name_goes_if_it_may() {
     let world = World::new().await;

@@ -293,9 +293,11 @@ impl Restorer<'_> {
         parts.finish(self.work, head)
     }
 
-    /// Whether a file is restored by this run. What stands in the target under its name says nothing.
+    /// Whether a thing is restored by this run, and can be linked to then: a device may be left out. What stands in the target
+    /// under its name says nothing.
     fn is_selected(&self, source: &MapKey, entry: &Entry) -> bool {
-        entry.kind.has_content()
+        let is_made = matches!(entry.kind, EntryKind::Symlink | EntryKind::Fifo | EntryKind::Socket);
+        (entry.kind.has_content() || is_made)
             && self.options.below.as_ref().is_none_or(|below| source.starts_with(below))
             && self.options.select.as_ref().is_none_or(|select| select(source, entry))
     }

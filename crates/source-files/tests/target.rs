@@ -220,6 +220,11 @@ fn shut_things(target: &keepwell_source_files::FileTarget, dir: &Path) {
     entry.mode = 0o400;
     file.finish(&entry).unwrap();
     assert_eq!(fs::read(dir.join("read only")).unwrap(), b"AFTER!");
+    // Its content is right, and only an attribute is missing.
+    entry.xattrs = vec![(b"user.late".to_vec(), b"1".to_vec())];
+    target.open_existing(&key("read only"), &entry).unwrap().finish(&entry).unwrap();
+    let found = target.existing(&key("read only")).unwrap().unwrap();
+    assert_eq!((found.mode, found.xattrs), (0o400, entry.xattrs));
     fs::create_dir(dir.join("shut")).unwrap();
     set_mode(&dir.join("shut"), 0o000);
     target.make_dir(&key("shut"), &Entry::new(EntryKind::Directory)).unwrap();

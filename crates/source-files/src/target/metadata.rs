@@ -13,6 +13,7 @@ use crate::target::place::At;
 const SETUID: u32 = 0o4000;
 const SETGID: u32 = 0o2000;
 const STICKY: u32 = 0o1000;
+const OWNER_WRITES: u32 = 0o200;
 
 /// So many messages are kept; further ones are only counted.
 const MESSAGES_MAX: usize = 1_000;
@@ -59,7 +60,7 @@ impl Metadata {
     pub fn apply(&self, at: &At, handle: &Handle, entry: &Entry) -> Result<(), TargetError> {
         let look = handle.look().map_err(|error| at.failed("look at", error))?;
         let owner = self.apply_owner(at, handle, &look, entry)?;
-        let xattrs_changed = self.apply_xattrs(at, handle, entry)?;
+        let xattrs_changed = self.apply_xattrs(at, handle, &look, entry)?;
         if entry.kind != EntryKind::Symlink {
             let mode = self.mode(at, entry, &owner);
             // A change of owner clears bits, an ACL sets others.
@@ -130,8 +131,14 @@ impl Metadata {
         entry.mode & MODE_BITS & !withheld
     }
 
-    /// Returns whether anything changed.
-    fn apply_xattrs(&self, at: &At, handle: &Handle, entry: &Entry) -> Result<bool, TargetError> {
+    /// Returns whether anything changed, which may be the mode.
+    fn apply_xattrs(
+        &self,
+        at: &At,
+        handle: &Handle,
+        look: &Look,
+        entry: &Entry,
+    ) -> Result<bool, TargetError> {
         for (name, _) in entry.xattrs.iter().filter(|(name, _)| !self.allows_xattr(name)) {
             self.leave_out(at, &format!("{}: the snapshot is not trusted", attribute(name)));
         }
@@ -142,6 +149,14 @@ impl Metadata {
                 return Ok(false);
             }
         };
+        if changes.remove.is_empty() && changes.set.is_empty() {
+            return Ok(false);
+        }
+        if look.mode() & OWNER_WRITES == 0 && entry.kind != EntryKind::Symlink {
+            // An ordinary owner needs that for attributes; whoever is not the owner finds out when setting them. What the old
+            // mode lent was not meant for a new owner.
+            let _ = handle.set_mode((look.mode() & !(SETUID | SETGID)) | OWNER_WRITES);
+        }
         for name in &changes.remove {
             match handle.remove_xattr(name) {
                 Err(Errno::NODATA) => {}
@@ -151,7 +166,7 @@ impl Metadata {
         for (name, value) in &changes.set {
             self.tolerate(at, &attribute(name), handle.set_xattr(name, value))?;
         }
-        Ok(!changes.remove.is_empty() || !changes.set.is_empty())
+        Ok(true)
     }
 
     fn xattr_changes<'e>(&self, handle: &Handle, entry: &'e Entry) -> Result<XattrChanges<'e>, Errno> {

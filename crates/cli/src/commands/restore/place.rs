@@ -55,18 +55,7 @@ pub async fn scopes(
     {
         return Ok(whole(vec![target.join(OsStr::from_bytes(&name))]));
     }
-    let mut captured = Vec::new();
-    for path in &snapshot.manifest()?.paths {
-        let key = path_key(path)?;
-        if key.starts_with(&below_or_root) {
-            let within = MapKey::from_components(key.components().skip(below_or_root.depth()))?;
-            captured.push((key, within));
-        }
-    }
-    if captured.is_empty() {
-        // The part lies within a captured path.
-        captured.push((below_or_root.clone(), MapKey::root()));
-    }
+    let captured = captured(&snapshot.manifest()?.paths, &below_or_root)?;
     if !delete || matches!(captured.as_slice(), [(key, _)] if *key == below_or_root) {
         return Ok(whole(captured.iter().map(|(_, within)| place(within)).collect()));
     }
@@ -80,6 +69,21 @@ pub async fn scopes(
         scopes.push(Scope { below: Some(key), target, captured: vec![stands] });
     }
     Ok(scopes)
+}
+
+/// What of a part was captured, each with its place in the part; what lies deeper comes later. That is the whole part if it
+/// lies within a captured path, whatever else was named in it.
+fn captured(paths: &[Vec<u8>], part: &MapKey) -> Result<Vec<(MapKey, MapKey)>> {
+    let keys = paths.iter().map(path_key).collect::<Result<Vec<MapKey>>>()?;
+    let mut captured = Vec::new();
+    for key in keys.iter().filter(|key| key.starts_with(part)) {
+        captured.push((key.clone(), MapKey::from_components(key.components().skip(part.depth()))?));
+    }
+    if captured.is_empty() || keys.iter().any(|key| key != part && part.starts_with(key)) {
+        captured.retain(|(key, _)| key != part);
+        captured.insert(0, (part.clone(), MapKey::root()));
+    }
+    Ok(captured)
 }
 
 /// Whether a part is a directory, or not there at all, which shows later.
@@ -147,6 +151,27 @@ impl Made {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_within_a_captured_path_is_captured_whole_whatever_was_named_in_it() {
+        let paths = ["/", "/srv/data", "/srv/data/deep"].map(|path| path.as_bytes().to_vec());
+        let two = ["/a/x", "/a/y"].map(|path| path.as_bytes().to_vec());
+        for (paths, part, expected) in [
+            (&paths[..], "/", &[("", ""), ("srv/data", "srv/data"), ("srv/data/deep", "srv/data/deep")][..]),
+            (&paths[..], "/srv", &[("srv", ""), ("srv/data", "data"), ("srv/data/deep", "data/deep")][..]),
+            (&paths[..], "/srv/data", &[("srv/data", ""), ("srv/data/deep", "deep")][..]),
+            (&paths[..], "/etc", &[("etc", "")][..]),
+            (&two[..], "/a", &[("a/x", "x"), ("a/y", "y")][..]),
+            (&two[..], "/a/x", &[("a/x", "")][..]),
+            (&two[..], "/a/x/in", &[("a/x/in", "")][..]),
+        ] {
+            let found = captured(paths, &path_key(part).unwrap()).unwrap();
+            let found: Vec<_> =
+                found.iter().map(|(key, within)| (key.display_path(), within.display_path())).collect();
+            let found: Vec<_> = found.iter().map(|(key, within)| (key.as_str(), within.as_str())).collect();
+            assert_eq!(found, expected, "{part}");
+        }
+    }
 
     #[test]
     fn a_directory_that_cannot_be_listed_counts_as_occupied() {

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use crate::common::{self, file_entry, is_root, key, set_mode, set_xattr, sparse_file, target};
 use backup_core::target::RestoreTarget;
-use keepwell_catalog::{Entry, EntryKind};
+use keepwell_catalog::{Entry, EntryKind, MapKey};
 
 #[test]
 fn a_file_is_changed_in_place_and_gets_its_size_and_metadata() {
@@ -142,6 +142,24 @@ fn what_is_there_is_described_listed_and_removed() {
     }
     assert_eq!(target.list_dir(None).unwrap().len(), 0);
     assert!(target.free_bytes().unwrap().is_some_and(|free| free > 0));
+}
+
+#[test]
+fn what_is_spared_is_not_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    for path in ["gone", "lost/in", "d/lost", "d/gone"] {
+        fs::create_dir_all(dir.path().join(path)).unwrap();
+    }
+    let target = target(dir.path()).sparing(["lost", "d/lost"].map(key));
+    for (directory, names) in
+        [(None, &["d", "gone"][..]), (Some("d"), &["gone"][..]), (Some("lost"), &[][..])]
+    {
+        let listed = target.list_dir(directory.map(key).as_ref()).unwrap();
+        assert_eq!(listed, names.iter().map(|name| name.as_bytes().to_vec()).collect::<Vec<_>>());
+    }
+    let all = target.sparing([MapKey::root()]);
+    assert_eq!(all.list_dir(None).unwrap(), Vec::<Vec<u8>>::new());
+    assert_eq!(all.list_dir(Some(&key("d"))).unwrap().len(), 2);
 }
 
 #[test]

@@ -208,7 +208,11 @@ async fn plan(
         let target = FileTarget::create(named, &TargetOptions { untrusted: args.untrusted });
         let (target, within) = (target.map_err(backup_core::Error::from)?, scope.within(named)?);
         let target = if within == MapKey::root() { Ok(target) } else { target.below(&within) };
-        let target = Arc::new(target.map_err(backup_core::Error::from)?);
+        let mut target = target.map_err(backup_core::Error::from)?;
+        if args.delete {
+            target = target.sparing(scope.lost(snapshot)?);
+        }
+        let target = Arc::new(target);
         let options =
             RestoreOptions { below: scope.below.clone(), select: select.clone(), delete: args.delete };
         let shown: Arc<dyn RestoreTarget> = Arc::<FileTarget>::clone(&target);
@@ -235,6 +239,9 @@ fn describe(ctx: &Context, snapshot: &Snapshot, target: &Path, jobs: &[Job], arg
         let others = if args.delete { removal(removed) } else { "everything else stays".to_owned() };
         printer.say(format_args!("  the target is not empty: what differs is replaced, {others}"));
         name_removed(ctx, jobs.iter().map(|job| (job.place.as_path(), &job.plan)));
+        if let Some(spared) = spared(snapshot).filter(|_| args.delete) {
+            printer.say(spared);
+        }
         if !args.no_safety_snapshot {
             printer.say("  what stands there is backed up first");
         }
@@ -252,6 +259,19 @@ fn describe(ctx: &Context, snapshot: &Snapshot, target: &Path, jobs: &[Job], arg
         "dry_run": args.dry_run,
     });
     printer.json("restore_plan", fields);
+}
+
+/// What is not removed because a snapshot lacks it only for not being complete, in words.
+fn spared(snapshot: &Snapshot) -> Option<String> {
+    let manifest = snapshot.manifest().ok().filter(|_| !snapshot.commit.complete)?;
+    let (named, all) = (manifest.problems.len() as u64, manifest.problem_count);
+    let of_all = match named < all {
+        true => format!(", and it names {} of {}", text::number(named), text::number(all)),
+        false => String::new(),
+    };
+    Some(format!(
+        "  the snapshot is not complete{of_all}: what it names as not captured stays where it stands"
+    ))
 }
 
 /// How much will be removed, in words.

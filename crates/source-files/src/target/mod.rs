@@ -6,6 +6,7 @@ mod place;
 mod remove;
 mod temporary;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -68,6 +69,7 @@ pub struct TargetOptions {
 pub struct FileTarget {
     base: Base,
     metadata: Arc<Metadata>,
+    spared: HashSet<MapKey>,
 }
 
 impl FileTarget {
@@ -77,7 +79,22 @@ impl FileTarget {
             |operation, source| TargetError::Io { operation, path: path.display().to_string(), source };
         std::fs::create_dir_all(path).map_err(|error| failed("create", error))?;
         let base = Base::open(path).map_err(|error| failed("open", error.into()))?;
-        Ok(Self { base, metadata: Arc::new(Metadata::new(options.untrusted)) })
+        Ok(Self::of(base, options.untrusted))
+    }
+
+    fn of(base: Base, untrusted: bool) -> Self {
+        Self { base, metadata: Arc::new(Metadata::new(untrusted)), spared: HashSet::new() }
+    }
+
+    /// The same target, in which what stands at these keys, and in the directories there, is not listed: a restore that
+    /// removes what the snapshot lacks leaves it where it is.
+    #[must_use]
+    pub fn sparing(self, keys: impl IntoIterator<Item = MapKey>) -> Self {
+        Self { spared: keys.into_iter().collect(), ..self }
+    }
+
+    fn spares(&self, directory: &MapKey, name: &[u8]) -> bool {
+        self.spared.contains(directory) || directory.child(name).is_ok_and(|key| self.spared.contains(&key))
     }
 
     /// The directory at `key` as a target of its own, made if need be together with those that lead to it. A symlink on
@@ -93,7 +110,7 @@ impl FileTarget {
             }
         }
         let base = self.base.below(&path).map_err(|error| self.base.failed("open", &path, error))?;
-        Ok(Self { base, metadata: Arc::new(Metadata::new(self.metadata.untrusted)) })
+        Ok(Self::of(base, self.metadata.untrusted))
     }
 
     /// Gives the directory itself the metadata of `entry`, as [`apply_metadata`](RestoreTarget::apply_metadata) gives it to
@@ -283,7 +300,12 @@ impl RestoreTarget for FileTarget {
         };
         let (listing, result) = Listing::read(&fd, &mut ListingBuffer::new());
         result.map_err(|error| self.base.failed("list", &path, error))?;
-        Ok(listing.into_names())
+        let mut names = listing.into_names();
+        if !self.spared.is_empty() {
+            let directory = key.cloned().unwrap_or_default();
+            names.retain(|name| !self.spares(&directory, name));
+        }
+        Ok(names)
     }
 
     fn is_mounted(&self, key: Option<&MapKey>) -> Result<bool, TargetError> {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use backup_core::{Snapshot, Tree};
-use keepwell_catalog::{Entry, EntryKind, MapKey};
+use keepwell_catalog::{Entry, EntryKind, MapKey, Problem};
 
 use crate::exit::Complaint;
 use crate::select::path_key;
@@ -31,6 +31,20 @@ impl Scope {
         let names = self.target.strip_prefix(named).context("find the way to a part of the target")?;
         Ok(MapKey::from_components(names.components().map(|name| name.as_os_str().as_bytes()))?)
     }
+
+    /// What could not be captured of this part, by its place in the target. The snapshot lacks it only for that.
+    pub fn lost(&self, snapshot: &Snapshot) -> Result<Vec<MapKey>> {
+        if snapshot.commit.complete {
+            return Ok(Vec::new());
+        }
+        Ok(lost(&snapshot.manifest()?.problems, &self.below.clone().unwrap_or_default()))
+    }
+}
+
+fn lost(problems: &[Problem], part: &MapKey) -> Vec<MapKey> {
+    let keys = problems.iter().filter_map(|problem| MapKey::from_bytes(problem.key.as_slice()).ok());
+    let within = keys.filter(|key| key.starts_with(part));
+    within.filter_map(|key| MapKey::from_components(key.components().skip(part.depth())).ok()).collect()
 }
 
 /// Divides a restore into parts.
@@ -170,6 +184,23 @@ mod tests {
                 found.iter().map(|(key, within)| (key.display_path(), within.display_path())).collect();
             let found: Vec<_> = found.iter().map(|(key, within)| (key.as_str(), within.as_str())).collect();
             assert_eq!(found, expected, "{part}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_captured_has_its_place_in_the_part() {
+        let problem = |path: &str| {
+            let key = path_key(path).unwrap().as_bytes().to_vec();
+            Problem { key, message: "cannot be opened".to_owned() }
+        };
+        let problems = ["/etc/shadow", "/srv", "/srv/a/b", "/srv2"].map(problem);
+        for (part, expected) in [
+            ("/", &["etc/shadow", "srv", "srv/a/b", "srv2"][..]),
+            ("/srv", &["", "a/b"][..]),
+            ("/x", &[][..]),
+        ] {
+            let found = lost(&problems, &path_key(part).unwrap());
+            assert_eq!(found.iter().map(MapKey::display_path).collect::<Vec<_>>(), expected, "{part}");
         }
     }
 

@@ -122,8 +122,9 @@ impl Repository {
         let compared = pipe(&after, AHEAD, produce, |change| {
             summary.add(&change);
             Ok(visit(&change))
-        });
-        match compared.await {
+        })
+        .await;
+        match compared {
             Err(failure) => Err(before.explained(failure).await),
             Ok(()) => Ok(summary),
         }

@@ -15,7 +15,7 @@ use crate::config::{CopyConfig, Only};
 use crate::context::Context;
 use crate::location::Location;
 use crate::retention::RetentionArgs;
-use crate::{open, secret, select};
+use crate::{open, secret};
 
 const FILE: &str = "copies.toml";
 const HEADER: &str =
@@ -88,11 +88,6 @@ pub fn is_erased(repository: &Repository, snapshot: &Snapshot) -> bool {
     snapshot.manifest().is_ok_and(|manifest| repository.is_erased(manifest.domain))
 }
 
-/// When the newest of those that the rules are about was captured.
-pub fn newest(rules: &CopyRules, snapshots: &[Snapshot]) -> Option<i64> {
-    snapshots.iter().filter(|snapshot| rules.concern(snapshot)).map(select::taken).max()
-}
-
 /// Whether the newest snapshot of a copy is older than it may be.
 pub fn is_stale(ctx: &Context, copy: &CopyConfig, newest: Option<i64>) -> Result<bool> {
     let Some(age) = copy.max_age else { return Ok(false) };
@@ -146,10 +141,10 @@ pub fn remember(ctx: &Context, copy: &CopyConfig, newest: Option<i64>) -> Result
     secret::replace_private(&path(ctx), &Secret::new(format!("{HEADER}{text}")))
 }
 
-/// How new a copy was when it was last there.
+/// How new a copy was when it was last there. A time that is still to come was told by a clock that was wrong.
 pub fn remembered(ctx: &Context, copy: &CopyConfig) -> Option<i64> {
     let found = load(ctx).ok()?.copy.into_iter().find(|entry| entry.is_of(copy))?;
-    i64::try_from(found.newest.as_nanosecond()).ok()
+    i64::try_from(found.newest.as_nanosecond()).ok().filter(|newest| *newest <= ctx.now())
 }
 
 fn load(ctx: &Context) -> Result<Remembered> {

@@ -12,6 +12,9 @@ use crate::prune::{PruneOptions, PruneReport};
 use crate::repository::{Repository, Snapshot, SnapshotState, in_order};
 use crate::retention::{Checked, Proof, retain, retain_in_order};
 
+/// Clocks of hosts may differ by this much: an hour, as for retention.
+const CLOCKS_DIFFER_BY: Timestamp = 3600 * 1_000_000_000;
+
 /// The rules of one copy. Names are given or not: an empty list is no rule.
 #[derive(Debug, Clone, Default)]
 pub struct CopyRules {
@@ -102,6 +105,18 @@ impl CopyRules {
         let kept = retain_in_order(&self.retention, now, in_order(all), known).into_iter();
         let kept = kept.filter(|verdict| verdict.keep);
         kept.map(|verdict| verdict.snapshot).filter(|snapshot| ids.contains(&snapshot.id)).collect()
+    }
+
+    /// When the newest of what a copy holds for these rules was captured. What claims to be from the future does not count: the
+    /// copy would seem new until then.
+    pub fn newest(&self, now: Timestamp, there: &[Snapshot]) -> Option<Timestamp> {
+        let own = there.iter().filter(|snapshot| self.concern(snapshot));
+        let captured = own.filter_map(|snapshot| match &snapshot.state {
+            SnapshotState::Readable(manifest) => Some(manifest.capture_end),
+            SnapshotState::Sealed => Some(snapshot.commit.capture.unwrap_or(snapshot.commit.time)),
+            SnapshotState::Damaged(_) => None,
+        });
+        captured.filter(|captured| *captured <= now.saturating_add(CLOCKS_DIFFER_BY)).max()
     }
 
     /// What the copy holds for these rules and neither its retention nor that of one [beside](Self::beside) keeps, with the

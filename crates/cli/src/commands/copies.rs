@@ -115,7 +115,7 @@ async fn look(
     let checked = opened.repository.checked().await?;
     let wanted = rules.wanted(ctx.now(), snapshots, &there, &checked);
     let missing = wanted.iter().filter(|snapshot| !copies::is_erased(from, snapshot)).count();
-    let (newest, proved) = (copies::newest(&rules, &there), checked.proved_since);
+    let (newest, proved) = (rules.newest(ctx.now(), &there), checked.proved_since);
     Ok(Found { held: there.len(), missing, newest, proved })
 }
 

@@ -171,7 +171,7 @@ async fn one(
     let Retirement { forgotten, bytes_freed } = retire::retire(ctx, config, &rules, &target).await?;
     let there = target.repository.snapshots().await?;
     target.progress.end();
-    let newest = copies::newest(&rules, &there);
+    let newest = rules.newest(ctx.now(), &there);
     if let Err(error) = copies::remember(ctx, config, newest) {
         // The copy is made; on days on which it is not there less is known of it.
         let (name, why) = (config.name(), one_line(&error));
@@ -223,7 +223,7 @@ async fn plan(
     let rules = copies::rules_at(ctx, place, config);
     let mut wanted = rules.wanted(ctx.now(), snapshots, &there, &checked);
     leave_out_erased(ctx, from, &mut wanted);
-    let (copied, held, newest) = (wanted.len(), there.len(), copies::newest(&rules, &there));
+    let (copied, held, newest) = (wanted.len(), there.len(), rules.newest(ctx.now(), &there));
     let then: Vec<Snapshot> = there.into_iter().chain(wanted).collect();
     let going = rules.going(ctx.now(), &then, &checked);
     retire::show(ctx, config, &going, DryRun::Yes);

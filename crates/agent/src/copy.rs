@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use backup_core::env::Timestamp;
+use backup_core::env::{Clock, Timestamp};
 use backup_core::{
     Approval, CheckOptions, CopyRules, Error, PruneOptions, ReadData, Repository, RepositoryHint, Retirement,
     Snapshot,
@@ -29,6 +29,8 @@ pub struct Places<'p> {
     pub state: &'p State,
     /// Whether the agent is to end.
     pub stop: &'p Stop,
+    /// What time it is.
+    pub clock: &'p dyn Clock,
 }
 
 /// What was done.
@@ -48,11 +50,13 @@ pub struct Copied {
     pub stale: bool,
 }
 
-/// Brings a copy up to date: what is missing comes, what its own rules do not keep goes.
-pub async fn update(origin: &Repository, places: &Places<'_>, now: Timestamp) -> Result<Copied> {
-    let copy = places.copy;
+/// Brings a copy up to date: what is missing comes, what its own rules do not keep goes. As of now, and not as of when the
+/// run began: what was captured since would seem to be from the future.
+pub async fn update(origin: &Repository, places: &Places<'_>) -> Result<Copied> {
+    let (copy, now) = (places.copy, places.clock.now());
     let Some(store) = store(places).await? else {
-        let newest = places.state.newest_in(places.name, &copy.name)?;
+        // One that is still to come was told by a clock that was wrong.
+        let newest = places.state.newest_in(places.name, &copy.name)?.filter(|newest| *newest <= now);
         return Ok(Copied { away: true, stale: is_stale(copy, newest, now), ..Copied::default() });
     };
     let retrying = retrying(Arc::clone(&store));
@@ -70,8 +74,8 @@ pub async fn update(origin: &Repository, places: &Places<'_>, now: Timestamp) ->
     let prune = copy.prune.then(PruneOptions::default);
     let retired = rules.retire(now, &target, prune, &mut Telling { job: places.name, copy }).await?;
     let there = target.snapshots().await?;
-    let own = there.iter().filter(|snapshot| rules.concern(snapshot));
-    let newest = own.filter_map(|snapshot| Some(snapshot.manifest().ok()?.capture_end)).max();
+    let now = places.clock.now();
+    let newest = rules.newest(now, &there);
     if let Some(newest) = newest
         && let Err(error) = places.state.remember_copy(places.name, &copy.name, newest)
     {

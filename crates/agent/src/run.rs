@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use backup_core::env::{Rng, SystemClock, SystemRng, Timestamp};
+use backup_core::env::{Clock, Rng, SystemClock, SystemRng, Timestamp};
 use backup_core::source::Source;
 use backup_core::{BackupOptions, BackupReport, Cache, Error, Repository, Snapshot, SnapshotState, retain};
 use jiff::tz::TimeZone;
@@ -41,26 +41,28 @@ impl Done {
 
 /// Backs up, then forgets what the retention rules of the job do not keep, then brings its copies up to date. The snapshot is
 /// there, whatever comes of the rest.
-pub async fn run(name: &JobName, job: &Job, state: &State, stop: &Stop, now: Timestamp) -> Result<Done> {
+pub async fn run(name: &JobName, job: &Job, state: &State, stop: &Stop, clock: &dyn Clock) -> Result<Done> {
     let source: Arc<dyn Source> = Arc::new(source(job)?);
     let repository = open(job, state, stop).await?;
     let report = repository.backup(source, options(name, job)).await?;
     let forgotten = match &job.retention {
-        Some(retention) => forget(&repository, name, &retention.policy(), now).await.context("forget"),
+        Some(retention) => {
+            forget(&repository, name, &retention.policy(), clock.now()).await.context("forget")
+        }
         None => Ok(0),
     };
     let mut copies = Vec::new();
     for copy in job.copies.iter().take_while(|_| !stop.is_requested()) {
-        let places = Places { name, job, copy, state, stop };
-        copies.push((copy.name.as_str().to_owned(), copy::update(&repository, &places, now).await));
+        let places = Places { name, job, copy, state, stop, clock };
+        copies.push((copy.name.as_str().to_owned(), copy::update(&repository, &places).await));
     }
     Ok(Done { report, forgotten, copies })
 }
 
 /// Brings one copy up to date, without a backup before.
-pub async fn update_copy(places: &Places<'_>, now: Timestamp) -> Result<Copied> {
+pub async fn update_copy(places: &Places<'_>) -> Result<Copied> {
     let repository = open(places.job, places.state, places.stop).await?;
-    copy::update(&repository, places, now).await
+    copy::update(&repository, places).await
 }
 
 fn source(job: &Job) -> Result<FileSource> {

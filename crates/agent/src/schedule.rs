@@ -132,11 +132,11 @@ impl Line {
     /// Brings copies up to date that are late: they were away and have been attached, their store did not answer, or the agent
     /// ended before it came to them. Any other failure is told once, and the next run of the job tries again.
     async fn catch_up(&mut self, now: Timestamp, outcome: &mut Outcome) {
-        let Self { jobs, state, stop, .. } = self;
+        let Self { jobs, state, stop, clock } = self;
         for planned in jobs {
             for (at, when) in planned.late.clone() {
                 let (name, job, copy) = (&planned.name, &planned.job, &planned.job.copies[at]);
-                let places = Places { name, job, copy, state, stop };
+                let places = Places { name, job, copy, state, stop, clock: &**clock };
                 // Without a snapshot yet there is nothing to copy.
                 if stop.is_requested() || is_to_come(when, now) || planned.history.succeeded.is_none() {
                     continue;
@@ -144,7 +144,7 @@ impl Line {
                 if copy.when_attached && !is_attached(&places).await {
                     continue;
                 }
-                let copied = update_copy(&places, now).await;
+                let copied = update_copy(&places).await;
                 outcome.failed |= !say_copied(name, copy.name.as_str(), &copied);
                 planned.late.remove(&at);
                 planned.late.extend(again(&copied, now).map(|when| (at, when)));
@@ -166,7 +166,7 @@ impl Line {
     async fn run(&mut self, index: usize, now: Timestamp, outcome: &mut Outcome) {
         let planned = &mut self.jobs[index];
         let began = self.clock.monotonic();
-        let done = run(&planned.name, &planned.job, &self.state, &self.stop, now).await;
+        let done = run(&planned.name, &planned.job, &self.state, &self.stop, &*self.clock).await;
         let seconds = (self.clock.monotonic() - began).as_millis() as f64 / 1000.0;
         let done = done.and_then(|done| self.state.remember(&planned.name, now).map(|()| done));
         match done {
@@ -263,6 +263,10 @@ fn say(name: &JobName, done: &Done, seconds: f64) {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
+    use backup_core::env::SystemClock;
+    use backup_core::{CreateOptions, Created};
+    use keepwell_storage::{LocalFs, LocalOptions};
+
     use super::*;
 
     #[test]
@@ -318,6 +322,44 @@ mod tests {
         let working = work(config, Arc::new(Broken::default()), stop, Mode::Forever);
         let ended = tokio::time::timeout(Duration::from_secs(60), working).await.expect("it must not go on");
         assert!(ended.unwrap_err().to_string().contains("sudden end"));
+    }
+
+    /// It is two hours later when a run has begun.
+    #[derive(Debug, Default)]
+    struct Late(AtomicU32);
+
+    impl Clock for Late {
+        fn now(&self) -> Timestamp {
+            let has_begun = self.0.fetch_add(1, Ordering::SeqCst) >= 2;
+            SystemClock.now() - if has_begun { 0 } else { 2 * 3600 * 1_000_000_000 }
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_long_run_captured_is_copied_by_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir(path("tree")).unwrap();
+        std::fs::write(path("tree/file"), "content").unwrap();
+        let store = LocalFs::create(path("repository"), &LocalOptions::default()).await.unwrap();
+        let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
+        let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
+        std::fs::write(path("key"), key.to_toml().expose()).unwrap();
+        let text = "state-directory = \"TOP/state\"\n[job.a]\nrepository = \"TOP/repository\"\n\
+                    key-file = \"TOP/key\"\npaths = [\"TOP/tree\"]\nevery = \"1h\"\n[[job.a.copy]]\n\
+                    name = \"near\"\nto = \"TOP/near\"\nselect = { daily = \"all\" }\n";
+        std::fs::write(path("config"), text.replace("TOP", &dir.path().display().to_string())).unwrap();
+        let config = crate::config::load(&path("config")).unwrap();
+        let stop = Stop::on_signals().unwrap();
+        let outcome = work(config, Arc::new(Late::default()), stop, Mode::Once).await.unwrap();
+        assert_eq!(outcome, Outcome::default());
+        let state = State::open(&path("state")).unwrap();
+        let name = |text: &str| JobName::try_from(text.to_owned()).unwrap();
+        assert!(state.newest_in(&name("a"), &name("near")).unwrap().is_some(), "it came to the copy");
     }
 
     /// A signal comes as soon as a run begins, which is when it is looked at how long that takes.

@@ -1,9 +1,9 @@
 //! The assembler: puts outcomes back in order, builds the tree and the recipes, and publishes checkpoints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crossbeam_channel::Receiver;
-use keepwell_catalog::{MapBuilder, MapError, NodeSink, RecipeReader, Root, Statistics};
+use keepwell_catalog::{Entry, MapBuilder, MapError, MapKey, NodeSink, RecipeReader, Root, Statistics};
 use keepwell_crypto::{ChunkId, ChunkKind, IdKey};
 
 use super::recipes::RecipesOut;
@@ -80,6 +80,8 @@ pub(super) struct Assembler<'a> {
     pub problem_count: u64,
     /// Items that are there and could not be captured.
     pub lost: u64,
+    /// Items that vanished before they could be read.
+    gone: HashSet<MapKey>,
     /// Whether any item was not taken over unchanged.
     pub changed: bool,
 }
@@ -103,6 +105,7 @@ impl<'a> Assembler<'a> {
             problems: Vec::new(),
             problem_count: 0,
             lost: 0,
+            gone: HashSet::new(),
             changed: false,
         }
     }
@@ -140,6 +143,7 @@ impl<'a> Assembler<'a> {
     }
 
     fn take(&mut self, outcome: Outcome) -> Result<(), Error> {
+        let outcome = self.with_first_name(outcome);
         self.lost += u64::from(outcome.lost);
         if let Some(message) = outcome.problem {
             self.monitor.problem(&shown(&outcome.key), &message);
@@ -159,6 +163,24 @@ impl<'a> Assembler<'a> {
         match &mut self.unordered {
             Some(unordered) => unordered.sorter.push(item),
             None => self.place(&item, outcome.follows),
+        }
+    }
+
+    /// A further name of what vanished is not captured: the content would have come with the first.
+    fn with_first_name(&mut self, outcome: Outcome) -> Outcome {
+        let Some(encoded) = &outcome.entry else {
+            if !outcome.lost {
+                self.gone.insert(outcome.key.clone());
+            }
+            return outcome;
+        };
+        if self.gone.is_empty() {
+            return outcome;
+        }
+        let first = Entry::decode(&encoded.value).ok().and_then(|entry| entry.hard_link);
+        match first.is_some_and(|first| self.gone.contains(&first)) {
+            true => Outcome::lost(outcome.key, "lost its first name while it was captured".to_owned()),
+            false => outcome,
         }
     }
 
@@ -226,4 +248,60 @@ pub(crate) fn add(sum: &mut Statistics, more: &Statistics) {
     sum.new_chunks += more.new_chunks;
     sum.new_plain_bytes += more.new_plain_bytes;
     sum.new_stored_bytes += more.new_stored_bytes;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+    use std::sync::Arc;
+
+    use crate::source::{Found, Item, Opened, Preflight, Source, SourceError};
+    use crate::testing::{
+        MemorySource, Thing, TreeModel, World, assert_same, options, restored, snapshot_of,
+    };
+
+    /// A source of which one thing vanishes before it is opened.
+    struct Vanishing(MemorySource, &'static str);
+
+    impl Source for Vanishing {
+        fn kind(&self) -> &str {
+            self.0.kind()
+        }
+
+        fn paths(&self) -> Vec<Vec<u8>> {
+            self.0.paths()
+        }
+
+        fn preflight(&self) -> Result<Preflight, SourceError> {
+            self.0.preflight()
+        }
+
+        fn walk(&self, visit: &mut dyn FnMut(Found) -> ControlFlow<()>) -> Result<(), SourceError> {
+            self.0.walk(visit)
+        }
+
+        fn open(&self, item: &Item) -> Result<Option<Opened>, SourceError> {
+            match item.key.display_path() == self.1 {
+                true => Ok(None),
+                false => self.0.open(item),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_further_name_of_what_vanished_does_not_count_as_captured() {
+        let world = World::new().await;
+        let tree = TreeModel::default()
+            .with("a", Thing::file("one"))
+            .with("b", Thing::link("a"))
+            .with("c", Thing::file("two"))
+            .with("d", Thing::link("c"));
+        let source = Vanishing(MemorySource::new(tree.clone()), "a");
+        let report = world.repository.backup(Arc::new(source), options("data")).await.unwrap();
+        let paths: Vec<&str> = report.problems.iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!((paths, report.complete), (vec!["/a", "/b"], false));
+        let snapshot = snapshot_of(&world.repository, &report).await;
+        let rest = tree.without("a").without("b");
+        assert_same(&restored(&world.repository, &snapshot).await, &rest.as_restored());
+    }
 }

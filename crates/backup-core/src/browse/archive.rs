@@ -140,7 +140,7 @@ impl<'t, W: Write> Archiver<'t, W> {
                 self.add(&key, &entry)?;
             } else if entry.kind != EntryKind::Directory {
                 self.top = key.parent().unwrap_or_default();
-                self.add(&key, &entry)?;
+                self.add_alone(&key)?;
                 break;
             }
         }
@@ -159,16 +159,30 @@ impl<'t, W: Write> Archiver<'t, W> {
         if let Some(first) = &entry.hard_link {
             match self.link_target(key, first) {
                 Some(target) => link = Some(target),
-                None => {
-                    let (first, carrier) = self.tree.carrier(key).map_err(io::Error::other)?;
-                    return self.append(key, &path, &first, &carrier, None);
-                }
+                None => return self.append_carrier(key, &path),
             }
         }
         if entry.kind == EntryKind::Directory {
             path.push(b'/');
         }
         self.append(key, &path, key, entry, link.as_deref())
+    }
+
+    /// Adds what is to be the only member: other names that it may have are not there to link to.
+    fn add_alone(&mut self, key: &MapKey) -> io::Result<()> {
+        match self.member_path(key) {
+            Some(path) => self.append_carrier(key, &path),
+            None => {
+                self.report.leave_out(key, "it is no file name");
+                Ok(())
+            }
+        }
+    }
+
+    /// Appends `key` as what carries its inode.
+    fn append_carrier(&mut self, key: &MapKey, path: &[u8]) -> io::Result<()> {
+        let (first, carrier) = self.tree.carrier(key).map_err(io::Error::other)?;
+        self.append(key, path, &first, &carrier, carrier.link_target.as_deref())
     }
 
     /// Appends `key` with the content of the file at `carrier`.

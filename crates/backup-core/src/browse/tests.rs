@@ -333,6 +333,28 @@ async fn an_archive_of_a_part_carries_links_into_it() {
 }
 
 #[tokio::test]
+async fn a_further_name_by_itself_is_archived_whole() {
+    let world = World::new().await;
+    let mut symlink = Thing::new(EntryKind::Symlink);
+    symlink.entry.link_target = Some(b"elsewhere".to_vec());
+    let model = TreeModel::default()
+        .with("d/a", Thing::file("content"))
+        .with("d/b", Thing::link("d/a"))
+        .with("s", symlink)
+        .with("t/u", Thing::link("s"));
+    let tree = tree_of(&world, &model).await;
+    // The first name stands beside it, and is not in the archive.
+    let single = unpacked(&archived(&tree, &key("d/b"), ArchiveFormat::Tar).await.0);
+    let file = (tar::EntryType::Regular, 0o640, Vec::new(), b"content".to_vec());
+    assert_eq!(single, BTreeMap::from([(b"b".to_vec(), file)]));
+    for part in ["t", "t/u"] {
+        let members = unpacked(&archived(&tree, &key(part), ArchiveFormat::Tar).await.0);
+        let link = (tar::EntryType::Symlink, 0o640, b"elsewhere".to_vec(), Vec::new());
+        assert_eq!(members, BTreeMap::from([(b"u".to_vec(), link)]), "{part}");
+    }
+}
+
+#[tokio::test]
 async fn archives_are_the_same_every_time_and_decompress_to_one_another() {
     let world = World::new().await;
     let mut sparse = Thing::file("begin");

@@ -23,4 +23,10 @@ impl Mount {
         let known = asked.ok().filter(|found| found.stx_mask & StatxFlags::MNT_ID.bits() != 0);
         Ok(Self { dev, id: known.map(|found| found.stx_mnt_id) })
     }
+
+    /// Whether what is written here is flushed with the other: part of one mount may bear a device number of its own (a
+    /// subvolume of btrfs), and one file system may be bound to many places.
+    pub fn is_flushed_with(&self, other: &Self) -> bool {
+        self.dev == other.dev || (self.id.is_some() && self.id == other.id)
+    }
 }

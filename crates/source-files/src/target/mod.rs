@@ -13,7 +13,7 @@ use std::sync::Arc;
 use backup_core::target::{RestoreTarget, TargetError, TargetFile};
 use keepwell_catalog::{Entry, EntryKind, MapKey};
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, fstatvfs, linkat, makedev, mkdirat, mknodat, symlinkat, syncfs, unlinkat,
+    AtFlags, FileType, Mode, OFlags, fstatvfs, linkat, makedev, mkdirat, mknodat, symlinkat, unlinkat,
 };
 use rustix::io::{Errno, Result as OsResult};
 
@@ -132,10 +132,10 @@ impl FileTarget {
         self.metadata.left_out().0
     }
 
-    /// Waits until everything written to the file system of the target is on its disk. Fails if something written since
-    /// the target was opened could not be written out.
+    /// Waits until everything written is on its disk, also on file systems that are mounted within the target. Fails if
+    /// something written since the target was opened could not be written out.
     pub fn sync(&self) -> Result<(), TargetError> {
-        syncfs(&self.base.fd).map_err(|error| self.base.failed("flush", b"", error))
+        self.base.flush().map_err(|error| self.base.failed("flush", b"", error))
     }
 
     /// Fills a file that has no name, or one nobody else uses yet.

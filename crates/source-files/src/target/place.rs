@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use backup_core::target::TargetError;
 use keepwell_catalog::{MapKey, readable};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, openat, statat, syncfs};
 use rustix::io::Errno;
 
 use crate::beneath::{PASSAGE, open_beneath};
@@ -27,6 +27,8 @@ pub(crate) struct Base {
     pub mount: Mount,
     shown: Arc<str>,
     directories: Mutex<HashMap<Vec<u8>, Arc<OwnedFd>>>,
+    /// A directory on each other file system, mounted within, that something was put on.
+    elsewhere: Mutex<Vec<(Mount, OwnedFd)>>,
 }
 
 /// A name in an open directory of the target.
@@ -53,7 +55,8 @@ impl Base {
 
     fn of(fd: OwnedFd, shown: String) -> Result<Self, Errno> {
         let mount = Mount::of(&fd)?;
-        Ok(Self { fd, mount, shown: shown.into(), directories: Mutex::default() })
+        let (directories, elsewhere) = (Mutex::default(), Mutex::default());
+        Ok(Self { fd, mount, shown: shown.into(), directories, elsewhere })
     }
 
     /// The path of `key` below the base; empty for the base itself.
@@ -105,12 +108,40 @@ impl Base {
             return Ok(Arc::clone(fd));
         }
         let fd = Arc::new(self.open_beneath(path, PASSAGE)?);
+        self.note_file_system(&fd)?;
         let mut directories = directories();
         if directories.len() >= OPEN_DIRECTORIES_MAX {
             directories.clear();
         }
         directories.insert(path.to_vec(), Arc::clone(&fd));
         Ok(fd)
+    }
+
+    /// Keeps a directory of another file system open before anything is written there: what the kernel then fails to write
+    /// out it tells whoever had it open.
+    fn note_file_system(&self, directory: &OwnedFd) -> Result<(), Errno> {
+        if Look::from(fstat(directory)?).dev == self.mount.dev {
+            return Ok(());
+        }
+        let mount = Mount::of(directory)?;
+        let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = elsewhere.iter().any(|(known, _)| mount.is_flushed_with(known));
+        if !mount.is_flushed_with(&self.mount) && !is_known {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            match openat(directory, c".", flags, Mode::empty()) {
+                // One that this user may not read; the next one there may do.
+                Err(Errno::ACCESS) => {}
+                opened => elsewhere.push((mount, opened?)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until everything written is on the disk, on every file system that was written to.
+    pub fn flush(&self) -> Result<(), Errno> {
+        syncfs(&self.fd)?;
+        let elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        elsewhere.iter().try_for_each(|(_, directory)| syncfs(directory))
     }
 
     pub fn open_beneath(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -192,5 +223,34 @@ fn failed(operation: &'static str, path: String, error: Errno) -> TargetError {
         Errno::LOOP => TargetError::Refused { path, reason: "a symlink is in the way".to_owned() },
         Errno::XDEV => TargetError::Refused { path, reason: "it leads out of the target".to_owned() },
         _ => TargetError::Io { operation, path, source: error.into() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_mounted_within_is_flushed_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = dir.path().join("mount");
+        std::fs::create_dir_all(dir.path().join("plain")).unwrap();
+        std::fs::create_dir(&mount).unwrap();
+        let status = std::process::Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&mount).status();
+        if !status.is_ok_and(|status| status.success()) {
+            eprintln!("mounting is not allowed here");
+            return;
+        }
+        std::fs::create_dir(mount.join("sub")).unwrap();
+        let base = Base::open(dir.path()).unwrap();
+        let noted = ["plain/f", "mount/f", "mount/sub/f"].map(|path| {
+            base.at(&MapKey::from_components(path.split('/')).unwrap()).unwrap();
+            base.elsewhere.lock().unwrap().len()
+        });
+        let flushed = base.flush();
+        drop(base);
+        std::process::Command::new("umount").arg(&mount).status().unwrap();
+        assert_eq!(noted, [0, 1, 1]);
+        flushed.unwrap();
     }
 }

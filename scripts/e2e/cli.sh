@@ -304,6 +304,36 @@ expect 0 restore latest --target "$work/other" --delete --yes --no-safety-snapsh
 [ -e "$work/other/stays" ] || fail "something outside of what was captured was removed"
 same "$tree" "$work/other$tree"
 
+step "a home that holds the repository: neither backed up with it, nor restored over it"
+(
+    export HOME=$work/whole
+    mkdir -p "$HOME/letters" && echo 1 >"$HOME/letters/a"
+    expect 0 backup "$HOME"
+    says "/repository\` is left out"
+    expect 0 ls latest
+    says "$HOME/letters/a"
+    says "$HOME/.config/keepwell/keys"
+    silent_about "keepwell/repository"
+    echo 2 >"$HOME/letters/a"
+    expect 0 backup "$HOME"
+    echo other >"$HOME/.config/keepwell/keys/other.key" # none of the snapshots has it
+    touch "$HOME/stray"
+    expect 0 restore "latest~1:$HOME" --target "$HOME" --delete --yes
+    says "$HOME/.local/share/keepwell/repository stays as it is"
+    [ "$(cat "$HOME/letters/a")" = 1 ] || fail "nothing was restored"
+    [ ! -e "$HOME/stray" ] || fail "what the snapshot lacks was not removed"
+    [ -e "$HOME/.config/keepwell/keys/other.key" ] || fail "a key was removed"
+    undo=$(grep -o 'keepwell restore .*' "$work/err")
+    # shellcheck disable=SC2086
+    expect 0 ${undo#keepwell } --yes
+    [ "$(cat "$HOME/letters/a")" = 2 ] || fail "it was not undone"
+    expect 0 snapshots --json
+    [ "$(wc -l <"$work/out")" = 4 ] || fail "a restore took snapshots away"
+    expect 0 check --read-data
+    expect 1 restore latest --target "$HOME/.local/share/keepwell/repository"
+    says "belongs to the backups themselves"
+) || exit 1
+
 step "check"
 expect 0 check
 expect 0 check --read-data

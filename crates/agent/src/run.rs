@@ -1,6 +1,7 @@
 //! One run of a job: a snapshot, then the rules about the job's older ones.
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ impl Done {
 /// Backs up, then forgets what the retention rules of the job do not keep, then brings its copies up to date. The snapshot is
 /// there, whatever comes of the rest.
 pub async fn run(name: &JobName, job: &Job, state: &State, stop: &Stop, clock: &dyn Clock) -> Result<Done> {
-    let source: Arc<dyn Source> = Arc::new(source(job)?);
+    let source: Arc<dyn Source> = Arc::new(source(job, state)?);
     let repository = open(job, state, stop).await?;
     let report = repository.backup(source, options(name, job)).await?;
     let forgotten = match &job.retention {
@@ -65,15 +66,27 @@ pub async fn update_copy(places: &Places<'_>) -> Result<Copied> {
     copy::update(&repository, places).await
 }
 
-fn source(job: &Job) -> Result<FileSource> {
+fn source(job: &Job, state: &State) -> Result<FileSource> {
     let options = FileOptions {
         paths: job.paths.to_vec(),
         excludes: job.excludes.clone(),
         one_file_system: job.one_file_system,
         exclude_caches: job.exclude_caches,
+        except: ours(job, state)?,
         ..FileOptions::default()
     };
     Ok(FileSource::new(&options, Arc::new(SystemClock))?)
+}
+
+/// Directories that belong to the backups themselves, which no snapshot has: the repository, its copies, and the cache.
+fn ours(job: &Job, state: &State) -> Result<Vec<PathBuf>> {
+    let mut directories = vec![state.cache()];
+    for place in job.copies.iter().map(|copy| &copy.to).chain([&job.repository]) {
+        if let keepwell_storage::Place::Directory(path) = place.location()?.place {
+            directories.push(path);
+        }
+    }
+    Ok(directories)
 }
 
 async fn open(job: &Job, state: &State, stop: &Stop) -> Result<Repository> {

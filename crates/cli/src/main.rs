@@ -17,6 +17,7 @@ mod interrupt;
 mod known;
 mod location;
 mod open;
+mod ours;
 mod printer;
 mod progress;
 mod retention;

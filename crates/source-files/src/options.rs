@@ -1,6 +1,6 @@
 //! What to capture, as plain data.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What a [`FileSource`](crate::FileSource) captures and what it leaves out.
 ///
@@ -28,4 +28,34 @@ pub struct FileOptions {
     pub exclude_caches: bool,
     /// Leave out regular files of more than this many bytes.
     pub exclude_larger_than: Option<u64>,
+    /// Absolute paths that are left out with everything in them, whatever the patterns say, such as the directory that this
+    /// very capture is stored in. Those that lie beneath a given path are named by the preflight.
+    pub except: Vec<PathBuf>,
+}
+
+/// The path without symlinks, as far as it exists.
+pub(crate) fn real(path: &Path) -> PathBuf {
+    for above in path.ancestors() {
+        if let (Ok(real), Ok(rest)) = (above.canonicalize(), path.strip_prefix(above)) {
+            return real.join(rest).components().collect();
+        }
+    }
+    path.to_path_buf()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_has_no_symlinks_as_far_as_it_exists() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(top.join("d")).unwrap();
+        std::os::unix::fs::symlink("d", top.join("link")).unwrap();
+        for (path, expected) in [("link", "d"), ("link/x/y", "d/x/y"), ("d/", "d"), ("z", "z")] {
+            let real = real(&top.join(path));
+            assert_eq!(real.as_os_str(), top.join(expected).as_os_str(), "{path}");
+        }
+    }
 }

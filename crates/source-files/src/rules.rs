@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags, fstat};
 
 use crate::beneath::open_beneath;
 use crate::look::Look;
-use crate::options::FileOptions;
+use crate::options::{FileOptions, real};
 
 /// A larger ignore file is not one.
 const IGNORE_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -26,6 +26,7 @@ const CACHE_SIGNATURE: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55";
 #[derive(Debug)]
 pub(crate) struct Rules {
     excludes: Gitignore,
+    except: Vec<Vec<u8>>,
     pub ignore_file_names: Vec<Vec<u8>>,
     pub one_file_system: bool,
     pub exclude_caches: bool,
@@ -50,6 +51,7 @@ impl Rules {
         }
         Ok(Self {
             excludes: excludes(options)?,
+            except: options.except.iter().map(|path| real(path).into_os_string().into_vec()).collect(),
             ignore_file_names,
             one_file_system: options.one_file_system,
             exclude_caches: options.exclude_caches,
@@ -59,11 +61,19 @@ impl Rules {
 
     /// Whether [`leaves_out`](Self::leaves_out) could say yes, so that the kind must be known before.
     pub fn have_patterns(&self, layer: Option<&Layer>) -> bool {
-        layer.is_some() || !self.excludes.is_empty()
+        layer.is_some() || !self.excludes.is_empty() || !self.except.is_empty()
     }
 
-    /// Whether a pattern leaves out `path`, an absolute path whose parents are not left out.
+    /// The paths that are left out whatever the patterns say.
+    pub fn except(&self) -> &[Vec<u8>] {
+        &self.except
+    }
+
+    /// Whether `path` is left out, an absolute path whose parents are not.
     pub fn leaves_out(&self, mut layer: Option<&Layer>, path: &[u8], is_dir: bool) -> bool {
+        if self.except.iter().any(|except| except == path) {
+            return true;
+        }
         let path = Path::new(OsStr::from_bytes(path));
         let mut decision = self.excludes.matched(path, is_dir);
         while let (true, Some(Layer { patterns, above })) = (decision.is_none(), layer) {
@@ -168,6 +178,18 @@ mod tests {
         ] {
             assert_eq!(rules.leaves_out(None, path, is_dir), out, "{}", String::from_utf8_lossy(path));
         }
+    }
+
+    #[test]
+    fn no_pattern_keeps_what_is_excepted() {
+        let options = FileOptions {
+            excludes: vec!["!/d/[x] y".to_owned()],
+            except: vec!["/d/[x] y".into()],
+            ..Default::default()
+        };
+        let rules = Rules::new(&options).unwrap();
+        assert!(rules.have_patterns(None) && rules.leaves_out(None, b"/d/[x] y", true));
+        assert!(!rules.leaves_out(None, b"/d/x y", true) && !rules.leaves_out(None, b"/d", true));
     }
 
     #[test]

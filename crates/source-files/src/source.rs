@@ -1,13 +1,16 @@
 //! [`FileSource`]: files as a source of snapshots.
 
+use std::ffi::OsStr;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::env::Clock;
 use backup_core::source::{Content, Found, Item, Opened, Preflight, Source, SourceError};
-use keepwell_catalog::{Entry, EntryKind, MapKey};
+use keepwell_catalog::{Entry, EntryKind, MapKey, readable};
 use rustix::fs::{OFlags, fstat};
 use rustix::io::{Errno, Result};
 
@@ -65,6 +68,21 @@ impl FileSource {
     /// times are whole seconds, what changed within the last two is read again by the next capture instead.
     pub fn new(options: &FileOptions, clock: Arc<dyn Clock>) -> std::result::Result<Self, SourceError> {
         Ok(Self { tree: Tree::new(options)?, owners: Owners::of_this_machine(), clock })
+    }
+
+    /// A sentence for each path that is there and left out whatever the patterns say.
+    fn excepted(&self) -> Vec<String> {
+        let given = self.paths();
+        let is_beneath = |path: &Path| given.iter().any(|given| path.starts_with(OsStr::from_bytes(given)));
+        let excepted = self.tree.rules.except().iter().filter(|except| !given.contains(except));
+        let paths = excepted.map(|except| Path::new(OsStr::from_bytes(except)));
+        paths
+            .filter(|path| is_beneath(path) && path.symlink_metadata().is_ok())
+            .map(|path| {
+                let path = readable(path.as_os_str().as_bytes());
+                format!("`{path}` is left out: it belongs to the backups themselves.")
+            })
+            .collect()
     }
 
     fn open_file(&self, path: &[u8]) -> Result<(Look, Handle)> {
@@ -154,6 +172,7 @@ impl Source for FileSource {
                 notes.push(format!("`{path}` is a symlink: the link is captured, not what it leads to."));
             }
         }
+        notes.extend(self.excepted());
         if !rustix::process::geteuid().is_root() {
             notes.push("Not running as root: what this user may not read becomes a problem.".to_owned());
         }

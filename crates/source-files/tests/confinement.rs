@@ -293,7 +293,8 @@ fn a_symlink_swapped_in_by_another_process_never_leads_outside() {
 #[test]
 fn what_is_left_out_cannot_speak_to_the_terminal() {
     let dir = tempfile::tempdir().unwrap();
-    let target = FileTarget::create(dir.path(), &TargetOptions { untrusted: true }).unwrap();
+    let options = TargetOptions { untrusted: true, ..TargetOptions::default() };
+    let target = FileTarget::create(dir.path(), &options).unwrap();
     let mut entry = file_entry(1);
     entry.xattrs = vec![(b"trusted.\x1b[31m".to_vec(), b"1".to_vec())];
     target.write_file(&key("f"), &entry, b"x").unwrap();
@@ -305,7 +306,7 @@ fn what_is_left_out_cannot_speak_to_the_terminal() {
 #[test]
 fn an_untrusted_snapshot_gets_no_rights() {
     let world = World::new();
-    let options = TargetOptions { untrusted: true };
+    let options = TargetOptions { untrusted: true, ..TargetOptions::default() };
     let target = FileTarget::create(&world.path("target"), &options).unwrap();
     let mut entry = file_entry(1);
     entry.mode = 0o7755;

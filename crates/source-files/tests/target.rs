@@ -11,6 +11,7 @@ use std::process::Command;
 use crate::common::{self, file_entry, is_root, key, set_mode, set_xattr, sparse_file, target};
 use backup_core::target::RestoreTarget;
 use keepwell_catalog::{Entry, EntryKind, MapKey};
+use keepwell_source_files::{FileTarget, TargetOptions};
 
 #[test]
 fn a_file_is_changed_in_place_and_gets_its_size_and_metadata() {
@@ -160,6 +161,41 @@ fn what_is_spared_is_not_listed() {
     let all = target.sparing([MapKey::root()]);
     assert_eq!(all.list_dir(None).unwrap(), Vec::<Vec<u8>>::new());
     assert_eq!(all.list_dir(Some(&key("d"))).unwrap().len(), 2);
+}
+
+#[test]
+fn what_is_kept_is_neither_shown_nor_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().join("top");
+    for directory in ["share/store/data", "share/other", "storehouse"] {
+        fs::create_dir_all(top.join(directory)).unwrap();
+    }
+    fs::write(top.join("share/store/data/pack"), "p").unwrap();
+    std::os::unix::fs::symlink("top", dir.path().join("way")).unwrap();
+    let keep = vec![dir.path().join("way/share/store"), top.join("share/later")];
+    let options = TargetOptions { keep, ..TargetOptions::default() };
+    let whole = FileTarget::create(&top, &options).unwrap();
+    let part = whole.below(&key("share")).unwrap();
+    assert_eq!(whole.list_dir(None).unwrap(), [b"share".to_vec(), b"storehouse".to_vec()]);
+    for (target, way) in [(&whole, "share/"), (&part, "")] {
+        let at = |name: &str| key(&format!("{way}{name}"));
+        assert!(target.is_kept(&at("store")) && !target.is_kept(&at("other")));
+        for refused in ["store", "store/data/pack", "store/new", "later"] {
+            let error = target.write_file(&at(refused), &file_entry(1), b"x").unwrap_err().to_string();
+            assert!(error.contains("belongs to the backups themselves"), "{error}");
+            assert!(target.remove(&at(refused)).is_err());
+        }
+        let share = (!way.is_empty()).then(|| key("share"));
+        assert_eq!(target.list_dir(share.as_ref()).unwrap(), [b"other".to_vec()]);
+    }
+    whole.remove(&key("share")).unwrap();
+    whole.remove(&key("storehouse")).unwrap();
+    assert_eq!(fs::read(top.join("share/store/data/pack")).unwrap(), b"p");
+    assert!(!top.join("share/other").exists() && !top.join("storehouse").exists());
+    for inside in ["share/store", "share/store/data"] {
+        let error = FileTarget::create(&top.join(inside), &options).unwrap_err().to_string();
+        assert!(error.contains("belongs to the backups themselves"), "{error}");
+    }
 }
 
 #[test]

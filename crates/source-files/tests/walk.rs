@@ -86,6 +86,33 @@ fn symlinks_are_followed_on_the_way_to_a_given_path_and_nowhere_else() {
 }
 
 #[test]
+fn what_is_excepted_is_left_out_and_named_unless_it_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().canonicalize().unwrap();
+    tree(&top, &["a", "store/data/pack", "z/store"]);
+    let without = FileOptions {
+        excludes: vec!["!store".to_owned()],
+        except: vec![top.join("store"), top.join("not there")],
+        ..options(&top)
+    };
+    let beneath = FileOptions { paths: vec![top.join("store/data")], ..without.clone() };
+    let itself = FileOptions { paths: vec![top.clone(), top.join("store")], ..without.clone() };
+    for (options, expected, is_named) in [
+        (without, vec!["a", "z", "z/store"], true),
+        (beneath, vec!["store", "store/data", "store/data/pack"], false),
+        (itself, vec!["a", "store", "store/data", "store/data/pack", "z", "z/store"], false),
+    ] {
+        let source = source(&options);
+        assert_eq!(names(&source, &top), expected);
+        let notes = source.preflight().unwrap().notes;
+        let note =
+            format!("`{}` is left out: it belongs to the backups themselves.", top.join("store").display());
+        assert_eq!(notes.contains(&note), is_named, "{notes:?}");
+        assert!(!notes.iter().any(|note| note.contains("not there")));
+    }
+}
+
+#[test]
 fn patterns_ignore_files_caches_and_size_leave_things_out() {
     let dir = tempfile::tempdir().unwrap();
     let files = [

@@ -19,6 +19,7 @@ use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::location::Location;
 use crate::open::{self, Opened};
+use crate::ours;
 use crate::printer::joined;
 use crate::secret::Protection;
 use crate::text;
@@ -77,11 +78,13 @@ pub struct Args {
 /// Runs `backup`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let paths = paths(ctx, &args)?;
-    let source: Arc<dyn Source> = Arc::new(source(ctx, &args, &paths)?);
+    let location = Location::named(ctx)?.unwrap_or_else(|| Location::default_of(ctx));
+    let planned = source(ctx, &args, &paths, &location)?;
     if args.dry_run {
-        return count::run(ctx, &*source);
+        return count::run(ctx, &planned);
     }
-    let Opened { repository, progress, .. } = open_or_create(ctx).await?;
+    let Opened { repository, progress, location } = open_or_create(ctx).await?;
+    let source: Arc<dyn Source> = Arc::new(source(ctx, &args, &paths, &location)?);
     let options = options(ctx, &args, &repository, &paths)?;
     let dataset = options.dataset.clone();
     let began = std::time::Instant::now();
@@ -121,7 +124,7 @@ fn resolve(path: &std::path::Path) -> std::io::Result<PathBuf> {
     }
 }
 
-fn source(ctx: &Context, args: &Args, paths: &[PathBuf]) -> Result<FileSource> {
+fn source(ctx: &Context, args: &Args, paths: &[PathBuf], repository: &Location) -> Result<FileSource> {
     let profile = &ctx.profile;
     let options = FileOptions {
         paths: paths.to_vec(),
@@ -131,6 +134,7 @@ fn source(ctx: &Context, args: &Args, paths: &[PathBuf]) -> Result<FileSource> {
         one_file_system: profile.one_file_system || args.one_file_system,
         exclude_caches: profile.exclude_caches || args.exclude_caches,
         exclude_larger_than: args.exclude_larger_than,
+        except: ours::directories(ctx, repository),
     };
     FileSource::new(&options, Arc::new(SystemClock)).map_err(|e| Complaint::usage(e.to_string()).into())
 }

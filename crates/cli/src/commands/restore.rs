@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use backup_core::target::RestoreTarget;
-use backup_core::{NeededPack, RestoreOptions, RestorePlan, RestoreReport, Snapshot, Tree};
+use backup_core::{NeededPack, RestoreOptions, RestorePlan, RestoreReport, Select, Snapshot, Tree};
 use keepwell_catalog::{Entry, MapKey, readable};
 use keepwell_source_files::{FileTarget, TargetOptions};
 use keepwell_storage::LifecycleRule;
@@ -24,6 +24,7 @@ use crate::context::Context;
 use crate::copies;
 use crate::exit::{Complaint, Exit};
 use crate::open::{self, Opened};
+use crate::ours;
 use crate::select::{self, Filter, Part};
 use crate::text;
 
@@ -100,6 +101,16 @@ struct Job {
     root: Option<Entry>,
 }
 
+/// What all parts of a restore have in common.
+struct Whole<'a> {
+    snapshot: &'a Snapshot,
+    tree: &'a Tree,
+    /// The directory that the caller named.
+    named: &'a Path,
+    select: Option<Select>,
+    options: TargetOptions,
+}
+
 /// Runs `restore`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let part = Part::parse(&args.source)?;
@@ -116,7 +127,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let occupied = place::is_occupied(&target);
     let mut made = Made::directories(&target)?;
     scopes.iter().for_each(|scope| made.expect(&scope.target));
-    let planned = plan(&opened, snapshot, &tree, &target, &scopes, &args, select).await;
+    let options = TargetOptions { untrusted: args.untrusted, keep: ours::untouched(ctx, &opened.location) };
+    let whole = Whole { snapshot, tree: &tree, named: &target, select, options };
+    let planned = plan(&opened, &whole, &scopes, args.delete).await;
     let jobs = planned.inspect_err(|_| made.undo())?;
     describe(ctx, snapshot, &target, &jobs, &args, occupied);
     let fits = RestorePlan::check_space_for_all(jobs.iter().map(|job| &job.plan));
@@ -190,22 +203,15 @@ async fn may_be_archived(ctx: &Context, opened: &Opened) -> Result<bool> {
     Ok(lifecycle.known().is_some_and(|rules| rules.iter().any(LifecycleRule::archives)))
 }
 
-async fn plan(
-    opened: &Opened,
-    snapshot: &Snapshot,
-    tree: &Tree,
-    named: &Path,
-    scopes: &[Scope],
-    args: &Args,
-    select: Option<backup_core::Select>,
-) -> Result<Vec<Job>> {
+async fn plan(opened: &Opened, whole: &Whole<'_>, scopes: &[Scope], delete: bool) -> Result<Vec<Job>> {
+    let Whole { snapshot, tree, named, select, options } = whole;
     let mut jobs = Vec::new();
     for scope in scopes {
-        let root = match select.is_none() && place::takes_root_metadata(scope, args.delete) {
+        let root = match select.is_none() && place::takes_root_metadata(scope, delete) {
             true => place::root_of(tree, scope).await?,
             false => None,
         };
-        let target = FileTarget::create(named, &TargetOptions { untrusted: args.untrusted });
+        let target = FileTarget::create(named, options);
         let (target, within) = (target.map_err(backup_core::Error::from)?, scope.within(named)?);
         let target = if within == MapKey::root() { Ok(target) } else { target.below(&within) };
         let mut target = target.map_err(backup_core::Error::from)?;
@@ -213,8 +219,8 @@ async fn plan(
             target = target.sparing(scope.lost(snapshot)?);
         }
         let target = Arc::new(target);
-        let options =
-            RestoreOptions { below: scope.below.clone(), select: select.clone(), delete: args.delete };
+        let select = place::without_kept(select.clone(), scope, &target);
+        let options = RestoreOptions { below: scope.below.clone(), select, delete: args.delete };
         let shown: Arc<dyn RestoreTarget> = Arc::<FileTarget>::clone(&target);
         let plan = opened.repository.plan_restore(snapshot, shown, options.clone()).await?;
         jobs.push(Job { place: scope.target.clone(), target, options, plan, root });
@@ -235,6 +241,11 @@ fn describe(ctx: &Context, snapshot: &Snapshot, target: &Path, jobs: &[Job], arg
     let room = free.map_or_else(String::new, |free| format!("; {} free", text::bytes(free)));
     printer.say(format_args!("  {}, {}{room}", text::count(files, "file", "files"), text::bytes(bytes)));
     let removed = sum(|p| p.removed);
+    for kept in jobs.iter().flat_map(|job| job.target.kept()) {
+        if Path::new(&kept).exists() {
+            printer.say(format_args!("  {kept} stays as it is: it belongs to the backups themselves"));
+        }
+    }
     if occupied {
         let others = if args.delete { removal(removed) } else { "everything else stays".to_owned() };
         printer.say(format_args!("  the target is not empty: what differs is replaced, {others}"));

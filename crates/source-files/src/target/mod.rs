@@ -7,7 +7,7 @@ mod remove;
 mod temporary;
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use backup_core::target::{RestoreTarget, TargetError, TargetFile};
@@ -35,6 +35,10 @@ pub struct TargetOptions {
     /// The snapshot is from somebody who must not gain rights here: devices, setuid, setgid, sticky (except on
     /// directories) and attributes in `security.` and `trusted.` are left out. Default: everything is put back.
     pub untrusted: bool,
+    /// Absolute paths in which nothing is made, changed or removed, such as the directory that the snapshot is stored in.
+    /// [`list_dir`](RestoreTarget::list_dir) does not show them, everything else refuses what lies there, and the directories
+    /// that lead to them stay.
+    pub keep: Vec<PathBuf>,
 }
 
 /// A directory as a [`RestoreTarget`].
@@ -78,7 +82,7 @@ impl FileTarget {
         let failed =
             |operation, source| TargetError::Io { operation, path: path.display().to_string(), source };
         std::fs::create_dir_all(path).map_err(|error| failed("create", error))?;
-        let base = Base::open(path).map_err(|error| failed("open", error.into()))?;
+        let base = Base::open(path, &options.keep)?;
         Ok(Self::of(base, options.untrusted))
     }
 
@@ -119,6 +123,16 @@ impl FileTarget {
         let at = self.base.itself().map_err(|error| self.base.failed("open", b"", error))?;
         let fd = at.parent.try_clone().map_err(|_| at.failed("open", Errno::MFILE))?;
         self.metadata.apply(&at, &Handle::of_data(fd), entry)
+    }
+
+    /// The paths below in which nothing is made, changed or removed, for messages.
+    pub fn kept(&self) -> Vec<String> {
+        self.base.kept()
+    }
+
+    /// Whether nothing is made, changed or removed at `key`.
+    pub fn is_kept(&self, key: &MapKey) -> bool {
+        self.base.path(key).is_ok_and(|path| self.base.is_kept(&path))
     }
 
     /// What could or should not be put back, one message each; the first thousand of
@@ -301,6 +315,7 @@ impl RestoreTarget for FileTarget {
         let (listing, result) = Listing::read(&fd, &mut ListingBuffer::new());
         result.map_err(|error| self.base.failed("list", &path, error))?;
         let mut names = listing.into_names();
+        names.retain(|name| !self.base.keeps(&path, name));
         if !self.spared.is_empty() {
             let directory = key.cloned().unwrap_or_default();
             names.retain(|name| !self.spares(&directory, name));

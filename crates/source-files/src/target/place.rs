@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use backup_core::target::TargetError;
@@ -19,12 +19,17 @@ use crate::mounts::Mount;
 /// Directories kept open for the next thing in them. When that many are, all are closed and it starts anew.
 const OPEN_DIRECTORIES_MAX: usize = 256;
 
+/// Why what is not touched is refused.
+const KEPT: &str = "what is there belongs to the backups themselves";
+
 /// The directory everything stays beneath.
 #[derive(Debug)]
 pub(crate) struct Base {
     pub fd: OwnedFd,
     /// What it lies on.
     pub mount: Mount,
+    /// What is not touched, from here.
+    keep: Vec<Vec<u8>>,
     shown: Arc<str>,
     directories: Mutex<HashMap<Vec<u8>, Arc<OwnedFd>>>,
     /// A directory on each other file system, mounted within, that something was put on.
@@ -41,22 +46,57 @@ pub(crate) struct At {
 }
 
 impl Base {
-    /// Opens the target itself, following symlinks: whoever names it means what it leads to.
-    pub fn open(path: &Path) -> Result<Self, Errno> {
-        let fd = openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Self::of(fd, readable(path.as_os_str().as_bytes()))
+    /// Opens the target itself, following symlinks: whoever names it means what it leads to. Refuses one that lies in what
+    /// is not touched.
+    pub fn open(path: &Path, keep: &[PathBuf]) -> Result<Self, TargetError> {
+        let shown = readable(path.as_os_str().as_bytes());
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = openat(CWD, path, flags, Mode::empty());
+        let fd = opened.map_err(|error| failed("open", shown.clone(), error))?;
+        let real = path.canonicalize();
+        let real =
+            real.map_err(|source| TargetError::Io { operation: "open", path: shown.clone(), source })?;
+        let keep: Vec<PathBuf> = keep.iter().map(|kept| crate::options::real(kept)).collect();
+        if keep.iter().any(|kept| real.starts_with(kept)) {
+            return Err(TargetError::Refused { path: shown, reason: KEPT.to_owned() });
+        }
+        let within = keep.iter().filter_map(|kept| kept.strip_prefix(&real).ok());
+        let keep = within.map(|kept| kept.as_os_str().as_bytes().to_vec()).collect();
+        Self::of(fd, shown.clone(), keep).map_err(|error| failed("look at", shown, error))
     }
 
     /// The directory at `path` below, which is reached without a symlink.
     pub fn below(&self, path: &[u8]) -> Result<Self, Errno> {
         let fd = self.open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        Self::of(fd, shown(&self.shown, path))
+        let within = self.keep.iter().filter_map(|kept| below(kept, path));
+        Self::of(fd, shown(&self.shown, path), within.map(<[u8]>::to_vec).collect())
     }
 
-    fn of(fd: OwnedFd, shown: String) -> Result<Self, Errno> {
+    fn of(fd: OwnedFd, shown: String, keep: Vec<Vec<u8>>) -> Result<Self, Errno> {
         let mount = Mount::of(&fd)?;
         let (directories, elsewhere) = (Mutex::default(), Mutex::default());
-        Ok(Self { fd, mount, shown: shown.into(), directories, elsewhere })
+        Ok(Self { fd, mount, keep, shown: shown.into(), directories, elsewhere })
+    }
+
+    /// Whether a name in a directory is one of what is not touched.
+    pub fn keeps(&self, directory: &[u8], name: &[u8]) -> bool {
+        let is_it = |kept: &Vec<u8>| below(kept, directory) == Some(name);
+        self.keep.iter().any(is_it)
+    }
+
+    /// What is not touched, for messages.
+    pub fn kept(&self) -> Vec<String> {
+        self.keep.iter().map(|kept| shown(&self.shown, kept)).collect()
+    }
+
+    /// Whether `path` leads to something that is not touched.
+    pub fn leads_to_kept(&self, path: &[u8]) -> bool {
+        self.keep.iter().any(|kept| below(kept, path).is_some())
+    }
+
+    /// Whether `path` is or lies in something that is not touched.
+    pub fn is_kept(&self, path: &[u8]) -> bool {
+        self.keep.iter().any(|kept| kept == path || below(path, kept).is_some())
     }
 
     /// The path of `key` below the base; empty for the base itself.
@@ -95,7 +135,10 @@ impl Base {
 
     fn path_of_child(&self, key: &MapKey) -> Result<Vec<u8>, TargetError> {
         let path = self.path(key)?;
-        if path.is_empty() { Err(self.refused(&path, "it is the target itself")) } else { Ok(path) }
+        if path.is_empty() {
+            return Err(self.refused(&path, "it is the target itself"));
+        }
+        if self.is_kept(&path) { Err(self.refused(&path, KEPT)) } else { Ok(path) }
     }
 
     fn place(&self, path: Vec<u8>, parent: Arc<OwnedFd>) -> At {
@@ -202,6 +245,15 @@ impl At {
     pub fn refused(&self, reason: &str) -> TargetError {
         TargetError::Refused { path: self.shown(), reason: reason.to_owned() }
     }
+}
+
+/// The way from a directory to a path below it; both from the base, which is an empty path.
+fn below<'p>(path: &'p [u8], directory: &[u8]) -> Option<&'p [u8]> {
+    let way = match directory {
+        b"" => path,
+        _ => path.strip_prefix(directory)?.strip_prefix(b"/")?,
+    };
+    (!way.is_empty()).then_some(way)
 }
 
 fn parent_bytes(path: &[u8]) -> usize {

@@ -14,7 +14,8 @@ use crate::mounts::Mount;
 use crate::target::place::{At, Base};
 
 /// Removes what stands at `at`, and everything below it if it is a directory. Absent is fine. Symlinks are removed, not
-/// followed. A mount point in the way is refused: what is below it is not the target's.
+/// followed. A mount point in the way is refused: what is below it is not the target's. What the target keeps stays, with
+/// the directories that lead there.
 pub(crate) fn remove(base: &Base, at: &At) -> Result<(), TargetError> {
     match unlinkat(&at.parent, at.name(), AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -58,11 +59,16 @@ impl<'b> Removal<'b> {
             let Some((name, kind)) = step.listing.advance() else {
                 self.steps.pop();
                 self.ladder.pop();
-                self.unlink(AtFlags::REMOVEDIR)?;
+                if !self.base.leads_to_kept(&self.path) {
+                    self.unlink(AtFlags::REMOVEDIR)?;
+                }
                 continue;
             };
             self.path.push(b'/');
             self.path.extend_from_slice(name);
+            if self.base.is_kept(&self.path) {
+                continue;
+            }
             if kind == FileType::Directory || !self.unlink(AtFlags::empty())? {
                 self.enter()?;
             }

@@ -6,10 +6,12 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use backup_core::{Snapshot, Tree};
+use backup_core::{Select, Snapshot, Tree};
 use keepwell_catalog::{Entry, EntryKind, MapKey, Problem};
+use keepwell_source_files::FileTarget;
 
 use crate::exit::Complaint;
 use crate::select::path_key;
@@ -114,6 +116,19 @@ pub fn takes_root_metadata(scope: &Scope, delete: bool) -> bool {
         Path::new("/").join(OsStr::from_bytes(&path)) == scope.target
     });
     delete || in_place || !is_occupied(&scope.target)
+}
+
+/// What to restore of a part, but for what would come to stand where nothing may be touched.
+pub fn without_kept(select: Option<Select>, scope: &Scope, target: &Arc<FileTarget>) -> Option<Select> {
+    if target.kept().is_empty() {
+        return select;
+    }
+    let (above, target) = (scope.below.as_ref().map_or(0, MapKey::depth), Arc::clone(target));
+    Some(Arc::new(move |key, entry| {
+        let within = MapKey::from_components(key.components().skip(above));
+        !within.is_ok_and(|within| target.is_kept(&within))
+            && select.as_ref().is_none_or(|select| select(key, entry))
+    }))
 }
 
 /// What the directory that a part is restored into was in the snapshot; nothing for a part that is no directory.

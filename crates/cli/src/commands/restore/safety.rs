@@ -15,6 +15,7 @@ use super::place::Scope;
 use crate::context::Context;
 use crate::exit::Complaint;
 use crate::open::Opened;
+use crate::ours;
 use crate::select::SAFETY;
 use crate::text;
 
@@ -51,7 +52,8 @@ pub async fn back_up(
             .hint("Restore into an empty directory, or say `--no-safety-snapshot`.")
             .into());
     }
-    let options = FileOptions { paths: paths.clone(), ..FileOptions::default() };
+    let except = ours::directories(ctx, &opened.location);
+    let options = FileOptions { paths: paths.clone(), except, ..FileOptions::default() };
     let source = FileSource::new(&options, Arc::new(SystemClock)).map_err(backup_core::Error::from)?;
     let options = BackupOptions {
         dataset: SAFETY.to_owned(),

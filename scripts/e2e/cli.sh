@@ -975,6 +975,10 @@ expect 0 cache
 expect 0 cache clear
 expect 0 backup "$tree"
 for shell in bash zsh fish; do expect 0 completions "$shell"; done
+code=0
+"$keepwell" completions bash >/dev/full 2>"$work/err" || code=$?
+[ "$code" = 1 ] || fail "completions onto a full disk: exit code $code"
+grep -q '^error: write the completions: No space left' "$work/err" || fail "$(cat "$work/err")"
 expect 0 man
 expect 0 man --directory "$work/man"
 [ -s "$work/man/keepwell-backup.1" ] || fail "no manual page of backup"

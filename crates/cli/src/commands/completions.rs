@@ -1,11 +1,14 @@
 //! `keepwell completions`.
 
-use anyhow::Result;
+use std::io::Write;
+
+use anyhow::{Context as _, Result};
 use clap::CommandFactory;
 use clap_complete::Shell;
 
 use crate::args::Arguments;
 use crate::exit::Exit;
+use crate::printer::Output;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,6 +26,9 @@ pub struct Args {
 
 /// Runs `completions`.
 pub fn run(args: Args) -> Result<Exit> {
-    clap_complete::generate(args.shell, &mut Arguments::command(), "keepwell", &mut crate::printer::Output);
+    // It panics where its output cannot be written.
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Arguments::command(), "keepwell", &mut script);
+    Output.write_all(&script).context("write the completions")?;
     Ok(Exit::Done)
 }

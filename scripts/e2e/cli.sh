@@ -171,6 +171,10 @@ expect 0 show latest
 says "$tree"
 expect 0 dump "latest:$tree/odd/random"
 cmp "$work/out" "$tree/odd/random"
+expect 2 dump latest
+says "names no path"
+expect 1 ls latest:/not/there
+says "keepwell find"
 for format in tar tar.gz tar.zst; do
     expect 0 dump "latest:$tree" --archive "$format"
     rm -rf "$work/untar" && mkdir "$work/untar"

@@ -219,12 +219,15 @@ impl Error {
                 "Owners have changed the keys in the copy, or the origin was set back. `keepwell repair --from COPY` brings the origin as far; from then on change keys there.".into(),
             ),
             Self::NotAllowed { .. } => {
-                Some("Use a key file of the role that may: the owner's, a reader's or a keeper's.".into())
+                Some("Use a key whose role allows it: an owner's, a reader's or a keeper's.".into())
             }
             Self::Fenced { .. } => {
                 Some("A prune took this host for dead, or another process that works with the same key had the same number. Nothing is lost; run the command again.".into())
             }
             Self::NoSuchSnapshot(_) => Some("`keepwell snapshots` lists what there is.".into()),
+            Self::NoSuchPath { snapshot, .. } => Some(format!(
+                "`keepwell ls {snapshot}` shows what is in it, `keepwell find NAME` which snapshots have a thing. Where there are several datasets or hosts, `--dataset` and `--host` say whose `latest` is meant."
+            )),
             Self::Damaged { .. } | Self::ChunkLost { .. } => {
                 Some("`keepwell check` says what is affected; `keepwell repair --from COPY` heals it.".into())
             }

@@ -196,7 +196,20 @@ fn by_id(counted: &[&Snapshot], base: &str) -> Result<usize> {
         (Some(_), more) => Err(Complaint::usage(format!("`{base}` fits {} snapshots", more + 1))
             .hint("Give more digits of the id; `keepwell snapshots --json` shows all of them.")
             .into()),
-        (None, _) => Err(backup_core::Error::NoSuchSnapshot(format!("there is no snapshot `{base}`")).into()),
+        (None, _) => Err(unknown(base)),
+    }
+}
+
+fn unknown(base: &str) -> anyhow::Error {
+    let message = format!("there is no snapshot `{base}`");
+    match base.split_once(':') {
+        // As people write paths; a time has colons as well.
+        Some((name, path)) if !base.contains('-') && !path.is_empty() => Complaint::failed(message)
+            .hint(format!(
+                "The path comes whole, from `/` on: `{name}:/…/{path}`. `keepwell ls {name}` shows it."
+            ))
+            .into(),
+        _ => backup_core::Error::NoSuchSnapshot(message).into(),
     }
 }
 
@@ -247,6 +260,14 @@ mod tests {
         }
         for name in ["dataset:a~2", "tag:z", "latest~4", "latest~18446744073709551615"] {
             assert!(found(name).is_err(), "{name}");
+        }
+        for (name, hint) in [
+            ("latest:notes/a", "The path comes whole, from `/` on: `latest:/…/notes/a`."),
+            ("1a2b3c4d", "`keepwell snapshots` lists what there is."),
+            ("2026-11-20T12:0x", "`keepwell snapshots` lists what there is."),
+        ] {
+            let hints = crate::exit::hints_of(&found(name).unwrap_err());
+            assert!(hints.len() == 1 && hints[0].starts_with(hint), "{name}: {hints:?}");
         }
     }
 

@@ -51,6 +51,12 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
             .into());
     }
     let part = Part::parse(&args.source)?;
+    if part.path.is_none() && args.archive.is_none() {
+        let complaint = Complaint::usage(format!("`{}` names no path", args.source));
+        return Err(complaint
+            .hint(format!("Add one, as in `{}:/etc/fstab`, or say `--archive tar` for all of it.", part.name))
+            .into());
+    }
     let (opened, snapshots) = open::with_snapshots(ctx).await?;
     opened.progress.end();
     let snapshot = select::select(&snapshots, &args.filter, &part.name)?;

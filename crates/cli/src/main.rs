@@ -174,6 +174,8 @@ mod tests {
                 "invalid value 'x' for '--color <WHEN>' [possible values: auto, always, never]",
             ),
             ("keepwell snapshots x", "unexpected argument 'x' found"),
+            ("keepwell tag latest --add=", "a value is required for '--add <TAG>' but none was supplied"),
+            ("keepwell backup --tag=", "a value is required for '--tag <TAG>' but none was supplied"),
             ("keepwell --json key", "the command line ends too early: a command or an argument is missing"),
         ] {
             let error = Arguments::try_parse_from(line.split(' ')).unwrap_err();

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use backup_core::{RewriteOptions, Snapshot};
+use clap::builder::NonEmptyStringValueParser;
 use keepwell_catalog::readable;
 use serde_json::json;
 
@@ -29,13 +30,13 @@ pub struct Args {
     #[arg(required = true)]
     snapshots: Vec<String>,
     /// Add a tag
-    #[arg(long, value_name = "TAG")]
+    #[arg(long, value_name = "TAG", value_parser = NonEmptyStringValueParser::new())]
     add: Vec<String>,
     /// Remove a tag
     #[arg(long, value_name = "TAG")]
     remove: Vec<String>,
     /// Replace all tags
-    #[arg(long, value_name = "TAG", conflicts_with_all = ["add", "remove"])]
+    #[arg(long, value_name = "TAG", value_parser = NonEmptyStringValueParser::new(), conflicts_with_all = ["add", "remove"])]
     set: Vec<String>,
     /// A sentence about the snapshot
     #[arg(long, value_name = "TEXT")]

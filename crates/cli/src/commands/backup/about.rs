@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use backup_core::{BackupOptions, Repository};
+use clap::builder::NonEmptyStringValueParser;
 
 use crate::commands::key;
 use crate::context::Context;
@@ -15,7 +16,7 @@ pub struct About {
     #[arg(long, value_name = "NAME")]
     host: Option<String>,
     /// A label for the snapshot; may be repeated
-    #[arg(long, value_name = "TAG")]
+    #[arg(long, value_name = "TAG", value_parser = NonEmptyStringValueParser::new())]
     tag: Vec<String>,
     /// A sentence about the snapshot
     #[arg(long, value_name = "TEXT", default_value = "")]

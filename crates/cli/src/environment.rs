@@ -77,7 +77,7 @@ impl Environment {
             log: text("KEEPWELL_LOG"),
             no_color: text("NO_COLOR").is_some(),
             dumb_terminal: text("TERM").is_some_and(|term| term == "dumb"),
-            home: absolute("HOME"),
+            home: absolute("HOME").or_else(home_of_this_user),
             xdg_config: absolute("XDG_CONFIG_HOME"),
             xdg_data: absolute("XDG_DATA_HOME"),
             xdg_cache: absolute("XDG_CACHE_HOME"),
@@ -99,7 +99,7 @@ impl Environment {
         self.user_dir(self.xdg_cache.as_ref(), ".cache")
     }
 
-    /// The home directory; `/` for a process without one, as a service may be.
+    /// The home directory; `/` for a user without one.
     pub fn home(&self) -> PathBuf {
         self.home.clone().unwrap_or_else(|| PathBuf::from("/"))
     }
@@ -111,5 +111,32 @@ impl Environment {
 
     fn user_dir(&self, xdg: Option<&PathBuf>, below_home: &str) -> PathBuf {
         xdg.cloned().unwrap_or_else(|| self.home().join(below_home)).join("keepwell")
+    }
+}
+
+/// What the machine says, as libpq and shells ask it: a service may have no `HOME`.
+fn home_of_this_user() -> Option<PathBuf> {
+    let passwd = std::fs::read("/etc/passwd").ok()?;
+    home_in(&String::from_utf8_lossy(&passwd), rustix::process::getuid().as_raw())
+}
+
+fn home_in(passwd: &str, user: u32) -> Option<PathBuf> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        let (id, home) = (fields.next()?, fields.nth(2)?);
+        (id.parse() == Ok(user) && home.starts_with('/')).then(|| PathBuf::from(home))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_is_at_home_where_the_machine_says() {
+        let passwd = "root:x:0:0:root:/root:/bin/bash\n# odd\nshort:x:7\nhomeless:x:8:8:::\nme:x:1000:1000:Me:/home/me:\n";
+        for (user, home) in [(0, Some("/root")), (1000, Some("/home/me")), (7, None), (8, None), (9, None)] {
+            assert_eq!(home_in(passwd, user), home.map(PathBuf::from), "{user}");
+        }
     }
 }

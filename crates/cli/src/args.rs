@@ -212,6 +212,23 @@ mod tests {
         assert_eq!(parsed.global.again(), words);
     }
 
+    fn dry_runs_below_a_heading(command: &clap::Command, above: &str, found: &mut Vec<String>) {
+        let name = format!("{above} {}", command.get_name());
+        let mut options = command.get_arguments().filter(|option| option.get_id() == "dry_run");
+        if options.any(|option| option.get_help_heading().is_some()) {
+            found.push(name.clone());
+        }
+        command.get_subcommands().for_each(|inner| dry_runs_below_a_heading(inner, &name, found));
+    }
+
+    /// A heading goes on to what follows: options of the command itself stand before those that have one.
+    #[test]
+    fn no_heading_covers_what_it_does_not_mean() {
+        let mut found = Vec::new();
+        dry_runs_below_a_heading(&Arguments::command(), "", &mut found);
+        assert!(found.is_empty(), "below a heading: {found:?}");
+    }
+
     #[test]
     fn every_command_has_examples() {
         let mut found = Vec::new();

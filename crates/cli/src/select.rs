@@ -102,7 +102,8 @@ pub fn select<'s>(snapshots: &'s [Snapshot], filter: &Filter, name: &str) -> Res
     let counted: Vec<&Snapshot> = snapshots.iter().filter(counts).collect();
     let missing = |why: String| backup_core::Error::NoSuchSnapshot(why).into();
     if counted.is_empty() {
-        let why = if snapshots.is_empty() { "the repository has no snapshots" } else { "no snapshot fits" };
+        let why =
+            if snapshots.is_empty() { "the repository has no snapshots" } else { "no snapshot matches" };
         return Err(missing(why.to_owned()));
     }
     let meant = up_to(&counted, base)?;
@@ -193,7 +194,7 @@ fn by_id(counted: &[&Snapshot], base: &str) -> Result<usize> {
     let mut fitting = (0..counted.len()).filter(|at| matches(counted[*at]));
     match (fitting.next(), fitting.count()) {
         (Some(at), 0) => Ok(at),
-        (Some(_), more) => Err(Complaint::usage(format!("`{base}` fits {} snapshots", more + 1))
+        (Some(_), more) => Err(Complaint::usage(format!("`{base}` matches {} snapshots", more + 1))
             .hint("Give more digits of the id; `keepwell snapshots --json` shows all of them.")
             .into()),
         (None, _) => Err(unknown(base)),

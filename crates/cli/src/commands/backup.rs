@@ -31,8 +31,8 @@ Examples:
   keepwell backup --profile home             paths and all else from the profile
   keepwell backup ~/documents --dry-run      what would be backed up
 
-Patterns follow the rules of .gitignore, relative to `/`: `*.tmp` fits
-everywhere, `/var/cache` only there, `!keep.tmp` is kept all the same.
+Patterns follow the rules of .gitignore, relative to `/`: `*.tmp` matches
+anywhere, `/var/cache` only there, and `!keep.tmp` keeps what `*.tmp` leaves out.
 Exit code 3 means: the snapshot is there, but some files could not be read.";
 
 /// Back up files and directories
@@ -47,10 +47,10 @@ pub struct Args {
     /// Only count what would be backed up
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Leave out what fits this pattern; may be repeated
+    /// Leave out what matches this pattern; may be repeated
     #[arg(short, long, value_name = "PATTERN")]
     exclude: Vec<String>,
-    /// Leave out what fits a line of this file
+    /// Leave out what matches a line of this file
     #[arg(long, value_name = "FILE")]
     exclude_file: Vec<PathBuf>,
     /// Honour ignore files of this name inside the tree, as .gitignore

@@ -24,7 +24,7 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// SNAPSHOT:/PATH
+    /// The file; with --archive, a directory too, and without a path everything
     #[arg(value_name = "SNAPSHOT:/PATH")]
     source: String,
     /// Write an archive of what is at the path and below

@@ -25,7 +25,7 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Patterns as in .gitignore: `*.conf` fits everywhere, `/etc/fstab` only there
+    /// Patterns as in .gitignore: `*.conf` matches anywhere, `/etc/fstab` only there
     #[arg(required = true)]
     pattern: Vec<String>,
     /// Only in this snapshot; may be repeated
@@ -72,7 +72,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         }
     }
     if total == 0 {
-        ctx.printer.say("Nothing fits.");
+        ctx.printer.say("Nothing matches.");
     }
     Ok(Exit::Done)
 }

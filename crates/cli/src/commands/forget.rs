@@ -36,14 +36,14 @@ stays. The table says of each snapshot why it stays or goes.";
 pub struct Args {
     /// Snapshots to forget; by default the rules decide
     snapshots: Vec<String>,
-    #[command(flatten)]
-    retention: RetentionArgs,
     /// Prune afterwards
     #[arg(long)]
     prune: bool,
     /// Only show what would be done
     #[arg(short = 'n', long)]
     dry_run: bool,
+    #[command(flatten)]
+    retention: RetentionArgs,
     #[command(flatten)]
     filter: Filter,
     #[command(flatten, next_help_heading = "With --prune")]

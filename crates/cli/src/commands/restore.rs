@@ -56,10 +56,10 @@ pub struct Args {
     /// The directory to restore into; made if it is missing
     #[arg(short, long, value_name = "DIR")]
     target: PathBuf,
-    /// Only what fits this pattern, with what is below it; may be repeated
+    /// Only what matches this pattern, with what is below it; may be repeated
     #[arg(short, long, value_name = "PATTERN")]
     include: Vec<String>,
-    /// Not what fits this pattern; may be repeated
+    /// Not what matches this pattern; may be repeated
     #[arg(short, long, value_name = "PATTERN")]
     exclude: Vec<String>,
     /// Remove what stands in restored directories and is not in the snapshot, but nothing on other file systems there

@@ -35,8 +35,6 @@ not be listed. It is named.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    #[command(flatten)]
-    filter: Filter,
     /// Only the newest N
     #[arg(long, visible_alias = "latest", value_name = "N")]
     last: Option<usize>,
@@ -44,6 +42,8 @@ pub struct Args {
     /// repeatable
     #[arg(long, value_name = "COPY", conflicts_with = "last")]
     copy: Vec<String>,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 /// Runs `snapshots`.

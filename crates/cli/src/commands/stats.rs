@@ -19,7 +19,7 @@ use crate::text;
 const EXAMPLES: &str = "\
 Examples:
   keepwell stats
-  keepwell stats --json          with every snapshot, and what only it needs";
+  keepwell stats --json          with every snapshot, and what it added";
 
 /// Of the growth, a table shows so many of the newest snapshots.
 const GROWTH_ROWS: usize = 30;

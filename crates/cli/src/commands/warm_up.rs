@@ -42,10 +42,10 @@ pub struct Args {
     /// What will be restored: SNAPSHOT or SNAPSHOT:/PATH, as for `restore`
     #[arg(value_name = "SNAPSHOT[:/PATH]")]
     source: String,
-    /// Only what fits this pattern, with what is below it; may be repeated
+    /// Only what matches this pattern, with what is below it; may be repeated
     #[arg(short, long, value_name = "PATTERN")]
     include: Vec<String>,
-    /// Not what fits this pattern; may be repeated
+    /// Not what matches this pattern; may be repeated
     #[arg(short, long, value_name = "PATTERN")]
     exclude: Vec<String>,
     /// For how many days they stay readable

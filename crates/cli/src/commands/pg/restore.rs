@@ -54,8 +54,6 @@ pub struct Args {
     /// The data directory to restore into
     #[arg(value_name = "DIR", required = true)]
     directory: PathBuf,
-    #[command(flatten)]
-    target: TargetArgs,
     /// Follow the log for ever as a standby
     #[arg(long, conflicts_with = "target")]
     standby: bool,
@@ -90,6 +88,8 @@ pub struct Args {
     /// Only show what would be done
     #[arg(short = 'n', long)]
     dry_run: bool,
+    #[command(flatten)]
+    target: TargetArgs,
     #[command(flatten)]
     filter: Filter,
 }

@@ -60,7 +60,7 @@ pub struct RestoreReport {
     pub others: u64,
     /// Bytes of content written.
     pub bytes_written: u64,
-    /// Bytes of content that were right already.
+    /// Bytes of content that were already right.
     pub bytes_unchanged: u64,
     /// Things removed because the snapshot does not have them; a directory counts as one.
     pub removed: u64,

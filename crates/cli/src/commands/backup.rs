@@ -165,9 +165,8 @@ async fn open_or_create(ctx: &Context) -> Result<Opened> {
         let (key, printer) = (made.key_file.display(), &ctx.printer);
         printer.say(format_args!("This is the first backup: made a repository at {location}"));
         printer.say(format_args!("Its key is in {key}; keep a copy elsewhere (`keepwell key kit`)."));
-        printer.say(
-            "It is on this machine: a copy on another disk or host is what survives a loss of this one.",
-        );
+        printer
+            .say("It is on this machine. Only a copy on another disk or host survives the loss of this one.");
         printer.json("init", json!({ "repository": made.id.to_string(), "location": location.to_string(), "key_file": made.key_file.to_string_lossy() }));
     }
     open::repository(ctx).await

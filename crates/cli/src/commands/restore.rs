@@ -254,7 +254,7 @@ fn describe(ctx: &Context, snapshot: &Snapshot, target: &Path, jobs: &[Job], arg
             printer.say(spared);
         }
         if !args.no_safety_snapshot {
-            printer.say("  what stands there is backed up first");
+            printer.say("  what is there now is backed up first");
         }
     }
     let fields = json!({
@@ -331,7 +331,7 @@ fn print(ctx: &Context, report: &RestoreReport, took: std::time::Duration, newes
     let printer = &ctx.printer;
     let written = text::count(report.files_written, "file", "files");
     printer.line(format_args!(
-        "restored {written}, {}, in {}; {} were right already{}",
+        "restored {written}, {}, in {}; {} were already right{}",
         text::bytes(report.bytes_written),
         text::duration(took),
         text::number(report.files_unchanged),

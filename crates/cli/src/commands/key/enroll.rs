@@ -91,7 +91,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let names: Vec<String> = args.role.iter().map(|r| format!("{r:?}").to_lowercase()).collect();
     ctx.printer.line(format_args!("enrolled {} as {}", args.name, names.join(", ")));
     ctx.printer.line(format_args!("its key is in {}", path.display()));
-    ctx.printer.say("Hand it over by a safe way and delete it here; there is no other copy.");
+    ctx.printer.say("Hand it over safely, then delete it here: there is no other copy.");
     if args.role == [Role::Writer] {
         ctx.printer.say("This credential backs up and deduplicates. It cannot read a byte of what it wrote.");
     }

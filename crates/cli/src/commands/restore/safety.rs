@@ -99,7 +99,7 @@ fn standing(target: &Path, captured: &Path) -> Option<PathBuf> {
 /// Says which commands bring back what was there.
 pub fn say_how_to_undo(ctx: &Context, saved: &Saved) {
     let id = &saved.snapshot.to_string()[..8];
-    ctx.printer.say(format_args!("What stood there before is in snapshot {id}, kept for 14 days. To undo:"));
+    ctx.printer.say(format_args!("What was there before is in snapshot {id}, kept for 14 days. To undo:"));
     let commands = undo(id, &saved.paths);
     for command in &commands {
         ctx.printer.say(format_args!("  {command}"));

@@ -55,7 +55,7 @@ pub(super) fn describe(ctx: &Context, prepared: &Prepared, args: &Args) {
         printer.say(format_args!("  it is not empty: what differs is replaced, {removed}"));
         name_removed(ctx, parts.iter().map(|(place, part)| (place.as_path(), part)));
         if !args.no_safety_snapshot {
-            printer.say("  what stands there is backed up first");
+            printer.say("  what is there now is backed up first");
         }
     }
     warn_of_incomplete(ctx, plan);
@@ -163,7 +163,7 @@ pub(super) fn print(
 ) -> Exit {
     let files = &report.files;
     ctx.printer.line(format_args!(
-        "restored {}, {}, in {}; {} were right already; {} removed",
+        "restored {}, {}, in {}; {} were already right; {} removed",
         text::count(files.files_written, "file", "files"),
         text::bytes(files.bytes_written),
         text::duration(took),

@@ -25,7 +25,7 @@ pub use settings::{Checksum, ServerEncryption, Settings, TlsVersion};
 /// ```
 ///
 /// Parsing is strict: an unknown parameter is refused, with the known ones and what was probably meant. Secrets are
-/// refused: a location is printed, logged and stored; they belong into [`Credentials`](crate::Credentials). Displaying
+/// refused: a location is printed, logged and stored; they belong in [`Credentials`](crate::Credentials). Displaying
 /// gives a text that parses to the same location.
 ///
 /// ```

@@ -34,7 +34,7 @@ const WEBDAV: &[&str] = &["user"];
 const SECRET_WORDS: &[&str] =
     &["secret", "password", "passwd", "token", "key", "credential", "sas", "sig", "connection-string"];
 
-const SECRETS_BELONG: &str = "Secrets do not belong into a location, which is printed and stored: put them into a file or a command that \
+const SECRETS_BELONG: &str = "Secrets do not belong in a location, which is printed and stored: put them into a file or a command that \
      the table `[profile.NAME.credentials]` names, or into the environment variables of the service.";
 
 pub(super) fn location(text: &str) -> Result<Location, InvalidLocation> {

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use keepwell_storage::Size;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::exit::Complaint;
 use crate::retention::{Age, RetentionArgs};
@@ -61,6 +62,7 @@ pub struct Profile {
     /// Labels of new snapshots.
     pub tags: Vec<String>,
     /// zstd level, 1 to 22.
+    #[serde(deserialize_with = "level")]
     pub compression_level: Option<i32>,
     /// Where to cache.
     pub cache: Option<PathBuf>,
@@ -141,6 +143,13 @@ pub enum Only {
     Monthly,
     /// Year.
     Yearly,
+}
+
+fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i32>, D::Error> {
+    match i32::deserialize(deserializer)? {
+        level @ 1..=22 => Ok(Some(level)),
+        level => Err(D::Error::custom(format!("the compression level {level} is not from 1 to 22"))),
+    }
 }
 
 /// How much may be used.
@@ -382,6 +391,7 @@ secret-key-file = "~/secret"
         for (text, place, message, hint) in [
             ("[profile.a]\nrepositry = \"/x\"\n", ":2:1:", "the key `repositry` is unknown", "`repository`"),
             ("[profile.a]\ncompression-level = \"high\"\n", ":2:21:", "invalid type", ""),
+            ("[profile.a]\ncompression-level = 99\n", ":2:21:", "99 is not from 1 to 22", ""),
             ("[profile.a\n", ":1:11:", "", ""),
             ("[profile.a.retention]\ndaily = \"many\"\n", ":2:9:", "`many` is no number", ""),
             ("[[profile.a.copy]]\nonly = \"weekly\"\n", ":1:1:", "missing field `to`", ""),

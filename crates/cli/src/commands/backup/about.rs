@@ -6,7 +6,6 @@ use clap::builder::NonEmptyStringValueParser;
 
 use crate::commands::key;
 use crate::context::Context;
-use crate::exit::Complaint;
 use crate::text;
 
 /// Options of every kind of backup.
@@ -46,9 +45,6 @@ impl About {
             .compression_level
             .or(profile.compression_level)
             .unwrap_or(BackupOptions::default().compression_level);
-        if !(1..=22).contains(&level) {
-            return Err(Complaint::usage(format!("the compression level {level} is not from 1 to 22")).into());
-        }
         Ok(BackupOptions {
             dataset,
             host: self.host.clone().unwrap_or_else(|| ctx.host()),

@@ -121,6 +121,11 @@ key=$(ls "$HOME"/.config/keepwell/keys/*.key)
 [ "$(stat -c %a "$key")" = 600 ] || fail "the key file has mode $(stat -c %a "$key")"
 grep -q "$key" "$HOME/.config/keepwell/repositories.toml" || fail "the key file is not remembered"
 
+step "quietly, a first backup still says where it made a repository"
+HOME=$work/quiet expect 0 --quiet backup "$tree/odd"
+says "made a repository at $work/quiet/.local/share/keepwell/repository"
+silent_about "added to the repository"
+
 step "an unchanged tree is not read again"
 expect 0 backup "$tree" --json
 [ "$(json backup bytes_read)" = 0 ] || fail "$(json backup bytes_read) bytes were read"
@@ -195,6 +200,10 @@ says "read back and proved"
 expect 0 diff latest~1 latest
 says "M $tree/odd/random"
 says "- $tree/odd/link"
+
+step "no logical backup among others"
+expect 1 pg export --database clinic --output "$work/never.sql"
+says "there is no logical backup here"
 
 step "names of snapshots"
 expect 0 show tag:second

@@ -83,7 +83,7 @@ pub struct GlobalArgs {
     /// Print lines of JSON for scripts (docs/scripting.md)
     #[arg(long, global = true)]
     pub json: bool,
-    /// Say only what went wrong
+    /// Print only the result, and what went wrong
     #[arg(short, long, global = true)]
     pub quiet: bool,
     /// Say more

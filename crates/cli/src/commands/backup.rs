@@ -163,8 +163,9 @@ async fn open_or_create(ctx: &Context) -> Result<Opened> {
     if is_default && !location.is_repository(ctx).await? {
         let made = super::init::create(ctx, &location, Protection::Plain, None).await?;
         let (key, printer) = (made.key_file.display(), &ctx.printer);
-        printer.say(format_args!("This is the first backup: made a repository at {location}"));
-        printer.say(format_args!("Its key is in {key}; keep a copy elsewhere (`keepwell key kit`)."));
+        // Also with `--quiet`: whoever meant another repository has to hear of this one.
+        printer.line(format_args!("This is the first backup: made a repository at {location}"));
+        printer.line(format_args!("Its key is in {key}; keep a copy elsewhere (`keepwell key kit`)."));
         printer
             .say("It is on this machine. Only a copy on another disk or host survives the loss of this one.");
         printer.json("init", json!({ "repository": made.id.to_string(), "location": location.to_string(), "key_file": made.key_file.to_string_lossy() }));

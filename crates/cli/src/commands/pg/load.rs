@@ -98,6 +98,11 @@ pub async fn find_dump(opened: &Opened, name: &str, filter: &Filter, kind: &str)
         s.commit.complete && filter.accepts(s) && s.manifest().is_ok_and(|m| m.source_kind == kind)
     };
     let candidates: Vec<Snapshot> = snapshots.into_iter().filter(fits).collect();
+    if candidates.is_empty() {
+        return Err(Complaint::failed("there is no logical backup here that is complete and matches")
+            .hint("`keepwell pg dump` takes one; `keepwell snapshots` lists what there is.")
+            .into());
+    }
     Ok(select::select(&candidates, &Filter::default(), name)?.clone())
 }
 

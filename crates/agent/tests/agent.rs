@@ -135,6 +135,20 @@ async fn a_backup_counts_although_nothing_could_be_forgotten_or_copied_after_it(
 }
 
 #[tokio::test]
+async fn a_copy_among_what_is_backed_up_is_left_out() {
+    let place = Place::new().await;
+    let near = place.path("tree/near");
+    let rules = format!("[[job.test.copy]]\nname = \"near\"\nto = \"{}\"", near.display());
+    for _ in 0..2 {
+        let (code, log) = place.once("1h", &rules);
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains(" files=1 "), "{log}");
+        fs::remove_file(place.path("state/test.last")).unwrap();
+    }
+    assert!(near.join("keepwell.json").exists());
+}
+
+#[tokio::test]
 async fn a_failure_is_told_and_tried_again() {
     let place = Place::new().await;
     fs::rename(place.path("key"), place.path("key.away")).unwrap();

@@ -964,6 +964,8 @@ says "Nothing proves that there was no newer one than"
 
 step "doctor, cache, completions, man, version"
 expect 0 doctor
+expect 10 -r "$work/nowhere" doctor
+says "\`keepwell init\` makes one"
 expect 1 doctor --as-writer
 says "This writer can delete objects."
 KEEPWELL_KEY_FILE=$second expect 0 doctor

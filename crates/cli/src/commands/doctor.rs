@@ -5,7 +5,7 @@ use keepwell_storage::Role;
 use serde_json::json;
 
 use crate::context::Context;
-use crate::exit::{Exit, exit_of, one_line};
+use crate::exit::{Exit, exit_of, hints_of, one_line};
 use crate::location::Location;
 use crate::{open, text};
 
@@ -51,7 +51,8 @@ impl Findings<'_> {
     fn bad(&mut self, exit: Exit, text: String) {
         self.ctx.printer.line(format_args!("{} {text}", self.ctx.printer.colored("31;1", "problem ")));
         self.ctx.printer.json("finding", json!({ "ok": false, "message": text }));
-        if self.worst == Exit::Done {
+        // What keeps the repository from being opened says more than that something is wrong.
+        if matches!(self.worst, Exit::Done | Exit::Failed) {
             self.worst = exit;
         }
     }
@@ -81,7 +82,10 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
                 findings.good("this credential backs up, and cannot decrypt".to_owned());
             }
         }
-        Err(error) => findings.bad(exit_of(&error), one_line(&error)),
+        Err(error) => {
+            findings.bad(exit_of(&error), one_line(&error));
+            hints_of(&error).iter().for_each(|hint| ctx.printer.say(format_args!("         {hint}")));
+        }
     }
     Ok(findings.worst)
 }

@@ -205,6 +205,10 @@ step "no logical backup among others"
 expect 1 pg export --database clinic --output "$work/never.sql"
 says "there is no logical backup here"
 
+step "a file of patterns that is not there"
+expect 2 backup "$tree/odd" --exclude-file "$work/no-patterns"
+says "read \`$work/no-patterns\`: No such file or directory"
+
 step "names of snapshots"
 expect 0 show tag:second
 expect 0 show "dataset:$tree"

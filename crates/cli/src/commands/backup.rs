@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 use backup_core::env::SystemClock;
 use backup_core::source::Source;
-use backup_core::{BackupOptions, BackupReport, Repository};
+use backup_core::{BackupOptions, BackupReport, Repository, one_line};
 use keepwell_source_files::{FileOptions, FileSource};
 use serde_json::{Value, json};
 
@@ -136,7 +136,7 @@ fn source(ctx: &Context, args: &Args, paths: &[PathBuf], repository: &Location) 
         exclude_larger_than: args.exclude_larger_than,
         except: ours::directories(ctx, repository),
     };
-    FileSource::new(&options, Arc::new(SystemClock)).map_err(|e| Complaint::usage(e.to_string()).into())
+    FileSource::new(&options, Arc::new(SystemClock)).map_err(|e| Complaint::usage(one_line(&e)).into())
 }
 
 fn options(ctx: &Context, args: &Args, repository: &Repository, paths: &[PathBuf]) -> Result<BackupOptions> {

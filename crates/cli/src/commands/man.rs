@@ -24,7 +24,7 @@ pub struct Args {
 
 /// Runs `man`.
 pub fn run(args: Args) -> Result<Exit> {
-    let command = Arguments::command();
+    let command = explained(Arguments::command());
     match args.directory {
         Some(directory) => {
             std::fs::create_dir_all(&directory)
@@ -37,4 +37,26 @@ pub fn run(args: Args) -> Result<Exit> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// With what `-h` leaves out for want of room: pages have it, and the generator does not explain what is hidden there.
+fn explained(command: clap::Command) -> clap::Command {
+    command.mut_args(|option| option.hide_short_help(false)).mut_subcommands(explained)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_of_a_page_is_explained() {
+        let pages = tempfile::tempdir().unwrap();
+        clap_mangen::generate_to(explained(Arguments::command()), pages.path()).unwrap();
+        for page in ["keepwell.1", "keepwell-backup.1", "keepwell-pg-restore.1"] {
+            let text = std::fs::read_to_string(pages.path().join(page)).unwrap();
+            for told in ["A shell command that prints the key file", "Draw no progress bar"] {
+                assert!(text.contains(told), "{page} does not say: {told}");
+            }
+        }
+    }
 }

@@ -108,7 +108,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     if args.dry_run {
         opened.progress.end();
         let count = text::count(chosen.len() as u64, "snapshot", "snapshots");
-        ctx.printer.line(format_args!("would see to it that {count} are at {place}"));
+        ctx.printer.line(format_args!("would make sure that {count} are at {place}"));
         let fields = json!({ "location": place.to_string(), "snapshots": chosen.len() });
         ctx.printer.json("copy_plan", fields);
         return Ok(Exit::Done);

@@ -56,7 +56,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         return Err(Complaint::usage("give rules or snapshots, not both").into());
     }
     if args.prune_options.is_set() && !args.prune {
-        return Err(Complaint::usage("how to prune is said, and `--prune` is not").into());
+        return Err(Complaint::usage("options for pruning are given, and `--prune` is not").into());
     }
     let opened = open::repository(ctx).await?;
     refuse_unable(&opened, &args)?;

@@ -124,7 +124,7 @@ fn home_in(passwd: &str, user: u32) -> Option<PathBuf> {
     passwd.lines().find_map(|line| {
         let mut fields = line.split(':').skip(2);
         let (id, home) = (fields.next()?, fields.nth(2)?);
-        (id.parse() == Ok(user) && home.starts_with('/')).then(|| PathBuf::from(home))
+        (id.parse::<u32>() == Ok(user) && home.starts_with('/')).then(|| PathBuf::from(home))
     })
 }
 

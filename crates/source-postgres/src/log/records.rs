@@ -10,11 +10,17 @@ const LONG_HEADER: usize = 40;
 const RECORD_HEADER: usize = 24;
 /// So much of each record is looked at: the header, what may stand before the main data, and a restore point.
 const KEPT: usize = 160;
+/// And so much of one that ends a prepared transaction: its number stands behind what else ended with it.
+const KEPT_OF_PREPARED: usize = 4 << 20;
 const FIRST_IS_CONTINUATION: u16 = 0x0001;
 const LONG: u16 = 0x0002;
 const MANAGER_XLOG: u8 = 0;
 const MANAGER_TRANSACTION: u8 = 1;
 const RESTORE_POINT: u8 = 0x70;
+const COMMIT_PREPARED: u8 = 0x30;
+const ABORT_PREPARED: u8 = 0x40;
+/// The first word of every page of PostgreSQL 17; newer ones have greater ones.
+const MAGIC_17: u16 = 0xd116;
 /// Microseconds between 1970 and 2000.
 const EPOCH_MICROSECONDS: i64 = 946_684_800_000_000;
 /// PostgreSQL itself refuses longer ones.
@@ -34,7 +40,7 @@ pub struct Record {
 pub enum RecordKind {
     /// A transaction ended.
     End {
-        /// Its number; `None` for a prepared one, whose record says it elsewhere.
+        /// Its number; `None` for a prepared one whose record is longer than what is looked at.
         xid: Option<u32>,
         /// How.
         ending: Ending,
@@ -68,6 +74,8 @@ pub enum Ending {
 #[derive(Debug)]
 pub struct Records {
     size: SegmentSize,
+    /// The first word of the last page.
+    magic: u16,
     state: State,
 }
 
@@ -87,7 +95,7 @@ enum State {
 impl Records {
     /// A reader for a log with segments of this size.
     pub fn new(size: SegmentSize) -> Self {
-        Self { size, state: State::Between }
+        Self { size, magic: 0, state: State::Between }
     }
 
     /// Where the record began that was not read to its end yet.
@@ -114,6 +122,7 @@ impl Records {
         if page.len() < SHORT_HEADER || page[1] != 0xd1 || u64_at(page, 8)? != base.get() {
             return None;
         }
+        self.magic = u16::from_le_bytes(page[..2].try_into().ok()?);
         let info = u16::from_le_bytes(page[2..4].try_into().ok()?);
         let mut at = if info & LONG != 0 { LONG_HEADER } else { SHORT_HEADER };
         if info & FIRST_IS_CONTINUATION == 0 {
@@ -144,21 +153,35 @@ impl Records {
         let here = page.get(at..).unwrap_or_default();
         let here = &here[..here.len().min(*left as usize)];
         if start.is_some() {
-            head.extend_from_slice(&here[..here.len().min(KEPT - head.len())]);
+            keep(head, here);
         }
         *left -= here.len() as u32;
         if *left > 0 {
             return page.len();
         }
         if let Some(start) = *start {
-            visit(Record { start, kind: kind(head).unwrap_or(RecordKind::Other) });
+            visit(Record { start, kind: kind(head, self.magic).unwrap_or(RecordKind::Other) });
         }
         self.state = State::Between;
         (at + here.len()).next_multiple_of(8)
     }
 }
 
-fn kind(head: &[u8]) -> Option<RecordKind> {
+/// Takes what comes of a record, as far as it is looked at.
+fn keep(head: &mut Vec<u8>, here: &[u8]) {
+    let (first, rest) = here.split_at(here.len().min(KEPT.saturating_sub(head.len())));
+    head.extend_from_slice(first);
+    if ends_prepared(head) {
+        head.extend_from_slice(&rest[..rest.len().min(KEPT_OF_PREPARED.saturating_sub(head.len()))]);
+    }
+}
+
+fn ends_prepared(head: &[u8]) -> bool {
+    let operation = head.get(16).map(|info| info & 0x70);
+    head.get(17) == Some(&MANAGER_TRANSACTION) && matches!(operation, Some(COMMIT_PREPARED | ABORT_PREPARED))
+}
+
+fn kind(head: &[u8], magic: u16) -> Option<RecordKind> {
     let (info, manager) = (*head.get(16)? & 0xf0, *head.get(17)?);
     if manager == MANAGER_XLOG && info == RESTORE_POINT {
         let main = main_data(head)?;
@@ -169,15 +192,33 @@ fn kind(head: &[u8]) -> Option<RecordKind> {
     if manager != MANAGER_TRANSACTION {
         return None;
     }
+    let main = main_data(head)?;
     let own = Some(u32_at(head, 4)?);
     let (ending, xid) = match info & 0x70 {
         0x00 => (Ending::Commit, own),
         0x20 => (Ending::Abort, own),
-        0x30 => (Ending::Commit, None),
-        0x40 => (Ending::Abort, None),
+        COMMIT_PREPARED => (Ending::Commit, prepared(main, magic)),
+        ABORT_PREPARED => (Ending::Abort, prepared(main, magic)),
         _ => return None,
     };
-    Some(RecordKind::End { xid, ending, time: time_at(main_data(head)?)? })
+    Some(RecordKind::End { xid, ending, time: time_at(main)? })
+}
+
+/// The number of a prepared transaction: behind its time, flags that say what follows, and the lists that they name.
+fn prepared(main: &[u8], magic: u16) -> Option<u32> {
+    const HAS_DATABASE: u32 = 1;
+    const HAS_PREPARED: u32 = 1 << 4;
+    // Of subtransactions, relations that were dropped, statistics that were, and messages to other sessions; each begins
+    // with how many there are.
+    let statistic = if magic > MAGIC_17 { 16 } else { 12 };
+    let lists: [(u32, usize); 4] = [(1 << 1, 4), (1 << 2, 12), (1 << 8, statistic), (1 << 3, 16)];
+    let flags = u32_at(main, 8)?;
+    let mut at: usize = if flags & HAS_DATABASE == 0 { 12 } else { 20 };
+    for (_, bytes) in lists.into_iter().filter(|(flag, _)| flags & flag != 0) {
+        let count = u32_at(main, at)? as usize;
+        at = count.checked_mul(bytes)?.checked_add(at + 4)?;
+    }
+    if flags & HAS_PREPARED == 0 { None } else { u32_at(main, at) }
 }
 
 /// What belongs to the record itself and to no block. `None` for a record that has blocks.
@@ -201,7 +242,7 @@ fn time_at(main: &[u8]) -> Option<i64> {
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+    Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
@@ -255,7 +296,11 @@ mod tests {
         let mut record = vec![0; RECORD_HEADER];
         record[4..8].copy_from_slice(&xid.to_le_bytes());
         (record[16], record[17]) = (info, manager);
-        record.extend_from_slice(&[253, 1, 0, 255, main.len().min(255) as u8]);
+        record.extend_from_slice(&[253, 1, 0]);
+        match u8::try_from(main.len()) {
+            Ok(length) => record.extend_from_slice(&[255, length]),
+            Err(_) => record.extend([&[254][..], &(main.len() as u32).to_le_bytes()].concat()),
+        }
         record.extend_from_slice(main);
         let total = record.len() as u32;
         record[..4].copy_from_slice(&total.to_le_bytes());
@@ -293,6 +338,50 @@ mod tests {
         ];
         let expected = starts.into_iter().zip(kinds).map(|(start, kind)| Record { start, kind });
         assert_eq!(found, expected.collect::<Vec<_>>());
+    }
+
+    /// What ends a prepared transaction: time, flags, and what these name, lists with so many entries of so many bytes.
+    fn end_of_prepared(flags: u32, lists: &[(u32, usize)], xid: u32) -> Vec<u8> {
+        let mut main = 3_000_000i64.to_le_bytes().to_vec();
+        main.extend(flags.to_le_bytes());
+        main.extend([9; 8]);
+        for (count, bytes) in lists {
+            main.extend(count.to_le_bytes());
+            main.resize(main.len() + *count as usize * bytes, 9);
+        }
+        main.extend(xid.to_le_bytes());
+        // The name that it was prepared under.
+        main.extend(b"two phases\0");
+        main
+    }
+
+    #[test]
+    fn a_prepared_transaction_is_known_by_the_number_that_it_was_prepared_with() {
+        let size = SegmentSize::new(MIB).unwrap();
+        let xid = |records: &[Vec<u8>], magic: Option<u16>| {
+            let (mut content, _) = log(records);
+            for page in content.chunks_mut(PAGE).filter(|_| magic.is_some()) {
+                page[..2].copy_from_slice(&magic.unwrap_or_default().to_le_bytes());
+            }
+            match read(&content, size)[..] {
+                [Record { kind: RecordKind::End { xid, .. }, .. }] => xid,
+                ref other => panic!("{other:?}"),
+            }
+        };
+        let all = 0b1_1001_1111;
+        for info in [0x30 | 0x80, 0x40 | 0x80] {
+            // Subtransactions, relations, statistics, messages. The first alone take more than ten pages.
+            let main = end_of_prepared(all, &[(20_000, 4), (3, 12), (5, 12), (7, 16)], 4711);
+            let records = [record(MANAGER_TRANSACTION, info, 0, &main)];
+            assert_eq!(xid(&records, None), Some(4711));
+            assert_eq!(xid(&records, Some(MAGIC_17)), Some(4711));
+            // An entry of statistics is longer from 18 on.
+            let main = end_of_prepared(all, &[(20_000, 4), (3, 12), (5, 16), (7, 16)], 4712);
+            assert_eq!(xid(&[record(MANAGER_TRANSACTION, info, 0, &main)], Some(0xd118)), Some(4712));
+            // One that says that more follows than does has no number, and is the end of a transaction all the same.
+            let main = end_of_prepared(all, &[], u32::MAX);
+            assert_eq!(xid(&[record(MANAGER_TRANSACTION, info, 0, &main)], None), None);
+        }
     }
 
     proptest! {

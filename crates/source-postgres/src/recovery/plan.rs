@@ -4,7 +4,7 @@ use backup_core::Repository;
 use backup_core::wal::WalReader;
 
 use super::backups::BaseBackup;
-use super::target::{Target, TargetTime, sql_time};
+use super::target::{Bound, Target, TargetTime, sql_time};
 use crate::archive::ArchiveError;
 use crate::cluster::ClusterError;
 use crate::history::History;
@@ -116,6 +116,15 @@ impl RecoveryPlan {
     /// How much of the log recovery reads at most, in bytes.
     pub fn log_bytes(&self) -> u64 {
         self.to.get().saturating_sub(self.from.get())
+    }
+
+    /// Where the server is told to stop. A name may have been given several times: the last is meant, and a server that is
+    /// told the name stops at the first that it meets.
+    pub fn stop(&self) -> Target {
+        match (&self.target, self.position) {
+            (Target::Name(_), Some(at)) => Target::Lsn(at, Bound::Inclusive),
+            (target, _) => target.clone(),
+        }
     }
 }
 

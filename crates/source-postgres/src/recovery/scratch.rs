@@ -89,7 +89,7 @@ impl Scratch {
     fn recovery(&self, plan: &RecoveryPlan) -> RecoverySettings {
         RecoverySettings {
             mode: Mode::Recover {
-                target: plan.target.clone(),
+                target: plan.stop(),
                 timeline: plan.history.timeline(),
                 action: "promote".to_owned(),
             },

@@ -200,7 +200,7 @@ async fn prepare(
         mode: match args.standby {
             true => Mode::Standby,
             false => Mode::Recover {
-                target: plan.target.clone(),
+                target: plan.stop(),
                 timeline: plan.history.timeline(),
                 action: args.action.clone(),
             },

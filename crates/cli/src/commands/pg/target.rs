@@ -20,7 +20,7 @@ pub struct TargetArgs {
     /// The end of this transaction
     #[arg(long, value_name = "XID", group = "target")]
     to_xid: Option<u64>,
-    /// The restore point of this name
+    /// The restore point of this name, the last one
     #[arg(long, value_name = "NAME", group = "target")]
     to_name: Option<String>,
     /// The end of the base backup

@@ -1,8 +1,11 @@
 //! Which backup and which way through the timelines lead to a target, and which targets none leads to.
 
+use bytes::Bytes;
+use keepwell_catalog::wal::WalPlace;
+
 use super::*;
 use crate::recovery::Bound;
-use crate::testing::{Made, SYSTEM, World, put_committed, put_history, size};
+use crate::testing::{Made, SYSTEM, World, content, put_committed, put_history, segment, size};
 
 fn lsn(segment: u64, offset: u64) -> Lsn {
     size().start_of(segment).plus(offset)
@@ -75,6 +78,35 @@ async fn a_base_backup_in_which_a_later_transaction_ended_is_too_new_whatever_it
     let begun = async |target| planner.plan(&target, None).await.unwrap().backup.cluster.start_lsn;
     assert_eq!(begun(at(NINE - 30)).await, lsn(3, 40));
     assert_eq!(begun(at(NINE + 30)).await, lsn(5, 40));
+}
+
+/// Archives a segment whose first record gives this name to its place.
+async fn put_named(by: &Repository, number: u64, name: &str) {
+    let mut content = content(SYSTEM, number, 0);
+    let record = &mut content[40..138];
+    (record[0], record[16]) = (98, 0x70);
+    record[24..26].copy_from_slice(&[255, 72]);
+    record[34..34 + name.len()].copy_from_slice(name.as_bytes());
+    let log = by.wal_writer("db", SYSTEM, size().get(), false).await.unwrap();
+    let place = WalPlace::Bytes { file: segment(number).file_number(size()), from: 0, to: size().get() };
+    log.put(1, place, Bytes::from(content), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn of_a_name_that_was_given_twice_the_last_is_where_the_server_stops() {
+    let world = World::new().await;
+    let backup = Made::new(SYSTEM, lsn(3, 40), lsn(3, 80), NINE, "").back_up(&world, "db").await;
+    put_committed(&world.repository, 1, 3, &[NINE, NINE + 1]).await;
+    for number in [4, 5] {
+        put_named(&world.repository, number, "release").await;
+    }
+    let planner = Planner::new(world.repository.clone(), vec![backup]).unwrap();
+    let plan = planner.plan(&Target::Name("release".to_owned()), None).await.unwrap();
+    assert_eq!(plan.position, Some(lsn(5, 40)));
+    // Told the name, PostgreSQL would stop in segment 4.
+    assert_eq!(plan.stop(), Target::Lsn(lsn(5, 40), Bound::Inclusive));
+    let time = at(NINE);
+    assert_eq!(planner.plan(&time, None).await.unwrap().stop(), time);
 }
 
 #[tokio::test]

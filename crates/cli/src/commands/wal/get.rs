@@ -24,8 +24,8 @@ Example:
 
 /// Fetch one file of WAL for a recovering server, as its restore_command
 ///
-/// Exit code 0: it is there. 1: the archive does not have it, and nothing later, or the server has it itself. 255: anything
-/// else; the server then stops instead of opening with less than there is.
+/// Exit code 0: it is there. 1: the archive does not have it, and nothing later, or the server has it itself, or is a
+/// standby. 255: anything else; the server then stops instead of opening with less than there is.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -50,7 +50,13 @@ pub struct Args {
 /// Runs `wal get`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let fetched = match obtain(ctx, &args).await {
-        Err(error) if goes_on(&args, &error) => Fetched::Missing,
+        Err(error) if goes_on(&args, &error) => {
+            if is_gap(&error) && is_standby(&args) {
+                // One without a primary waits here for ever.
+                ctx.printer.warn(crate::exit::one_line(&error));
+            }
+            Fetched::Missing
+        }
         // The server would put it in the place of its own, and perhaps not get to the end of the base backup.
         Ok(Fetched::Found(content)) if beside(&args).is_some_and(|own| has_more(&own, &content)) => {
             Fetched::Missing
@@ -131,12 +137,18 @@ fn leave_helper(ctx: &Context, socket: &Path, system: u64) -> Result<()> {
 /// Whether a server gets along without a file that the archive lacks while it has others: it has the file itself, or it is a
 /// standby, which asks its primary.
 fn goes_on(args: &Args, error: &anyhow::Error) -> bool {
-    let gap = is_told(error, |error| matches!(error, ArchiveError::Gap { .. }), serve::is_gap);
     let begins_later = |error: &ArchiveError| matches!(error, ArchiveError::BeginsLater { .. });
     let before = is_told(error, begins_later, serve::begins_later);
     // `pg restore` has made sure that the target is before that, and the server reads ahead of it.
     let is_planned = args.own_until.is_some();
-    (gap && came_along(args)) || (before && (is_planned || beside(args).is_some() || is_standby(args)))
+    // A standby opens for nobody but who promotes it. What it asks for may be on its way, and what follows there already.
+    (is_gap(error) && (came_along(args) || is_standby(args)))
+        || (before && (is_planned || beside(args).is_some() || is_standby(args)))
+}
+
+/// Whether the archive has later files than the one that it lacks.
+fn is_gap(error: &anyhow::Error) -> bool {
+    is_told(error, |error| matches!(error, ArchiveError::Gap { .. }), serve::is_gap)
 }
 
 /// Whether the archive itself says so, or a helper.
@@ -253,7 +265,7 @@ mod tests {
         assert_eq!(all(&args(None)), [false; 3], "it would open with less than there is");
         assert_eq!(all(&args(Some(Lsn::new(1)))), [true, false, false]);
         fs::write(dir.path().join("standby.signal"), "").unwrap();
-        assert_eq!(all(&args(None)), [true, false, false]);
+        assert_eq!(all(&args(None)), [true, true, false], "it waits, or asks its primary");
         fs::remove_file(dir.path().join("standby.signal")).unwrap();
         fs::write(wal.join(&file), vec![7; 1 << 20]).unwrap();
         assert_eq!(all(&args(None)), [true, false, false]);

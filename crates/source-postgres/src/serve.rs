@@ -22,7 +22,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::archive::{ArchiveError, Fetched, SegmentFile, fetch, fetch_segment};
+use crate::archive::{ArchiveError, AtGap, Fetched, SegmentFile, fetch, fetch_segment, fetch_segment_for};
 use crate::lsn::{Segment, SegmentSize};
 
 /// Segments that are fetched ahead take so much memory at most, and twice that while they are put together.
@@ -48,30 +48,31 @@ pub struct WalServer {
     reader: WalReader,
     ahead: Mutex<HashMap<String, Fetching>>,
     ahead_max: u64,
+    at_gap: AtGap,
     patience: Duration,
     waits: AtomicU64,
 }
 
 impl WalServer {
     /// Serves the log that `reader` reads.
-    pub fn new(reader: WalReader) -> Arc<Self> {
-        Arc::new(Self::patient(reader, PATIENCE))
+    pub fn new(reader: WalReader, at_gap: AtGap) -> Arc<Self> {
+        Self::with_ahead(reader, AHEAD_MAX, at_gap)
     }
 
     /// The same for whoever has little memory: at most so many segments are fetched ahead, and no more than
     /// [`WalServer::new`] would.
-    pub fn with_ahead(reader: WalReader, segments: u64) -> Arc<Self> {
+    pub fn with_ahead(reader: WalReader, segments: u64, at_gap: AtGap) -> Arc<Self> {
         let mut server = Self::patient(reader, PATIENCE);
-        server.ahead_max = segments.min(AHEAD_MAX);
+        (server.ahead_max, server.at_gap) = (segments.min(AHEAD_MAX), at_gap);
         Arc::new(server)
     }
 
     fn patient(reader: WalReader, patience: Duration) -> Self {
         let (ahead, waits) = (Mutex::default(), AtomicU64::new(0));
-        Self { reader, ahead, ahead_max: AHEAD_MAX, patience, waits }
+        Self { reader, ahead, ahead_max: AHEAD_MAX, at_gap: AtGap::Fail, patience, waits }
     }
 
-    /// Gives a file as [`fetch`] does, and begins to fetch the next ones.
+    /// Gives a file as [`fetch_for`](crate::archive::fetch_for) does, and begins to fetch the next ones.
     ///
     /// Only whole segments are remembered: that something is missing, damaged or short is found out anew each time.
     pub async fn get(self: &Arc<Self>, name: &str) -> Result<Fetched, ArchiveError> {
@@ -91,7 +92,7 @@ impl WalServer {
         }
         let file = match ready {
             Some(file) => Some(file),
-            None => fetch_segment(&self.reader, name).await?,
+            None => fetch_segment_for(&self.reader, name, self.at_gap).await?,
         };
         let Some(file) = file else { return Ok(Fetched::Missing) };
         if file.is_whole() {
@@ -289,7 +290,7 @@ mod tests {
         for number in 3..20 {
             world.put(number, number as u8, size().get()).await;
         }
-        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap());
+        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap(), AtGap::Fail);
         server.get(&name(3)).await.unwrap();
         settled(&server).await;
         let reads = world.store.reads.load(Ordering::SeqCst);
@@ -326,12 +327,12 @@ mod tests {
             }
         };
         *world.store.latency.lock().unwrap() = Duration::from_millis(50);
-        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap());
+        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap(), AtGap::Fail);
         replay(&server).await;
         assert_eq!(server.waits(), 2, "of {SEGMENTS}");
         // Eight ahead do not suffice when a fetch takes as long as twenty-five replays: then it shows.
         *world.store.latency.lock().unwrap() = Duration::from_millis(250);
-        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap());
+        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap(), AtGap::Fail);
         replay(&server).await;
         assert!(server.waits() > 2, "{}", server.waits());
     }
@@ -341,7 +342,7 @@ mod tests {
         let world = World::new().await;
         world.put(3, 3, size().get()).await;
         world.put(4, 4, 1000).await;
-        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap());
+        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap(), AtGap::Fail);
         server.get(&name(3)).await.unwrap();
         settled(&server).await;
         // Meanwhile the log grew.
@@ -350,6 +351,24 @@ mod tests {
         assert_eq!(server.get(&name(4)).await.unwrap(), Fetched::Found(content(SYSTEM, 4, 4)));
         assert!(matches!(server.get(&name(5)).await, Ok(Fetched::Found(_))));
         assert_eq!(server.get(&name(6)).await.unwrap(), Fetched::Missing);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_ends_before_a_gap_is_served_up_to_it_and_reads_ahead() {
+        let world = World::new().await;
+        world.put(3, 3, size().get()).await;
+        world.put(4, 4, 1000).await;
+        world.put(6, 6, size().get()).await;
+        let reader = world.repository.wal_reader(SYSTEM).unwrap();
+        let short = [content(SYSTEM, 4, 4)[..1000].to_vec(), vec![0; size().get() as usize - 1000]].concat();
+        let server = WalServer::new(reader.clone(), AtGap::End);
+        assert_eq!(server.get(&name(3)).await.unwrap(), Fetched::Found(content(SYSTEM, 3, 3)));
+        assert_eq!(server.get(&name(4)).await.unwrap(), Fetched::Found(short));
+        assert_eq!(server.get(&name(5)).await.unwrap(), Fetched::Missing);
+        let other = WalServer::new(reader, AtGap::Fail);
+        for number in [4, 5] {
+            assert!(matches!(other.get(&name(number)).await, Err(ArchiveError::Gap { .. })), "{number}");
+        }
     }
 
     #[tokio::test]
@@ -391,7 +410,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("wal");
         let (stop, stopped) = watch::channel(false);
-        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap());
+        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap(), AtGap::Fail);
         let listener = UnixListener::bind(&socket).unwrap();
         let running = tokio::spawn(server.run(listener, None, stopped));
         let ask = |name: String| {

@@ -25,6 +25,21 @@ pub enum Fetched {
 /// server that is told of a missing file ends its recovery there and opens, as if nothing were wrong. So is one before the
 /// first that is archived, which a base backup may have brought along ([`ArchiveError::BeginsLater`]).
 pub async fn fetch(reader: &WalReader, name: &str) -> Result<Fetched, ArchiveError> {
+    fetch_for(reader, name, AtGap::Fail).await
+}
+
+/// What a server is told where the archive has a gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtGap {
+    /// That there is one. Told that a file is missing, it would open.
+    Fail,
+    /// That the log ends there. For a server with a target before the gap: it opens nowhere else, and it reads ahead.
+    End,
+}
+
+/// The same; with [`AtGap::End`] of the file in which a gap begins what there is, and [`Fetched::Missing`] for one that lies
+/// in it.
+pub async fn fetch_for(reader: &WalReader, name: &str, at_gap: AtGap) -> Result<Fetched, ArchiveError> {
     if let Some(timeline) = name.strip_suffix(".history") {
         let number = if timeline.len() == 8 { u32::from_str_radix(timeline, 16).ok() } else { None };
         return match number.and_then(Timeline::new) {
@@ -32,7 +47,8 @@ pub async fn fetch(reader: &WalReader, name: &str) -> Result<Fetched, ArchiveErr
             None => Ok(Fetched::Missing),
         };
     }
-    Ok(fetch_segment(reader, name).await?.map_or(Fetched::Missing, |found| Fetched::Found(found.content)))
+    let found = fetch_segment_for(reader, name, at_gap).await?;
+    Ok(found.map_or(Fetched::Missing, |found| Fetched::Found(found.content)))
 }
 
 /// A segment of the log.
@@ -69,6 +85,20 @@ pub async fn fetch_segment(reader: &WalReader, name: &str) -> Result<Option<Segm
             Err(ArchiveError::BeginsLater { file: name.to_owned() })
         }
         Some(timeline) => Err(ArchiveError::Gap { file: name.to_owned(), timeline }),
+    }
+}
+
+/// Fetches a segment as [`fetch_for`] does.
+pub(crate) async fn fetch_segment_for(
+    reader: &WalReader,
+    name: &str,
+    at_gap: AtGap,
+) -> Result<Option<SegmentFile>, ArchiveError> {
+    match fetch_segment(reader, name).await {
+        Err(ArchiveError::Gap { .. }) if at_gap == AtGap::End => {
+            held_segment(reader, &reader.writers().await?, name).await
+        }
+        fetched => fetched,
     }
 }
 

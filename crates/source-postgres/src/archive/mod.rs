@@ -6,11 +6,11 @@ mod survey;
 #[cfg(test)]
 mod tests;
 
-pub use fetch::{Fetched, SegmentFile, fetch, fetch_segment};
+pub use fetch::{AtGap, Fetched, SegmentFile, fetch, fetch_for, fetch_segment};
 pub use survey::{Gap, GapKind, Stretch, Survey, survey};
 
 pub(crate) use coverage::{Coverage, Covered, differing};
-pub(crate) use fetch::{check_first_page, held_segment};
+pub(crate) use fetch::{check_first_page, fetch_segment_for, held_segment};
 
 use crate::lsn::Timeline;
 

@@ -62,6 +62,15 @@ async fn a_gap_between_two_writers_is_not_the_end_of_the_log() {
         assert!(matches!(answer, Err(ArchiveError::Gap { .. })), "{number}: {answer:?}");
     }
     assert_eq!(gaps(&world).await, [(1, 4, 6, GapKind::Missing)]);
+    // A server that is to end before it is given what there is.
+    let reader = world.repository.wal_reader(SYSTEM).unwrap();
+    let short = [content(SYSTEM, 4, 1)[..4000].to_vec(), vec![0; MIB as usize - 4000]].concat();
+    for (number, expected) in [(4, Fetched::Found(short)), (5, Fetched::Missing)] {
+        let name = segment(number).file_name(size());
+        assert_eq!(fetch_for(&reader, &name, AtGap::End).await.unwrap(), expected, "{number}");
+        let answer = fetch_for(&reader, &name, AtGap::Fail).await;
+        assert!(matches!(answer, Err(ArchiveError::Gap { .. })), "{number}: {answer:?}");
+    }
     assert!(matches!(asked(&world, 1, 7).await, Ok(Fetched::Found(_))), "the end may be short");
     assert_eq!(asked(&world, 1, 8).await.unwrap(), Fetched::Missing);
     let answer = asked(&world, 1, 2).await;

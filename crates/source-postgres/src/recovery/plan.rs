@@ -5,7 +5,7 @@ use backup_core::wal::WalReader;
 
 use super::backups::BaseBackup;
 use super::target::{Bound, Target, TargetTime, sql_time};
-use crate::archive::ArchiveError;
+use crate::archive::{ArchiveError, AtGap};
 use crate::cluster::ClusterError;
 use crate::history::History;
 use crate::log::{Gap, LogMap, LogReader, Reach, Record, RecordKind};
@@ -116,6 +116,16 @@ impl RecoveryPlan {
     /// How much of the log recovery reads at most, in bytes.
     pub fn log_bytes(&self) -> u64 {
         self.to.get().saturating_sub(self.from.get())
+    }
+
+    /// What the server is told of a gap in the log. It reads ahead of its target, which lies before.
+    pub fn at_gap(&self) -> AtGap {
+        match self.target {
+            // It opens wherever the log ends.
+            Target::Latest => AtGap::Fail,
+            _ if self.gap.is_none() => AtGap::Fail,
+            _ => AtGap::End,
+        }
     }
 
     /// Where the server is told to stop. A name may have been given several times: the last is meant, and a server that is

@@ -346,6 +346,7 @@ impl Write for Counter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::archive::AtGap;
     use crate::recovery::{Bound, Planner, Target, TargetTime};
     use crate::testing::{Made, SYSTEM, World, put_committed, size};
 
@@ -433,6 +434,7 @@ mod tests {
         let time = TargetTime::new((NINE + 90) * 1_000_000_000).unwrap();
         let plan = planner.plan(&Target::Time(time, Bound::Inclusive), None).await.unwrap();
         assert!(plan.gap.is_some());
+        assert_eq!(plan.at_gap(), AtGap::End);
         let mut report = |_: &Step| {};
         let mut ladder = Ladder::new(&mut report);
         ladder.log(&plan);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use backup_core::wal::WalReader;
+use keepwell_source_postgres::archive::AtGap;
 use keepwell_source_postgres::recovery::RecoveryPlan;
 use keepwell_source_postgres::serve::WalServer;
 use tokio::net::UnixListener;
@@ -30,9 +31,15 @@ pub struct Helper {
 
 impl Helper {
     /// Begins to serve; only `owner` (and root) can ask.
-    pub fn start(ctx: &Context, reader: WalReader, owner: Option<(u32, u32)>) -> Result<Self> {
+    pub fn start(
+        ctx: &Context,
+        reader: WalReader,
+        plan: &RecoveryPlan,
+        owner: Option<(u32, u32)>,
+    ) -> Result<Self> {
         let directory = Discarded::for_socket(ctx, owner)?;
-        let mut started = Self::start_in(directory.path().to_path_buf(), WalServer::new(reader), owner)?;
+        let server = WalServer::new(reader, plan.at_gap());
+        let mut started = Self::start_in(directory.path().to_path_buf(), server, owner)?;
         started.own = Some(directory);
         Ok(started)
     }
@@ -101,6 +108,9 @@ pub fn lasting_command(ctx: &Context, opened: &Opened, plan: &RecoveryPlan) -> R
     words.extend(["wal", "get", "--prefetch", "--system"].map(str::to_owned));
     words.push(plan.backup.cluster.system_identifier.to_string());
     words.extend(own_until(plan));
+    if plan.at_gap() == AtGap::End {
+        words.push("--to-gap".to_owned());
+    }
     Ok(command_line(words))
 }
 

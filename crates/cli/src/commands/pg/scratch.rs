@@ -53,7 +53,7 @@ impl Place {
         // What is in it belongs to the cluster's users alone, also before a server closes its data directory.
         let owner = places::owner(&args.scratch.join("keepwell-scratch"), args.owner.as_deref())?;
         let directory = Discarded::make(ctx, &args.scratch, owner)?;
-        let helper = Helper::start(ctx, reader, owner)?;
+        let helper = Helper::start(ctx, reader, plan, owner)?;
         let socket = Discarded::for_socket(ctx, owner)?;
         Ok(Self { directory, socket, owner, helper, superuser: args.superuser.clone() })
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
-use keepwell_source_postgres::archive::{ArchiveError, Fetched, fetch};
+use keepwell_source_postgres::archive::{ArchiveError, AtGap, Fetched, fetch_for};
 use keepwell_source_postgres::lsn::{Lsn, Segment, SegmentSize};
 use keepwell_source_postgres::serve;
 
@@ -45,6 +45,9 @@ pub struct Args {
     /// WAL before this position came with the base backup: where the archive lacks it, or has less, the server takes its own
     #[arg(long, value_name = "LSN", hide = true)]
     own_until: Option<Lsn>,
+    /// The server has a target before the next gap in the archive: for it the log ends there
+    #[arg(long, hide = true, conflicts_with = "socket")]
+    to_gap: bool,
 }
 
 /// Runs `wal get`.
@@ -95,7 +98,8 @@ async fn obtain(ctx: &Context, args: &Args) -> Result<Fetched> {
     let opened = open::repository(ctx).await?;
     opened.progress.end();
     let reader = opened.repository.wal_reader(system)?;
-    Ok(fetch(&reader, &args.file).await?)
+    let at_gap = if args.to_gap { AtGap::End } else { AtGap::Fail };
+    Ok(fetch_for(&reader, &args.file, at_gap).await?)
 }
 
 /// The file, if a helper has it. Where none listens, yet or any more, one is left for the next calls. A helper only saves time:
@@ -222,6 +226,7 @@ mod tests {
             prefetch: false,
             socket: None,
             own_until: Some(Lsn::new(until)),
+            to_gap: false,
         };
         assert!(beside(&args(4 << 20)).is_none() && !came_along(&args(4 << 20)), "it did not come");
         let own = dir.path().join("000000010000000000000003");
@@ -256,6 +261,7 @@ mod tests {
             prefetch: false,
             socket: None,
             own_until,
+            to_gap: false,
         };
         let before = anyhow::Error::from(ArchiveError::BeginsLater { file: file.clone() });
         let gap = ArchiveError::Gap { file: file.clone(), timeline: Timeline::FIRST };

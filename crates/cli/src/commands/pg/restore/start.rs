@@ -31,7 +31,7 @@ pub(super) async fn start(
     // A standby needs its WAL for longer than we are here, and so does a server that waits at the target.
     let until = until(args.standby, &args.action, &plan.target);
     let helper = match until {
-        Until::Open => Some(Helper::start(ctx, opened.repository.wal_reader(system)?, layout.owner)?),
+        Until::Open => Some(Helper::start(ctx, opened.repository.wal_reader(system)?, plan, layout.owner)?),
         Until::Readable | Until::ShutDown => None,
     };
     if let Some(helper) = &helper {

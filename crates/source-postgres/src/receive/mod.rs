@@ -28,6 +28,8 @@ use crate::wire::PgError;
 
 /// Longest wait between two attempts to reach a server or a store that is away.
 const WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long a server may take to let us in, unless the connection says it: there may be another one by now.
+const CONNECT_MAX: Duration = Duration::from_secs(60);
 
 /// How to receive.
 #[derive(Debug, Clone)]
@@ -229,13 +231,16 @@ pub struct Receiver {
 
 impl Receiver {
     /// Prepares; nothing is connected yet. `stop` ends it in order when it becomes true or its sender goes.
+    ///
+    /// A server that does not let us in is waited for as long as `connect` says, else for a minute.
     pub fn new(
         repository: Repository,
-        connect: ConnectOptions,
+        mut connect: ConnectOptions,
         options: ReceiveOptions,
         clock: Arc<dyn Clock>,
         stop: watch::Receiver<bool>,
     ) -> Self {
+        connect.connect_timeout.get_or_insert(CONNECT_MAX);
         let progress = watch::Sender::new(Progress::default());
         Self { repository, connect, options, clock, progress, stop, archive: None, gaps: BTreeSet::new() }
     }

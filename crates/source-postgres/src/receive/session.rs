@@ -16,6 +16,8 @@ use crate::wire::{Client, PgError};
 
 /// The server hears from us at least this often; it gives up after `wal_sender_timeout`, 60 s by default.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// A server from which nothing comes for so long, though each such report asks for an answer, is given up.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// 2000-01-01 in seconds since 1970.
 const POSTGRES_EPOCH_S: i64 = 946_684_800;
 /// When told to stop, at most this long is waited for the store.
@@ -45,16 +47,13 @@ impl<E: Into<ReceiveError>> From<E> for Ended {
 impl Receiver {
     /// Connects and streams until the server goes away, or we are to stop.
     pub(super) async fn session(&mut self) -> Result<(), ReceiveError> {
-        let mut client = Client::connect(&self.connect).await?;
-        let identity = client.identify().await?;
-        let size = client.segment_size().await?;
-        let archive = self.archive_of(identity.system_id, size).await?;
-        self.progress.send_modify(|p| {
-            p.connections += 1;
-            p.system = Some(identity.system_id);
-            p.server_end = identity.position;
-        });
-        let mut begin = self.find(&mut client, &archive, &identity, size).await?;
+        let mut stop = self.stop.clone();
+        let opened = tokio::select! {
+            biased;
+            () = told(&mut stop) => return Ok(()),
+            opened = self.open() => opened,
+        };
+        let (mut client, archive, size, mut begin) = opened?;
         let _heart = self
             .options
             .heartbeat
@@ -84,6 +83,21 @@ impl Receiver {
                 .note(&format!("timeline {next} goes on where {} ended, at {at}", begin.timeline));
             begin = Begin { timeline: next, durable: at, ..begin::fresh(&history, at, size) };
         }
+    }
+
+    /// Connects, and finds out where to begin.
+    async fn open(&mut self) -> Result<(Client, WalWriter, SegmentSize, Begin), ReceiveError> {
+        let mut client = Client::connect(&self.connect).await?;
+        let identity = client.identify().await?;
+        let size = client.segment_size().await?;
+        let archive = self.archive_of(identity.system_id, size).await?;
+        self.progress.send_modify(|p| {
+            p.connections += 1;
+            p.system = Some(identity.system_id);
+            p.server_end = identity.position;
+        });
+        let begin = self.find(&mut client, &archive, &identity, size).await?;
+        Ok((client, archive, size, begin))
     }
 
     async fn find(
@@ -179,6 +193,7 @@ impl Receiver {
             uploads: Uploads::new(self.repository.clone(), archive.clone()),
             block: Block::new(size, begin.timeline, begin.at, &begin.names),
             tail_due: None,
+            heard: Instant::now(),
         };
         let over = match flow.run().await {
             // The server may be gone for good, and have been the last to have it.
@@ -217,6 +232,8 @@ struct Flow<'a> {
     block: Block,
     /// When what is unsent must go out as a tail.
     tail_due: Option<Instant>,
+    /// When something came from the server, or could not have been read.
+    heard: Instant,
 }
 
 impl Flow<'_> {
@@ -233,20 +250,37 @@ impl Flow<'_> {
                 biased;
                 () = told(&mut stop) => return Ok(Over::Us),
                 durable = self.uploads.next(), if !self.uploads.is_empty() => self.stored(durable?).await?,
-                _ = report.tick() => self.report().await?,
+                _ = report.tick() => self.pulse().await?,
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.send_tail(),
-                message = self.stream.next(), if self.uploads.has_room() => match message? {
-                    None => return Ok(Over::Server),
-                    Some(WalMessage::Data { start, server_end, data }) => self.data(start, server_end, &data)?,
-                    Some(WalMessage::KeepAlive { server_end, reply }) => {
-                        self.receiver.progress.send_modify(|p| p.server_end = server_end);
-                        if reply {
-                            self.report().await?;
+                message = self.stream.next(), if self.uploads.has_room() => {
+                    self.heard = Instant::now();
+                    match message? {
+                        None => return Ok(Over::Server),
+                        Some(WalMessage::Data { start, server_end, data }) => {
+                            self.data(start, server_end, &data)?;
+                        }
+                        Some(WalMessage::KeepAlive { server_end, reply }) => {
+                            self.receiver.progress.send_modify(|p| p.server_end = server_end);
+                            if reply {
+                                self.report(false).await?;
+                            }
                         }
                     }
-                },
+                }
             }
         }
+    }
+
+    /// The regular report. Of a server that hangs, the system goes on to acknowledge what is sent: it has to answer itself.
+    async fn pulse(&mut self) -> Result<(), ReceiveError> {
+        if !self.uploads.has_room() {
+            self.heard = Instant::now();
+        }
+        if self.heard.elapsed() >= SILENCE_MAX {
+            let silent = std::io::Error::new(std::io::ErrorKind::TimedOut, "the server is silent");
+            return Err(PgError::Broken(silent).into());
+        }
+        self.report(true).await
     }
 
     fn data(&mut self, start: Lsn, server_end: Lsn, data: &[u8]) -> Result<(), ReceiveError> {
@@ -303,15 +337,15 @@ impl Flow<'_> {
         if self.receiver.options.synchronous && self.uploads.is_empty() {
             self.send_tail();
         }
-        self.report().await
+        self.report(false).await
     }
 
-    async fn report(&mut self) -> Result<(), ReceiveError> {
+    async fn report(&mut self, ask: bool) -> Result<(), ReceiveError> {
         let progress = *self.receiver.progress.borrow();
         let micros = self.receiver.clock.now() / 1000 - POSTGRES_EPOCH_S * 1_000_000;
         // What was archived before this connection need not have been received again in it yet.
         let written = self.block.end().max(progress.durable);
-        Ok(self.stream.report(written, progress.durable, micros).await?)
+        Ok(self.stream.report(written, progress.durable, micros, ask).await?)
     }
 
     /// Archives what there is, and tells the server, before the stream ends.
@@ -320,7 +354,7 @@ impl Flow<'_> {
             Over::Server => self.archive_rest().await,
             Over::Us => {
                 tokio::time::timeout(LAST_WAIT, self.archive_rest()).await.unwrap_or(Ok(()))?;
-                self.report().await
+                self.report(false).await
             }
         }
     }

@@ -110,13 +110,21 @@ impl WalStream<'_> {
     }
 
     /// Says how far the WAL is written and how far it is durable. The server keeps what is not durable, and lets
-    /// transactions that wait for us as a synchronous standby commit. `micros` is the time since 2000-01-01.
-    pub async fn report(&mut self, written: Lsn, durable: Lsn, micros: i64) -> Result<(), PgError> {
+    /// transactions that wait for us as a synchronous standby commit. `micros` is the time since 2000-01-01; `ask` wants a
+    /// [`WalMessage::KeepAlive`] in return.
+    pub async fn report(
+        &mut self,
+        written: Lsn,
+        durable: Lsn,
+        micros: i64,
+        ask: bool,
+    ) -> Result<(), PgError> {
         let mut message = [0; 34];
         message[0] = b'r';
         message[1..9].copy_from_slice(&written.get().to_be_bytes());
         message[9..17].copy_from_slice(&durable.get().to_be_bytes());
         message[25..33].copy_from_slice(&micros.to_be_bytes());
+        message[33] = ask.into();
         self.copy.send(&message).await
     }
 

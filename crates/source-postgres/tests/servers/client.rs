@@ -253,7 +253,7 @@ async fn the_stream_brings_every_byte_and_ends_in_order() {
             std::fs::read(file).unwrap().starts_with(&received),
             "the same bytes as on the server's disk"
         );
-        stream.report(identity.position, identity.position, 0).await.unwrap();
+        stream.report(identity.position, identity.position, 0, false).await.unwrap();
         assert_eq!(stream.end(false).await.unwrap(), StreamEnd::Closed);
         // The connection is free again, and the slot has moved with what we reported.
         for _ in 0..100 {

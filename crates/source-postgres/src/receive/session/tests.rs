@@ -10,7 +10,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::receive::{Progress, ReceiveOptions};
+use crate::options::ConnectOptions;
+use crate::receive::{CONNECT_MAX, Progress, ReceiveOptions};
 use crate::testing::{SYSTEM, Store, World, content, greeted, message, row, size, socket};
 
 const LENGTH: u64 = 1 << 20;
@@ -36,6 +37,8 @@ enum Then {
     Gone,
     /// It goes on.
     Stays,
+    /// It says nothing any more, and its system keeps the connection.
+    Hangs,
 }
 
 fn whole(numbers: std::ops::Range<u64>) -> Vec<u8> {
@@ -63,10 +66,16 @@ async fn heard(stream: &mut UnixStream) -> Option<(u8, Vec<u8>)> {
 /// A server that has come to the end of segment 11; each stream that is asked for must be the next of these.
 async fn serve(listener: UnixListener, plays: Vec<Play>, store: Arc<Store>) {
     let (mut plays, ready) = (plays.into_iter(), message(b'Z', b"I"));
-    let mut switch: Option<Lsn> = None;
+    let (mut switch, mut answers): (Option<Lsn>, bool) = (None, false);
     let mut stream = greeted(&listener).await;
     let position = at(12, 0).to_string();
     while let Some((tag, body)) = heard(&mut stream).await {
+        if tag == b'd' && answers && body.last() == Some(&1) {
+            // To a report that asks for an answer.
+            let alive = [&b"k"[..], &[0; 17]].concat();
+            let _ = stream.write_all(&message(b'd', &alive)).await;
+            continue;
+        }
         let command = String::from_utf8_lossy(&body).into_owned();
         let answer = match command.as_str() {
             // The end of the stream, and reports.
@@ -95,7 +104,11 @@ async fn serve(listener: UnixListener, plays: Vec<Play>, store: Arc<Store>) {
                         stream.write_all(&message(b'c', b"")).await.unwrap();
                         continue;
                     }
-                    Then::Stays => continue,
+                    Then::Stays => {
+                        answers = true;
+                        continue;
+                    }
+                    Then::Hangs => continue,
                     Then::Gone => message(b'E', b"SERROR\0C58P01\0Mit was removed\0\0"),
                 }
             }
@@ -199,6 +212,40 @@ async fn a_hole_that_was_filled_is_no_gap_and_is_not_gone_back_to() {
         Play { from: at(12, 0), wal: vec![9; 100], then: Then::Stays },
     ];
     assert_eq!(received(&world, plays, |_| true).await.gaps, 2);
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_given_up_although_its_system_keeps_the_connection() {
+    let world = archived([1, 2, 3, 4]).await;
+    let mut running = start(&world, vec![Play { from: at(5, 0), wal: whole(5..6), then: Then::Hangs }]);
+    drop(running.progress.wait_for(|p| p.durable == at(6, 0)).await.unwrap());
+    // By a clock that moves when all wait.
+    tokio::time::pause();
+    let given_up = running.progress.wait_for(|p| !p.streaming);
+    drop(tokio::time::timeout(Duration::from_secs(3600), given_up).await.expect("it is silent").unwrap());
+    running.stop.send(true).unwrap();
+    // What it could not say to a server that hangs is its business.
+    let _ = running.receiver.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_lets_nobody_in_is_not_waited_for_without_end_nor_by_who_is_told_to_stop() {
+    let (world, (_dir, listener, connect)) = (World::new().await, socket());
+    let (stop, stopped) = watch::channel(false);
+    let receiver = |connect| {
+        let (clock, options) = (Arc::new(SystemClock), ReceiveOptions::default());
+        Receiver::new(world.repository.clone(), connect, options, clock, stopped.clone())
+    };
+    let short = ConnectOptions { connect_timeout: Some(Duration::from_secs(5)), ..connect.clone() };
+    assert_eq!(receiver(short).connect.connect_timeout, Some(Duration::from_secs(5)));
+    let receiver = receiver(connect);
+    assert_eq!(receiver.connect.connect_timeout, Some(CONNECT_MAX));
+    let running = tokio::spawn(receiver.run());
+    // Its system took the connection.
+    let _stream = listener.accept().await.unwrap();
+    stop.send(true).unwrap();
+    let ended = tokio::time::timeout(CONNECT_MAX / 2, running).await.expect("it must not hang");
+    ended.unwrap().unwrap();
 }
 
 #[tokio::test]

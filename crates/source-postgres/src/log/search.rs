@@ -10,10 +10,12 @@ use super::map::LogMap;
 use super::records::{Record, RecordKind, Records};
 use crate::archive::{ArchiveError, SegmentFile, held_segment};
 use crate::history::History;
-use crate::lsn::{Lsn, Segment, Timeline};
+use crate::lsn::{Lsn, Segment, SegmentSize, Timeline};
 
-/// Segments that are fetched and read together; they are in memory, some 64 MiB.
-const WINDOW: u64 = 4;
+/// Segments that are fetched and read together, at most.
+const WINDOW_MAX: u64 = 4;
+/// They are in memory, and so is one behind them: more than this only where one alone is longer.
+const WINDOW_BYTES: u64 = 64 << 20;
 
 /// Reads the log along a history: from the archive, or else from the snapshot that has it.
 #[derive(Debug, Clone)]
@@ -82,7 +84,7 @@ impl LogReader {
             }
             behind = segments.remove(&begin);
             until = begin;
-            width = (width * 2).min(WINDOW);
+            width = (width * 2).min(window(size));
         }
         Ok(Vec::new())
     }
@@ -122,5 +124,21 @@ impl LogReader {
         };
         content.truncate(covered as usize);
         Ok(content)
+    }
+}
+
+fn window(size: SegmentSize) -> u64 {
+    (WINDOW_BYTES / u64::from(size.get())).clamp(1, WINDOW_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_segments_are_read_one_by_one() {
+        for (mib, expected) in [(1, 4), (16, 4), (32, 2), (64, 1), (1024, 1)] {
+            assert_eq!(window(SegmentSize::new(mib << 20).unwrap()), expected, "{mib} MiB");
+        }
     }
 }

@@ -22,7 +22,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::archive::{ArchiveError, AtGap, Fetched, SegmentFile, fetch, fetch_segment, fetch_segment_for};
+use crate::archive::{
+    ArchiveError, Asker, Fetched, SegmentFile, fetch_for, fetch_segment, fetch_segment_for,
+};
 use crate::lsn::{Segment, SegmentSize};
 
 /// Segments that are fetched ahead take so much memory at most, and twice that while they are put together.
@@ -48,31 +50,31 @@ pub struct WalServer {
     reader: WalReader,
     ahead: Mutex<HashMap<String, Fetching>>,
     ahead_max: u64,
-    at_gap: AtGap,
+    asker: Asker,
     patience: Duration,
     waits: AtomicU64,
 }
 
 impl WalServer {
-    /// Serves the log that `reader` reads.
-    pub fn new(reader: WalReader, at_gap: AtGap) -> Arc<Self> {
-        Self::with_ahead(reader, AHEAD_MAX, at_gap)
+    /// Serves the log that `reader` reads to servers of which this is known.
+    pub fn new(reader: WalReader, asker: Asker) -> Arc<Self> {
+        Self::with_ahead(reader, AHEAD_MAX, asker)
     }
 
     /// The same for whoever has little memory: at most so many segments are fetched ahead, and no more than
     /// [`WalServer::new`] would.
-    pub fn with_ahead(reader: WalReader, segments: u64, at_gap: AtGap) -> Arc<Self> {
+    pub fn with_ahead(reader: WalReader, segments: u64, asker: Asker) -> Arc<Self> {
         let mut server = Self::patient(reader, PATIENCE);
-        (server.ahead_max, server.at_gap) = (segments.min(AHEAD_MAX), at_gap);
+        (server.ahead_max, server.asker) = (segments.min(AHEAD_MAX), asker);
         Arc::new(server)
     }
 
     fn patient(reader: WalReader, patience: Duration) -> Self {
         let (ahead, waits) = (Mutex::default(), AtomicU64::new(0));
-        Self { reader, ahead, ahead_max: AHEAD_MAX, at_gap: AtGap::Fail, patience, waits }
+        Self { reader, ahead, ahead_max: AHEAD_MAX, asker: Asker::default(), patience, waits }
     }
 
-    /// Gives a file as [`fetch_for`](crate::archive::fetch_for) does, and begins to fetch the next ones.
+    /// Gives a file as [`fetch_for`] does, and begins to fetch the next ones.
     ///
     /// Only whole segments are remembered: that something is missing, damaged or short is found out anew each time.
     pub async fn get(self: &Arc<Self>, name: &str) -> Result<Fetched, ArchiveError> {
@@ -88,11 +90,11 @@ impl WalServer {
             None => None,
         };
         if name.ends_with(".history") {
-            return fetch(&self.reader, name).await;
+            return fetch_for(&self.reader, name, self.asker).await;
         }
         let file = match ready {
             Some(file) => Some(file),
-            None => fetch_segment_for(&self.reader, name, self.at_gap).await?,
+            None => fetch_segment_for(&self.reader, name, self.asker).await?,
         };
         let Some(file) = file else { return Ok(Fetched::Missing) };
         if file.is_whole() {
@@ -290,7 +292,7 @@ mod tests {
         for number in 3..20 {
             world.put(number, number as u8, size().get()).await;
         }
-        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap(), AtGap::Fail);
+        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap(), Asker::default());
         server.get(&name(3)).await.unwrap();
         settled(&server).await;
         let reads = world.store.reads.load(Ordering::SeqCst);
@@ -327,12 +329,12 @@ mod tests {
             }
         };
         *world.store.latency.lock().unwrap() = Duration::from_millis(50);
-        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap(), AtGap::Fail);
+        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap(), Asker::default());
         replay(&server).await;
         assert_eq!(server.waits(), 2, "of {SEGMENTS}");
         // Eight ahead do not suffice when a fetch takes as long as twenty-five replays: then it shows.
         *world.store.latency.lock().unwrap() = Duration::from_millis(250);
-        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap(), AtGap::Fail);
+        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap(), Asker::default());
         replay(&server).await;
         assert!(server.waits() > 2, "{}", server.waits());
     }
@@ -342,7 +344,7 @@ mod tests {
         let world = World::new().await;
         world.put(3, 3, size().get()).await;
         world.put(4, 4, 1000).await;
-        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap(), AtGap::Fail);
+        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap(), Asker::default());
         server.get(&name(3)).await.unwrap();
         settled(&server).await;
         // Meanwhile the log grew.
@@ -361,11 +363,11 @@ mod tests {
         world.put(6, 6, size().get()).await;
         let reader = world.repository.wal_reader(SYSTEM).unwrap();
         let short = [content(SYSTEM, 4, 4)[..1000].to_vec(), vec![0; size().get() as usize - 1000]].concat();
-        let server = WalServer::new(reader.clone(), AtGap::End);
+        let server = WalServer::new(reader.clone(), Asker { to_gap: true, ..Asker::default() });
         assert_eq!(server.get(&name(3)).await.unwrap(), Fetched::Found(content(SYSTEM, 3, 3)));
         assert_eq!(server.get(&name(4)).await.unwrap(), Fetched::Found(short));
         assert_eq!(server.get(&name(5)).await.unwrap(), Fetched::Missing);
-        let other = WalServer::new(reader, AtGap::Fail);
+        let other = WalServer::new(reader, Asker::default());
         for number in [4, 5] {
             assert!(matches!(other.get(&name(number)).await, Err(ArchiveError::Gap { .. })), "{number}");
         }
@@ -410,7 +412,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("wal");
         let (stop, stopped) = watch::channel(false);
-        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap(), AtGap::Fail);
+        let server = WalServer::new(world.repository.wal_reader(SYSTEM).unwrap(), Asker::default());
         let listener = UnixListener::bind(&socket).unwrap();
         let running = tokio::spawn(server.run(listener, None, stopped));
         let ask = |name: String| {

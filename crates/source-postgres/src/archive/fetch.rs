@@ -25,29 +25,30 @@ pub enum Fetched {
 /// server that is told of a missing file ends its recovery there and opens, as if nothing were wrong. So is one before the
 /// first that is archived, which a base backup may have brought along ([`ArchiveError::BeginsLater`]).
 pub async fn fetch(reader: &WalReader, name: &str) -> Result<Fetched, ArchiveError> {
-    fetch_for(reader, name, AtGap::Fail).await
+    fetch_for(reader, name, Asker::default()).await
 }
 
-/// What a server is told where the archive has a gap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AtGap {
-    /// That there is one. Told that a file is missing, it would open.
-    Fail,
-    /// That the log ends there. For a server with a target before the gap: it opens nowhere else, and it reads ahead.
-    End,
+/// What is known of the server that asks; by default nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Asker {
+    /// It has a target before the next gap, reads ahead of it, and opens nowhere else: for it the log ends at the gap.
+    pub to_gap: bool,
+    /// The timeline that it follows. What later ones lack of the log is no gap on its way, and of these it only wants to know
+    /// which are taken.
+    pub follows: Option<Timeline>,
 }
 
-/// The same; with [`AtGap::End`] of the file in which a gap begins what there is, and [`Fetched::Missing`] for one that lies
-/// in it.
-pub async fn fetch_for(reader: &WalReader, name: &str, at_gap: AtGap) -> Result<Fetched, ArchiveError> {
+/// The same for a server of which something is known. With `to_gap`, of the file in which a gap begins what there is, and
+/// [`Fetched::Missing`] for one that lies in it. Of a timeline later than `follows` any history, also where there are two.
+pub async fn fetch_for(reader: &WalReader, name: &str, asker: Asker) -> Result<Fetched, ArchiveError> {
     if let Some(timeline) = name.strip_suffix(".history") {
         let number = if timeline.len() == 8 { u32::from_str_radix(timeline, 16).ok() } else { None };
         return match number.and_then(Timeline::new) {
-            Some(timeline) => history(reader, timeline).await,
+            Some(timeline) => history(reader, timeline, asker).await,
             None => Ok(Fetched::Missing),
         };
     }
-    let found = fetch_segment_for(reader, name, at_gap).await?;
+    let found = fetch_segment_for(reader, name, asker).await?;
     Ok(found.map_or(Fetched::Missing, |found| Fetched::Found(found.content)))
 }
 
@@ -69,6 +70,15 @@ impl SegmentFile {
 
 /// Fetches a segment as [`fetch`] does; of several that were archived in part, the longest.
 pub async fn fetch_segment(reader: &WalReader, name: &str) -> Result<Option<SegmentFile>, ArchiveError> {
+    fetch_segment_for(reader, name, Asker::default()).await
+}
+
+/// The same, as [`fetch_for`] does.
+pub(crate) async fn fetch_segment_for(
+    reader: &WalReader,
+    name: &str,
+    asker: Asker,
+) -> Result<Option<SegmentFile>, ArchiveError> {
     let Some((timeline, file)) = parse(name) else { return Ok(None) };
     let writers = reader.writers().await?;
     let (found, later) = held(reader, &writers, name, timeline, file).await?;
@@ -77,28 +87,15 @@ pub async fn fetch_segment(reader: &WalReader, name: &str) -> Result<Option<Segm
     }
     let wanted_by = match later {
         true => Some(timeline),
-        false => descendant(reader, &writers, timeline, file, found.as_ref()).await?,
+        false => descendant(reader, &writers, (timeline, file), found.as_ref(), asker.follows).await?,
     };
     match wanted_by {
         None => Ok(found),
         Some(_) if found.is_none() && !is_behind_others(reader, &writers, timeline, file).await? => {
             Err(ArchiveError::BeginsLater { file: name.to_owned() })
         }
+        Some(_) if asker.to_gap => Ok(found),
         Some(timeline) => Err(ArchiveError::Gap { file: name.to_owned(), timeline }),
-    }
-}
-
-/// Fetches a segment as [`fetch_for`] does.
-pub(crate) async fn fetch_segment_for(
-    reader: &WalReader,
-    name: &str,
-    at_gap: AtGap,
-) -> Result<Option<SegmentFile>, ArchiveError> {
-    match fetch_segment(reader, name).await {
-        Err(ArchiveError::Gap { .. }) if at_gap == AtGap::End => {
-            held_segment(reader, &reader.writers().await?, name).await
-        }
-        fetched => fetched,
     }
 }
 
@@ -196,18 +193,20 @@ fn file_of(name: &WalName) -> Option<u64> {
     }
 }
 
-/// A timeline that branched off this one so late that its past needs more of the segment than is there.
+/// A timeline, up to the one that is followed, that branched off this one so late that its past needs more of the segment than
+/// is there.
 async fn descendant(
     reader: &WalReader,
     writers: &[MemberId],
-    timeline: Timeline,
-    file: u64,
+    (timeline, file): (Timeline, u64),
     found: Option<&SegmentFile>,
+    follows: Option<Timeline>,
 ) -> Result<Option<Timeline>, ArchiveError> {
+    let counts = |later: &Timeline| *later > timeline && follows.is_none_or(|follows| *later <= follows);
     let mut size = found.and_then(|found| SegmentSize::new(found.content.len() as u64));
     for writer in writers {
         for number in reader.timelines(*writer).await? {
-            let Some(later) = Timeline::new(number).filter(|later| *later > timeline) else { continue };
+            let Some(later) = Timeline::new(number).filter(counts) else { continue };
             for history in reader.histories(*writer, number).await? {
                 let Ok(history) = History::parse(later, &history.plaintext) else { continue };
                 let Some(switch) = history.end_of(timeline) else { continue };
@@ -297,11 +296,12 @@ async fn is_behind_others(
     Ok(false)
 }
 
-async fn history(reader: &WalReader, timeline: Timeline) -> Result<Fetched, ArchiveError> {
+async fn history(reader: &WalReader, timeline: Timeline, asker: Asker) -> Result<Fetched, ArchiveError> {
+    let is_read = asker.follows.is_none_or(|follows| timeline <= follows);
     let mut found: Option<Vec<u8>> = None;
     for writer in reader.writers().await? {
         for piece in reader.histories(writer, timeline.get()).await? {
-            if found.as_ref().is_some_and(|other| *other != piece.plaintext) {
+            if is_read && found.as_ref().is_some_and(|other| *other != piece.plaintext) {
                 return Err(ArchiveError::Conflict { file: timeline.history_file() });
             }
             found = Some(piece.plaintext);

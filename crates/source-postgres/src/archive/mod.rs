@@ -6,7 +6,7 @@ mod survey;
 #[cfg(test)]
 mod tests;
 
-pub use fetch::{AtGap, Fetched, SegmentFile, fetch, fetch_for, fetch_segment};
+pub use fetch::{Asker, Fetched, SegmentFile, fetch, fetch_for, fetch_segment};
 pub use survey::{Gap, GapKind, Stretch, Survey, survey};
 
 pub(crate) use coverage::{Coverage, Covered, differing};
@@ -65,7 +65,11 @@ impl ArchiveError {
                     .into(),
             ),
             Self::Conflict { .. } => {
-                Some("Two servers that both believed to be the primary wrote WAL; restore to a time before.".into())
+                Some(
+                    "Two servers that both believed to be the primary wrote WAL; restore to a time before, along the timeline of \
+                     then (`--timeline NUMBER`)."
+                        .into(),
+                )
             }
             Self::NotThatWal { .. } => None,
         }

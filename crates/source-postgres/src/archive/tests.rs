@@ -67,8 +67,9 @@ async fn a_gap_between_two_writers_is_not_the_end_of_the_log() {
     let short = [content(SYSTEM, 4, 1)[..4000].to_vec(), vec![0; MIB as usize - 4000]].concat();
     for (number, expected) in [(4, Fetched::Found(short)), (5, Fetched::Missing)] {
         let name = segment(number).file_name(size());
-        assert_eq!(fetch_for(&reader, &name, AtGap::End).await.unwrap(), expected, "{number}");
-        let answer = fetch_for(&reader, &name, AtGap::Fail).await;
+        let to_gap = Asker { to_gap: true, ..Asker::default() };
+        assert_eq!(fetch_for(&reader, &name, to_gap).await.unwrap(), expected, "{number}");
+        let answer = fetch_for(&reader, &name, Asker::default()).await;
         assert!(matches!(answer, Err(ArchiveError::Gap { .. })), "{number}: {answer:?}");
     }
     assert!(matches!(asked(&world, 1, 7).await, Ok(Fetched::Found(_))), "the end may be short");
@@ -97,6 +98,13 @@ async fn the_log_before_a_switch_is_missed_whoever_archived_what_comes_after() {
         assert!(matches!(answer, Err(ArchiveError::Gap { .. })), "{number}: {answer:?}");
     }
     assert_eq!(gaps(&world).await, [(1, 4, 6, GapKind::BeforeSwitch)]);
+    // A server that follows the first timeline does not come to the second.
+    let (reader, follows) = (world.repository.wal_reader(SYSTEM).unwrap(), Timeline::new(1));
+    let first = Asker { follows, ..Asker::default() };
+    let of_first =
+        async |number| fetch_for(&reader, &segment(number).file_name(size()), first).await.unwrap();
+    assert!(matches!(of_first(4).await, Fetched::Found(_)));
+    assert_eq!(of_first(5).await, Fetched::Missing);
     // The later timeline's first file begins with what the earlier one has up to the switch.
     assert_eq!(asked(&world, 1, 6).await.unwrap(), Fetched::Missing);
     put_by(&second, 1, 4, 1, MIB).await;
@@ -126,6 +134,25 @@ async fn two_writers_different_bytes_are_a_conflict_whatever_their_pieces() {
             assert_eq!(map.file_for(&first, 3), None, "recovery must not get across it");
         }
     }
+}
+
+#[tokio::test]
+async fn a_timeline_with_two_histories_is_taken_and_nobody_follows_it() {
+    let (world, second) = world().await;
+    put_history(&world.repository, 2, "1\t0/5000000\tx\n").await;
+    put_history(&second, 2, "1\t0/6000000\tx\n").await;
+    let reader = world.repository.wal_reader(SYSTEM).unwrap();
+    let asked = async |follows| {
+        let asker = Asker { follows, ..Asker::default() };
+        fetch_for(&reader, "00000002.history", asker).await
+    };
+    for follows in [None, Timeline::new(2)] {
+        let answer = asked(follows).await;
+        assert!(matches!(answer, Err(ArchiveError::Conflict { .. })), "{answer:?}");
+    }
+    // A server that ends on the first begins one that is not taken.
+    let answer = asked(Timeline::new(1)).await;
+    assert!(matches!(answer, Ok(Fetched::Found(_))), "{answer:?}");
 }
 
 #[tokio::test]

@@ -17,6 +17,8 @@ pub struct LogMap {
     writers: Vec<MemberId>,
     files: BTreeMap<Timeline, BTreeMap<u64, u32>>,
     histories: BTreeMap<Timeline, History>,
+    /// Timelines of which there are several histories.
+    disputed: BTreeSet<Timeline>,
 }
 
 /// How far recovery gets.
@@ -44,7 +46,13 @@ pub struct Gap {
 impl LogMap {
     /// A log without files.
     pub fn new(size: SegmentSize) -> Self {
-        Self { size, writers: Vec::new(), files: BTreeMap::new(), histories: BTreeMap::new() }
+        Self {
+            size,
+            writers: Vec::new(),
+            files: BTreeMap::new(),
+            histories: BTreeMap::new(),
+            disputed: BTreeSet::new(),
+        }
     }
 
     /// What is archived of a cluster from a segment on.
@@ -64,7 +72,7 @@ impl LogMap {
                     let history = History::parse(timeline, &content).map_err(|error| {
                         ArchiveError::NotThatWal { file: timeline.history_file(), reason: error.reason }
                     })?;
-                    map.add_history(history)?;
+                    map.add_history(history);
                 }
                 timelines.entry(timeline).or_default().push(names);
             }
@@ -99,13 +107,19 @@ impl LogMap {
         *known = (*known).max(end.min(self.size.get()));
     }
 
-    /// Adds the history of a timeline. Fails when there is another one of the same timeline.
-    pub fn add_history(&mut self, history: History) -> Result<(), ArchiveError> {
+    /// Adds the history of a timeline.
+    pub fn add_history(&mut self, history: History) {
         let timeline = history.timeline();
-        match self.histories.insert(timeline, history.clone()) {
-            Some(other) if other != history => Err(ArchiveError::Conflict { file: timeline.history_file() }),
-            _ => Ok(()),
+        if self.histories.get(&timeline).is_some_and(|other| *other != history) {
+            self.disputed.insert(timeline);
         }
+        self.histories.insert(timeline, history);
+    }
+
+    /// A timeline on this way of which there are several histories: nobody knows whose files are which.
+    pub fn disputed(&self, history: &History) -> Option<Timeline> {
+        let ancestors = history.ancestors().iter().map(|(timeline, _)| *timeline);
+        ancestors.chain([history.timeline()]).find(|timeline| self.disputed.contains(timeline))
     }
 
     /// Who archived something of it.
@@ -264,10 +278,20 @@ mod tests {
     }
 
     #[test]
-    fn two_histories_of_one_timeline_are_a_conflict() {
+    fn a_timeline_with_two_histories_is_disputed_and_so_is_what_descends_from_it() {
         let mut map = map(&[]);
-        map.add_history(second(at(4, 0))).unwrap();
-        map.add_history(second(at(4, 0))).unwrap();
-        assert!(matches!(map.add_history(second(at(5, 0))), Err(ArchiveError::Conflict { .. })));
+        let ways = [1, 2, 3, 4].map(t).map(|timeline| match timeline.get() {
+            1 => History::root(timeline),
+            2 => second(at(4, 0)),
+            3 => History::parse(timeline, format!("1\t{}\tx\n2\t{}\tx\n", at(4, 0), at(6, 0)).as_bytes())
+                .unwrap(),
+            _ => History::parse(timeline, format!("1\t{}\tx\n", at(3, 0)).as_bytes()).unwrap(),
+        });
+        let disputed = |map: &LogMap| ways.each_ref().map(|way| map.disputed(way));
+        map.add_history(second(at(4, 0)));
+        map.add_history(second(at(4, 0)));
+        assert_eq!(disputed(&map), [None; 4]);
+        map.add_history(second(at(5, 0)));
+        assert_eq!(disputed(&map), [None, Some(t(2)), Some(t(2)), None]);
     }
 }

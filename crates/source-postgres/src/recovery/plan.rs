@@ -5,7 +5,7 @@ use backup_core::wal::WalReader;
 
 use super::backups::BaseBackup;
 use super::target::{Bound, Target, TargetTime, sql_time};
-use crate::archive::{ArchiveError, AtGap};
+use crate::archive::{ArchiveError, Asker};
 use crate::cluster::ClusterError;
 use crate::history::History;
 use crate::log::{Gap, LogMap, LogReader, Reach, Record, RecordKind};
@@ -118,13 +118,12 @@ impl RecoveryPlan {
         self.to.get().saturating_sub(self.from.get())
     }
 
-    /// What the server is told of a gap in the log. It reads ahead of its target, which lies before.
-    pub fn at_gap(&self) -> AtGap {
-        match self.target {
-            // It opens wherever the log ends.
-            Target::Latest => AtGap::Fail,
-            _ if self.gap.is_none() => AtGap::Fail,
-            _ => AtGap::End,
+    /// What whoever serves the log must know of the server that is told of this plan.
+    pub fn asker(&self) -> Asker {
+        Asker {
+            // Without a target it opens wherever the log ends.
+            to_gap: self.gap.is_some() && self.target != Target::Latest,
+            follows: Some(self.history.timeline()),
         }
     }
 
@@ -237,7 +236,7 @@ impl Planner {
                 reason: format!("nothing of timeline {wanted} is archived"),
                 nearest: Some(format!("`--timeline {newest}`")),
             }),
-            wanted => Ok(map.history(wanted.unwrap_or(newest))),
+            wanted => undisputed(map, wanted.unwrap_or(newest)),
         }
     }
 
@@ -249,7 +248,7 @@ impl Planner {
                 && !map.knows_history(timeline)
                 && let Some(history) = backup.own_history(&self.repository).await?
             {
-                map.add_history(history)?;
+                map.add_history(history);
             }
         }
         Ok(())
@@ -430,6 +429,15 @@ fn clusters(backups: &[BaseBackup]) -> Vec<(SystemId, Vec<String>)> {
     clusters
 }
 
+/// The history of a timeline. Fails where there are two of it, or of one on the way: two servers were promoted to it.
+fn undisputed(map: &LogMap, timeline: Timeline) -> Result<History, PlanError> {
+    let history = map.history(timeline);
+    match map.disputed(&history) {
+        Some(disputed) => Err(ArchiveError::Conflict { file: disputed.history_file() }.into()),
+        None => Ok(history),
+    }
+}
+
 /// The history of the timeline that holds the target: a server that is told of a later one writes a history for its own
 /// timeline that goes back.
 async fn narrowed(
@@ -472,7 +480,7 @@ async fn refuse_two_pasts(
     from: Lsn,
 ) -> Result<(), PlanError> {
     for left in map.timelines().into_iter().filter(|timeline| *timeline != history.timeline()) {
-        let own = map.history(left);
+        let own = undisputed(map, left)?;
         let Some(parting) = own.parting(history) else { continue };
         let end = map.last_segment(&own).map_or(parting, |last| map.segment_size().start_of(last + 1));
         let reader = LogReader::new(wal.clone(), map.clone(), own, None);

@@ -346,7 +346,6 @@ impl Write for Counter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::archive::AtGap;
     use crate::recovery::{Bound, Planner, Target, TargetTime};
     use crate::testing::{Made, SYSTEM, World, put_committed, size};
 
@@ -434,7 +433,7 @@ mod tests {
         let time = TargetTime::new((NINE + 90) * 1_000_000_000).unwrap();
         let plan = planner.plan(&Target::Time(time, Bound::Inclusive), None).await.unwrap();
         assert!(plan.gap.is_some());
-        assert_eq!(plan.at_gap(), AtGap::End);
+        assert!(plan.asker().to_gap);
         let mut report = |_: &Step| {};
         let mut ladder = Ladder::new(&mut report);
         ladder.log(&plan);

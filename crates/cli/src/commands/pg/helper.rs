@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use backup_core::wal::WalReader;
-use keepwell_source_postgres::archive::AtGap;
+use keepwell_source_postgres::archive::Asker;
 use keepwell_source_postgres::recovery::RecoveryPlan;
 use keepwell_source_postgres::serve::WalServer;
 use tokio::net::UnixListener;
@@ -38,7 +38,7 @@ impl Helper {
         owner: Option<(u32, u32)>,
     ) -> Result<Self> {
         let directory = Discarded::for_socket(ctx, owner)?;
-        let server = WalServer::new(reader, plan.at_gap());
+        let server = WalServer::new(reader, plan.asker());
         let mut started = Self::start_in(directory.path().to_path_buf(), server, owner)?;
         started.own = Some(directory);
         Ok(started)
@@ -77,7 +77,7 @@ impl Drop for Helper {
 }
 
 /// The `restore_command` for a server that recovers without us.
-pub fn lasting_command(ctx: &Context, opened: &Opened, plan: &RecoveryPlan) -> Result<String> {
+pub fn lasting_command(ctx: &Context, opened: &Opened, plan: &RecoveryPlan, asker: Asker) -> Result<String> {
     let mut words = vec![program()?, "--quiet".to_owned()];
     let mut add = |name: &str, value: String| words.extend([name.to_owned(), value]);
     add("--repository", opened.location.to_string());
@@ -108,8 +108,11 @@ pub fn lasting_command(ctx: &Context, opened: &Opened, plan: &RecoveryPlan) -> R
     words.extend(["wal", "get", "--prefetch", "--system"].map(str::to_owned));
     words.push(plan.backup.cluster.system_identifier.to_string());
     words.extend(own_until(plan));
-    if plan.at_gap() == AtGap::End {
+    if asker.to_gap {
         words.push("--to-gap".to_owned());
+    }
+    if let Some(timeline) = asker.follows {
+        words.extend(["--follows".to_owned(), timeline.to_string()]);
     }
     Ok(command_line(words))
 }

@@ -170,7 +170,7 @@ impl Work<'_> {
     async fn run(&self, binaries: Binaries, place: Place) -> Result<Exit> {
         let (repository, plan) = (&self.opened.repository, self.plan);
         let reader = repository.wal_reader(plan.backup.cluster.system_identifier.get())?;
-        let log = WalServer::with_ahead(reader, LOG_AHEAD, plan.at_gap());
+        let log = WalServer::with_ahead(reader, LOG_AHEAD, plan.asker());
         let helper = Helper::start_in(place.private("wal")?, log, place.owner)?;
         let restore_command = match self.args.saved {
             // What is archived under the number of its timeline is another server's log.

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use backup_core::RestorePlan;
+use keepwell_source_postgres::archive::Asker;
 use keepwell_source_postgres::recovery::{
     self, Archiving, Binaries, Layout, Mode, Planner, RecoveryPlan, RecoverySettings, Until,
 };
@@ -196,6 +197,8 @@ async fn prepare(
     let cluster = &plan.backup.cluster;
     let layout = places::layout(ctx, cluster, &args.directory, &args.tablespace, args.owner.as_deref())?;
     layout.check_place()?;
+    // A standby follows every timeline, and has no target.
+    let asker = if args.standby { Asker::default() } else { plan.asker() };
     let settings = RecoverySettings {
         mode: match args.standby {
             true => Mode::Standby,
@@ -205,7 +208,7 @@ async fn prepare(
                 action: args.action.clone(),
             },
         },
-        restore_command: helper::lasting_command(ctx, opened, &plan)?,
+        restore_command: helper::lasting_command(ctx, opened, &plan, asker)?,
         archiving: if args.keep_archiving { Archiving::AsBackedUp } else { Archiving::Off },
         more: args.set.clone(),
     };

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
-use keepwell_source_postgres::archive::{ArchiveError, AtGap, Fetched, fetch_for};
-use keepwell_source_postgres::lsn::{Lsn, Segment, SegmentSize};
+use keepwell_source_postgres::archive::{ArchiveError, Asker, Fetched, fetch_for};
+use keepwell_source_postgres::lsn::{Lsn, Segment, SegmentSize, Timeline};
 use keepwell_source_postgres::serve;
 
 use crate::commands::pg::helper_socket;
@@ -48,6 +48,9 @@ pub struct Args {
     /// The server has a target before the next gap in the archive: for it the log ends there
     #[arg(long, hide = true, conflicts_with = "socket")]
     to_gap: bool,
+    /// The server follows this timeline: what later ones lack is no gap on its way, and of these it asks only which are taken
+    #[arg(long, value_name = "NUMBER", hide = true, conflicts_with = "socket")]
+    follows: Option<Timeline>,
 }
 
 /// Runs `wal get`.
@@ -98,8 +101,8 @@ async fn obtain(ctx: &Context, args: &Args) -> Result<Fetched> {
     let opened = open::repository(ctx).await?;
     opened.progress.end();
     let reader = opened.repository.wal_reader(system)?;
-    let at_gap = if args.to_gap { AtGap::End } else { AtGap::Fail };
-    Ok(fetch_for(&reader, &args.file, at_gap).await?)
+    let asker = Asker { to_gap: args.to_gap, follows: args.follows };
+    Ok(fetch_for(&reader, &args.file, asker).await?)
 }
 
 /// The file, if a helper has it. Where none listens, yet or any more, one is left for the next calls. A helper only saves time:
@@ -211,8 +214,6 @@ fn place(path: &Path, content: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use keepwell_source_postgres::lsn::Timeline;
-
     use super::*;
 
     #[test]
@@ -227,6 +228,7 @@ mod tests {
             socket: None,
             own_until: Some(Lsn::new(until)),
             to_gap: false,
+            follows: None,
         };
         assert!(beside(&args(4 << 20)).is_none() && !came_along(&args(4 << 20)), "it did not come");
         let own = dir.path().join("000000010000000000000003");
@@ -262,6 +264,7 @@ mod tests {
             socket: None,
             own_until,
             to_gap: false,
+            follows: None,
         };
         let before = anyhow::Error::from(ArchiveError::BeginsLater { file: file.clone() });
         let gap = ArchiveError::Gap { file: file.clone(), timeline: Timeline::FIRST };

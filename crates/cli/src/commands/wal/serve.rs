@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use keepwell_source_postgres::archive::AtGap;
+use keepwell_source_postgres::archive::Asker;
 use keepwell_source_postgres::serve::WalServer;
 use rustix::fs::{FlockOperation, flock};
 use tokio::net::UnixListener;
@@ -86,8 +86,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         let _ = stop.send(true);
         std::future::pending::<()>().await;
     });
-    let served =
-        WalServer::new(reader, AtGap::Fail).run(listener, args.idle.map(Duration::from_secs), stopped).await;
+    let served = WalServer::new(reader, Asker::default())
+        .run(listener, args.idle.map(Duration::from_secs), stopped)
+        .await;
     watcher.abort();
     fs::remove_file(&args.socket).with_context(|| format!("remove `{shown}`"))?;
     served.context("accept requests")?;

@@ -80,6 +80,25 @@ async fn a_base_backup_in_which_a_later_transaction_ended_is_too_new_whatever_it
     assert_eq!(begun(at(NINE + 30)).await, lsn(5, 40));
 }
 
+#[tokio::test]
+async fn two_histories_of_a_timeline_are_in_the_way_of_nobody_who_does_not_go_there() {
+    let mut world = World::new().await;
+    let second = world.second().await;
+    let backup = Made::new(SYSTEM, lsn(3, 40), lsn(3, 80), NINE, "").back_up(&world, "db").await;
+    put_committed(&world.repository, 1, 3, &[NINE, NINE + 60, NINE + 120]).await;
+    put_history(&world.repository, 2, &format!("1\t{}\tx\n", lsn(5, 0))).await;
+    put_history(&second, 2, &format!("1\t{}\tx\n", lsn(6, 0))).await;
+    let planner = Planner::new(world.repository.clone(), vec![backup]).unwrap();
+    for target in [at(NINE + 90), Target::Latest] {
+        let refused = planner.plan(&target, None).await.unwrap_err();
+        assert!(matches!(refused, PlanError::Archive(ArchiveError::Conflict { .. })), "{refused}");
+        assert!(refused.hint().unwrap().contains("--timeline"), "{:?}", refused.hint());
+        let plan = planner.plan(&target, Some(Timeline::FIRST)).await.unwrap();
+        // The server asks which timelines are taken when it begins its own.
+        assert_eq!(plan.asker().follows, Some(Timeline::FIRST));
+    }
+}
+
 /// Archives a segment whose first record gives this name to its place.
 async fn put_named(by: &Repository, number: u64, name: &str) {
     let mut content = content(SYSTEM, number, 0);

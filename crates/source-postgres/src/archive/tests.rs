@@ -50,7 +50,7 @@ async fn what_cannot_be_read_is_trouble_also_when_somebody_has_a_part() {
     assert_eq!(asked(&world, 1, 3).await.unwrap(), Fetched::Found(content(SYSTEM, 3, 1)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_gap_between_two_writers_is_not_the_end_of_the_log() {
     let (world, second) = world().await;
     world.put(3, 1, MIB).await;
@@ -83,7 +83,7 @@ async fn a_gap_between_two_writers_is_not_the_end_of_the_log() {
     assert_eq!(gaps(&world).await, []);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_log_before_a_switch_is_missed_whoever_archived_what_comes_after() {
     let (world, second) = world().await;
     world.put(3, 1, MIB).await;
@@ -118,7 +118,7 @@ async fn the_log_before_a_switch_is_missed_whoever_archived_what_comes_after() {
     assert!(matches!(asked(&world, 3, 7).await, Err(ArchiveError::Gap { .. })));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn two_writers_different_bytes_are_a_conflict_whatever_their_pieces() {
     for to in [MIB, 4000] {
         let (world, second) = world().await;
@@ -178,4 +178,30 @@ async fn a_file_in_more_tails_than_a_listing_shows_at_once_is_served_to_its_end(
     let reader = world.repository.wal_reader(SYSTEM).unwrap();
     let found = fetch_segment(&reader, &segment(3).file_name(size())).await.unwrap().unwrap();
     assert_eq!(found.end, 1100 * 40);
+}
+
+/// Time is made up: it moves when everybody waits.
+#[tokio::test(start_paused = true)]
+async fn what_is_on_its_way_while_later_files_are_there_is_no_gap() {
+    let arrives = async |world: &World, number| {
+        tokio::time::sleep(MOMENT / 2).await;
+        world.put(number, 1, MIB).await;
+    };
+    let world = World::new().await;
+    for number in [3, 4, 6] {
+        world.put(number, 1, MIB).await;
+    }
+    let reader = world.repository.wal_reader(SYSTEM).unwrap();
+    let (found, ()) = tokio::join!(survey(&reader), arrives(&world, 5));
+    assert_eq!(found.unwrap().gaps, []);
+    world.put(8, 1, MIB).await;
+    let (map, ()) = tokio::join!(LogMap::read(&reader, size(), 0), arrives(&world, 7));
+    let first = crate::history::History::root(Timeline::FIRST);
+    let end = size().start_of(9);
+    assert_eq!(map.unwrap().reach(&first, size().start_of(3)).end, end);
+    // What does not come is one.
+    world.put(10, 1, MIB).await;
+    assert_eq!(gaps(&world).await, [(1, 9, 10, GapKind::Missing)]);
+    let map = LogMap::read(&reader, size(), 0).await.unwrap();
+    assert_eq!(map.reach(&first, size().start_of(3)).end, end);
 }

@@ -6,9 +6,12 @@ use backup_core::wal::WalReader;
 use keepwell_catalog::wal::{WalName, WalPlace};
 use keepwell_crypto::MemberId;
 
-use crate::archive::{ArchiveError, Coverage, Covered, differing};
+use crate::archive::{ArchiveError, Coverage, Covered, MOMENT, differing};
 use crate::history::History;
 use crate::lsn::{Lsn, Segment, SegmentSize, Timeline};
+
+/// How often the archive is listed while files appear in it before others that they follow.
+const LOOKS_MAX: usize = 5;
 
 /// The files of a cluster's log that are at hand, whoever archived them, with how far each goes.
 #[derive(Debug, Clone)]
@@ -57,8 +60,25 @@ impl LogMap {
 
     /// What is archived of a cluster from a segment on.
     ///
-    /// Costs a few requests per writer and timeline and one per thousand pieces; reads the history files.
+    /// Costs a few requests per writer and timeline and one per thousand pieces; reads the history files. Where something is
+    /// missing between others, that is looked for again a moment later: it may be on its way.
     pub async fn read(reader: &WalReader, size: SegmentSize, from: u64) -> Result<Self, ArchiveError> {
+        let mut map = Self::list(reader, size, from).await?;
+        for _ in 1..LOOKS_MAX {
+            let before = map.holes();
+            if before.is_empty() {
+                break;
+            }
+            tokio::time::sleep(MOMENT).await;
+            map = Self::list(reader, size, from).await?;
+            if map.holes().iter().all(|hole| before.contains(hole)) {
+                break;
+            }
+        }
+        Ok(map)
+    }
+
+    async fn list(reader: &WalReader, size: SegmentSize, from: u64) -> Result<Self, ArchiveError> {
         let mut map = Self::new(size);
         let mut timelines: BTreeMap<Timeline, Vec<Vec<WalName>>> = BTreeMap::new();
         map.writers = reader.writers().await?;
@@ -99,6 +119,18 @@ impl LogMap {
                 self.add(segment, coverage.end);
             }
         }
+    }
+
+    /// Files that are short, or that none follows, before later ones of their timeline.
+    fn holes(&self) -> Vec<Segment> {
+        let of = |(timeline, files): (&Timeline, &BTreeMap<u64, u32>)| {
+            let holes = files
+                .iter()
+                .zip(files.keys().skip(1))
+                .filter(|((number, end), next)| **number + 1 != **next || **end < self.size.get());
+            holes.map(|((number, _), _)| Segment { timeline: *timeline, number: *number }).collect::<Vec<_>>()
+        };
+        self.files.iter().flat_map(of).collect()
     }
 
     /// Adds a file that is there up to `end`.
@@ -275,6 +307,18 @@ mod tests {
         assert_eq!(both.reach(&History::root(t(1)), at(3, 0)).end, at(6, 0));
         let on_the_boundary = map(&[(1, 3, MIB), (1, 4, MIB), (2, 4, MIB)]);
         assert_eq!(on_the_boundary.reach(&second(at(4, 0)), at(3, 0)).end, at(5, 0));
+    }
+
+    #[test]
+    fn files_that_no_next_one_follows_are_known() {
+        for (files, expected) in [
+            (&[(1, 3, MIB), (1, 4, MIB), (1, 5, 9), (2, 5, MIB), (2, 6, 0)], &[][..]),
+            (&[(1, 3, MIB), (1, 5, 9), (1, 6, 0), (2, 5, MIB), (2, 8, 0)], &[(1, 3), (1, 5), (2, 5)][..]),
+        ] {
+            let holes = map(files).holes();
+            let found: Vec<(u32, u64)> = holes.iter().map(|s| (s.timeline.get(), s.number)).collect();
+            assert_eq!(found, expected);
+        }
     }
 
     #[test]

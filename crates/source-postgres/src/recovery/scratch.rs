@@ -23,6 +23,9 @@ use crate::wire::{Client, PgError, Rows};
 /// So much of what a program complained about is kept.
 const COMPLAINT_BYTES_MAX: usize = 2000;
 
+/// A server does not start without room for how far each subscription got. Before 18 it has as much as for slots.
+const ORIGINS_MAX: &str = "1000";
+
 /// Where a scratch cluster lives and how it is reached.
 #[derive(Debug, Clone)]
 pub struct ScratchOptions {
@@ -168,6 +171,9 @@ impl Scratch {
             ("data_directory".to_owned(), shown(&self.layout.directory)),
             ("unix_socket_directories".to_owned(), shown(&self.options.socket)),
         ];
+        if backup.cluster.major() >= 18 {
+            settings.push(("max_active_replication_origins".to_owned(), ORIGINS_MAX.to_owned()));
+        }
         for (name, value) in [
             ("listen_addresses", ""),
             ("port", "5432"),
@@ -180,6 +186,9 @@ impl Scratch {
             ("hot_standby", "off"),
             ("wal_level", "replica"),
             ("max_wal_senders", "5"),
+            // Its subscriptions are the original's: it would take from the publisher what that is to get.
+            ("max_logical_replication_workers", "0"),
+            ("max_replication_slots", ORIGINS_MAX),
             ("fsync", if self.is_kept { "on" } else { "off" }),
             ("ssl", "off"),
             ("synchronous_standby_names", ""),
@@ -336,26 +345,51 @@ mod tests {
     use crate::lsn::Lsn;
     use crate::testing::{Made, SYSTEM, World};
 
-    #[tokio::test]
-    async fn a_server_that_nobody_waits_for_any_more_is_stopped_with_its_cluster() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        let program = "#!/bin/sh\ncase $1 in --version) echo 'postgres (PostgreSQL) 15.1'; exit;; esac\n\
-                       echo $$ > pid.new; mv pid.new pid; exec sleep 600\n";
-        std::fs::write(path("postgres"), program).unwrap();
-        std::fs::set_permissions(path("postgres"), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::create_dir(path("data")).unwrap();
-        let binaries = Binaries::find(15, &[dir.path().to_owned()]).unwrap();
+    /// The cluster of a base backup below a directory that has this server.
+    async fn scratch(directory: &Path, server: &str, major: u32) -> (Scratch, BaseBackup) {
+        let program = format!(
+            "#!/bin/sh\ncase $1 in --version) echo 'postgres (PostgreSQL) {major}.1'; exit;; esac\n{server}\n"
+        );
+        fs::write(directory.join("postgres"), program).unwrap();
+        fs::set_permissions(directory.join("postgres"), fs::Permissions::from_mode(0o755)).unwrap();
+        let binaries = Binaries::find(major, &[directory.to_owned()]).unwrap();
         let options = ScratchOptions {
-            directory: dir.path().to_owned(),
-            socket: dir.path().to_owned(),
+            directory: directory.to_owned(),
+            socket: directory.to_owned(),
             owner: None,
             restore_command: String::new(),
             superuser: "postgres".into(),
         };
         let made = Made::new(SYSTEM, Lsn::new(0x28), Lsn::new(0x100), 0, "");
-        let backup = made.back_up(&World::new().await, "db").await;
-        let mut scratch = Scratch::new(&backup, binaries, options);
+        let mut backup = made.back_up(&World::new().await, "db").await;
+        backup.cluster.server_version_num = major * 10_000;
+        (Scratch::new(&backup, binaries, options), backup)
+    }
+
+    #[tokio::test]
+    async fn a_server_takes_nothing_from_a_publisher_and_starts_whatever_it_has_subscribed_to() {
+        for (major, origins) in [(17, None), (18, Some(ORIGINS_MAX))] {
+            let dir = tempfile::tempdir().unwrap();
+            let (mut scratch, backup) = scratch(dir.path(), "exit", major).await;
+            for is_kept in [false, true] {
+                scratch.is_kept = is_kept;
+                let settings: BTreeMap<String, String> =
+                    scratch.settings(&backup).unwrap().into_iter().collect();
+                let value = |name: &str| settings.get(name).map(String::as_str);
+                assert_eq!(value("max_logical_replication_workers"), Some("0"), "{major}");
+                assert_eq!(value("max_replication_slots"), Some(ORIGINS_MAX), "{major}");
+                assert_eq!(value("max_active_replication_origins"), origins, "{major}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_nobody_waits_for_any_more_is_stopped_with_its_cluster() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir(path("data")).unwrap();
+        let (mut scratch, backup) =
+            scratch(dir.path(), "echo $$ > pid.new; mv pid.new pid; exec sleep 600", 15).await;
         let waited = async {
             while !path("data/pid").exists() {
                 tokio::time::sleep(Duration::from_millis(10)).await;

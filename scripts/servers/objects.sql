@@ -67,6 +67,9 @@ CREATE STATISTICS people_both ON name, feels FROM people;
 ALTER TABLE people ALTER COLUMN name SET STATISTICS 500;
 COMMENT ON TABLE people IS 'who they are';
 COMMENT ON COLUMN people.shout IS 'computed';
+COMMENT ON INDEX people_name IS 'by parts of it';
+COMMENT ON CONSTRAINT people_pkey ON people IS 'their number';
+COMMENT ON INDEX people_pkey IS 'an index, too';
 ALTER TABLE people ENABLE ROW LEVEL SECURITY;
 ALTER TABLE people FORCE ROW LEVEL SECURITY;
 CREATE POLICY mine ON people FOR SELECT TO reader USING (name = current_user);
@@ -78,6 +81,7 @@ CREATE TABLE visits (
     before bigint REFERENCES visits,
     note text
 );
+COMMENT ON CONSTRAINT visits_person_fkey ON visits IS 'whose it was';
 INSERT INTO visits (person, note) SELECT id, NULLIF(repeat('x', id % 40), '') FROM people;
 UPDATE visits SET before = id - 1 WHERE id > 1;
 CREATE RULE no_deletes AS ON DELETE TO visits DO INSTEAD NOTHING;

@@ -98,6 +98,23 @@ async fn a_table_in_parts_is_one_moment_of_it_while_it_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn comments_on_what_is_built_on_rows_come_back() {
+    let server = Server::start(majors()[0], &[]);
+    server.sql("CREATE TABLE big (n int PRIMARY KEY, at int UNIQUE)").await;
+    server.sql("CREATE INDEX big_both ON big (n, at)").await;
+    server.sql("CREATE TABLE small (n int CONSTRAINT to_big REFERENCES big)").await;
+    server.sql("COMMENT ON INDEX big_both IS 'both'; COMMENT ON INDEX big_pkey IS 'first'").await;
+    server.sql("COMMENT ON CONSTRAINT big_at_key ON big IS 'second'").await;
+    server.sql("COMMENT ON CONSTRAINT to_big ON small IS 'third'").await;
+    let world = World::new().await;
+    let snapshot = dump(&world, &server, |_| {}).await;
+    load(&world, &server, &snapshot, "postgres", "back").await;
+    let sql = "SELECT concat_ws(' ', obj_description('big_both'::regclass), obj_description('big_pkey'::regclass), \
+        (SELECT string_agg(obj_description(oid, 'pg_constraint'), ' ' ORDER BY conname) FROM pg_constraint))";
+    assert_eq!(ask(&server, "back", sql).await, "both first second third");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_of_megabytes_and_bytes_of_every_encoding_come_back() {
     let server = Server::start(majors()[0], &[]);
     server

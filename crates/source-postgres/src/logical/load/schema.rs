@@ -57,7 +57,7 @@ impl Archive {
         let mut command = options.command("pg_restore", None);
         command.arg("--list").arg(&self.path);
         let list = String::from_utf8_lossy(&output(&mut command)?).into_owned();
-        let kept = list.lines().filter(|line| !is_without(line, without)).collect::<Vec<_>>().join("\n");
+        let kept = kept(&list, without).map(|(line, _)| line).collect::<Vec<_>>().join("\n");
         let path = self.path.with_extension("list");
         create(&path)?.write_all(kept.as_bytes()).map_err(|source| failed(&path, source))?;
         self.list = Some(path);
@@ -105,9 +105,9 @@ impl Archive {
         let mut command = options.command("pg_restore", None);
         command.arg("--list").arg(&self.path);
         let list = String::from_utf8_lossy(&output(&mut command)?).into_owned();
-        let lines = || list.lines().filter(|line| !line.starts_with(';') && !is_without(line, without));
         for (ending, parallel) in [("first", true), ("second", false)] {
-            let chosen: Vec<&str> = lines().filter(|line| is_index(line) == parallel).collect();
+            let fitting = kept(&list, without).filter(|(_, about)| is_index(about) == parallel);
+            let chosen: Vec<&str> = fitting.map(|(line, _)| line).collect();
             let path = self.path.with_extension(ending);
             let written = create(&path)?.write_all(chosen.join("\n").as_bytes());
             written.map_err(|source| failed(&path, source))?;
@@ -163,6 +163,23 @@ impl Drop for Archive {
             let _ = std::fs::remove_file(list);
         }
     }
+}
+
+/// The lines of a table of contents that are not left out, each with the one that it is about: for a comment that is the one
+/// before it. `pg_restore` takes a comment for a part of the section that its list is in there, so the two must stay together.
+fn kept<'l>(list: &'l str, without: &Without) -> impl Iterator<Item = (&'l str, &'l str)> {
+    let lines = list.lines().filter(|line| !line.starts_with(';'));
+    let with_subjects = lines.scan("", |subject, line| {
+        if !is_comment(line) {
+            *subject = line;
+        }
+        Some((line, *subject))
+    });
+    with_subjects.filter(move |(line, subject)| !is_without(line, without) && !is_without(subject, without))
+}
+
+fn is_comment(line: &str) -> bool {
+    line.split_whitespace().nth(3) == Some("COMMENT")
 }
 
 /// Whether a line of a table of contents is of an index, or of a constraint that is one.
@@ -293,6 +310,25 @@ mod tests {
             assert_eq!(is_without(line, &without), expected, "{line}");
         }
         assert!(!is_without("3415; 2613 16492 BLOB - 16492 ann", &Without::default()));
+    }
+
+    #[test]
+    fn a_comment_goes_with_what_it_is_about() {
+        let list = ";\n; Selected TOC Entries:\n;\n\
+            214; 1259 16384 TABLE app a ann\n3361; 0 0 COMMENT app TABLE a ann\n\
+            3203; 2606 16388 CONSTRAINT app a a_pkey ann\n3363; 0 0 COMMENT app CONSTRAINT a_pkey ON a ann\n\
+            3204; 1259 16391 INDEX app i ann\n3365; 0 0 COMMENT app INDEX i ann\n\
+            3350; 2618 16402 RULE app a r ann\n3366; 0 0 COMMENT app RULE r ON a ann\n\
+            3207; 2606 16397 FK CONSTRAINT app d key ann\n3367; 0 0 COMMENT app CONSTRAINT key ON d ann\n";
+        let numbers = |without: &Without, parallel: bool| -> Vec<String> {
+            let fits = kept(list, without).filter(|(_, subject)| is_index(subject) == parallel);
+            fits.map(|(line, _)| line.split(';').next().unwrap().to_owned()).collect()
+        };
+        let all = Without::default();
+        assert_eq!(numbers(&all, true), ["3203", "3363", "3204", "3365"]);
+        assert_eq!(numbers(&all, false), ["214", "3361", "3350", "3366", "3207", "3367"]);
+        let without = Without { foreign_keys: BTreeSet::from([16397]), ..Without::default() };
+        assert_eq!(numbers(&without, false), ["214", "3361", "3350", "3366"], "nobody has the foreign key");
     }
 
     #[test]

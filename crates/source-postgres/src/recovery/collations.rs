@@ -9,8 +9,9 @@ use super::scratch::{Scratch, output};
 use super::server::{Binaries, ServerError, command};
 use crate::wire::PgError;
 
-/// Databases that can be asked.
-pub(super) const DATABASES: &str = "SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname";
+/// Databases that can be asked. What a DROP DATABASE left half removed has this limit, and nobody gets in.
+pub(super) const DATABASES: &str =
+    "SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname";
 /// What a database's own objects use: each cluster has hundreds of others.
 const USED: &str = "SELECT format('%I.%I', n.nspname, c.collname), c.collversion, pg_collation_actual_version(c.oid) \
     FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace \
@@ -168,7 +169,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         // The first question is the one for databases; the last word is where it is asked.
         let psql = "#!/bin/sh\nfor last; do :; done\ncase $last in\n\
-            \"dbname='postgres'\") case $* in *datallowconn*) printf 'a=b\\0it'\"'\"'s\\0postgres\\0';; esac;;\n\
+            \"dbname='postgres'\") case $* in *'datconnlimit <> -2'*) printf 'a=b\\0it'\"'\"'s\\0postgres\\0';; esac;;\n\
             \"dbname='a=b'\") printf '\\0002.31\\0002.36\\0public.\"x y\"\\000153.14\\000153.112\\0';;\n\
             \"dbname='it\\\\'s'\") echo 'permission denied' >&2; exit 2;;\nesac\n";
         let binaries = programs(dir.path(), psql);

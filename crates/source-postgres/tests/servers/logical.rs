@@ -115,6 +115,19 @@ async fn comments_on_what_is_built_on_rows_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_drop_left_half_removed_is_no_database() {
+    let server = Server::start(majors()[0], &[]);
+    server.sql("CREATE DATABASE half").await;
+    // As a server leaves one whose removal was interrupted.
+    server.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'half'").await;
+    let world = World::new().await;
+    let snapshot = dump(&world, &server, |_| {}).await;
+    let described = DumpSnapshot::open(&world.repository, &snapshot).await.unwrap();
+    let names: Vec<&str> = described.dump().databases.iter().map(|one| one.name.as_str()).collect();
+    assert_eq!(names, ["postgres"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_of_megabytes_and_bytes_of_every_encoding_come_back() {
     let server = Server::start(majors()[0], &[]);
     server

@@ -30,6 +30,9 @@ const SUMS_BYTES_MAX: u64 = 1 << 20;
 const HEAD_BYTES: usize = 64 << 10;
 const TAIL_BYTES: usize = 4 << 10;
 const READ_BYTES: usize = 1 << 20;
+/// How scripts of `pg_dump` and `pg_dumpall` begin; with one word more, they end so.
+const DATABASE_SCRIPT: &str = "-- PostgreSQL database dump";
+const CLUSTER_SCRIPT: &str = "-- PostgreSQL database cluster dump";
 
 /// What a file of a dump is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,7 +131,7 @@ impl ImportSource {
             sha256: hex::encode(read.sha256),
             size: read.size,
             checked,
-            whole: (dump == DumpFormat::Plain).then(|| is_whole(&read.tail)),
+            whole: (dump == DumpFormat::Plain).then(|| is_whole(&read.head, &read.tail)),
         };
         // The same file: what is read later is what was looked at, unless somebody writes into it.
         io::Seek::rewind(&mut &file).map_err(|error| failed("read", error))?;
@@ -219,15 +222,20 @@ fn kind(head: &[u8]) -> Option<DumpFormat> {
         return Some(DumpFormat::Tar);
     }
     let text = String::from_utf8_lossy(head);
-    let says = ["-- PostgreSQL database dump", "-- PostgreSQL database cluster dump"];
-    says.iter().any(|line| text.contains(line)).then_some(DumpFormat::Plain)
+    [DATABASE_SCRIPT, CLUSTER_SCRIPT].iter().any(|line| text.contains(line)).then_some(DumpFormat::Plain)
 }
 
-fn is_whole(tail: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(tail);
-    ["-- PostgreSQL database dump complete", "-- PostgreSQL database cluster dump complete"]
-        .iter()
-        .any(|line| text.contains(line))
+/// Whether a script has its end. That of a cluster has within it those of its databases, each with an end of its own.
+fn is_whole(head: &[u8], tail: &[u8]) -> bool {
+    let (head, tail) = (String::from_utf8_lossy(head), String::from_utf8_lossy(tail));
+    let begins =
+        head.lines().find(|line| line.starts_with(DATABASE_SCRIPT) || line.starts_with(CLUSTER_SCRIPT));
+    let begin = if begins.is_some_and(|line| line.starts_with(CLUSTER_SCRIPT)) {
+        CLUSTER_SCRIPT
+    } else {
+        DATABASE_SCRIPT
+    };
+    tail.lines().any(|line| line.trim_end().strip_prefix(begin) == Some(" complete"))
 }
 
 fn comment(head: &[u8], begin: &str) -> Option<String> {
@@ -385,6 +393,21 @@ mod tests {
         fs::write(&path, b"something else").unwrap();
         let text = open(&path).unwrap_err().to_string();
         assert!(text.ends_with("is no dump of PostgreSQL: it begins like none"), "{text}");
+    }
+
+    #[test]
+    fn the_end_of_a_database_is_not_that_of_a_cluster() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("all.sql");
+        let begun =
+            [&b"--\n-- PostgreSQL database cluster dump\n--\n\n\\restrict x\n\n"[..], SCRIPT].concat();
+        // `pg_dumpall` ends so when `pg_dump` fails with the next database.
+        let broken = [&begun[..], b"--\n-- Database \"clinic\" dump\n--\n\n"].concat();
+        let end = b"\\unrestrict x\n\n--\n-- PostgreSQL database cluster dump complete\n--\n\n";
+        for (text, whole) in [(broken, false), ([&begun[..], end].concat(), true)] {
+            fs::write(&path, &text).unwrap();
+            assert_eq!(open(&path).unwrap().import.whole, Some(whole));
+        }
     }
 
     #[test]

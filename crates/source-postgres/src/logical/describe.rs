@@ -163,6 +163,13 @@ pub struct Table {
     pub root: Option<(String, String)>,
 }
 
+impl Table {
+    /// Whether an extension makes it, with what is built on it.
+    pub(super) fn is_of_extension(&self) -> bool {
+        self.condition.is_some()
+    }
+}
+
 /// A sequence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sequence {

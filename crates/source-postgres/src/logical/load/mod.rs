@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use self::rows::Way;
 use self::schema::{Archive, Without};
 use self::swap::Swap;
-use super::describe::{DatabaseDump, LARGE_OBJECTS_FILE, SCHEMA_FILE, Table};
+use super::describe::{DatabaseDump, ForeignKey, LARGE_OBJECTS_FILE, SCHEMA_FILE, Table};
 use super::names::{literal, qualified};
 use super::selection::Selection;
 use super::session::{self, each, odd};
@@ -342,7 +342,7 @@ impl Loader {
     }
 }
 
-/// The tables that are loaded. A pattern that fits none is a mistake.
+/// The tables that are loaded, in the order in which one after the other can be. A pattern that fits none is a mistake.
 pub(super) fn chosen<'d>(
     dumped: &'d DatabaseDump,
     selection: &Selection,
@@ -356,7 +356,31 @@ pub(super) fn chosen<'d>(
     let takes = |t: &&Table| {
         t.rows.is_some() && selection.takes(&t.schema, &t.name) && selection.takes_rows(&t.schema, &t.name)
     };
-    Ok(dumped.tables.iter().filter(takes).collect())
+    Ok(in_order(dumped.tables.iter().filter(takes).collect(), &dumped.foreign_keys))
+}
+
+/// Tables of extensions first, each behind those that it refers to: their foreign keys are there before their rows.
+fn in_order<'d>(tables: Vec<&'d Table>, keys: &[ForeignKey]) -> Vec<&'d Table> {
+    let (mut waiting, others): (Vec<&'d Table>, Vec<&'d Table>) =
+        tables.into_iter().partition(|table| table.is_of_extension());
+    let mut ordered = Vec::new();
+    while !waiting.is_empty() {
+        let oids: BTreeSet<u32> = waiting.iter().map(|table| table.oid).collect();
+        let waits = |table: &&Table| {
+            keys.iter().any(|key| key.from == table.oid && key.to != key.from && oids.contains(&key.to))
+        };
+        let (later, now): (Vec<&'d Table>, Vec<&'d Table>) = waiting.into_iter().partition(waits);
+        // Those of a circle have no order; the server says what is wrong.
+        let is_circle = now.is_empty();
+        ordered.extend(now);
+        if is_circle {
+            ordered.extend(later);
+            break;
+        }
+        waiting = later;
+    }
+    ordered.extend(others);
+    ordered
 }
 
 /// What cannot be made with these tables alone.
@@ -410,4 +434,40 @@ pub(super) fn sequence_commands(
             format!("SELECT pg_catalog.setval({name}, {value}, {called})")
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_of_extensions_come_first_and_none_before_what_it_refers_to() {
+        let table = |oid: u32, name: &str, condition: &str| {
+            format!(
+                r#"{{ "oid": {oid}, "schema": "s", "name": "{name}", "columns": [], "rows": 1, "hash": null, "bytes": 0,
+                "parts": 1, "condition": {condition}, "root": null }}"#
+            )
+        };
+        let key = |from: u32, to: u32| {
+            format!(r#"{{ "oid": 9, "name": "k", "from": {from}, "to": {to}, "partitioned": false }}"#)
+        };
+        let tables =
+            [(1, "a", "null"), (2, "layer", r#""""#), (3, "leaf", r#""""#), (4, "topology", r#""""#)];
+        let tables = tables.map(|(oid, name, condition)| table(oid, name, condition)).join(",");
+        let names = |keys: &[String]| -> Vec<String> {
+            let json = format!(
+                r#"{{ "format": 1, "name": "clinic", "encoding": "UTF8", "collate": "C", "ctype": "C",
+                "provider": "c", "locale": null, "icu_rules": null, "collation_version": null, "owner": "ann",
+                "connection_limit": -1, "comment": null, "privileges": null, "settings": [], "extensions": [],
+                "tables": [{tables}], "sequences": [], "foreign_keys": [{}], "large_objects": 0 }}"#,
+                keys.join(",")
+            );
+            let dumped = DatabaseDump::parse(json.as_bytes()).unwrap();
+            let chosen = chosen(&dumped, &Selection::default()).unwrap();
+            chosen.into_iter().map(|table| table.name.clone()).collect()
+        };
+        let keys = [key(3, 2), key(2, 4), key(4, 4), key(1, 2)];
+        assert_eq!(names(&keys), ["topology", "layer", "leaf", "a"]);
+        assert_eq!(names(&[key(2, 4), key(4, 2)]), ["leaf", "layer", "topology", "a"], "a circle ends");
+    }
 }

@@ -78,13 +78,18 @@ impl Way {
         })
     }
 
-    /// Fills tables.
+    /// Fills tables, those of extensions one after the other.
     pub fn fill(&self, from: &DumpSnapshot, database: &str, tables: &[&Table]) -> Result<(), DumpError> {
-        let mut parts = Vec::new();
+        let (mut in_order, mut parts) = (Vec::new(), Vec::new());
         for table in tables {
             for key in from.parts(database, table)? {
-                parts.push((*table, key));
+                let list = if table.is_of_extension() { &mut in_order } else { &mut parts };
+                list.push((*table, key));
             }
+        }
+        if !in_order.is_empty() {
+            let alone = Self { jobs: 1, ..self.clone() };
+            alone.each(in_order, |client, (table, key)| self.part(client, from, table, &key))?;
         }
         // What takes longest begins first.
         parts.sort_by_key(|(table, _)| std::cmp::Reverse(table.bytes / u64::from(table.parts.max(1))));

@@ -40,7 +40,8 @@ pub fn write_sql(
     let major = from.dump().major();
     put(out, &for_server(&archive.script("pre-data", &without, options)?, major))?;
     // What a script of `pg_restore` sets holds for the session, and so for everything between.
-    put(out, format!("\nSET client_encoding = {};\n", literal(&dumped.properties.encoding)).as_bytes())?;
+    let encoding = literal(&dumped.properties.encoding);
+    put(out, format!("\nSET client_encoding = {encoding};\nSET lc_monetary = 'C';\n").as_bytes())?;
     for table in &tables {
         rows(&handle, from, &dumped, table, out)?;
     }
@@ -50,6 +51,8 @@ pub fn write_sql(
     for command in sequence_commands(&dumped, &tables, &options.selection) {
         put(out, format!("{command};\n").as_bytes())?;
     }
+    // Definitions are written under the settings of the database.
+    put(out, b"RESET lc_monetary;\n")?;
     put(out, &for_server(&archive.script("post-data", &without, options)?, major))?;
     out.flush().map_err(output)?;
     Ok(Loaded {

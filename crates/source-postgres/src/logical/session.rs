@@ -7,7 +7,7 @@ use crate::wire::{Client, Rows};
 /// Everything that changes how a value is written or read, or that could end a long session.
 const SETTINGS: &str = "SELECT pg_catalog.set_config('search_path', '', false); SET datestyle = 'ISO'; \
     SET intervalstyle = 'postgres'; SET timezone = 'UTC'; SET extra_float_digits = 3; SET bytea_output = 'hex'; \
-    SET xmloption = 'content'; SET row_security = off; SET synchronize_seqscans = off; \
+    SET lc_monetary = 'C'; SET xmloption = 'content'; SET row_security = off; SET synchronize_seqscans = off; \
     SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
     SET idle_session_timeout = 0";
 
@@ -48,4 +48,19 @@ pub(crate) fn each<T>(
     (0..rows.rows.len())
         .map(|row| make(&|column| rows.text(row, column).map(str::to_owned)).ok_or_else(|| odd(what)))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_value_depends_on_what_is_set_for_a_database() {
+        // Of `money` the text is `$1,234.56` in one database, and `1.234,56 €` in another, which takes only its own.
+        for name in
+            ["datestyle", "intervalstyle", "timezone", "extra_float_digits", "bytea_output", "lc_monetary"]
+        {
+            assert!(SETTINGS.contains(&format!("SET {name} = ")), "{name}");
+        }
+    }
 }

@@ -29,6 +29,8 @@ pub(super) struct Inventory {
     pub tables: Vec<Found>,
     /// Names of foreign tables, whose rows are elsewhere.
     pub foreign: Vec<String>,
+    /// Names of tables and sequences that are not logged, on a standby: it has nothing of them, and refuses to read them.
+    pub unlogged: Vec<String>,
     pub extensions: Vec<Extension>,
     pub foreign_keys: Vec<ForeignKey>,
     pub large_objects: u64,
@@ -130,7 +132,8 @@ SELECT c.oid, n.nspname, c.relname, c.relkind, coalesce(am.amname = 'heap', fals
     (SELECT coalesce(json_agg(a.attname ORDER BY a.attnum), '[]') FROM pg_attribute a
      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
     (SELECT d.refobjid FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
-     AND d.objsubid = 0 AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND c.relkind = 'S' LIMIT 1)
+     AND d.objsubid = 0 AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND c.relkind = 'S' LIMIT 1),
+    c.relpersistence = 'u' AND pg_is_in_recovery()
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_am am ON am.oid = c.relam
 LEFT JOIN config ON config.oid = c.oid
@@ -146,7 +149,7 @@ pub(super) async fn inventory(client: &mut Client, selection: &Selection) -> Res
     let rows = client.query(RELATIONS, "ask for tables").await?;
     let mut inventory = Inventory::default();
     let mut taken = std::collections::BTreeSet::new();
-    let mut sequences = Vec::new();
+    let (mut sequences, mut unlogged) = (Vec::new(), Vec::new());
     for row in 0..rows.rows.len() {
         let text = |column| rows.text(row, column).map(str::to_owned);
         let (Some(oid), Some(schema), Some(name)) =
@@ -154,25 +157,34 @@ pub(super) async fn inventory(client: &mut Client, selection: &Selection) -> Res
         else {
             return Err(odd("tables"));
         };
+        let is_empty_here = rows.text(row, 11) == Some("t");
         match rows.text(row, 3) {
-            Some("S") => sequences.push((schema, name, text(10).and_then(|oid| oid.parse::<u32>().ok()))),
+            Some("S") => {
+                let table = text(10).and_then(|oid| oid.parse::<u32>().ok());
+                let list = if is_empty_here { &mut unlogged } else { &mut sequences };
+                list.push((schema, name, table));
+            }
             _ if !selection.takes(&schema, &name) => {}
             Some("f") => inventory.foreign.push(format!("{schema}.{name}")),
             _ => {
                 taken.insert(oid);
-                let rows_too = selection.takes_rows(&schema, &name);
+                let wanted = selection.takes_rows(&schema, &name);
+                let rows_too = wanted && !is_empty_here;
+                if wanted && is_empty_here {
+                    inventory.unlogged.push(format!("{schema}.{name}"));
+                }
                 inventory.tables.push(table(&rows, row, oid, rows_too).ok_or_else(|| odd("tables"))?);
             }
         }
     }
     // A sequence of a column goes with its table.
-    inventory.sequences = sequences
-        .into_iter()
-        .filter(|(schema, name, table)| match table {
-            Some(table) => taken.contains(table),
-            None => selection.takes(schema, name),
-        })
-        .collect();
+    let is_taken = |(schema, name, table): &(String, String, Option<u32>)| match table {
+        Some(table) => taken.contains(table),
+        None => selection.takes(schema, name),
+    };
+    inventory.sequences = sequences.into_iter().filter(is_taken).collect();
+    let unlogged = unlogged.into_iter().filter(is_taken);
+    inventory.unlogged.extend(unlogged.map(|(schema, name, _)| format!("{schema}.{name}")));
     rest(client, &mut inventory).await?;
     Ok(inventory)
 }

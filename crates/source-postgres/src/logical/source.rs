@@ -309,10 +309,16 @@ impl DumpSource {
         if !held.inventory.foreign.is_empty() {
             left_out.push(of(format!("rows of foreign tables ({})", some(&held.inventory.foreign))));
         }
+        let unlogged = &held.inventory.unlogged;
+        if !unlogged.is_empty() {
+            let what = "what is not logged, of which a standby has nothing";
+            left_out.push(of(format!("{what} ({})", some(unlogged))));
+        }
         let without: Vec<String> = tables
             .iter()
             .filter(|table| table.rows.is_none())
             .map(|table| format!("{}.{}", table.schema, table.name))
+            .filter(|name| !unlogged.contains(name))
             .collect();
         if !without.is_empty() {
             left_out.push(of(format!("rows of excluded tables ({})", some(&without))));

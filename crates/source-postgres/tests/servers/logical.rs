@@ -10,6 +10,7 @@ use keepwell_source_postgres::logical::{
     Programs, Proof, Roles, Selection,
 };
 
+use crate::receive::as_owner;
 use crate::server::{Server, connect, majors, options};
 use crate::world::World;
 
@@ -125,6 +126,31 @@ async fn what_a_drop_left_half_removed_is_no_database() {
     let described = DumpSnapshot::open(&world.repository, &snapshot).await.unwrap();
     let names: Vec<&str> = described.dump().databases.iter().map(|one| one.name.as_str()).collect();
     assert_eq!(names, ["postgres"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_is_dumped_without_what_is_not_logged() {
+    let server = Server::start(majors()[0], &[]);
+    server.sql("CREATE TABLE kept AS SELECT generate_series(1, 10) AS n").await;
+    // From 15 on its sequence is not logged either.
+    server.sql("CREATE UNLOGGED TABLE quick (id serial, n int)").await;
+    server.sql("INSERT INTO quick (n) SELECT generate_series(1, 10)").await;
+    let (bin, data) = (server.value("BIN"), server.data().display());
+    let restart = format!(
+        "touch {data}/standby.signal && {bin}/pg_ctl restart -w -t 60 -s -m fast -D {data} -l /dev/null"
+    );
+    assert!(as_owner(&server, &restart));
+    let world = World::new().await;
+    let snapshot = dump(&world, &server, |_| {}).await;
+    let described = DumpSnapshot::open(&world.repository, &snapshot).await.unwrap();
+    let dump = described.dump();
+    let is_told = |sentence: &String| sentence.contains("not logged") && sentence.contains("public.quick");
+    assert!(dump.from_standby && dump.left_out.iter().any(is_told), "{:?}", dump.left_out);
+    assert!(!dump.left_out.iter().any(|sentence| sentence.contains("excluded")), "{:?}", dump.left_out);
+    server.sql("SELECT pg_promote()").await;
+    let loaded = load(&world, &server, &snapshot, "postgres", "back").await;
+    assert_eq!((loaded.tables, loaded.rows), (1, 10));
+    assert_eq!(ask(&server, "back", "SELECT count(*) FROM quick").await, "0");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -132,7 +132,8 @@ async fn recover(server: &Server, base: &Path, wal: &Path, target: &str, sql: &s
     answer
 }
 
-fn as_owner(server: &Server, command: &str) -> bool {
+/// Runs a command of bash as the user whose files the server's are.
+pub fn as_owner(server: &Server, command: &str) -> bool {
     let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
     let mut run = if root { Command::new("setpriv") } else { Command::new("env") };
     if root {

@@ -154,6 +154,31 @@ async fn a_standby_is_dumped_without_what_is_not_logged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_setting_that_the_server_does_not_take_is_left_out_and_told() {
+    let server = Server::start(majors()[0], &[]);
+    server.sql("ALTER DATABASE postgres SET work_mem = '5MB'").await;
+    // One of a tablespace that is not there is taken by a database, and by no session.
+    server.sql("ALTER DATABASE postgres SET temp_tablespaces = gone").await;
+    server.sql("ALTER DATABASE postgres SET search_path = app, public").await;
+    // As a setting of an older major, which this one does not know.
+    let unknown =
+        "UPDATE pg_db_role_setting SET setconfig = 'of_old=on'::text || setconfig WHERE setrole = 0";
+    server.sql(unknown).await;
+    let world = World::new().await;
+    let snapshot = dump(&world, &server, |_| {}).await;
+    let loaded = load(&world, &server, &snapshot, "postgres", "back").await;
+    let told =
+        "the setting `of_old` of the database is left out: unrecognized configuration parameter \"of_old\"";
+    assert_eq!(loaded.notes, [told]);
+    let sql = "SELECT array_to_string(setconfig, '; ') FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase \
+        WHERE datname = 'back'";
+    assert_eq!(
+        ask(&server, "postgres", sql).await,
+        "work_mem=5MB; temp_tablespaces=gone; search_path=app, public"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_of_megabytes_and_bytes_of_every_encoding_come_back() {
     let server = Server::start(majors()[0], &[]);
     server

@@ -7,17 +7,18 @@ use super::super::describe::{DatabaseDump, Properties};
 use super::super::names::{ident, literal};
 use super::super::session::each;
 use super::{LoadOptions, Owners, Privileges};
-use crate::wire::Client;
+use crate::wire::{Client, PgError};
 
 /// Settings whose value is a list of names, which the catalog holds quoted already.
-const LISTS: [&str; 6] = [
+const LISTS: [&str; 5] = [
     "local_preload_libraries",
     "search_path",
     "session_preload_libraries",
     "shared_preload_libraries",
-    "temp_tablespaces",
     "unix_socket_directories",
 ];
+/// One more of them, which a session may not have where one of its tablespaces is missing. A database may.
+const TABLESPACES: &str = "temp_tablespaces";
 
 pub(super) async fn exists(client: &mut Client, name: &str) -> Result<bool, DumpError> {
     let sql = format!("SELECT 1 FROM pg_database WHERE datname = {}", literal(name));
@@ -61,27 +62,35 @@ fn creation(name: &str, properties: &Properties, major: u32) -> String {
     sql
 }
 
-/// Sets what was set for the original: owner, privileges, settings, comment, limit.
+/// Sets what was set for the original: owner, privileges, settings, comment, limit. Gives the settings that the server does
+/// not take, as sentences: what newer ones do not know any more is no reason to lose what was loaded.
 pub(super) async fn set_up(
     client: &mut Client,
     name: &str,
     properties: &Properties,
     options: &LoadOptions,
-) -> Result<(), DumpError> {
+) -> Result<Vec<String>, DumpError> {
+    let action = format!("set up the database `{name}`");
     let rows = client.query("SELECT rolname FROM pg_roles", "ask for roles").await?;
     let roles: BTreeSet<String> = each(&rows, "roles", |text| text(0))?.into_iter().collect();
-    for sql in commands(name, properties, (&options.owners, options.privileges), &roles) {
-        client.query(&sql, &format!("set up the database `{name}`")).await?;
+    for sql in commands(name, properties, (&options.owners, options.privileges)) {
+        client.query(&sql, &action).await?;
     }
-    Ok(())
+    let mut refused = Vec::new();
+    for (setting, sql) in settings(name, properties, &roles) {
+        match client.query(&sql, &action).await {
+            Err(PgError::Server { error, .. }) => {
+                refused
+                    .push(format!("the setting `{setting}` of the database is left out: {}", error.message));
+            }
+            answered => drop(answered?),
+        }
+    }
+    client.query("SELECT pg_catalog.set_config('search_path', '', false)", &action).await?;
+    Ok(refused)
 }
 
-fn commands(
-    name: &str,
-    properties: &Properties,
-    (owners, privileges): (&Owners, Privileges),
-    roles: &BTreeSet<String>,
-) -> Vec<String> {
+fn commands(name: &str, properties: &Properties, (owners, privileges): (&Owners, Privileges)) -> Vec<String> {
     let database = ident(name);
     let mut sql = Vec::new();
     match owners {
@@ -102,6 +111,19 @@ fn commands(
             }
         }
     }
+    if let Some(comment) = &properties.comment {
+        sql.push(format!("COMMENT ON DATABASE {database} IS {}", literal(comment)));
+    }
+    if properties.connection_limit >= 0 {
+        sql.push(format!("ALTER DATABASE {database} CONNECTION LIMIT {}", properties.connection_limit));
+    }
+    sql
+}
+
+/// Names of settings, and what sets them.
+fn settings(name: &str, properties: &Properties, roles: &BTreeSet<String>) -> Vec<(String, String)> {
+    let database = ident(name);
+    let mut found = Vec::new();
     for setting in &properties.settings {
         let role = setting.role.as_ref();
         if role.is_some_and(|role| !roles.contains(role)) {
@@ -111,27 +133,39 @@ fn commands(
             || format!("DATABASE {database}"),
             |role| format!("ROLE {} IN DATABASE {database}", ident(role)),
         );
-        let what = ident(&setting.name);
-        match LISTS.contains(&setting.name.as_str()) {
+        let (what, value) = (ident(&setting.name), literal(&setting.value));
+        let sql = if setting.name == TABLESPACES {
+            let names: Vec<String> = listed(&setting.value).iter().map(|name| literal(name)).collect();
+            format!("ALTER {whom} SET {what} TO {}", names.join(", "))
+        } else if LISTS.contains(&setting.name.as_str()) {
             // Taken over as it is: a list of names does not survive being quoted as one text.
-            true => sql.push(format!(
-                "SELECT pg_catalog.set_config({}, {}, false); ALTER {whom} SET {what} FROM CURRENT",
-                literal(&setting.name),
-                literal(&setting.value)
-            )),
-            false => sql.push(format!("ALTER {whom} SET {what} TO {}", literal(&setting.value))),
+            format!(
+                "SELECT pg_catalog.set_config({}, {value}, false); ALTER {whom} SET {what} FROM CURRENT",
+                literal(&setting.name)
+            )
+        } else {
+            format!("ALTER {whom} SET {what} TO {value}")
+        };
+        found.push((setting.name.clone(), sql));
+    }
+    found
+}
+
+/// The names of a list as the catalog has it: `fast, "an ""odd"" one"`.
+fn listed(list: &str) -> Vec<String> {
+    let (mut names, mut name, mut is_quoted) = (Vec::new(), String::new(), false);
+    let mut characters = list.chars().peekable();
+    while let Some(character) = characters.next() {
+        match character {
+            '"' if is_quoted && characters.next_if_eq(&'"').is_some() => name.push('"'),
+            '"' => is_quoted = !is_quoted,
+            ',' if !is_quoted => names.push(std::mem::take(&mut name)),
+            other if is_quoted || !other.is_whitespace() => name.push(other),
+            _ => {}
         }
     }
-    if !properties.settings.is_empty() {
-        sql.push("SELECT pg_catalog.set_config('search_path', '', false)".to_owned());
-    }
-    if let Some(comment) = &properties.comment {
-        sql.push(format!("COMMENT ON DATABASE {database} IS {}", literal(comment)));
-    }
-    if properties.connection_limit >= 0 {
-        sql.push(format!("ALTER DATABASE {database} CONNECTION LIMIT {}", properties.connection_limit));
-    }
-    sql
+    names.push(name);
+    names
 }
 
 /// What can belong to a role that is no superuser, and to no extension.
@@ -247,20 +281,22 @@ mod tests {
                 setting("search_path", "\"$user\", app", None),
                 setting("work_mem", "5MB", Some("ann")),
                 setting("work_mem", "6MB", Some("gone")),
+                setting("temp_tablespaces", "fast, \"an \"\"odd, one\"", None),
             ],
-            connection_limit: -1,
             ..Properties::default()
         };
         let roles = BTreeSet::from(["ann".to_owned()]);
-        let found = commands("db", &properties, (&Owners::Ours, Privileges::None), &roles);
+        let found: Vec<String> =
+            settings("db", &properties, &roles).into_iter().map(|(_, sql)| sql).collect();
         assert_eq!(
-            found[..2],
+            found,
             [
                 "SELECT pg_catalog.set_config('search_path', '\"$user\", app', false); \
                  ALTER DATABASE \"db\" SET \"search_path\" FROM CURRENT",
                 "ALTER ROLE \"ann\" IN DATABASE \"db\" SET \"work_mem\" TO '5MB'",
+                "ALTER DATABASE \"db\" SET \"temp_tablespaces\" TO 'fast', 'an \"odd, one'",
             ]
         );
-        assert_eq!(found.len(), 3, "{found:?}");
+        assert_eq!(listed(""), [""]);
     }
 }

@@ -253,7 +253,7 @@ impl Loader {
             client.close().await;
         }
         if place == Destination::New {
-            database::set_up(&mut self.client, into, &dumped.properties, &self.options).await?;
+            notes.extend(database::set_up(&mut self.client, into, &dumped.properties, &self.options).await?);
         }
         Ok(Loaded {
             tables: chosen.len() as u64,

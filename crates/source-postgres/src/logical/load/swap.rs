@@ -69,15 +69,20 @@ impl Swap<'_> {
         self.exchange(client).await.map_err(|source| Failed { is_closed: true, source })
     }
 
-    async fn exchange(&self, client: &mut Client) -> Result<(), PgError> {
-        let action = self.action();
-        let others = format!(
-            "FROM pg_stat_activity WHERE datname IN ({}, {}) AND pid <> pg_backend_pid()",
+    /// Waits for the end of each, for as long as it says. Who belongs to no role is an autovacuum worker, which only superusers
+    /// may end: the server does so itself before it renames.
+    fn end_others(&self) -> String {
+        format!(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname IN ({}, {}) \
+             AND pid <> pg_backend_pid() AND usesysid IS NOT NULL",
             literal(self.name),
             literal(self.new)
-        );
-        // It waits for the end of each, for as long as it says.
-        client.query(&format!("SELECT pg_terminate_backend(pid, 10000) {others}"), &action).await?;
+        )
+    }
+
+    async fn exchange(&self, client: &mut Client) -> Result<(), PgError> {
+        let action = self.action();
+        client.query(&self.end_others(), &action).await?;
         let sql = format!(
             "BEGIN; ALTER DATABASE {name} RENAME TO {}; ALTER DATABASE {} RENAME TO {name}; COMMIT",
             ident(self.old),
@@ -172,6 +177,15 @@ mod tests {
 
     fn done() -> Vec<u8> {
         message(b'C', b"ALTER DATABASE\0")
+    }
+
+    #[test]
+    fn nobody_is_ended_whom_only_a_superuser_may_end_and_the_server_ends_itself() {
+        let sql = SWAP.end_others();
+        assert!(
+            sql.ends_with("datname IN ('x', 'new') AND pid <> pg_backend_pid() AND usesysid IS NOT NULL"),
+            "{sql}"
+        );
     }
 
     #[tokio::test]

@@ -80,10 +80,67 @@ fn rows(
     };
     let listed = if table.columns.is_empty() { String::new() } else { format!(" ({})", columns(table)) };
     write!(out, "\nCOPY {target}{listed} FROM stdin;\n").map_err(output)?;
+    let mut lines = Lines { out: &mut *out, place: Place::Begin, is_refused: false };
     for key in from.parts(&dumped.name, table)? {
-        handle.block_on(from.tree().dump_file(&key, out))?;
+        let written = handle.block_on(from.tree().dump_file(&key, &mut lines));
+        if lines.is_refused {
+            let reason = "a line of it would end the rows, which no row does".to_owned();
+            return Err(DumpError::Description { name: key.display_path(), reason });
+        }
+        written?;
     }
     out.write_all(b"\\.\n\n").map_err(output)
+}
+
+/// Rows on their way into a script, of which none begins with `\.`: there `psql` would take what follows for commands, also
+/// for such as run on its own host. A server writes every backslash of a value twice; one that does not is out to harm us.
+struct Lines<'o> {
+    out: &'o mut (dyn Write + Send),
+    place: Place,
+    is_refused: bool,
+}
+
+/// Where in a line we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Begin,
+    BehindBackslash,
+    Within,
+}
+
+impl Lines<'_> {
+    /// Whether all of it is rows.
+    fn follow(&mut self, mut data: &[u8]) -> bool {
+        while let Some((first, rest)) = data.split_first() {
+            match (self.place, *first) {
+                (Place::Begin, b'\\') => (self.place, data) = (Place::BehindBackslash, rest),
+                (Place::BehindBackslash, b'.') => return false,
+                _ => match data.iter().position(|byte| *byte == b'\n') {
+                    Some(end) => (self.place, data) = (Place::Begin, &data[end + 1..]),
+                    None => {
+                        self.place = Place::Within;
+                        return true;
+                    }
+                },
+            }
+        }
+        true
+    }
+}
+
+impl Write for Lines<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if !self.follow(buf) {
+            self.is_refused = true;
+            return Err(io::Error::other("this is no row"));
+        }
+        self.out.write_all(buf)?;
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// As the script that `pg_restore` makes of them.
@@ -117,4 +174,28 @@ fn large_objects(
         finished?;
         fed
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_line_among_the_rows_ends_them() {
+        let written = |pieces: &[&str]| {
+            let mut out = Vec::new();
+            let mut lines = Lines { out: &mut out, place: Place::Begin, is_refused: false };
+            let all = pieces.iter().try_for_each(|piece| lines.write_all(piece.as_bytes()));
+            assert_eq!(lines.is_refused, all.is_err());
+            all.map(|()| String::from_utf8(out).unwrap()).ok()
+        };
+        let whole = "1\t\\.\n\\\\.\n\\N\n\n.\n";
+        assert_eq!(written(&[whole]).as_deref(), Some(whole));
+        let each: Vec<String> = whole.chars().map(String::from).collect();
+        let each: Vec<&str> = each.iter().map(String::as_str).collect();
+        assert_eq!(written(&each).as_deref(), Some(whole));
+        for pieces in [&["\\.\n\\! id\n"][..], &["1\n\\", ".\n"], &["1", "\n", "\\", ".\r\n"]] {
+            assert_eq!(written(pieces), None, "{pieces:?}");
+        }
+    }
 }

@@ -119,8 +119,8 @@ WITH RECURSIVE config AS (
 ), unstable AS (
     SELECT DISTINCT up.leaf
     FROM up JOIN pg_partitioned_table p ON p.partrelid = up.parent AND p.partstrat = 'h'
-    JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = ANY (p.partattrs)
-    JOIN pg_type t ON t.oid = a.atttypid WHERE t.typtype = 'e'
+    JOIN pg_opclass o ON o.oid = ANY (p.partclass)
+    WHERE o.opcname = 'enum_ops' AND o.opcnamespace = 'pg_catalog'::regnamespace
 ), root AS (
     SELECT up.leaf, n.nspname, c.relname
     FROM up JOIN unstable USING (leaf) JOIN pg_class c ON c.oid = up.parent

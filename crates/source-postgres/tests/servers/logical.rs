@@ -179,6 +179,32 @@ async fn a_setting_that_the_server_does_not_take_is_left_out_and_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_by_the_hash_of_an_enum_are_known_however_it_is_had() {
+    let server = Server::start(majors()[0], &[]);
+    server.sql("CREATE TYPE mood AS ENUM ('bad', 'fine', 'good', 'best'); CREATE DOMAIN felt AS mood").await;
+    server.sql("CREATE FUNCTION same(mood) RETURNS mood IMMUTABLE LANGUAGE sql AS 'SELECT $1'").await;
+    for (name, key) in [("as_domain", "what"), ("by_expression", "same(what)")] {
+        server.sql(&format!("CREATE TABLE {name} (what felt) PARTITION BY HASH ({key})")).await;
+        for part in 0..4 {
+            let sql = format!(
+                "CREATE TABLE {name}_{part} PARTITION OF {name} FOR VALUES WITH (MODULUS 4, REMAINDER {part})"
+            );
+            server.sql(&sql).await;
+        }
+        server.sql(&format!("INSERT INTO {name} SELECT unnest(enum_range(NULL::mood))")).await;
+    }
+    let world = World::new().await;
+    let snapshot = dump(&world, &server, |_| {}).await;
+    let described = DumpSnapshot::open(&world.repository, &snapshot).await.unwrap();
+    let database = described.database("postgres").await.unwrap();
+    let roots: Vec<_> =
+        database.tables.iter().map(|table| table.root.as_ref().map(|(_, name)| name.as_str())).collect();
+    assert_eq!(roots, [[Some("as_domain"); 4], [Some("by_expression"); 4]].concat());
+    let loaded = load(&world, &server, &snapshot, "postgres", "back").await;
+    assert_eq!((loaded.tables, loaded.rows), (8, 8));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_of_megabytes_and_bytes_of_every_encoding_come_back() {
     let server = Server::start(majors()[0], &[]);
     server

@@ -250,11 +250,16 @@ fn check(path: &Path, name: &str, read: &Look) -> Result<Vec<String>, DumpError>
     let mut checked = Vec::new();
     for (ending, found) in sums {
         let beside = PathBuf::from(format!("{}.{ending}", path.display()));
-        let Ok(file) = File::open(&beside) else { continue };
         let mut text = String::new();
-        let read = file.take(SUMS_BYTES_MAX).read_to_string(&mut text);
+        let read = File::open(&beside).and_then(|file| file.take(SUMS_BYTES_MAX).read_to_string(&mut text));
         let shown = || beside.display().to_string();
-        read.map_err(|source| DumpError::File { operation: "read".to_owned(), path: shown(), source })?;
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => {
+                return Err(DumpError::File { operation: "read".to_owned(), path: shown(), source });
+            }
+            Ok(_) => {}
+        }
         let found = hex::encode(found);
         match expected(&text, name, found.len()) {
             Some(expected) if expected.eq_ignore_ascii_case(&found) => checked.push(shown()),
@@ -430,5 +435,10 @@ mod tests {
         assert!(matches!(open(&path), Err(DumpError::Checksum { .. })));
         fs::write(&beside, "no checksum\n").unwrap();
         assert!(matches!(open(&path), Err(DumpError::NoChecksum { .. })));
+        fs::remove_file(&beside).unwrap();
+        assert!(open(&path).unwrap().import.checked.is_empty());
+        // One that is there and cannot be read is not passed over: this link leads to itself.
+        std::os::unix::fs::symlink(&beside, &beside).unwrap();
+        assert!(matches!(open(&path), Err(DumpError::File { .. })));
     }
 }

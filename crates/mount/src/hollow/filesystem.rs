@@ -137,8 +137,14 @@ impl Filesystem for Hollow {
         let linked = self.path(ino).and_then(|from| {
             let path = self.child(parent, name)?;
             let directory = &self.files.directory;
+            let mut hollow = self.files.hollow_mut();
             at::linkat(directory, &from, directory, &path, AtFlags::empty()).map_err(refused)?;
             let found = self.look(&path)?;
+            // The older name is the one that goes: a server before 16 renames segments of its log so.
+            if let Some((known, _)) = hollow.get_mut(&found.st_ino) {
+                *known = Path::new(OsStr::from_bytes(&path)).to_path_buf();
+            }
+            drop(hollow);
             Ok(self.tell(parent, &path, &found))
         });
         entry(reply, linked);

@@ -123,6 +123,11 @@ fn a_directory_of_holes_is_the_full_one_to_who_works_in_it() {
             assert_eq!(fs::read(one.join("control")).unwrap(), b"beneath");
             assert!(!one.join("control.incomplete").exists());
             work_on([&one, &other], &mut Dice::new(3));
+            for dir in [one, other] {
+                // As a server renames what must replace nothing.
+                fs::hard_link(dir.join("b/untouched"), dir.join("b/renamed")).unwrap();
+                fs::remove_file(dir.join("b/untouched")).unwrap();
+            }
         };
         tokio::task::spawn_blocking(work).await.unwrap();
         assert!((3 * MIB as u64..missing).contains(&filling.missing_bytes()));

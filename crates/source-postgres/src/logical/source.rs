@@ -27,8 +27,8 @@ use crate::wire::Client;
 
 /// Tables are locked in one command as long as it names no more than these.
 const LOCKED_AT_ONCE: usize = 500;
-/// How long `pg_dump` waits for a table that somebody else has locked.
-const LOCK_WAIT: &str = "--lock-wait-timeout=60s";
+/// How long we, and `pg_dump`, wait for a table that somebody else has locked.
+const LOCK_WAIT: &str = "60s";
 /// Names of a list in a sentence.
 const NAMED_MAX: usize = 10;
 
@@ -184,7 +184,7 @@ impl DumpSource {
     /// Begins: from here on everything of this database is seen as it is now.
     async fn hold(&self, name: &str) -> Result<Held, DumpError> {
         let mut client = session::connect(&self.connect, name).await?;
-        client.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "begin").await?;
+        begin(&mut client).await?;
         let rows = client.query("SELECT pg_export_snapshot() AS id", "share the snapshot").await?;
         let snapshot = rows.first("id").ok_or_else(|| odd("the snapshot"))?.to_owned();
         let properties = catalog::properties(&mut client, name).await?;
@@ -204,7 +204,7 @@ impl DumpSource {
     fn pg_dump(&self, held: &Held) -> Command {
         let connect = self.connect.ordinary(&held.name);
         let mut command = self.programs.command("pg_dump", Some(&connect));
-        command.args(["--format=custom", "--compress=0", LOCK_WAIT]);
+        command.args(["--format=custom", "--compress=0"]).arg(format!("--lock-wait-timeout={LOCK_WAIT}"));
         command.arg(format!("--snapshot={}", held.snapshot));
         command
     }
@@ -377,6 +377,14 @@ impl Source for DumpSource {
     }
 }
 
+/// Begins to see the database as it is now.
+async fn begin(client: &mut Client) -> Result<(), DumpError> {
+    client.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "begin").await?;
+    // Whoever holds a lock may do so for ever, and a wait for it cannot be interrupted. Also a table's size waits for one.
+    client.query(&format!("SET LOCAL lock_timeout = '{LOCK_WAIT}'"), "limit the wait for locks").await?;
+    Ok(())
+}
+
 async fn facts(client: &mut Client) -> Result<Facts, DumpError> {
     let sql = "SELECT version() AS version, current_setting('server_version_num') AS number, \
                pg_is_in_recovery() AS standby, has_table_privilege('pg_catalog.pg_authid', 'SELECT') AS passwords";
@@ -474,6 +482,18 @@ mod tests {
             condition: None,
             root: None,
         }
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_lock_for_ever() {
+        let done = || crate::testing::message(b'C', b"SET\0");
+        let begun = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", done());
+        // What is not among the answers fails.
+        let (_dir, mut client) = crate::testing::played(vec![begun.clone()]).await;
+        assert!(begin(&mut client).await.is_err(), "it began without a limit");
+        let limited = ("SET LOCAL lock_timeout = '60s'", done());
+        let (_dir, mut client) = crate::testing::played(vec![begun, limited]).await;
+        begin(&mut client).await.unwrap();
     }
 
     #[test]

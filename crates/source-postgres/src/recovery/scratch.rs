@@ -26,6 +26,13 @@ const COMPLAINT_BYTES_MAX: usize = 2000;
 /// A server does not start without room for how far each subscription got. Before 18 it has as much as for slots.
 const ORIGINS_MAX: &str = "1000";
 
+/// What counts for whoever asks it, whatever is set for a database or a role: a library that is not on this host would keep
+/// everybody out, and a limit would end a check.
+const SESSION: &str = "-c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=off \
+    -c statement_timeout=0 -c lock_timeout=0";
+/// What there is from 17 on: triggers may refuse a login, or the extension that a check needs.
+const SESSION_17: &str = " -c transaction_timeout=0 -c event_triggers=off";
+
 /// Where a scratch cluster lives and how it is reached.
 #[derive(Debug, Clone)]
 pub struct ScratchOptions {
@@ -47,6 +54,7 @@ pub struct ScratchOptions {
 pub struct Scratch {
     options: ScratchOptions,
     layout: Layout,
+    major: u32,
     binaries: Binaries,
     server: Option<RunningServer>,
     watch: Option<Watch>,
@@ -86,7 +94,8 @@ impl Scratch {
 
     fn new(backup: &BaseBackup, binaries: Binaries, options: ScratchOptions) -> Self {
         let layout = layout(backup, &options);
-        Self { options, layout, binaries, server: None, watch: None, more: Vec::new(), is_kept: false }
+        let major = backup.cluster.major();
+        Self { options, layout, major, binaries, server: None, watch: None, more: Vec::new(), is_kept: false }
     }
 
     fn recovery(&self, plan: &RecoveryPlan) -> RecoverySettings {
@@ -171,7 +180,7 @@ impl Scratch {
             ("data_directory".to_owned(), shown(&self.layout.directory)),
             ("unix_socket_directories".to_owned(), shown(&self.options.socket)),
         ];
-        if backup.cluster.major() >= 18 {
+        if self.major >= 18 {
             settings.push(("max_active_replication_origins".to_owned(), ORIGINS_MAX.to_owned()));
         }
         for (name, value) in [
@@ -212,10 +221,11 @@ impl Scratch {
     pub fn connection(&self, database: &str) -> String {
         let quoted = |text: &str| format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"));
         format!(
-            "host={} port=5432 user={} dbname={}",
+            "host={} port=5432 user={} dbname={} options='{SESSION}{}'",
             quoted(&self.options.socket.display().to_string()),
             quoted(&self.options.superuser),
-            quoted(database)
+            quoted(database),
+            if self.major >= 17 { SESSION_17 } else { "" }
         )
     }
 
@@ -380,6 +390,18 @@ mod tests {
                 assert_eq!(value("max_replication_slots"), Some(ORIGINS_MAX), "{major}");
                 assert_eq!(value("max_active_replication_origins"), origins, "{major}");
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_set_for_a_database_keeps_nobody_out_and_ends_nothing() {
+        for (major, newer) in [(16, ""), (17, SESSION_17)] {
+            let dir = tempfile::tempdir().unwrap();
+            let (scratch, _) = scratch(dir.path(), "exit", major).await;
+            let text = scratch.connection("it's");
+            let options = ConnectOptions::resolve(&text, &Surroundings::default(), "test").unwrap();
+            assert_eq!((options.database.as_str(), options.user.as_str()), ("it's", "postgres"));
+            assert_eq!(options.session_options, Some(format!("{SESSION}{newer}")));
         }
     }
 

@@ -182,11 +182,14 @@ impl Scratch {
         ];
         if self.major >= 18 {
             settings.push(("max_active_replication_origins".to_owned(), ORIGINS_MAX.to_owned()));
+            // `io_uring` is not built into every server, and closed to many containers.
+            settings.push(("io_method".to_owned(), "worker".to_owned()));
         }
         for (name, value) in [
             ("listen_addresses", ""),
             ("port", "5432"),
             ("external_pid_file", ""),
+            ("unix_socket_group", ""),
             ("shared_preload_libraries", ""),
             ("session_preload_libraries", ""),
             ("local_preload_libraries", ""),
@@ -389,6 +392,9 @@ mod tests {
                 assert_eq!(value("max_logical_replication_workers"), Some("0"), "{major}");
                 assert_eq!(value("max_replication_slots"), Some(ORIGINS_MAX), "{major}");
                 assert_eq!(value("max_active_replication_origins"), origins, "{major}");
+                // Of what `ALTER SYSTEM` set, what another host may lack.
+                assert_eq!(value("unix_socket_group"), Some(""), "{major}");
+                assert_eq!(value("io_method"), origins.map(|_| "worker"), "{major}");
             }
         }
     }

@@ -120,6 +120,12 @@ pub enum DumpError {
         /// Their names.
         names: String,
     },
+    /// Roles that the database is to belong to, or that may do something with it, are missing.
+    #[error("the server does not have the roles `{names}`")]
+    NoRoles {
+        /// Their names.
+        names: String,
+    },
     /// What was loaded is not what was dumped.
     #[error("{table} has {found} rows, and the backup has {expected}; or their content differs")]
     RowsDiffer {
@@ -238,6 +244,9 @@ impl DumpError {
             Self::NoExtensions { .. } => Some(
                 "Install them on the server's host, for its major; PostgreSQL's own are in the package `postgresql-contrib`."
                     .into(),
+            ),
+            Self::NoRoles { .. } => Some(
+                "Make them, or load it without: `--owner ROLE` or `--no-owner`, and `--no-privileges`.".into(),
             ),
             Self::NoPrograms { .. } => {
                 Some("Install the client programs, or name their directory: `--bin-dir DIR`.".into())

@@ -6,7 +6,7 @@ use super::super::DumpError;
 use super::super::describe::{DatabaseDump, Properties};
 use super::super::names::{ident, literal};
 use super::super::session::each;
-use super::{LoadOptions, Owners, Privileges};
+use super::{Destination, LoadOptions, Owners, Privileges};
 use crate::wire::{Client, PgError};
 
 /// Settings whose value is a list of names, which the catalog holds quoted already.
@@ -71,8 +71,7 @@ pub(super) async fn set_up(
     options: &LoadOptions,
 ) -> Result<Vec<String>, DumpError> {
     let action = format!("set up the database `{name}`");
-    let rows = client.query("SELECT rolname FROM pg_roles", "ask for roles").await?;
-    let roles: BTreeSet<String> = each(&rows, "roles", |text| text(0))?.into_iter().collect();
+    let roles = roles(client).await?;
     for sql in commands(name, properties, (&options.owners, options.privileges)) {
         client.query(&sql, &action).await?;
     }
@@ -220,6 +219,36 @@ pub(super) async fn check_extensions(client: &mut Client, database: &DatabaseDum
     }
 }
 
+/// The same for roles that are asked for when everything is loaded.
+pub(super) async fn check_roles(
+    client: &mut Client,
+    properties: &Properties,
+    (owners, privileges): (&Owners, Privileges),
+    place: Destination,
+) -> Result<(), DumpError> {
+    let there = roles(client).await?;
+    let is_new = place == Destination::New;
+    let owner = match owners {
+        Owners::AsDumped => is_new.then_some(&properties.owner),
+        Owners::Role(role) => Some(role),
+        Owners::Ours => None,
+    };
+    let given = properties.privileges.iter().flatten().filter_map(|given| given.role.as_ref());
+    let given = given.filter(|_| is_new && privileges == Privileges::AsDumped);
+    let needed: BTreeSet<&String> = owner.into_iter().chain(given).collect();
+    let missing: Vec<&str> =
+        needed.into_iter().filter(|role| !there.contains(*role)).map(String::as_str).collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(DumpError::NoRoles { names: missing.join("`, `") }),
+    }
+}
+
+async fn roles(client: &mut Client) -> Result<BTreeSet<String>, DumpError> {
+    let rows = client.query("SELECT rolname FROM pg_roles", "ask for roles").await?;
+    Ok(each(&rows, "roles", |text| text(0))?.into_iter().collect())
+}
+
 /// Removes a database and ends who is connected to it.
 pub(super) async fn drop_database(client: &mut Client, name: &str) -> Result<(), DumpError> {
     let sql = format!("DROP DATABASE {} WITH (FORCE)", ident(name));
@@ -229,7 +258,7 @@ pub(super) async fn drop_database(client: &mut Client, name: &str) -> Result<(),
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::describe::Setting;
+    use super::super::super::describe::{Privilege, Setting};
     use super::*;
 
     #[tokio::test]
@@ -251,6 +280,34 @@ mod tests {
                  `postgresql-contrib`."
             )
         );
+    }
+
+    #[tokio::test]
+    async fn roles_that_a_server_lacks_are_named_before_anything_is_made() {
+        let given = |role: Option<&str>| Privilege {
+            role: role.map(str::to_owned),
+            privilege: "CONNECT".into(),
+            grantable: false,
+        };
+        let properties = Properties {
+            owner: "ann".into(),
+            privileges: Some(vec![given(None), given(Some("reader")), given(Some("me"))]),
+            ..Properties::default()
+        };
+        let there = crate::testing::row(&[("rolname", "me")]);
+        let (_dir, mut client) = crate::testing::played(vec![("SELECT rolname", there)]).await;
+        let (new, clean) = (Destination::New, Destination::Clean);
+        let as_dumped = (&Owners::AsDumped, Privileges::AsDumped);
+        let refused = check_roles(&mut client, &properties, as_dumped, new).await.unwrap_err();
+        assert_eq!(refused.to_string(), "the server does not have the roles `ann`, `reader`");
+        check_roles(&mut client, &properties, as_dumped, clean).await.unwrap();
+        check_roles(&mut client, &properties, (&Owners::Ours, Privileges::None), new).await.unwrap();
+        let typo = Owners::Role("reeder".into());
+        for place in [new, clean] {
+            let refused = check_roles(&mut client, &properties, (&typo, Privileges::None), place).await;
+            let refused = refused.unwrap_err().to_string();
+            assert_eq!(refused, "the server does not have the roles `reeder`");
+        }
     }
 
     #[test]

@@ -185,6 +185,8 @@ impl Loader {
         let dumped = self.from.database(name).await?;
         let chosen = chosen(&dumped, &self.options.selection)?;
         database::check_extensions(&mut self.client, &dumped).await?;
+        let whose = (&self.options.owners, self.options.privileges);
+        database::check_roles(&mut self.client, &dumped.properties, whose, place).await?;
         if place == Destination::New {
             database::create(&mut self.client, into, &dumped.properties).await?;
         }

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use backup_core::env::{Rng, SystemRng};
 use keepwell_mount::take_away_left;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -52,7 +53,10 @@ impl Place {
     pub fn to_discard(ctx: &Context, parent: &Path, owner: Option<&str>) -> Result<Self> {
         let parent = std::path::absolute(parent).map_err(|e| Complaint::usage(e.to_string()))?;
         marked::sweep(ctx, &parent, PREFIX, clear)?;
-        Self::make(parent.join(format!("{PREFIX}{}", std::process::id())), owner, false)
+        // In a container each run has the same process number.
+        let mut random = [0_u8; 4];
+        SystemRng.fill(&mut random);
+        Self::make(parent.join(format!("{PREFIX}{:08x}", u32::from_ne_bytes(random))), owner, false)
     }
 
     fn make(path: PathBuf, owner: Option<&str>, stood: bool) -> Result<Self> {
@@ -197,6 +201,18 @@ mod tests {
     fn names(directory: &Path) -> BTreeSet<String> {
         let found = fs::read_dir(directory).unwrap();
         found.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn two_that_are_thrown_away_have_places_of_their_own() {
+        let owner = rustix::process::geteuid().is_root().then_some("root");
+        let dir = tempfile::tempdir().unwrap();
+        let ctx = Context::of_profiles("");
+        let first = Place::to_discard(&ctx, dir.path(), owner).unwrap();
+        let second = Place::to_discard(&ctx, dir.path(), owner).unwrap();
+        assert!(first.path() != second.path() && first.path().exists());
+        drop((first, second));
+        assert!(names(dir.path()).is_empty());
     }
 
     #[test]

@@ -201,18 +201,29 @@ fn who_reads_in_a_snapshot_is_told_why_it_is_gone() {
     }
 }
 
-/// Checks everything; when an object is first read, others do something.
-async fn check_beside(world: &World, name: &str, others: impl AsyncFnOnce(&Repository)) -> CheckReport {
+/// Does something; when an object is first read, others do something else.
+async fn beside<T>(
+    world: &World,
+    name: &str,
+    work: impl AsyncFnOnce(&Repository) -> T,
+    others: impl AsyncFnOnce(&Repository),
+) -> T {
     let owner = world.open().await;
     let gate = Arc::new(Gate::reading(world.store.clone(), name));
     let slow = world.open_with(gate.clone(), Cache::memory()).await.unwrap();
-    let beside = async {
+    let others = async {
         gate.reached().await;
         others(&owner).await;
         gate.open();
     };
-    let (report, ()) = tokio::join!(slow.check(CheckOptions { read: ReadData::Everything }), beside);
-    report.unwrap()
+    let (done, ()) = tokio::join!(work(&slow), others);
+    done
+}
+
+/// Checks everything.
+async fn check_beside(world: &World, name: &str, others: impl AsyncFnOnce(&Repository)) -> CheckReport {
+    let options = CheckOptions { read: ReadData::Everything };
+    beside(world, name, async |slow: &Repository| slow.check(options).await.unwrap(), others).await
 }
 
 /// All that a check reads, but for trust and keys.
@@ -234,6 +245,23 @@ fn a_check_does_not_call_damaged_what_counts_no_longer() {
                 let withdraw = async |owner: &Repository| how.withdraw(owner, &two.going).await;
                 let report = check_beside(&world, &name, withdraw).await;
                 assert!(report.is_sound(), "{how:?} when {name} is read: {report:?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn sums_do_not_stop_at_what_counts_no_longer() {
+    for how in WAYS {
+        run(async {
+            let two = two_snapshots().await;
+            for name in two.world.names("meta/").await {
+                let world = two.world.fork();
+                let withdraw = async |owner: &Repository| how.withdraw(owner, &two.going).await;
+                let usage = beside(&world, &name, async |slow: &Repository| slow.usage().await, withdraw);
+                let usage = usage.await.unwrap_or_else(|e| panic!("{how:?} when {name} is read: {e}"));
+                let snapshots: Vec<_> = usage.growth.iter().map(|growth| growth.snapshot).collect();
+                assert_eq!(snapshots, [Some(two.staying.id)], "{how:?} when {name} is read");
             }
         });
     }

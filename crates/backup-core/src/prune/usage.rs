@@ -7,6 +7,7 @@ use keepwell_catalog::names::ObjectName;
 use keepwell_catalog::{CommitKind, IndexSet, Location, PackClass, PackSet};
 use keepwell_crypto::{ChunkId, MemberId, SnapshotId};
 
+use super::RESTARTS_MAX;
 use super::pack_use::{PackId, PackUse, pack_uses};
 use super::scan::{decided, live_ends};
 use crate::Error;
@@ -87,10 +88,22 @@ impl Repository {
         self.unless_cancelled(self.measure_all()).await
     }
 
+    /// Begins again where what is missing was removed rightly, because it counts no longer.
     async fn measure_all(&self) -> Result<Usage, Error> {
-        let retired = self.retired().await?;
+        for _ in 0..RESTARTS_MAX {
+            let (head, _) = self.chain().head();
+            let retired = self.retired().await?;
+            match self.measure_by(&retired).await {
+                Err(error) if self.was_overtaken(&error, head, &retired).await? => {}
+                measured => return measured,
+            }
+        }
+        self.measure_by(&self.retired().await?).await
+    }
+
+    async fn measure_by(&self, retired: &BTreeSet<(MemberId, u64)>) -> Result<Usage, Error> {
         let doomed = read_plans(self).await?.doomed_packs();
-        let roots = self.roots_in_order(&retired).await?;
+        let roots = self.roots_in_order(retired).await?;
         self.refresh_index().await?;
         let mut packs = HashMap::new();
         for prefix in ["data/", "meta/"] {

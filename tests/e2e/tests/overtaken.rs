@@ -201,6 +201,21 @@ fn who_reads_in_a_snapshot_is_told_why_it_is_gone() {
     }
 }
 
+/// A tree was opened, and nothing of it read, when a prune moves what it needs.
+#[test]
+fn who_reads_in_a_snapshot_finds_what_was_moved() {
+    run(async {
+        let (case, second) = Case::new().await.with_second().await;
+        let tree = case.world.open().await.tree(&second).await.unwrap();
+        let owner = case.world.open().await;
+        forget(&owner, std::slice::from_ref(&case.first.0)).await.unwrap();
+        assert!(owner.prune(thorough()).await.unwrap().packs_repacked > 0);
+        let root = MapKey::root();
+        let report = tree.dump_archive(&root, ArchiveFormat::Tar, &mut io::sink()).await.unwrap();
+        assert_eq!(report.content_bytes, 3 * LARGE as u64 + 5_000 + 7_000);
+    });
+}
+
 /// Does something; when an object is first read, others do something else.
 async fn beside<T>(
     world: &World,

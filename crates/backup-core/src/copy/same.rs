@@ -121,18 +121,24 @@ impl Repository {
         report: &mut StoreCopyReport,
     ) -> Result<(), Error> {
         let session = Session::claim(target).await?;
+        let uploads = match begin_uploads(target).await {
+            Ok(uploads) => uploads,
+            Err(error) => return Err(session.fail(error).await),
+        };
         let stored = async {
-            let uploads = begin_uploads(target).await?;
             self.fill(&uploads, snapshot, |_, _, error| Err(error)).await?;
             let manifest = manifest_bytes(self, snapshot).await?;
             let size = manifest.len() as u64;
             let (name, key) = target.put_content(names::manifest_key, manifest).await?;
             uploads.created(key.to_string(), size);
-            Ok::<_, Error>((uploads, name, self.commit_bytes(snapshot).await?))
+            Ok::<_, Error>((name, self.commit_bytes(snapshot).await?))
         };
-        let (uploads, name, origin) = match stored.await {
+        let (name, origin) = match stored.await {
             Ok(stored) => stored,
-            Err(error) => return Err(session.fail(error).await),
+            Err(error) => {
+                uploads.salvage().await;
+                return Err(session.fail(error).await);
+            }
         };
         let sums = uploads.stored();
         let ending = Ending {

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -440,6 +440,44 @@ impl Hook for MovesThen {
             inner.delete(&key(&self.pack)).await.unwrap();
         }
     }
+}
+
+/// Answers no more from the second time on that content is read.
+#[derive(Debug, Default)]
+struct GoneAfterOne {
+    reads: AtomicU64,
+}
+
+#[async_trait]
+impl Hook for GoneAfterOne {
+    async fn before(&self, _: &Memory, operation: Operation, subject: &str) {
+        let is_content = operation == Operation::GetRange && subject.starts_with("data/");
+        self.reads.fetch_add(u64::from(is_content), Ordering::SeqCst);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.reads.load(Ordering::SeqCst) > 1
+    }
+}
+
+#[tokio::test]
+async fn what_an_interrupted_copy_has_stored_is_found_again() {
+    let from = World::new().await;
+    let tree = TreeModel::default().with("a", Thing::file(noise(1, 5_000)));
+    back_up(&from.repository, &tree).await;
+    let report = back_up(&from.repository, &tree.with("b", Thing::file(noise(2, 5_000)))).await;
+    assert_eq!(from.names("data/").await.len(), 2);
+    let snapshot = snapshot_of(&from.repository, &report).await;
+    let store = Arc::new(Hooked::new(from.store.inner().clone(), GoneAfterOne::default()));
+    let origin = Repository::builder(store).open(from.key.clone()).await.unwrap();
+    let empty = Arc::new(Memory::new());
+    from.repository.create_copy(&*empty).await.unwrap();
+    let target = Repository::builder(empty).open(from.key.clone()).await.unwrap();
+    let ended = origin.copy_to_store(&target, std::slice::from_ref(&snapshot)).await.map(|_| ());
+    assert!(matches!(ended, Err(Error::Storage(_))), "{ended:?}");
+    target.refresh_index().await.unwrap();
+    let (_, entries) = data_pack(&target);
+    assert!(!entries.is_empty(), "the first of two packs is listed");
 }
 
 /// A restore beside it has read the plans later than the index, say.

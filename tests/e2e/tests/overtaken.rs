@@ -12,6 +12,7 @@ use backup_core::{
 };
 use keepwell_catalog::{Entry, EntryKind, MapKey, names};
 use keepwell_crypto::trust::Roles;
+use keepwell_e2e::case::Case;
 use keepwell_e2e::gate::Gate;
 use keepwell_e2e::tree::{assert_same, put, read};
 use keepwell_e2e::{run, world};
@@ -241,10 +242,9 @@ async fn check_beside(world: &World, name: &str, others: impl AsyncFnOnce(&Repos
     beside(world, name, async |slow: &Repository| slow.check(options).await.unwrap(), others).await
 }
 
-/// All that a check reads, but for trust and keys.
-async fn read_by_a_check(world: &World) -> Vec<String> {
+async fn names_of(world: &World, prefixes: &[&str]) -> Vec<String> {
     let mut names = Vec::new();
-    for prefix in ["commits/", "manifests/", "index/", "meta/", "data/"] {
+    for prefix in prefixes {
         names.extend(world.names(prefix).await);
     }
     names
@@ -255,7 +255,8 @@ fn a_check_does_not_call_damaged_what_counts_no_longer() {
     for how in WAYS {
         run(async {
             let two = two_snapshots().await;
-            for name in read_by_a_check(&two.world).await {
+            let read = ["commits/", "manifests/", "index/", "meta/", "data/"];
+            for name in names_of(&two.world, &read).await {
                 let world = two.world.fork();
                 let withdraw = async |owner: &Repository| how.withdraw(owner, &two.going).await;
                 let report = check_beside(&world, &name, withdraw).await;
@@ -286,17 +287,11 @@ fn sums_do_not_stop_at_what_counts_no_longer() {
 #[test]
 fn a_check_follows_what_a_prune_moves() {
     run(async {
-        let (world, dir) = (World::new().await, tempfile::tempdir().unwrap());
-        let owner = world.open().await;
-        // Small enough for one frame, whatever the other worker takes over.
-        put(dir.path(), "going", 1, 20_000);
-        put(dir.path(), "staying", 2, 20_000);
-        let first = back_up(&owner, dir.path()).await.unwrap();
-        std::fs::remove_file(dir.path().join("going")).unwrap();
-        back_up(&owner, dir.path()).await.unwrap();
-        forget(&owner, &[snapshot_of(&owner, &first).await]).await.unwrap();
-        for name in read_by_a_check(&world).await {
-            let world = world.fork();
+        let (case, _) = Case::new().await.with_second().await;
+        forget(&case.world.open().await, std::slice::from_ref(&case.first.0)).await.unwrap();
+        // Not the manifests: nobody reads that of what was forgotten.
+        for name in names_of(&case.world, &["commits/", "index/", "meta/", "data/"]).await {
+            let world = case.world.fork();
             let mut moved = 0;
             let prune = async |owner: &Repository| {
                 moved = owner.prune(thorough()).await.unwrap().packs_repacked;

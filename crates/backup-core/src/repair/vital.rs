@@ -22,11 +22,13 @@ type Voices = (usize, usize, usize);
 /// Puts back what a store has lost of that without which its repository cannot be opened, from another store of the same
 /// repository. Gives the names of what it put.
 ///
-/// `pin` is the genesis fingerprint that the key file names; nothing is taken from the copy that does not follow from it.
+/// `pin` is the genesis fingerprint that the key file of the repository in `store` names; nothing is taken from the copy that
+/// does not follow from it. By the pin of another repository all trust that is there counts as damaged, and is replaced.
 /// A record of trust that is valid in `store` is never touched: where the copy has another one, the two were changed
 /// apart from each other, and [`Error::Invalid`] says so. The hint is made anew, with the id of the store that its
-/// commits name, if it is missing, unreadable, or says something else; no writer's commits outweigh those of keepers. An erased domain's keys do not come back. A
-/// crash leaves at most one record missing that was damaged; the next call puts it back.
+/// commits name, if it is missing, unreadable, or says something else; no writer's commits outweigh those of keepers. An
+/// erased domain's keys do not come back. A crash leaves at most one record missing that was damaged; the next call puts it
+/// back.
 pub async fn restore_vital(
     store: &dyn ObjectStore,
     copy: &dyn ObjectStore,

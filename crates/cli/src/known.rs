@@ -10,6 +10,7 @@ use keepwell_crypto::{RepositoryId, Secret};
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
+use crate::exit::{Complaint, Exit};
 use crate::location::Location;
 use crate::secret;
 
@@ -50,18 +51,59 @@ impl Known {
         let found = by_place.or_else(|| self.repository.iter().find(|e| e.id == id));
         found.map(|e| e.key_file.as_path())
     }
+
+    /// Refuses a repository at a place where this host knows others and not this one. Whoever holds the store can have put it
+    /// there: one to which this host has a key as well, and whose readers would read what is backed up.
+    pub fn refuse_another(&self, location: &Location, id: &str) -> Result<()> {
+        let place = location.to_string();
+        let mut here = self.repository.iter().filter(|e| e.location == place).peekable();
+        if here.peek().is_none() || here.any(|e| e.id == id) {
+            return Ok(());
+        }
+        let message = format!("at `{location}` is repository {id}, and this host knows another one there");
+        Err(Complaint::new(Exit::WrongKey, message)
+            .hint("If that is as it should be, name its key: `--key-file FILE`.")
+            .into())
+    }
 }
 
-/// Remembers the key file of a repository.
+/// Remembers the key file of a repository. Others that were made at its place stay known there: disks may take turns.
 pub fn remember(ctx: &Context, location: &Location, id: RepositoryId, key_file: &Path) -> Result<()> {
     let mut known = Known::load(ctx)?;
-    let here = location.to_string();
-    known.repository.retain(|e| e.location != here);
-    known.repository.push(Entry { location: here, id: id.to_string(), key_file: key_file.to_path_buf() });
+    let (here, id) = (location.to_string(), id.to_string());
+    known.repository.retain(|e| e.location != here || e.id != id);
+    known.repository.push(Entry { location: here, id, key_file: key_file.to_path_buf() });
     let text = toml::to_string(&known).context("encode the list of repositories")?;
     secret::replace_private(&path(ctx), &Secret::new(format!("{HEADER}{text}")))
 }
 
 fn path(ctx: &Context) -> PathBuf {
     ctx.environment.config_dir().join(FILE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_the_place_of_a_known_repository_is_refused() {
+        let place = |text: &str| Location::parse(text).unwrap();
+        let entry = |text: &str, id: &str| Entry {
+            location: place(text).to_string(),
+            id: id.to_owned(),
+            key_file: PathBuf::from("key"),
+        };
+        let known = Known { repository: vec![entry("/a", "one"), entry("/b", "two"), entry("/b", "three")] };
+        for (location, id, is_known) in [
+            ("/a", "one", true),
+            ("/a", "two", false),
+            ("/b", "one", false),
+            ("/b", "two", true),
+            ("/b", "three", true),
+            ("/new", "one", true),
+        ] {
+            let refused = known.refuse_another(&place(location), id).is_err();
+            assert_eq!(refused, !is_known, "{id} at {location}");
+        }
+    }
 }

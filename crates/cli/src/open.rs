@@ -11,7 +11,7 @@ use keepwell_storage::ObjectStore;
 use crate::context::Context;
 use crate::copies::{self, Fallback};
 use crate::exit::{Complaint, Exit};
-use crate::known;
+use crate::known::Known;
 use crate::location::Location;
 use crate::progress::Progress;
 use crate::secret::{self, Origin};
@@ -243,9 +243,15 @@ pub async fn further(
 }
 
 fn other_key(ctx: &Context, named: Option<&PathBuf>, place: &Location, id: &str) -> Result<KeyFile> {
-    let remembered = || known::Known::load(ctx).ok()?.key_file(place, id).map(PathBuf::from);
-    let file = named.cloned().or_else(remembered);
-    let file = file.unwrap_or_else(|| secret::default_key_file(ctx, id));
+    let file = match named {
+        Some(file) => file.clone(),
+        None => {
+            let known = Known::load(ctx)?;
+            known.refuse_another(place, id)?;
+            let remembered = known.key_file(place, id).map(PathBuf::from);
+            remembered.unwrap_or_else(|| secret::default_key_file(ctx, id))
+        }
+    };
     if !file.exists() {
         let message = format!("there is no key at hand for the repository at `{place}`");
         return Err(Complaint::new(Exit::WrongKey, message)

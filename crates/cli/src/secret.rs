@@ -127,7 +127,9 @@ pub fn find_key(ctx: &Context, location: &Location, id: &str) -> Result<Origin> 
     if let Some(origin) = named_key(ctx)? {
         return Ok(origin);
     }
-    let remembered = Known::load(ctx)?.key_file(location, id).map(Path::to_path_buf);
+    let known = Known::load(ctx)?;
+    known.refuse_another(location, id)?;
+    let remembered = known.key_file(location, id).map(Path::to_path_buf);
     let candidates = remembered.into_iter().chain([default_key_file(ctx, id)]);
     let found = candidates.into_iter().find(|path| path.exists());
     found.map(Origin::File).ok_or_else(|| {

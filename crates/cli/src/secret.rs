@@ -376,7 +376,11 @@ pub fn write_private(path: &Path, text: &Secret) -> Result<()> {
         _ => anyhow::Error::from(error).context(format!("create `{}`", path.display())),
     })?;
     let written = file.write_all(text.expose().as_bytes()).and_then(|()| file.sync_all());
-    written.and_then(|()| sync_parent(path)).with_context(|| format!("write `{}`", path.display()))
+    let written = written.and_then(|()| sync_parent(path));
+    if written.is_err() {
+        let _ = fs::remove_file(path); // half a secret is of no use, and not to lie about
+    }
+    written.with_context(|| format!("write `{}`", path.display()))
 }
 
 /// Makes the name of a file durable.
@@ -392,7 +396,11 @@ pub fn replace_private(path: &Path, text: &Secret) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let partial = path.with_file_name(format!(".{name}.{}", std::process::id()));
     write_private(&partial, text)?;
-    fs::rename(&partial, path).with_context(|| format!("rename to `{}`", path.display()))?;
+    let renamed = fs::rename(&partial, path);
+    if renamed.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    renamed.with_context(|| format!("rename to `{}`", path.display()))?;
     sync_parent(path).with_context(|| format!("write `{}`", path.display()))
 }
 
@@ -446,6 +454,15 @@ mod tests {
         (ctx.global.key_file, ctx.environment.passphrase_file) = (Some(path.clone()), Some(path.clone()));
         assert_eq!(named_key(&ctx).unwrap(), Some(Origin::File(path.clone())));
         assert_eq!(named_passphrase(&ctx).unwrap(), Some(Origin::File(path)));
+    }
+
+    #[test]
+    fn a_secret_that_cannot_take_its_place_is_left_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let in_the_way = dir.path().join("key");
+        fs::create_dir(&in_the_way).unwrap();
+        replace_private(&in_the_way, &Secret::from("secret")).unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -60,10 +60,35 @@ fn mark(chain: &Chain, id: MemberId, own: Option<MemberId>) -> String {
 
 fn domains(ctx: &Context, chain: &Chain) {
     for domain in chain.domains().filter(|d| d.erasable) {
-        let erased = chain.is_erased(&domain.id);
-        let state = if erased { "erased" } else { "erasable" };
+        let unproven = chain.unproven_keys(&domain.id).count();
+        let state = state(chain.is_erased(&domain.id), unproven);
         ctx.printer.line(format_args!("domain {} {} ({state})", domain.id, domain.name));
-        ctx.printer
-            .json("domain", json!({ "id": domain.id.to_string(), "name": domain.name, "erased": erased }));
+        let fields = json!({
+            "id": domain.id.to_string(),
+            "name": domain.name,
+            "erased": chain.is_erased(&domain.id),
+            "unproven_keys": unproven,
+        });
+        ctx.printer.json("domain", fields);
+    }
+}
+
+/// What became of a domain of which so many key objects are announced to go and not proven gone.
+fn state(is_erased: bool, unproven: usize) -> &'static str {
+    match (is_erased, unproven) {
+        (false, _) => "erasable",
+        (true, 0) => "erased",
+        (true, _) => "its erasure was interrupted: erase it again",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_only_announced_is_not_called_erased() {
+        assert_eq!([state(false, 0), state(true, 0)], ["erasable", "erased"]);
+        assert!(state(true, 2).contains("interrupted"));
     }
 }

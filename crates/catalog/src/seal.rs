@@ -20,7 +20,7 @@ const LEVEL: i32 = 3;
 /// # Ok::<(), keepwell_catalog::CatalogError>(())
 /// ```
 pub fn seal_record(recipients: &[Recipient], cbor: &[u8]) -> Result<Vec<u8>, CatalogError> {
-    let compressed = frame::compress(cbor, LEVEL)?;
+    let compressed = Zeroizing::new(frame::compress(cbor, LEVEL)?); // it may hold keys
     keepwell_crypto::seal(recipients, &compressed).map_err(|source| CatalogError::Seal { source })
 }
 

@@ -383,6 +383,16 @@ pub fn write_private(path: &Path, text: &Secret) -> Result<()> {
     written.with_context(|| format!("write `{}`", path.display()))
 }
 
+/// Refuses a place for keys that is inside the repository which they open: whoever has the one would have the other.
+pub fn refuse_inside(location: &Location, file: &Path, option: &str) -> Result<()> {
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_path_buf());
+    if !location.path().is_some_and(|repository| file.starts_with(repository)) {
+        return Ok(());
+    }
+    let complaint = Complaint::usage("the key file would lie inside the repository that it opens");
+    Err(complaint.hint(format!("Name one elsewhere: `{option}`.")).into())
+}
+
 /// Makes the name of a file durable.
 fn sync_parent(path: &Path) -> std::io::Result<()> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -454,6 +464,18 @@ mod tests {
         (ctx.global.key_file, ctx.environment.passphrase_file) = (Some(path.clone()), Some(path.clone()));
         assert_eq!(named_key(&ctx).unwrap(), Some(Origin::File(path.clone())));
         assert_eq!(named_passphrase(&ctx).unwrap(), Some(Origin::File(path)));
+    }
+
+    #[test]
+    fn no_key_lies_in_the_repository_that_it_opens() {
+        let refused = |place: &str, file: &str| {
+            refuse_inside(&Location::parse(place).unwrap(), Path::new(file), "--output FILE").is_err()
+        };
+        assert!(refused("/srv/backup", "/srv/backup/kit.txt") && refused("/srv/backup", "/srv/backup/a/kit"));
+        assert!(!refused("/srv/backup", "/srv/backup.kit") && !refused("/srv/backup", "/srv/kit.txt"));
+        let here = std::path::absolute("repository").unwrap();
+        assert!(refused(here.to_str().unwrap(), "repository/kit.txt"));
+        assert!(!refused("s3://bucket/prefix", "kit.txt"));
     }
 
     #[test]

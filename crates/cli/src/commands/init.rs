@@ -104,11 +104,7 @@ pub async fn create(
     let key_file =
         secret::named_key_file(ctx).unwrap_or_else(|| secret::default_key_file(ctx, &id.to_string()));
     let key_file = std::path::absolute(&key_file).unwrap_or(key_file);
-    if location.path().is_some_and(|path| key_file.starts_with(path)) {
-        return Err(Complaint::usage("the key file would lie inside the repository that it opens")
-            .hint("Name one elsewhere: `--key-file FILE`.")
-            .into());
-    }
+    secret::refuse_inside(location, &key_file, "--key-file FILE")?;
     secret::save_key(ctx, &key_file, created.key_file(), protection)?;
     store_objects(created, &*store, &key_file).await?;
     known::remember(ctx, location, id, &key_file)?;

@@ -62,6 +62,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let opened = open::repository(ctx).await?;
     let (repository, hint) = (&opened.repository, Some(opened.location.to_string()));
     let path = args.output.unwrap_or_else(|| secret::member_key_file(ctx, repository.id(), &args.name));
+    secret::refuse_inside(&opened.location, &path, "--output FILE")?;
     let roles = roles(&args.role)?;
     let key = match path.exists() {
         true => interrupted(ctx, repository, &path, &args.name, roles, &args.new_passphrase)?,

@@ -47,6 +47,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     };
     match &args.output {
         Some(path) => {
+            secret::refuse_inside(&credential.location, path, "--output FILE")?;
             secret::write_private(path, &kit)?;
             ctx.printer.line(format_args!("wrote the recovery kit to {}", path.display()));
             ctx.printer.json("kit", json!({ "file": path.to_string_lossy() }));

@@ -386,7 +386,9 @@ pub fn write_private(path: &Path, text: &Secret) -> Result<()> {
 /// Refuses a place for keys that is inside the repository which they open: whoever has the one would have the other.
 pub fn refuse_inside(location: &Location, file: &Path, option: &str) -> Result<()> {
     let file = std::path::absolute(file).unwrap_or_else(|_| file.to_path_buf());
-    if !location.path().is_some_and(|repository| file.starts_with(repository)) {
+    let directory = file.parent().unwrap_or(&file);
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    if !location.path().is_some_and(|repository| real(directory).starts_with(real(repository))) {
         return Ok(());
     }
     let complaint = Complaint::usage("the key file would lie inside the repository that it opens");
@@ -476,6 +478,10 @@ mod tests {
         let here = std::path::absolute("repository").unwrap();
         assert!(refused(here.to_str().unwrap(), "repository/kit.txt"));
         assert!(!refused("s3://bucket/prefix", "kit.txt"));
+        let dir = tempfile::tempdir().unwrap();
+        let beside = dir.path().join("repository/../kit.txt");
+        fs::create_dir(dir.path().join("repository")).unwrap();
+        assert!(!refused(dir.path().join("repository").to_str().unwrap(), beside.to_str().unwrap()));
     }
 
     #[test]

@@ -48,12 +48,14 @@ impl CopyRules {
     }
 
     /// The snapshots that the copy is there for, before its retention. `there` is what it holds, also of what the origin has
-    /// forgotten since: the first of a week is not the oldest that the origin still has of it.
+    /// forgotten since: the first of a week is not the oldest that the origin still has of it. What is damaged there stands
+    /// for none (`checked`).
     pub fn selected<'s>(
         &self,
         now: Timestamp,
         snapshots: &'s [Snapshot],
         there: &'s [Snapshot],
+        checked: &Checked,
     ) -> Vec<&'s Snapshot> {
         let fitting = |all: &'s [Snapshot]| -> Vec<&'s Snapshot> {
             let readable = all.iter().filter(|s| matches!(s.state, SnapshotState::Readable(_)));
@@ -65,7 +67,7 @@ impl CopyRules {
         }
         let ids: HashSet<SnapshotId> = here.iter().map(|snapshot| snapshot.origin_id()).collect();
         let mut gone = fitting(there);
-        gone.retain(|copy| !ids.contains(&copy.origin_id()));
+        gone.retain(|copy| !ids.contains(&copy.origin_id()) && !checked.damaged.contains(&copy.id));
         let all = amid(in_order(here), gone);
         let chosen = retain_in_order(&self.selection, now, all, |_| Proof::default()).into_iter();
         let chosen = chosen.filter(|verdict| verdict.by_rule).map(|verdict| verdict.snapshot);
@@ -149,7 +151,7 @@ impl CopyRules {
         there: &[Snapshot],
         checked: &Checked,
     ) -> Vec<Snapshot> {
-        let selected = self.selected(now, snapshots, there);
+        let selected = self.selected(now, snapshots, there, checked);
         self.missing(now, selected, there, checked).into_iter().cloned().collect()
     }
 
@@ -350,6 +352,28 @@ mod tests {
         assert_eq!(going, [here[0].id], "the later one of that day is proven as well");
         let wanted = rules.wanted(now, &here, &there[1..], &checked);
         assert_eq!(wanted.iter().map(|s| s.id).collect::<Vec<_>>(), [here[4].id]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_damaged_in_the_copy_stands_for_no_day() {
+        const HOUR: Timestamp = 3600 * 1_000_000_000;
+        let world = World::new().await;
+        let clock = Arc::new(SetClock::default());
+        let origin = world.open_with(clock.clone()).await;
+        for hour in [0, 6, 12] {
+            clock.0.store(10_000 * 24 * HOUR + hour * HOUR, Ordering::SeqCst);
+            back_up(&origin, &TreeModel::default().with("file", Thing::file(noise(hour as u64, 9000)))).await;
+        }
+        let all = origin.snapshots().await.unwrap();
+        let selection = RetentionPolicy { daily: Some(Slots::Forever), ..RetentionPolicy::default() };
+        let rules = CopyRules { selection, ..CopyRules::default() };
+        // The first is in the copy alone.
+        let wanted = |checked: &Checked| -> Vec<SnapshotId> {
+            rules.wanted(clock.now(), &all[1..], &all[..1], checked).iter().map(|s| s.id).collect()
+        };
+        assert!(wanted(&Checked::default()).is_empty());
+        let damaged = [all[0].id].into_iter().collect();
+        assert_eq!(wanted(&Checked { damaged, ..Checked::default() }), [all[1].id]);
     }
 
     #[tokio::test(flavor = "multi_thread")]

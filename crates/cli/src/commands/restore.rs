@@ -2,6 +2,7 @@
 
 pub mod expect;
 pub mod globs;
+pub mod mounts;
 pub mod place;
 pub mod safety;
 
@@ -149,7 +150,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         opened.progress.begin();
     }
     let saved = match occupied && !args.no_safety_snapshot {
-        true => safety::back_up(ctx, &opened, &scopes, &args.source).await?,
+        true => safety::back_up(ctx, &opened, Some(&tree), &scopes, &args.source).await?,
         false => None,
     };
     ctx.interrupt.ends_by_itself();

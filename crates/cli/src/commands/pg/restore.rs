@@ -241,7 +241,7 @@ async fn execute(
     let saved = match !occupied.is_empty() && !args.no_safety_snapshot {
         true => {
             let scope = Scope { below: None, target: layout.directory.clone(), captured: occupied };
-            safety::back_up(ctx, &opened, &[scope], &plan.backup.snapshot.short()).await?
+            safety::back_up(ctx, &opened, None, &[scope], &plan.backup.snapshot.short()).await?
         }
         false => None,
     };

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use backup_core::BackupOptions;
 use backup_core::env::SystemClock;
+use backup_core::{BackupOptions, Tree};
 use keepwell_crypto::SnapshotId;
 use keepwell_crypto::trust::Roles;
 use keepwell_source_files::{FileOptions, FileSource};
 use serde_json::json;
 
+use super::mounts;
 use super::place::Scope;
 use crate::context::Context;
 use crate::exit::Complaint;
@@ -30,10 +31,12 @@ pub struct Saved {
     paths: Vec<(PathBuf, bool)>,
 }
 
-/// Backs up what stands where the restore will write. `None` when nothing does.
+/// Backs up what stands where the restore will write. `None` when nothing does. With the tree that is restored, file
+/// systems that it leaves as they are are left out.
 pub async fn back_up(
     ctx: &Context,
     opened: &Opened,
+    tree: Option<&Tree>,
     scopes: &[Scope],
     restored: &str,
 ) -> Result<Option<Saved>> {
@@ -52,8 +55,12 @@ pub async fn back_up(
             .hint("Restore into an empty directory, or say `--no-safety-snapshot`.")
             .into());
     }
+    let excludes = match tree {
+        Some(tree) => mounts::untouched(tree, scopes, &paths).await?,
+        None => Vec::new(),
+    };
     let except = ours::directories(ctx, &opened.location);
-    let options = FileOptions { paths: paths.clone(), except, ..FileOptions::default() };
+    let options = FileOptions { paths: paths.clone(), excludes, except, ..FileOptions::default() };
     let source = FileSource::new(&options, Arc::new(SystemClock)).map_err(backup_core::Error::from)?;
     let options = BackupOptions {
         dataset: SAFETY.to_owned(),

@@ -272,6 +272,17 @@ expect 0 restore latest --dataset mixed --target "$work/t3" --delete --dry-run
 expect 0 restore latest --dataset mixed --target "$work/t3" --delete
 [ -f "$work/t3$work/two/b/y" ] || fail "the file does not stand where it was"
 
+step "a part with a captured path in it comes back whole, and --delete removes what is chosen"
+mkdir -p "$work/three/in/a" "$work/three/in/b" && touch "$work/three/in/a/x" "$work/three/in/b/y"
+expect 0 backup "$work/three" "$work/three/in/a" --dataset three
+expect 0 restore "latest:$work/three/in" --dataset three --target "$work/t4" --delete
+[ -f "$work/t4/a/x" ] || fail "the captured path in the part is missing"
+[ -f "$work/t4/b/y" ] || fail "the rest of the part is missing"
+touch "$work/t4/b/new.conf" "$work/t4/b/new.log"
+expect 0 restore "latest:$work/three/in" --dataset three --target "$work/t4" --delete --include '*.conf' --include y --yes
+[ ! -e "$work/t4/b/new.conf" ] || fail "--delete did not remove what is chosen"
+[ -e "$work/t4/b/new.log" ] || fail "--delete removed what is not chosen"
+
 step "a path that is no UTF-8 is saved like any other"
 bad=$work/$(printf 'bad\xff') && mkdir "$bad" && echo 1 >"$bad/f"
 expect 0 backup "$bad" --dataset bad

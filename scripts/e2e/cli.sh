@@ -495,6 +495,17 @@ expect 2 repair
 expect 0 repair --from "$work/copy" --yes
 expect 0 check --read-data
 
+step "rot that only reading finds: every check remembers it, and a repair heals it"
+victim=$(find "$HOME/.local/share/keepwell/repository/data" -type f -printf '%s %p\n' | sort -n | tail -n 1 | cut -d ' ' -f 2-)
+chmod u+w "$victim"
+printf rot | dd of="$victim" bs=1 seek=1000 conv=notrunc status=none
+expect 0 check
+expect 13 check --read-data
+expect 13 check
+expect 0 repair --from "$work/copy" --yes
+says "replaced 1 pack"
+expect 0 check --read-data
+
 step "copies of a profile: what goes where, what is away, what is too old"
 mkdir -p "$HOME/.config/keepwell" "$work/desk"
 printf 'one' >"$work/desk/file" && head -c 500000 /dev/urandom >"$work/desk/random"

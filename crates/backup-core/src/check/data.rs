@@ -19,16 +19,25 @@ use crate::pack::chunk_from_frame;
 use crate::read::{FrameMemory, FrameReader, fetch_stored};
 use crate::repository::{Repository, read_plans};
 
+/// What reading found damaged.
+#[derive(Debug, Default)]
+pub(super) struct Damaged {
+    /// Chunks of content that cannot be read from anywhere else.
+    pub lost: HashSet<ChunkId>,
+    /// Packs that are not what they should be, or of which the index says what is not so.
+    pub packs: Vec<ContentName>,
+}
+
 /// Reads what was never proved first, then what was proved longest ago, and remembers what it proves as it goes on: a
 /// check that is interrupted has done some of the work of the next. What is missing or damaged counts as proved no more.
 ///
-/// Gives the chunks of content that were found damaged and cannot be read from anywhere else.
+/// What the last check of this host found damaged is read again, whatever else is.
 pub(super) async fn check(
     repository: &Repository,
     packs: &Packs,
     read: ReadData,
     report: &mut CheckReport,
-) -> Result<HashSet<ChunkId>, Error> {
+) -> Result<Damaged, Error> {
     let now = repository.now();
     let known = remembered::load(repository.cache());
     let mut proofs = Proofs::new(repository);
@@ -41,14 +50,16 @@ pub(super) async fn check(
     drop(segments);
     if chosen.is_empty() {
         proofs.save();
-        return Ok(HashSet::new());
+        return Ok(Damaged::default());
     }
     let bytes = chosen.iter().map(|(_, p)| p.size).sum();
     repository.monitor().total(chosen.len() as u64, bytes);
     let proofs = Arc::new(Mutex::new(proofs));
     let found = read_packs(repository, chosen, Some(Arc::clone(&proofs)), report).await;
     proofs.lock().unwrap_or_else(PoisonError::into_inner).save();
-    affected::lost_chunks(repository, packs, &found?.suspect).await
+    let suspect = found?.suspect;
+    let lost = affected::lost_chunks(repository, packs, &suspect).await?;
+    Ok(Damaged { lost, packs: suspect.iter().map(|(_, pack)| pack.name).collect() })
 }
 
 /// The number of the last segment that lists each pack.
@@ -65,19 +76,20 @@ fn choose(
     now: i64,
     proved: &BTreeMap<ContentName, i64>,
 ) -> Vec<(PackClass, PackRef)> {
+    let suspects = remembered::suspects(repository.cache());
     let all = packs.values().copied().filter(|(_, pack)| !repository.is_erased(pack.domain));
-    match read {
-        ReadData::Nothing => Vec::new(),
-        ReadData::Everything => all.collect(),
+    let is_due = |pack: &PackRef| match read {
+        ReadData::Nothing => false,
+        ReadData::Everything => true,
         ReadData::OlderThan(age) => {
             let limit = now.saturating_sub(i64::try_from(age.as_nanos()).unwrap_or(i64::MAX));
-            all.filter(|(_, p)| proved.get(&p.name).is_none_or(|at| *at < limit)).collect()
+            proved.get(&pack.name).is_none_or(|at| *at < limit)
         }
         ReadData::Share(share) => {
-            let draw = || f64::from(u32::from_le_bytes(repository.random_suffix())) / f64::from(u32::MAX);
-            all.filter(|_| draw() <= share).collect()
+            f64::from(u32::from_le_bytes(repository.random_suffix())) / f64::from(u32::MAX) <= share
         }
-    }
+    };
+    all.filter(|(_, pack)| suspects.contains(&pack.name) || is_due(pack)).collect()
 }
 
 /// Proves the packs that a session created; gives the number of chunks.

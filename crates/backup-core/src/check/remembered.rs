@@ -14,8 +14,10 @@ use crate::repository::Repository;
 
 pub(crate) const NAME: &str = "proved";
 /// A file that is there while the last check has found that snapshots lack something, with the id of each on a line. It
-/// may lie in no pack that anybody knows of.
+/// may lie in no pack that anybody knows of. The packs that were read and found damaged follow.
 pub(crate) const DAMAGE: &str = "damage-found";
+/// Begins the line of such a pack.
+const PACK: &str = "pack ";
 /// What a check has found out so far is written down this often.
 const SAVE_EVERY: Duration = Duration::from_secs(180);
 
@@ -43,14 +45,24 @@ pub(crate) fn damaged(cache: &Cache) -> BTreeSet<SnapshotId> {
     String::from_utf8_lossy(&noted).lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-/// Remembers which snapshots a check found damaged.
-pub(super) fn note_damage(repository: &Repository, found: &BTreeSet<String>) {
+/// The packs in which the last check of this host found that damage. The next one reads them again, however little else it
+/// reads: one that does not look must not take them for sound.
+pub(super) fn suspects(cache: &Cache) -> BTreeSet<ContentName> {
+    let noted = cache.read(DAMAGE).unwrap_or_default();
+    let packs = |line: &str| line.strip_prefix(PACK)?.parse().ok();
+    String::from_utf8_lossy(&noted).lines().filter_map(packs).collect()
+}
+
+/// Remembers which snapshots a check found damaged, and the packs in which.
+pub(super) fn note_damage(repository: &Repository, found: &BTreeSet<String>, suspect: &[ContentName]) {
     let cache = repository.cache();
     match found.is_empty() {
         true => cache.remove(DAMAGE),
         false => {
-            let ids: String = found.iter().map(|id| format!("{id}\n")).collect();
-            note_failure(repository, cache.store(DAMAGE, ids.as_bytes()));
+            let ids = found.iter().map(|id| format!("{id}\n"));
+            let packs = suspect.iter().map(|pack| format!("{PACK}{pack}\n"));
+            let text: String = ids.chain(packs).collect();
+            note_failure(repository, cache.store(DAMAGE, text.as_bytes()));
         }
     }
 }

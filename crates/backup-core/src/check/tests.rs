@@ -377,6 +377,25 @@ fn a_snapshot_that_a_check_found_damaged_takes_no_place_of_a_sound_one() {
 }
 
 #[test]
+fn damage_that_was_read_is_not_forgotten_by_a_check_that_reads_nothing() {
+    block_on(async {
+        let world = World::new().await;
+        let repository = &world.repository;
+        back_up(repository, &tree("one", 1)).await;
+        let [first] = <[String; 1]>::try_from(world.names("data/").await).unwrap();
+        back_up(repository, &tree("other", 2)).await;
+        flip(&world, &first).await;
+        assert!(repository.check(CheckOptions::default()).await.unwrap().is_sound(), "nobody has read it");
+        assert!(!repository.check(EVERYTHING).await.unwrap().is_sound());
+        for how in [ReadData::Nothing, ReadData::Share(0.0), ReadData::OlderThan(DAY)] {
+            let report = repository.check(reading(how)).await.unwrap();
+            assert_eq!((report.damaged_snapshots.len(), report.packs_read), (1, 0), "{how:?}");
+            assert_eq!(repository.checked().await.unwrap().damaged.len(), 1, "{how:?}");
+        }
+    });
+}
+
+#[test]
 fn what_is_missing_is_not_proved_whichever_check_finds_it() {
     for prefix in ["data/", "meta/", "index/"] {
         block_on(async {

@@ -23,7 +23,8 @@ Examples:
   keepwell repair --read-data --from /mnt/disk/backup
 
 Nothing that is sound is given up: what was lost is stored again under new names, and
-damaged objects go only then. Exit code 13 means: something is wrong still.";
+damaged objects go only then. What the last `check` on this host found damaged is read
+again; --read-data reads everything. Exit code 13 means: something is still wrong.";
 
 /// Heal damage, from what is left and from another copy
 #[derive(Debug, clap::Args)]

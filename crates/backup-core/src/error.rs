@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use keepwell_catalog::{CatalogError, MapKey};
+use keepwell_crypto::trust::TrustError;
 use keepwell_crypto::{ChunkId, CryptoError, DomainId};
 use keepwell_storage::StorageError;
 
@@ -25,7 +26,7 @@ pub enum Error {
     Crypto(Arc<CryptoError>),
     /// The trust chain is broken, or is not the one that the key file pins.
     #[error(transparent)]
-    Trust(Arc<keepwell_crypto::trust::TrustError>),
+    Trust(Arc<TrustError>),
     /// The store shows less of the trust chain than this host has seen there, or another chain: revocations and keys
     /// may have been taken back.
     #[error(
@@ -209,6 +210,9 @@ impl Error {
             Self::NoRepository { .. } => {
                 Some("`keepwell init` makes one; check the location if it should exist.".into())
             }
+            Self::Trust(error) if matches!(**error, TrustError::WrongGenesis { .. }) => Some(
+                "This key belongs to another repository: name the right one with `--key-file`. If it is the right one, somebody has put another repository in this place.".into(),
+            ),
             Self::TrustSetBack { .. } => Some(
                 "Somebody may be taking back a revocation. What was lost `keepwell repair --from COPY` puts back. If the store was set back on purpose, clear the local cache with all that it remembers (`keepwell cache clear --all`) and look at `keepwell key list` before you go on.".into(),
             ),
@@ -249,7 +253,18 @@ pub fn one_line(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use keepwell_crypto::Digest;
+
     use super::*;
+
+    #[test]
+    fn whoever_has_the_key_to_another_repository_is_told_so() {
+        let (expected, found) = (Digest::of(b"mine"), Digest::of(b"theirs"));
+        let hint = |error: TrustError| Error::Trust(Arc::new(error)).hint();
+        let told = hint(TrustError::WrongGenesis { expected, found }).unwrap();
+        assert!(told.contains("another repository") && told.contains("`--key-file`"), "{told}");
+        assert_eq!(hint(TrustError::Empty), None);
+    }
 
     /// `cache clear` alone keeps what this host has seen of the trust chain.
     #[test]

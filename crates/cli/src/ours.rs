@@ -1,22 +1,25 @@
 //! What belongs to the backups themselves: a repository within what is backed up would grow with every snapshot, and a
 //! restore over it would take away newer ones.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use crate::context::Context;
 use crate::location::Location;
 use crate::secret::{self, Origin};
 
-/// The repository at hand and the one that was asked for (a copy may stand in for it), the copies of the profile, and what is
-/// cached of repositories.
+/// The repository at hand and the one that was asked for (a copy may stand in for it), the copies of the profile, what is
+/// cached of repositories, and where snapshots are mounted.
 pub fn directories(ctx: &Context, at_hand: &Location) -> Vec<PathBuf> {
     let named = Location::named(ctx).ok().flatten();
     let copies = ctx.profile.copies.iter().filter_map(|copy| Location::parse(&copy.to).ok());
     let meant = named.unwrap_or_else(|| Location::default_of(ctx));
     let places: Vec<Location> = copies.chain([meant, at_hand.clone()]).collect();
     let stores = places.iter().filter_map(Location::path).map(Path::to_path_buf);
-    stores.chain(caches(&ctx.cache_dir())).collect()
+    let mounts = mounts(&fs::read("/proc/self/mountinfo").unwrap_or_default());
+    stores.chain(caches(&ctx.cache_dir())).chain(mounts).collect()
 }
 
 /// What no restore touches: these directories, and the keys that are here. One that a snapshot lacks would go with
@@ -39,6 +42,30 @@ fn caches(directory: &Path) -> Vec<PathBuf> {
         name.is_some_and(|name| name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit()))
     };
     entries(directory).filter(is_cache).collect()
+}
+
+/// Where `keepwell mount` shows snapshots, by the table of the kernel: `36 35 98:0 /root /point options - type source …`.
+fn mounts(table: &[u8]) -> Vec<PathBuf> {
+    let point = |line: &[u8]| {
+        let mut words = line.split(|byte| *byte == b' ');
+        let point = words.nth(4)?;
+        let mut words = words.skip_while(|word| *word != b"-".as_slice()).skip(1);
+        let (kind, source) = (words.next()?, words.next()?);
+        (kind.starts_with(b"fuse") && source == b"keepwell").then(|| unescaped(point))
+    };
+    table.split(|byte| *byte == b'\n').filter_map(point).collect()
+}
+
+/// A path of that table, in which a space is `\040`.
+fn unescaped(word: &[u8]) -> PathBuf {
+    let (mut path, mut rest) = (Vec::new(), word);
+    while let Some((byte, after)) = rest.split_first() {
+        let digits = after.get(..3).filter(|_| *byte == b'\\').and_then(|digits| str::from_utf8(digits).ok());
+        let escaped = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        path.push(escaped.unwrap_or(*byte));
+        rest = if escaped.is_some() { &after[3..] } else { after };
+    }
+    OsString::from_vec(path).into()
 }
 
 fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
@@ -65,10 +92,21 @@ mod tests {
         );
         let ctx = Context::of_profiles(&profile);
         let ours = directories(&ctx, &Location::parse("/mnt/copy").unwrap());
-        assert_eq!(ours, ["/mnt/copy".into(), "/srv/backup".into(), "/mnt/copy".into(), cache]);
+        // Behind them comes what is mounted on this machine just now.
+        assert_eq!(ours[..4], ["/mnt/copy".into(), "/srv/backup".into(), "/mnt/copy".into(), cache]);
         let ctx = Context::of_profiles("[profile.default]\n");
         let ours = directories(&ctx, &Location::parse("s3://bucket").unwrap());
-        assert_eq!(ours, [PathBuf::from("/.local/share/keepwell/repository")]);
+        assert_eq!(ours[0], PathBuf::from("/.local/share/keepwell/repository"));
+    }
+
+    #[test]
+    fn snapshots_that_are_mounted_are_ours() {
+        let table = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+            40 22 0:50 / /mnt/my\\040backups ro,noatime - fuse keepwell ro,user_id=0\n\
+            41 22 0:51 / /mnt/b shared:7 master:1 - fuse.keepwell keepwell ro\n\
+            42 22 0:52 / /mnt/other rw - fuse.sshfs host:/ rw\n\
+            43 22\n";
+        assert_eq!(mounts(table), [PathBuf::from("/mnt/my backups"), "/mnt/b".into()]);
     }
 
     #[test]

@@ -14,7 +14,9 @@ use keepwell_catalog::retention::RetentionPolicy;
 use keepwell_crypto::Secret;
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_source_files::{FileOptions, FileSource};
-use keepwell_storage::{ConnectOptions, ObjectStore, Purpose, RetryPolicy, Retrying, Throttled, connect};
+use keepwell_storage::{
+    ConnectOptions, ObjectStore, Place, Purpose, RetryPolicy, Retrying, Throttled, connect,
+};
 
 use crate::config::{Job, JobName};
 use crate::copy::{self, Copied, Places};
@@ -78,11 +80,18 @@ fn source(job: &Job, state: &State) -> Result<FileSource> {
     Ok(FileSource::new(&options, Arc::new(SystemClock))?)
 }
 
-/// Directories that belong to the backups themselves, which no snapshot has: the repository, its copies, and the cache.
+/// Directories that belong to the backups themselves, which no snapshot has: the repository, the cache, and the copies among
+/// what is backed up. Whoever looks at a share whose server is away waits for it: copies elsewhere are left alone.
 fn ours(job: &Job, state: &State) -> Result<Vec<PathBuf>> {
     let mut directories = vec![state.cache()];
-    for place in job.copies.iter().map(|copy| &copy.to).chain([&job.repository]) {
-        if let keepwell_storage::Place::Directory(path) = place.location()?.place {
+    if let Place::Directory(path) = job.repository.location()?.place {
+        directories.push(path);
+    }
+    let paths = job.paths.to_vec();
+    for copy in &job.copies {
+        if let Place::Directory(path) = copy.to.location()?.place
+            && paths.iter().any(|given| path.starts_with(given))
+        {
             directories.push(path);
         }
     }

@@ -10,22 +10,27 @@ use crate::context::Context;
 use crate::location::Location;
 use crate::secret::{self, Origin};
 
-/// The repository at hand and the one that was asked for (a copy may stand in for it), the copies of the profile, what is
-/// cached of repositories, and where snapshots are mounted.
-pub fn directories(ctx: &Context, at_hand: &Location) -> Vec<PathBuf> {
+/// The repository at hand and what is cached of repositories; and of what lies within `paths` the repository that was asked
+/// for (a copy may stand in for it), the copies of the profile, and where snapshots are mounted. Whoever looks at a share whose
+/// server is away waits for it: those elsewhere are left alone.
+pub fn directories(ctx: &Context, at_hand: &Location, paths: &[PathBuf]) -> Vec<PathBuf> {
     let named = Location::named(ctx).ok().flatten();
     let copies = ctx.profile.copies.iter().filter_map(|copy| Location::parse(&copy.to).ok());
     let meant = named.unwrap_or_else(|| Location::default_of(ctx));
-    let places: Vec<Location> = copies.chain([meant, at_hand.clone()]).collect();
+    let places: Vec<Location> = copies.chain([meant]).collect();
     let stores = places.iter().filter_map(Location::path).map(Path::to_path_buf);
     let mounts = mounts(&fs::read("/proc/self/mountinfo").unwrap_or_default());
-    stores.chain(caches(&ctx.cache_dir())).chain(mounts).collect()
+    let is_within = |place: &PathBuf| paths.iter().any(|path| place.starts_with(path));
+    let mut found: Vec<PathBuf> = stores.chain(mounts).filter(is_within).collect();
+    found.extend(at_hand.path().map(Path::to_path_buf));
+    found.extend(caches(&ctx.cache_dir()));
+    found
 }
 
 /// What no restore touches: these directories, and the keys that are here. One that a snapshot lacks would go with
 /// `--delete`, and be saved only to where nothing but the key leads.
-pub fn untouched(ctx: &Context, at_hand: &Location) -> Vec<PathBuf> {
-    let mut paths = directories(ctx, at_hand);
+pub fn untouched(ctx: &Context, at_hand: &Location, target: &Path) -> Vec<PathBuf> {
+    let mut paths = directories(ctx, at_hand, &[target.to_path_buf()]);
     paths.extend(entries(&ctx.environment.config_dir().join("keys")));
     if let Ok(Some(Origin::File(path))) = secret::named_key(ctx)
         && let Ok(path) = std::path::absolute(path)
@@ -91,11 +96,15 @@ mod tests {
             dir.path().display()
         );
         let ctx = Context::of_profiles(&profile);
-        let ours = directories(&ctx, &Location::parse("/mnt/copy").unwrap());
-        // Behind them comes what is mounted on this machine just now.
-        assert_eq!(ours[..4], ["/mnt/copy".into(), "/srv/backup".into(), "/mnt/copy".into(), cache]);
+        let within = |path: &str| [PathBuf::from(path)];
+        let at_hand = Location::parse("/mnt/copy").unwrap();
+        let ours = directories(&ctx, &at_hand, &within("/srv"));
+        assert_eq!(ours, ["/srv/backup".into(), PathBuf::from("/mnt/copy"), cache.clone()]);
+        assert_eq!(directories(&ctx, &at_hand, &within("/home")), ["/mnt/copy".into(), cache]);
+        let copies = directories(&ctx, &Location::parse("/srv/backup").unwrap(), &within("/mnt/copy"));
+        assert_eq!(copies[0], PathBuf::from("/mnt/copy"));
         let ctx = Context::of_profiles("[profile.default]\n");
-        let ours = directories(&ctx, &Location::parse("s3://bucket").unwrap());
+        let ours = directories(&ctx, &Location::parse("s3://bucket").unwrap(), &within("/.local"));
         assert_eq!(ours[0], PathBuf::from("/.local/share/keepwell/repository"));
     }
 
@@ -113,7 +122,8 @@ mod tests {
     fn the_key_that_is_named_is_not_touched() {
         let mut ctx = Context::of_profiles("[profile.default]\n");
         ctx.global.key_file = Some("/media/usb/kit.txt".into());
-        let untouched = untouched(&ctx, &Location::parse("s3://bucket").unwrap());
+        let at_hand = Location::parse("s3://bucket").unwrap();
+        let untouched = untouched(&ctx, &at_hand, Path::new("/media"));
         assert!(untouched.contains(&PathBuf::from("/media/usb/kit.txt")), "{untouched:?}");
     }
 }

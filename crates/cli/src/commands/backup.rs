@@ -134,7 +134,7 @@ fn source(ctx: &Context, args: &Args, paths: &[PathBuf], repository: &Location) 
         one_file_system: profile.one_file_system || args.one_file_system,
         exclude_caches: profile.exclude_caches || args.exclude_caches,
         exclude_larger_than: args.exclude_larger_than,
-        except: ours::directories(ctx, repository),
+        except: ours::directories(ctx, repository, paths),
     };
     FileSource::new(&options, Arc::new(SystemClock)).map_err(|e| Complaint::usage(one_line(&e)).into())
 }

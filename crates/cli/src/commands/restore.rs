@@ -128,7 +128,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let occupied = place::is_occupied(&target);
     let mut made = Made::directories(&target)?;
     scopes.iter().for_each(|scope| made.expect(&scope.target));
-    let options = TargetOptions { untrusted: args.untrusted, keep: ours::untouched(ctx, &opened.location) };
+    let options =
+        TargetOptions { untrusted: args.untrusted, keep: ours::untouched(ctx, &opened.location, &target) };
     let whole = Whole { snapshot, tree: &tree, named: &target, select, options };
     let planned = plan(&opened, &whole, &scopes, args.delete).await;
     let jobs = planned.inspect_err(|_| made.undo())?;

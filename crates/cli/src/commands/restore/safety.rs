@@ -59,7 +59,7 @@ pub async fn back_up(
         Some(tree) => mounts::untouched(tree, scopes, &paths).await?,
         None => Vec::new(),
     };
-    let except = ours::directories(ctx, &opened.location);
+    let except = ours::directories(ctx, &opened.location, &paths);
     let options = FileOptions { paths: paths.clone(), excludes, except, ..FileOptions::default() };
     let source = FileSource::new(&options, Arc::new(SystemClock)).map_err(backup_core::Error::from)?;
     let options = BackupOptions {

@@ -31,7 +31,7 @@ pub async fn fetch(reader: &WalReader, name: &str) -> Result<Fetched, ArchiveErr
 /// What is known of the server that asks; by default nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Asker {
-    /// It has a target before the next gap, reads ahead of it, and opens nowhere else: for it the log ends at the gap.
+    /// It has a target, reads ahead of it, and opens nowhere else: for it the log ends where a gap begins, or a conflict.
     pub to_gap: bool,
     /// The timeline that it follows. What later ones lack of the log is no gap on its way, and of these it only wants to know
     /// which are taken.
@@ -39,7 +39,8 @@ pub struct Asker {
 }
 
 /// The same for a server of which something is known. With `to_gap`, of the file in which a gap begins what there is, and
-/// [`Fetched::Missing`] for one that lies in it. Of a timeline later than `follows` any history, also where there are two.
+/// [`Fetched::Missing`] for one that lies in it, or of which there are two. Of a timeline later than `follows` any history,
+/// also where there are two.
 pub async fn fetch_for(reader: &WalReader, name: &str, asker: Asker) -> Result<Fetched, ArchiveError> {
     if let Some(timeline) = name.strip_suffix(".history") {
         let number = if timeline.len() == 8 { u32::from_str_radix(timeline, 16).ok() } else { None };
@@ -81,7 +82,10 @@ pub(crate) async fn fetch_segment_for(
 ) -> Result<Option<SegmentFile>, ArchiveError> {
     let Some((timeline, file)) = parse(name) else { return Ok(None) };
     let writers = reader.writers().await?;
-    let (found, later) = held(reader, &writers, name, timeline, file).await?;
+    let (found, later) = match held(reader, &writers, name, timeline, file).await {
+        Err(ArchiveError::Conflict { .. }) if asker.to_gap => return Ok(None),
+        held => held?,
+    };
     if found.as_ref().is_some_and(SegmentFile::is_whole) {
         return Ok(found);
     }

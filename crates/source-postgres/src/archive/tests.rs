@@ -126,6 +126,13 @@ async fn two_writers_different_bytes_are_a_conflict_whatever_their_pieces() {
         put_by(&second, 1, 3, 2, to).await;
         let answer = asked(&world, 1, 3).await;
         assert!(matches!(answer, Err(ArchiveError::Conflict { .. })), "{to}: {answer:?}");
+        let (reader, name) = (world.repository.wal_reader(SYSTEM).unwrap(), segment(3).file_name(size()));
+        let to_gap = Asker { to_gap: true, ..Asker::default() };
+        assert_eq!(
+            fetch_for(&reader, &name, to_gap).await.unwrap(),
+            Fetched::Missing,
+            "its target is before"
+        );
         if to == MIB {
             assert_eq!(gaps(&world).await, [(1, 3, 4, GapKind::Conflict)]);
             let reader = world.repository.wal_reader(SYSTEM).unwrap();

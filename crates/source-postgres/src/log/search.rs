@@ -25,12 +25,19 @@ pub struct LogReader {
     history: History,
     /// Where the snapshot has WAL of its own.
     own: Option<(Tree, MapKey)>,
+    passes_conflicts: bool,
 }
 
 impl LogReader {
     /// `own` is the directory of a snapshot with WAL that the archive may lack.
     pub fn new(wal: WalReader, map: LogMap, history: History, own: Option<(Tree, MapKey)>) -> Self {
-        Self { wal, map, history, own }
+        Self { wal, map, history, own, passes_conflicts: false }
+    }
+
+    /// Passes over files that are archived with two different contents, as over those that are missing: what is looked for
+    /// may lie before.
+    pub fn passing_conflicts(self) -> Self {
+        Self { passes_conflicts: true, ..self }
     }
 
     /// The last transactions that ended before `end`: those in the last segment that has any. Oldest first.
@@ -99,8 +106,13 @@ impl LogReader {
         }
         let mut found = BTreeMap::new();
         while let Some(joined) = tasks.join_next().await {
-            let (number, content) = joined.map_err(|e| backup_core::Error::Task(e.to_string()))??;
-            found.insert(number, content);
+            match joined.map_err(|e| backup_core::Error::Task(e.to_string()))? {
+                Ok((number, content)) => {
+                    found.insert(number, content);
+                }
+                Err(ArchiveError::Conflict { .. }) if self.passes_conflicts => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(found)
     }

@@ -122,7 +122,7 @@ impl RecoveryPlan {
     pub fn asker(&self) -> Asker {
         Asker {
             // Without a target it opens wherever the log ends.
-            to_gap: self.gap.is_some() && self.target != Target::Latest,
+            to_gap: self.target != Target::Latest,
             follows: Some(self.history.timeline()),
         }
     }
@@ -274,7 +274,7 @@ impl Planner {
         }
         let size = map.segment_size();
         let end = map.last_segment(history).map_or(Lsn::default(), |last| size.start_of(last + 1));
-        let reader = LogReader::new(self.wal.clone(), map.clone(), history.clone(), None);
+        let reader = LogReader::new(self.wal.clone(), map.clone(), history.clone(), None).passing_conflicts();
         let found = reader.find_last(oldest.cluster.start_lsn, end, wanted).await?;
         let Some(last) = found.last() else {
             return Err(PlanError::Unreachable {
@@ -323,7 +323,10 @@ impl Planner {
             )));
         }
         let own = Some((tree, backup.wal_directory()?));
-        let reader = LogReader::new(self.wal.clone(), map.clone(), history.clone(), own);
+        let mut reader = LogReader::new(self.wal.clone(), map.clone(), history.clone(), own);
+        if *target != Target::Latest {
+            reader = reader.passing_conflicts();
+        }
         // The server goes by its own clock, which may differ from that of the host that took the backup.
         if let Target::Time(time, bound) = target
             && last_end(&reader, cluster.start_lsn, cluster.stop_lsn)

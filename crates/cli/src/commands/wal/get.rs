@@ -45,7 +45,7 @@ pub struct Args {
     /// WAL before this position came with the base backup: where the archive lacks it, or has less, the server takes its own
     #[arg(long, value_name = "LSN", hide = true)]
     own_until: Option<Lsn>,
-    /// The server has a target before the next gap in the archive: for it the log ends there
+    /// The server has a target, before the next gap in the archive: for it the log ends at that
     #[arg(long, hide = true, conflicts_with = "socket")]
     to_gap: bool,
     /// The server follows this timeline: what later ones lack is no gap on its way, and of these it asks only which are taken

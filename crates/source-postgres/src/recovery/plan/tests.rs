@@ -5,7 +5,7 @@ use keepwell_catalog::wal::WalPlace;
 
 use super::*;
 use crate::recovery::Bound;
-use crate::testing::{Made, SYSTEM, World, content, put_committed, put_history, segment, size};
+use crate::testing::{Made, SYSTEM, World, content, put_by, put_committed, put_history, segment, size};
 
 fn lsn(segment: u64, offset: u64) -> Lsn {
     size().start_of(segment).plus(offset)
@@ -96,7 +96,25 @@ async fn two_histories_of_a_timeline_are_in_the_way_of_nobody_who_does_not_go_th
         let plan = planner.plan(&target, Some(Timeline::FIRST)).await.unwrap();
         // The server asks which timelines are taken when it begins its own.
         assert_eq!(plan.asker().follows, Some(Timeline::FIRST));
+        assert_eq!(plan.asker().to_gap, target != Target::Latest);
     }
+}
+
+#[tokio::test]
+async fn a_conflict_at_the_end_of_the_log_is_in_the_way_of_the_end_alone() {
+    let mut world = World::new().await;
+    let second = world.second().await;
+    let backup = Made::new(SYSTEM, lsn(3, 40), lsn(3, 80), NINE, "").back_up(&world, "db").await;
+    put_committed(&world.repository, 1, 3, &[NINE, NINE + 60, NINE + 120]).await;
+    put_committed(&world.repository, 1, 4, &[NINE + 180]).await;
+    // Names do not show it: it is another stretch.
+    put_by(&second, 1, 4, 2, 4000).await;
+    let planner = Planner::new(world.repository.clone(), vec![backup]).unwrap();
+    let plan = planner.plan(&at(NINE + 90), None).await.unwrap();
+    assert!(plan.asker().to_gap && plan.last_end == Some((NINE + 120) * 1_000_000_000));
+    planner.plan(&Target::Xid(701, Bound::Inclusive), None).await.unwrap();
+    let refused = planner.plan(&Target::Latest, None).await.unwrap_err();
+    assert!(matches!(refused, PlanError::Archive(ArchiveError::Conflict { .. })), "{refused}");
 }
 
 /// Archives a segment whose first record gives this name to its place.

@@ -69,7 +69,7 @@ impl Receiver {
                             self.find(&mut client, &archive, &identity, size).await?
                         }
                         Some(behind) => self.across_hole(&begin, *behind),
-                        None => self.across_gap(&mut client, size, &begin).await?,
+                        None => self.across_gap(&mut client, &archive, size, &begin).await?,
                     };
                     continue;
                 }
@@ -142,6 +142,7 @@ impl Receiver {
     async fn across_gap(
         &mut self,
         client: &mut Client,
+        archive: &WalWriter,
         size: SegmentSize,
         begin: &Begin,
     ) -> Result<Begin, ReceiveError> {
@@ -159,6 +160,8 @@ impl Receiver {
                 reason: "has removed the WAL that follows".to_owned(),
             });
         }
+        // A standby may be on another timeline by now than when the connection began.
+        begin::keep_histories(client, archive, &history).await?;
         self.gaps.insert(begin.durable);
         self.progress.send_modify(|p| p.gaps += 1);
         self.repository.monitor().note(&format!(

@@ -10,9 +10,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::history::History;
+use crate::lsn::Timeline;
 use crate::options::ConnectOptions;
 use crate::receive::{CONNECT_MAX, Progress, ReceiveOptions};
-use crate::testing::{SYSTEM, Store, World, content, greeted, message, row, size, socket};
+use crate::testing::{SYSTEM, Store, World, content, greeted, message, played, row, size, socket};
 
 const LENGTH: u64 = 1 << 20;
 
@@ -191,6 +193,27 @@ async fn a_gap_begins_where_the_stream_ended_and_not_where_it_began() {
     assert_eq!(progress.gaps, 1);
     let pieces = world.archive().await.pieces_from(1, 0).await.unwrap();
     assert_eq!(pieces.len(), 8, "what had arrived was archived first, and what follows the gap");
+}
+
+#[tokio::test]
+async fn the_timeline_behind_a_gap_is_archived_with_its_history() {
+    let (world, (_dir, _listener, connect)) = (archived([1, 2, 3, 4]).await, socket());
+    let (system, position) = (SYSTEM.to_string(), at(12, 0).to_string());
+    let history = format!("1\t{}\tx\n", at(9, 50));
+    let (_other, mut client) = played(vec![
+        ("IDENTIFY_SYSTEM", row(&[("systemid", &system), ("timeline", "2"), ("xlogpos", &position)])),
+        ("TIMELINE_HISTORY 2", row(&[("filename", "00000002.history"), ("content", &history)])),
+    ])
+    .await;
+    let (_stop, stopped) = watch::channel(false);
+    let (clock, options) = (Arc::new(SystemClock), ReceiveOptions::default());
+    let mut receiver = Receiver::new(world.repository.clone(), connect, options, clock, stopped);
+    let (archive, first) = (world.archive().await, History::root(Timeline::FIRST));
+    // A standby that was on the first when the connection began.
+    let begin = begin::fresh(&first, at(5, 0), size());
+    let next = receiver.across_gap(&mut client, &archive, size(), &begin).await.unwrap();
+    assert_eq!((next.timeline.get(), next.at), (2, at(12, 0)));
+    assert_eq!(archive.pieces_from(2, u64::MAX).await.unwrap().len(), 1);
 }
 
 #[tokio::test]

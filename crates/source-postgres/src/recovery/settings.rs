@@ -20,6 +20,15 @@ const OF_RECOVERY: [&str; 13] = [
     "restore_command",
 ];
 
+/// Each of these is a target. There must be one at most, and in `postgresql.conf` one of an earlier recovery may be left.
+const TARGETS: [&str; 5] = [
+    "recovery_target",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_xid",
+];
+
 /// Whether the restored cluster archives its own WAL as the original did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Archiving {
@@ -87,9 +96,12 @@ impl RecoverySettings {
     /// The `postgresql.auto.conf` with these settings and without those of an earlier recovery.
     pub fn apply(&self, before: &str) -> String {
         let list = self.list();
-        let mut text = forget(before, |name| {
-            OF_RECOVERY.contains(&name) || list.iter().any(|(own, _)| own.eq_ignore_ascii_case(name))
-        });
+        let is_own = |name: &str| list.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
+        let mut text = forget(before, |name| OF_RECOVERY.contains(&name) || is_own(name));
+        // First: what is set to nothing takes away the target that was set before it.
+        for name in TARGETS.into_iter().filter(|name| !is_own(name)) {
+            text.push_str(&format!("{name} = ''\n"));
+        }
         for (name, value) in &list {
             text.push_str(&format!("{name} = '{}'\n", value.replace('\\', "\\\\").replace('\'', "''")));
         }
@@ -162,8 +174,10 @@ mod tests {
         let time = TargetTime::new(1_795_262_401_500_000_000).unwrap();
         assert_eq!(
             recover(Target::Time(time, Bound::Exclusive)).apply(before),
-            "# no edits\nshared_buffers = '1GB'\nprimary_conninfo = 'host=a'\nrestore_command = 'get ''%f'' %p'\n\
-             recovery_target_timeline = '3'\nrecovery_target_time = '2026-11-21 12:00:01.500000+00'\n\
+            "# no edits\nshared_buffers = '1GB'\nprimary_conninfo = 'host=a'\n\
+             recovery_target = ''\nrecovery_target_lsn = ''\nrecovery_target_name = ''\nrecovery_target_xid = ''\n\
+             restore_command = 'get ''%f'' %p'\nrecovery_target_timeline = '3'\n\
+             recovery_target_time = '2026-11-21 12:00:01.500000+00'\n\
              recovery_target_action = 'promote'\nrecovery_target_inclusive = 'off'\narchive_mode = 'off'\n"
         );
     }
@@ -176,12 +190,17 @@ mod tests {
 
     #[test]
     fn the_end_of_the_log_is_no_target_and_a_standby_follows_every_timeline() {
+        // Whatever target stands in `postgresql.conf` from before, none counts.
+        let none = "recovery_target = ''\nrecovery_target_lsn = ''\nrecovery_target_name = ''\n\
+                    recovery_target_time = ''\nrecovery_target_xid = ''\n";
         let latest = recover(Target::Latest);
-        assert!(!latest.apply("").contains("recovery_target_action"));
+        assert!(latest.apply("").starts_with(none) && !latest.apply("").contains("recovery_target_action"));
         let standby = RecoverySettings { mode: Mode::Standby, archiving: Archiving::AsBackedUp, ..latest };
         assert_eq!(
             standby.apply("archive_mode = on\n"),
-            "archive_mode = on\nrestore_command = 'get ''%f'' %p'\nrecovery_target_timeline = 'latest'\n"
+            format!(
+                "archive_mode = on\n{none}restore_command = 'get ''%f'' %p'\nrecovery_target_timeline = 'latest'\n"
+            )
         );
         assert_eq!(standby.signal_file(), "standby.signal");
     }

@@ -98,7 +98,11 @@ async fn links_that_stand_in_the_target_are_replaced_and_not_followed() {
     assert!(report.files.problems.is_empty());
     assert_eq!(fs::read_to_string(&outside).unwrap(), "theirs");
     let settings = fs::read_to_string(target.join("postgresql.auto.conf")).unwrap();
-    assert!(settings.starts_with("shared_buffers = '1GB'\nrestore_command = 'get %f %p'\n"), "{settings}");
+    assert!(settings.starts_with("shared_buffers = '1GB'\nrecovery_target = ''\n"), "{settings}");
+    assert!(
+        settings.contains("\nrestore_command = 'get %f %p'\n") && !settings.contains("old"),
+        "{settings}"
+    );
     assert_eq!(fs::read(target.join("global/pg_control")).unwrap(), [7; 100]);
     for name in ["postgresql.auto.conf", "standby.signal", "tablespace_map", "global/pg_control"] {
         let found = fs::symlink_metadata(target.join(name)).unwrap();

@@ -20,8 +20,11 @@ const OF_RECOVERY: [&str; 13] = [
     "restore_command",
 ];
 
-/// Each of these is a target. There must be one at most, and in `postgresql.conf` one of an earlier recovery may be left.
-const TARGETS: [&str; 5] = [
+/// What `postgresql.conf` may have of another recovery, or for standbys, is set to nothing: commands that are to tidy up or
+/// announce somebody else, and targets, of which there must be one at most.
+const SET_TO_NOTHING: [&str; 7] = [
+    "archive_cleanup_command",
+    "recovery_end_command",
     "recovery_target",
     "recovery_target_lsn",
     "recovery_target_name",
@@ -99,7 +102,7 @@ impl RecoverySettings {
         let is_own = |name: &str| list.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
         let mut text = forget(before, |name| OF_RECOVERY.contains(&name) || is_own(name));
         // First: what is set to nothing takes away the target that was set before it.
-        for name in TARGETS.into_iter().filter(|name| !is_own(name)) {
+        for name in SET_TO_NOTHING.into_iter().filter(|name| !is_own(name)) {
             text.push_str(&format!("{name} = ''\n"));
         }
         for (name, value) in &list {
@@ -175,6 +178,7 @@ mod tests {
         assert_eq!(
             recover(Target::Time(time, Bound::Exclusive)).apply(before),
             "# no edits\nshared_buffers = '1GB'\nprimary_conninfo = 'host=a'\n\
+             archive_cleanup_command = ''\nrecovery_end_command = ''\n\
              recovery_target = ''\nrecovery_target_lsn = ''\nrecovery_target_name = ''\nrecovery_target_xid = ''\n\
              restore_command = 'get ''%f'' %p'\nrecovery_target_timeline = '3'\n\
              recovery_target_time = '2026-11-21 12:00:01.500000+00'\n\
@@ -190,8 +194,9 @@ mod tests {
 
     #[test]
     fn the_end_of_the_log_is_no_target_and_a_standby_follows_every_timeline() {
-        // Whatever target stands in `postgresql.conf` from before, none counts.
-        let none = "recovery_target = ''\nrecovery_target_lsn = ''\nrecovery_target_name = ''\n\
+        // Whatever stands in `postgresql.conf` from before, it does not count.
+        let none = "archive_cleanup_command = ''\nrecovery_end_command = ''\n\
+                    recovery_target = ''\nrecovery_target_lsn = ''\nrecovery_target_name = ''\n\
                     recovery_target_time = ''\nrecovery_target_xid = ''\n";
         let latest = recover(Target::Latest);
         assert!(latest.apply("").starts_with(none) && !latest.apply("").contains("recovery_target_action"));

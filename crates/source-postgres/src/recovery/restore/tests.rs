@@ -98,7 +98,7 @@ async fn links_that_stand_in_the_target_are_replaced_and_not_followed() {
     assert!(report.files.problems.is_empty());
     assert_eq!(fs::read_to_string(&outside).unwrap(), "theirs");
     let settings = fs::read_to_string(target.join("postgresql.auto.conf")).unwrap();
-    assert!(settings.starts_with("shared_buffers = '1GB'\nrecovery_target = ''\n"), "{settings}");
+    assert!(settings.starts_with("shared_buffers = '1GB'\narchive_cleanup_command = ''\n"), "{settings}");
     assert!(
         settings.contains("\nrestore_command = 'get %f %p'\n") && !settings.contains("old"),
         "{settings}"

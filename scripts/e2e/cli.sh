@@ -122,6 +122,7 @@ key=$(ls "$HOME"/.config/keepwell/keys/*.key)
 grep -q "$key" "$HOME/.config/keepwell/repositories.toml" || fail "the key file is not remembered"
 
 step "quietly, a first backup still says where it made a repository"
+mkdir "$work/quiet"
 HOME=$work/quiet expect 0 --quiet backup "$tree/odd"
 says "made a repository at $work/quiet/.local/share/keepwell/repository"
 silent_about "added to the repository"

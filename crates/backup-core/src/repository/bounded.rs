@@ -15,14 +15,13 @@ fn most_bytes(key: &Key) -> Option<u64> {
     }
     let name: ObjectName = key.as_str().parse().ok()?;
     match name {
-        N::Hint => Some(1 << 20),
         N::Trust(_) | N::Session { .. } | N::Commit(..) => Some(4 << 20),
         N::Keyring { .. } | N::ErasableKey { .. } => Some(8 << 20),
         N::State(..) => Some(32 << 20),
         N::Manifest(_) | N::List(..) | N::Retired(_) => Some(80 << 20),
         N::Plan(_) | N::Kept(_) => Some(256 << 20),
         // Those of later versions are bounded where they are read.
-        N::Pack(..) | N::Index(..) | N::Marks(_) | N::Ledger(..) | _ => None,
+        N::Hint | N::Pack(..) | N::Index(..) | N::Marks(_) | N::Ledger(..) | _ => None,
     }
 }
 
@@ -39,17 +38,6 @@ pub(crate) async fn fetch_listed(store: &dyn ObjectStore, info: &ObjectInfo) -> 
 pub(crate) async fn fetch_bounded(store: &dyn ObjectStore, key: &Key) -> Result<Bytes, Error> {
     let info = store.head(key).await?;
     fetch_listed(store, &info).await
-}
-
-/// The same of the first object that is read of a store. Why a store refuses to be looked at stands in the body of its answer,
-/// and an answer to what asks for a size has none: then the object itself is asked for, and whoever does not say how large it
-/// is does not give it either.
-pub(super) async fn fetch_first(store: &dyn ObjectStore, key: &Key) -> Result<Bytes, Error> {
-    match store.head(key).await {
-        Ok(info) => fetch_listed(store, &info).await,
-        Err(error) if error.is_retryable() => Err(error.into()),
-        Err(_) => Ok(store.get(key).await?),
-    }
 }
 
 /// Refuses to write what nobody would read.
@@ -72,7 +60,7 @@ mod tests {
     use keepwell_storage::Operation;
 
     use super::*;
-    use crate::repository::RepositoryHint;
+    use crate::Repository;
     use crate::testing::{Thing, TreeModel, World, back_up, snapshot_of};
 
     /// Replaces an object by one that is larger than any of its kind.
@@ -112,20 +100,8 @@ mod tests {
         let chain = repository.chain().head().0;
         world.store.put_new(&names::trust_key(chain + 1), vec![0_u8; (4 << 20) + 1].into()).await.unwrap();
         let store: Arc<dyn ObjectStore> = Arc::clone(&world.store) as _;
-        let refused = crate::Repository::builder(store).open(world.key.clone()).await.map(|_| ());
+        let refused = Repository::builder(store).open(world.key.clone()).await.map(|_| ());
         assert!(matches!(refused, Err(Error::Damaged { .. })), "{refused:?}");
-    }
-
-    #[tokio::test]
-    async fn a_hint_that_is_larger_than_any_is_not_fetched() {
-        let world = World::new().await;
-        let hint = RepositoryHint::read(&*world.store).await.unwrap();
-        assert_eq!(hint.repository, world.repository.id().to_string());
-        inflate(&world, &RepositoryHint::key()).await;
-        world.store.reset();
-        let refused = RepositoryHint::read(&*world.store).await.map(|_| ());
-        assert!(matches!(refused, Err(Error::Damaged { .. })), "{refused:?}");
-        assert_eq!(fetched(&world, RepositoryHint::key().as_str()), 0);
     }
 
     #[tokio::test]

@@ -11,7 +11,6 @@ use keepwell_storage::{Key, ObjectStore, list_all};
 use serde::{Deserialize, Serialize};
 
 use super::access::Accesses;
-use super::bounded::fetch_first;
 use super::index::HeldIndex;
 use super::records::Records;
 use super::trust::{follow_chain, open_chain_at, read_erasable, read_keyring, reading_keyring};
@@ -74,12 +73,13 @@ impl RepositoryHint {
     /// Reads the hint of a store; [`Error::NoRepository`] where there is none. Its ids have the form of ids, and
     /// nobody has proved them.
     pub async fn read(store: &dyn ObjectStore) -> Result<Self, Error> {
-        let key = Self::key();
-        let bytes = match fetch_first(store, &key).await {
-            Err(Error::Storage(error)) if error.is_not_found() => {
+        let key: Key = HINT_KEY.parse().expect("a constant key");
+        let bytes = match store.get(&key).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_not_found() => {
                 return Err(Error::NoRepository { place: store.describe() });
             }
-            fetched => fetched?,
+            Err(error) => return Err(error.into()),
         };
         let hint: Self = serde_json::from_slice(&bytes).map_err(|e| Error::damaged(&key, e))?;
         if hint.format != 1 {

@@ -63,7 +63,7 @@ async fn restore(
     to: &Path,
     untrusted: bool,
 ) -> Result<RestoreReport, Error> {
-    let target = Arc::new(FileTarget::create(to, &TargetOptions { untrusted }).unwrap());
+    let target = Arc::new(FileTarget::create(to, &TargetOptions { untrusted, ..TargetOptions::default() }).unwrap());
     repository.restore(snapshot, target, RestoreOptions { delete: true, ..RestoreOptions::default() }).await
 }
 

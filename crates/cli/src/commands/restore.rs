@@ -217,12 +217,12 @@ async fn plan(opened: &Opened, whole: &Whole<'_>, scopes: &[Scope], delete: bool
         let (target, within) = (target.map_err(backup_core::Error::from)?, scope.within(named)?);
         let target = if within == MapKey::root() { Ok(target) } else { target.below(&within) };
         let mut target = target.map_err(backup_core::Error::from)?;
-        if args.delete {
+        if delete {
             target = target.sparing(scope.lost(snapshot)?);
         }
         let target = Arc::new(target);
         let select = place::without_kept(select.clone(), scope, &target);
-        let options = RestoreOptions { below: scope.below.clone(), select, delete: args.delete };
+        let options = RestoreOptions { below: scope.below.clone(), select, delete };
         let shown: Arc<dyn RestoreTarget> = Arc::<FileTarget>::clone(&target);
         let plan = opened.repository.plan_restore(snapshot, shown, options.clone()).await?;
         jobs.push(Job { place: scope.target.clone(), target, options, plan, root });

@@ -294,7 +294,7 @@ mod tests {
             return;
         }
         std::fs::create_dir(mount.join("sub")).unwrap();
-        let base = Base::open(dir.path()).unwrap();
+        let base = Base::open(dir.path(), &[]).unwrap();
         let noted = ["plain/f", "mount/f", "mount/sub/f"].map(|path| {
             base.at(&MapKey::from_components(path.split('/')).unwrap()).unwrap();
             base.elsewhere.lock().unwrap().len()

@@ -22,7 +22,8 @@ pub fn directories(ctx: &Context, at_hand: &Location, paths: &[PathBuf]) -> Vec<
     let mounts = mounts(&fs::read("/proc/self/mountinfo").unwrap_or_default());
     let is_within = |place: &PathBuf| paths.iter().any(|path| place.starts_with(path));
     let mut found: Vec<PathBuf> = stores.chain(mounts).filter(is_within).collect();
-    found.extend(at_hand.path().map(Path::to_path_buf));
+    let at_hand = at_hand.path().map(Path::to_path_buf).filter(|path| !found.contains(path));
+    found.extend(at_hand);
     found.extend(caches(&ctx.cache_dir()));
     found
 }
@@ -100,9 +101,10 @@ mod tests {
         let at_hand = Location::parse("/mnt/copy").unwrap();
         let ours = directories(&ctx, &at_hand, &within("/srv"));
         assert_eq!(ours, ["/srv/backup".into(), PathBuf::from("/mnt/copy"), cache.clone()]);
-        assert_eq!(directories(&ctx, &at_hand, &within("/home")), ["/mnt/copy".into(), cache]);
+        assert_eq!(directories(&ctx, &at_hand, &within("/home")), ["/mnt/copy".into(), cache.clone()]);
         let copies = directories(&ctx, &Location::parse("/srv/backup").unwrap(), &within("/mnt/copy"));
         assert_eq!(copies[0], PathBuf::from("/mnt/copy"));
+        assert_eq!(directories(&ctx, &at_hand, &within("/mnt")), ["/mnt/copy".into(), cache], "once");
         let ctx = Context::of_profiles("[profile.default]\n");
         let ours = directories(&ctx, &Location::parse("s3://bucket").unwrap(), &within("/.local"));
         assert_eq!(ours[0], PathBuf::from("/.local/share/keepwell/repository"));

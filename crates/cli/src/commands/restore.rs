@@ -89,7 +89,7 @@ pub struct Args {
     filter: Filter,
 }
 
-/// So many of the things that will be removed are named.
+/// So many of the things that will be removed, or that stay whatever happens, are named.
 const REMOVALS_NAMED: usize = 5;
 
 /// One directory to restore into, with what goes there.
@@ -243,11 +243,7 @@ fn describe(ctx: &Context, snapshot: &Snapshot, target: &Path, jobs: &[Job], arg
     let room = free.map_or_else(String::new, |free| format!("; {} free", text::bytes(free)));
     printer.say(format_args!("  {}, {}{room}", text::count(files, "file", "files"), text::bytes(bytes)));
     let removed = sum(|p| p.removed);
-    for kept in jobs.iter().flat_map(|job| job.target.kept()) {
-        if Path::new(&kept).exists() {
-            printer.say(format_args!("  {kept} stays as it is: it belongs to the backups themselves"));
-        }
-    }
+    name_kept(ctx, jobs);
     if occupied {
         let others = if args.delete { removal(removed) } else { "everything else stays".to_owned() };
         printer.say(format_args!("  the target is not empty: what differs is replaced, {others}"));
@@ -285,6 +281,18 @@ fn spared(snapshot: &Snapshot) -> Option<String> {
     Some(format!(
         "  the snapshot is not complete{of_all}: what it names as not captured stays where it stands"
     ))
+}
+
+/// Names some of what is there and stays whatever the snapshot has in its place.
+fn name_kept(ctx: &Context, jobs: &[Job]) {
+    let mut kept: Vec<String> = jobs.iter().flat_map(|job| job.target.kept()).collect();
+    kept.retain(|path| Path::new(path).exists());
+    for path in kept.iter().take(REMOVALS_NAMED) {
+        ctx.printer.say(format_args!("  {path} stays as it is: it belongs to the backups themselves"));
+    }
+    if kept.len() > REMOVALS_NAMED {
+        ctx.printer.say("  …");
+    }
 }
 
 /// How much will be removed, in words.

@@ -63,12 +63,8 @@ async fn restore(
     to: &Path,
     untrusted: bool,
 ) -> Result<RestoreReport, Error> {
-<<<<<<< HEAD
-    let target = Arc::new(FileTarget::create(to, &TargetOptions { untrusted, ..TargetOptions::default() }).unwrap());
-=======
     let target =
         Arc::new(FileTarget::create(to, &TargetOptions { untrusted, ..TargetOptions::default() }).unwrap());
->>>>>>> 8171e5a (tests: options of a target have another field)
     repository.restore(snapshot, target, RestoreOptions { delete: true, ..RestoreOptions::default() }).await
 }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use keepwell_catalog::{ContentName, names};
 use keepwell_crypto::{Digest, DigestHasher, OpenReader};
 use keepwell_storage::Key;
+use tokio::sync::Mutex;
 
 use super::Repository;
 use super::index::DIRECTORY;
@@ -22,15 +23,22 @@ impl Repository {
     /// that every entry of it can be read: who signs a segment may put anything into its blocks, and whoever looks something up
     /// later could do no more than fail.
     ///
-    /// Costs a request, or one for every 16 MiB, and of memory no more than one such part, whatever the size: unless the cache
-    /// cannot be written.
-    pub(super) async fn fetch_segment(&self, name: &ContentName, size: u64) -> Result<CachedFile, Error> {
+    /// Costs a request, or one for every 16 MiB, and of memory one such part and the tables of the segment, whatever else its
+    /// size: unless the cache cannot be written. Of those that are fetched at the same time with one `turn`, one after the
+    /// other is proved.
+    pub(super) async fn fetch_segment(
+        &self,
+        name: &ContentName,
+        size: u64,
+        turn: &Mutex<()>,
+    ) -> Result<CachedFile, Error> {
         let key = names::index_key(self.group(), name);
         let sealed = match self.fetch_in_parts(&key, name, size).await? {
             Some(sealed) => sealed,
             None => CachedFile::Memory(self.fetch_whole(&key, name).await?),
         };
         let (repository, name) = (self.clone(), *name);
+        let _turn = turn.lock().await;
         let task = tokio::task::spawn_blocking(move || repository.keep_segment(&key, &name, &sealed));
         task.await.map_err(|e| Error::Task(e.to_string()))?
     }
@@ -184,7 +192,9 @@ mod tests {
             let _ = let_go.send(());
             cached
         };
-        let (fetched, was_cached) = tokio::join!(repository.fetch_segment(&name, listed[0].size), look);
+        let turn = Mutex::new(());
+        let (fetched, was_cached) =
+            tokio::join!(repository.fetch_segment(&name, listed[0].size, &turn), look);
         fetched.unwrap();
         holding.join().unwrap();
         assert!(!was_cached, "it was in the cache before it was proved");

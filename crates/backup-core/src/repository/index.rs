@@ -323,9 +323,10 @@ impl Repository {
         index: &IndexSet,
         damaged: &mut (dyn FnMut(&str, &str) + Send),
     ) -> Result<(), Error> {
+        let turn = Arc::new(tokio::sync::Mutex::new(()));
         let fetches = segments.into_iter().map(|(name, size)| {
-            let repository = self.clone();
-            async move { Ok((name, repository.fetch_segment(&name, size).await)) }
+            let (repository, turn) = (self.clone(), Arc::clone(&turn));
+            async move { Ok((name, repository.fetch_segment(&name, size, &turn).await)) }
         });
         for (name, fetched) in parallel::all(fetches).await? {
             match fetched.and_then(|file| self.add_segment(&name, file, index)) {

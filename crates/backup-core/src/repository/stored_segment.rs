@@ -129,7 +129,7 @@ async fn fetch(repository: &Repository, name: &ContentName, size: Option<u64>) -
         Some(size) => size,
         None => repository.store().head(&names::index_key(repository.group(), name)).await?.size,
     };
-    repository.fetch_segment(name, size).await
+    repository.fetch_segment(name, size, &tokio::sync::Mutex::new(())).await
 }
 
 fn failed(

@@ -244,7 +244,8 @@ kw --yes pg restore "$from" "$work/copy" --to-time "$before" --start --tablespac
     --set port=6544 --set "unix_socket_directories=$work/copy" --set listen_addresses= --bin-dir "$BIN"
 (PGHOST=$work/copy PGPORT=6544; [ "$(sql "SELECT count(*) FROM patients")" = 20000 ] || fail "the repaired cluster lacks rows"
  [ "$(sql "SELECT pg_tablespace_location($oid)")" = "$work/elsewhere" ] || fail "the tablespace is not where it was to be"
- [ "$(sql "SHOW archive_mode")" = off ] || fail "a copy archives")
+ [ "$(sql "SHOW archive_mode")" = off ] || fail "a copy archives"
+ [ "$(sql "SHOW max_logical_replication_workers")" = 0 ] || fail "a copy follows subscriptions")
 code=0; kw --yes pg restore "$from" "$work/copy" --tablespace "fast=$work/elsewhere" --no-safety-snapshot 2>"$work/refused" || code=$?
 [ $code = 1 ] && grep -q 'a server runs in' "$work/refused" || fail "a running server was restored over: $code"
 as_owner "$BIN/pg_ctl" stop -s -m immediate -D "$work/copy"

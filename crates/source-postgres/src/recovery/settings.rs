@@ -32,10 +32,10 @@ const SET_TO_NOTHING: [&str; 7] = [
     "recovery_target_xid",
 ];
 
-/// Whether the restored cluster archives its own WAL as the original did.
+/// Whether the restored cluster does elsewhere what the original did: archives its own WAL, and follows its subscriptions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Archiving {
-    /// It does not: a copy must never archive into the archive of the original.
+    /// It does not: a copy must never archive into the archive of the original, nor take from publishers what that is to get.
     #[default]
     Off,
     /// It does: it takes the place of the original.
@@ -65,14 +65,14 @@ pub struct RecoverySettings {
     pub mode: Mode,
     /// How it gets the files of the log.
     pub restore_command: String,
-    /// Whether it archives afterwards.
+    /// Whether it archives afterwards, and follows subscriptions.
     pub archiving: Archiving,
     /// Further settings, by name: another port, say.
     pub more: Vec<(String, String)>,
 }
 
 impl RecoverySettings {
-    /// Names and values, in the order in which they are written.
+    /// Names and values, in the order in which they are written. Further settings take the place of ours.
     pub fn list(&self) -> Vec<(String, String)> {
         let mut list = vec![("restore_command", self.restore_command.clone())];
         match &self.mode {
@@ -91,9 +91,15 @@ impl RecoverySettings {
         }
         if self.archiving == Archiving::Off {
             list.push(("archive_mode", "off".to_owned()));
+            // No standby follows any, and one that is promoted takes the place of the original.
+            if self.mode != Mode::Standby {
+                list.push(("max_logical_replication_workers", "0".to_owned()));
+            }
         }
-        let list = list.into_iter().map(|(name, value)| (name.to_owned(), value));
-        list.chain(self.more.iter().cloned()).collect()
+        let is_given = |name: &str| self.more.iter().any(|(given, _)| given.eq_ignore_ascii_case(name));
+        let own = list.into_iter().filter(|(name, _)| !is_given(name));
+        let own = own.map(|(name, value)| (name.to_owned(), value));
+        own.chain(self.more.iter().cloned()).collect()
     }
 
     /// The `postgresql.auto.conf` with these settings and without those of an earlier recovery.
@@ -182,14 +188,36 @@ mod tests {
              recovery_target = ''\nrecovery_target_lsn = ''\nrecovery_target_name = ''\nrecovery_target_xid = ''\n\
              restore_command = 'get ''%f'' %p'\nrecovery_target_timeline = '3'\n\
              recovery_target_time = '2026-11-21 12:00:01.500000+00'\n\
-             recovery_target_action = 'promote'\nrecovery_target_inclusive = 'off'\narchive_mode = 'off'\n"
+             recovery_target_action = 'promote'\nrecovery_target_inclusive = 'off'\narchive_mode = 'off'\n\
+             max_logical_replication_workers = '0'\n"
         );
     }
 
     #[test]
     fn a_recovery_that_is_over_leaves_no_settings_behind() {
         let after = recover(Target::Immediate).apply("shared_buffers = '1GB'\n");
-        assert_eq!(forget_recovery(&after), "shared_buffers = '1GB'\narchive_mode = 'off'\n");
+        assert_eq!(
+            forget_recovery(&after),
+            "shared_buffers = '1GB'\narchive_mode = 'off'\nmax_logical_replication_workers = '0'\n"
+        );
+    }
+
+    #[test]
+    fn a_copy_takes_nothing_from_publishers_unless_it_is_told_to_and_a_standby_keeps_what_it_has() {
+        let given = |settings: &RecoverySettings| -> Vec<String> {
+            let list = settings.list().into_iter();
+            list.filter(|(name, _)| name.eq_ignore_ascii_case("max_logical_replication_workers"))
+                .map(|(_, value)| value)
+                .collect()
+        };
+        let copy = recover(Target::Latest);
+        assert_eq!(given(&copy), ["0"]);
+        let own = ("Max_Logical_Replication_Workers".to_owned(), "4".to_owned());
+        assert_eq!(given(&RecoverySettings { more: vec![own], ..copy.clone() }), ["4"]);
+        let original = RecoverySettings { archiving: Archiving::AsBackedUp, ..copy.clone() };
+        assert!(given(&original).is_empty());
+        let standby = RecoverySettings { mode: Mode::Standby, ..copy };
+        assert!(given(&standby).is_empty() && standby.apply("").ends_with("archive_mode = 'off'\n"));
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub struct Args {
     /// Give the restored cluster a setting, such as `port=5433`; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     set: Vec<(String, String)>,
-    /// Let the restored cluster archive its WAL as the original did
+    /// Let the restored cluster archive its WAL, and follow its subscriptions, as the original did
     #[arg(long)]
     keep_archiving: bool,
     /// Start the server, and wait until it has recovered and opened; with --standby or --action pause until it can be

@@ -8,7 +8,7 @@ const OF_RECOVERY: [&str; 13] = [
     "archive_cleanup_command",
     "promote_trigger_file",
     "recovery_end_command",
-    "recovery_min_apply_delay",
+    DELAY,
     "recovery_target",
     "recovery_target_action",
     "recovery_target_inclusive",
@@ -31,6 +31,9 @@ const SET_TO_NOTHING: [&str; 7] = [
     "recovery_target_time",
     "recovery_target_xid",
 ];
+
+/// How long a server waits with each transaction, also in a recovery that ends.
+const DELAY: &str = "recovery_min_apply_delay";
 
 /// Whether the restored cluster does elsewhere what the original did: archives its own WAL, and follows its subscriptions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -111,6 +114,10 @@ impl RecoverySettings {
         for name in SET_TO_NOTHING.into_iter().filter(|name| !is_own(name)) {
             text.push_str(&format!("{name} = ''\n"));
         }
+        // A standby may be meant to lag behind. Another recovery would wait for no reason.
+        if self.mode != Mode::Standby && !is_own(DELAY) {
+            text.push_str(&format!("{DELAY} = '0'\n"));
+        }
         for (name, value) in &list {
             text.push_str(&format!("{name} = '{}'\n", value.replace('\\', "\\\\").replace('\'', "''")));
         }
@@ -186,7 +193,7 @@ mod tests {
             "# no edits\nshared_buffers = '1GB'\nprimary_conninfo = 'host=a'\n\
              archive_cleanup_command = ''\nrecovery_end_command = ''\n\
              recovery_target = ''\nrecovery_target_lsn = ''\nrecovery_target_name = ''\nrecovery_target_xid = ''\n\
-             restore_command = 'get ''%f'' %p'\nrecovery_target_timeline = '3'\n\
+             recovery_min_apply_delay = '0'\nrestore_command = 'get ''%f'' %p'\nrecovery_target_timeline = '3'\n\
              recovery_target_time = '2026-11-21 12:00:01.500000+00'\n\
              recovery_target_action = 'promote'\nrecovery_target_inclusive = 'off'\narchive_mode = 'off'\n\
              max_logical_replication_workers = '0'\n"
@@ -227,7 +234,11 @@ mod tests {
                     recovery_target = ''\nrecovery_target_lsn = ''\nrecovery_target_name = ''\n\
                     recovery_target_time = ''\nrecovery_target_xid = ''\n";
         let latest = recover(Target::Latest);
-        assert!(latest.apply("").starts_with(none) && !latest.apply("").contains("recovery_target_action"));
+        assert!(latest.apply("").starts_with(&format!("{none}recovery_min_apply_delay = '0'\n")));
+        assert!(!latest.apply("").contains("recovery_target_action"));
+        let slow = ("recovery_min_apply_delay".to_owned(), "1h".to_owned());
+        let slow = RecoverySettings { more: vec![slow], ..latest.clone() };
+        assert_eq!(slow.apply("").matches("recovery_min_apply_delay").count(), 1);
         let standby = RecoverySettings { mode: Mode::Standby, archiving: Archiving::AsBackedUp, ..latest };
         assert_eq!(
             standby.apply("archive_mode = on\n"),

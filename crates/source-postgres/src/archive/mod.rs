@@ -11,7 +11,7 @@ pub use survey::{Gap, GapKind, Stretch, Survey, survey};
 
 pub(crate) use coverage::{Coverage, Covered, differing};
 pub(crate) use fetch::{check_first_page, fetch_segment_for, held_segment};
-pub(crate) use survey::MOMENT;
+pub(crate) use survey::{LOOKS_MAX, MOMENT};
 
 use crate::lsn::Timeline;
 

@@ -14,6 +14,8 @@ use crate::lsn::{Lsn, Segment, SegmentSize, Timeline};
 
 /// Several pieces are uploaded at once, and one may be there before the one that it follows. What lacks for so long is a gap.
 pub(crate) const MOMENT: Duration = Duration::from_secs(1);
+/// How often the archive is listed while what lacks in it is another thing each time.
+pub(crate) const LOOKS_MAX: usize = 5;
 
 /// A stretch of WAL that is archived without a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +56,14 @@ pub struct Gap {
     pub kind: GapKind,
 }
 
+impl Gap {
+    fn is_within(&self, wider: &Self) -> bool {
+        (self.timeline, self.kind) == (wider.timeline, wider.kind)
+            && wider.from <= self.from
+            && self.to <= wider.to
+    }
+}
+
 /// All of a cluster's archive.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Survey {
@@ -69,15 +79,18 @@ pub struct Survey {
 
 /// Lists the whole archive of a cluster and finds its gaps: what nobody has archived between what somebody has, also when it
 /// is asked for again a moment later. Costs one request per thousand pieces; reads one piece and the history files; all of it
-/// twice if there are gaps.
+/// twice if there are gaps, and some more times while they change.
 pub async fn survey(reader: &WalReader) -> Result<Survey, ArchiveError> {
-    let before = look(reader).await?;
-    if before.gaps.is_empty() {
-        return Ok(before);
+    let (mut before, mut found) = (Vec::new(), look(reader).await?);
+    for _ in 1..LOOKS_MAX {
+        if found.gaps.iter().all(|gap| before.contains(gap)) {
+            break;
+        }
+        tokio::time::sleep(MOMENT).await;
+        before = std::mem::replace(&mut found, look(reader).await?).gaps;
     }
-    tokio::time::sleep(MOMENT).await;
-    let mut found = look(reader).await?;
-    found.gaps.retain(|gap| before.gaps.contains(gap));
+    // One that somebody fills, slowly, is one until it is full.
+    found.gaps.retain(|gap| before.iter().any(|wider| gap.is_within(wider)));
     Ok(found)
 }
 

@@ -212,3 +212,21 @@ async fn what_is_on_its_way_while_later_files_are_there_is_no_gap() {
     let map = LogMap::read(&reader, size(), 0).await.unwrap();
     assert_eq!(map.reach(&first, size().start_of(3)).end, end);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_that_is_being_filled_is_one_until_it_is_full() {
+    let world = World::new().await;
+    for number in [3, 20] {
+        world.put(number, 1, MIB).await;
+    }
+    let fill = async {
+        tokio::time::sleep(MOMENT / 2).await;
+        for number in 4..14 {
+            world.put(number, 1, MIB).await;
+            tokio::time::sleep(MOMENT).await;
+        }
+    };
+    let (found, ()) = tokio::join!(gaps(&world), fill);
+    let [(1, from, 20, GapKind::Missing)] = found[..] else { panic!("{found:?}") };
+    assert!(from > 4, "it was looked for again");
+}

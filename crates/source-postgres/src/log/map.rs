@@ -6,12 +6,9 @@ use backup_core::wal::WalReader;
 use keepwell_catalog::wal::{WalName, WalPlace};
 use keepwell_crypto::MemberId;
 
-use crate::archive::{ArchiveError, Coverage, Covered, MOMENT, differing};
+use crate::archive::{ArchiveError, Coverage, Covered, LOOKS_MAX, MOMENT, differing};
 use crate::history::History;
 use crate::lsn::{Lsn, Segment, SegmentSize, Timeline};
-
-/// How often the archive is listed while files appear in it before others that they follow.
-const LOOKS_MAX: usize = 5;
 
 /// The files of a cluster's log that are at hand, whoever archived them, with how far each goes.
 #[derive(Debug, Clone)]

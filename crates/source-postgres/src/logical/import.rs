@@ -254,7 +254,12 @@ fn check(path: &Path, name: &str, read: &Look) -> Result<Vec<String>, DumpError>
         let read = File::open(&beside).and_then(|file| file.take(SUMS_BYTES_MAX).read_to_string(&mut text));
         let shown = || beside.display().to_string();
         match read {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // A name may be so long that none can stand beside it.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename) =>
+            {
+                continue;
+            }
             Err(source) => {
                 return Err(DumpError::File { operation: "read".to_owned(), path: shown(), source });
             }
@@ -440,5 +445,9 @@ mod tests {
         // One that is there and cannot be read is not passed over: this link leads to itself.
         std::os::unix::fs::symlink(&beside, &beside).unwrap();
         assert!(matches!(open(&path), Err(DumpError::File { .. })));
+        // Beside a name as long as one can be stands nothing.
+        let path = dir.path().join("x".repeat(255));
+        fs::write(&path, SCRIPT).unwrap();
+        assert!(open(&path).unwrap().import.checked.is_empty());
     }
 }

@@ -27,6 +27,6 @@ pub use saved::SAVED_KIND;
 pub(crate) use scratch::run;
 pub use scratch::{Scratch, ScratchOptions};
 pub use server::{Binaries, RunningServer, Said, ServerError, Start, StopSignal, Until};
-pub use settings::{Archiving, Mode, RecoverySettings};
+pub use settings::{Archiving, Mode, RecoverySettings, still_known};
 pub use target::{Bound, Target, TargetTime};
 pub use verify::{Expect, Ladder, Level, Outcome, Question, Step, failed, fault, not_restored};

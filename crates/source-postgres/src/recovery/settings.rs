@@ -1,6 +1,7 @@
 //! What a recovering server is told.
 
 use super::target::{Bound, Target};
+use crate::archive::Asker;
 use crate::lsn::Timeline;
 
 /// Settings that belong to one recovery: none of an earlier one may be left.
@@ -138,12 +139,32 @@ pub(super) fn forget_recovery(before: &str) -> String {
     forget(before, |name| OF_RECOVERY.contains(&name))
 }
 
+/// What holds of what was known of a server when it was told to recover, now that its `postgresql.auto.conf` is this: somebody
+/// may have taken the target away, to go on from there, or given it another timeline.
+pub fn still_known(asker: Asker, settings: &str) -> Asker {
+    let mut targets = SET_TO_NOTHING.into_iter().filter(|name| name.starts_with("recovery_target"));
+    let has_target = targets.any(|name| value(settings, name).is_some_and(|value| !value.is_empty()));
+    let timeline = value(settings, "recovery_target_timeline");
+    let is_followed = |number: &Timeline| timeline == Some(number.to_string().as_str());
+    Asker { to_gap: asker.to_gap && has_target, follows: asker.follows.filter(is_followed) }
+}
+
+/// The value of a setting, by the last line that gives one.
+fn value<'s>(settings: &'s str, name: &str) -> Option<&'s str> {
+    let line = settings.lines().rev().find(|line| name_in(line).eq_ignore_ascii_case(name))?;
+    let value = line.trim_start().get(name.len()..)?;
+    Some(value.trim_matches([' ', '\t', '=']).trim_matches('\''))
+}
+
+fn name_in(line: &str) -> &str {
+    line.trim_start().split([' ', '\t', '=']).next().unwrap_or_default()
+}
+
 /// The lines that set something else; names are given in lower case.
 fn forget(before: &str, goes: impl Fn(&str) -> bool) -> String {
     let mut text = String::new();
     for line in before.lines() {
-        let name = line.trim_start().split([' ', '\t', '=']).next().unwrap_or_default();
-        if !goes(&name.to_ascii_lowercase()) {
+        if !goes(&name_in(line).to_ascii_lowercase()) {
             text.push_str(line);
             text.push('\n');
         }
@@ -247,6 +268,21 @@ mod tests {
             )
         );
         assert_eq!(standby.signal_file(), "standby.signal");
+    }
+
+    #[test]
+    fn a_server_that_lost_its_target_or_follows_another_timeline_is_not_the_one_that_was_planned_for() {
+        let told = Asker { to_gap: true, follows: Timeline::new(3) };
+        let written = recover(Target::Xid(7, Bound::Inclusive)).apply("");
+        assert_eq!(still_known(told, &written), told);
+        assert_eq!(still_known(Asker::default(), &written), Asker::default());
+        assert_eq!(still_known(told, ""), Asker::default());
+        let (end, elsewhere) = (Asker { to_gap: false, ..told }, Asker { follows: None, ..told });
+        assert_eq!(still_known(told, &recover(Target::Latest).apply("")), end);
+        // As `ALTER SYSTEM RESET`, or `SET` to nothing or to another timeline, leaves it.
+        assert_eq!(still_known(told, &written.replace("recovery_target_xid = '7'\n", "")), end);
+        assert_eq!(still_known(told, &format!("{written}recovery_target_xid = ''\n")), end);
+        assert_eq!(still_known(told, &format!("{written}recovery_target_timeline='latest'\n")), elsewhere);
     }
 
     #[test]

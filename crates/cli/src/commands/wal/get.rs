@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result};
 use keepwell_source_postgres::archive::{ArchiveError, Asker, Fetched, fetch_for};
 use keepwell_source_postgres::lsn::{Lsn, Segment, SegmentSize, Timeline};
-use keepwell_source_postgres::serve;
+use keepwell_source_postgres::{recovery, serve};
 
 use crate::commands::pg::helper_socket;
 use crate::context::Context;
@@ -101,8 +101,14 @@ async fn obtain(ctx: &Context, args: &Args) -> Result<Fetched> {
     let opened = open::repository(ctx).await?;
     opened.progress.end();
     let reader = opened.repository.wal_reader(system)?;
-    let asker = Asker { to_gap: args.to_gap, follows: args.follows };
-    Ok(fetch_for(&reader, &args.file, asker).await?)
+    Ok(fetch_for(&reader, &args.file, asker(args)).await?)
+}
+
+/// What is known of the server, as far as its settings still say so: this command stays among them.
+fn asker(args: &Args) -> Asker {
+    let told = Asker { to_gap: args.to_gap, follows: args.follows };
+    let settings = data(args).and_then(|data| fs::read_to_string(data.join("postgresql.auto.conf")).ok());
+    settings.map_or_else(Asker::default, |settings| recovery::still_known(told, &settings))
 }
 
 /// The file, if a helper has it. Where none listens, yet or any more, one is left for the next calls. A helper only saves time:
@@ -180,10 +186,14 @@ fn came_along(args: &Args) -> bool {
     segment.is_some_and(|(size, segment)| size.start_of(segment.number) < until)
 }
 
-/// Whether the data directory, in whose `pg_wal` the file is to be put, is that of a standby.
+/// Whether the data directory is that of a standby.
 fn is_standby(args: &Args) -> bool {
-    let data = args.path.parent().and_then(Path::parent);
-    data.is_some_and(|data| data.join("standby.signal").exists())
+    data(args).is_some_and(|data| data.join("standby.signal").exists())
+}
+
+/// The data directory, in whose `pg_wal` the file is to be put.
+fn data(args: &Args) -> Option<&Path> {
+    args.path.parent().and_then(Path::parent)
 }
 
 /// Whether a file of the data directory begins with what is archived of it, and goes on where that ends, in zeros.
@@ -279,6 +289,25 @@ mod tests {
         fs::write(wal.join(&file), vec![7; 1 << 20]).unwrap();
         assert_eq!(all(&args(None)), [true, false, false]);
         assert_eq!(all(&args(Some(Lsn::new(4 << 20)))), [true, true, false]);
+    }
+
+    #[test]
+    fn what_a_server_was_told_counts_as_long_as_its_settings_say_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = Args {
+            file: "000000010000000000000003".to_owned(),
+            path: dir.path().join("pg_wal/RECOVERYXLOG"),
+            system: None,
+            prefetch: false,
+            socket: None,
+            own_until: None,
+            to_gap: true,
+            follows: Some(Timeline::FIRST),
+        };
+        assert_eq!(asker(&args), Asker::default());
+        let settings = "recovery_target_timeline = '1'\nrecovery_target_xid = '7'\n";
+        fs::write(dir.path().join("postgresql.auto.conf"), settings).unwrap();
+        assert_eq!(asker(&args), Asker { to_gap: true, follows: Some(Timeline::FIRST) });
     }
 
     #[test]

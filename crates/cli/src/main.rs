@@ -16,6 +16,7 @@ mod exit;
 mod interrupt;
 mod known;
 mod location;
+mod mountinfo;
 mod open;
 mod ours;
 mod printer;

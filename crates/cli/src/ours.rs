@@ -1,13 +1,12 @@
 //! What belongs to the backups themselves: a repository within what is backed up would grow with every snapshot, and a
 //! restore over it would take away newer ones.
 
-use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use crate::context::Context;
 use crate::location::Location;
+use crate::mountinfo::{self, Mounted};
 use crate::secret::{self, Origin};
 
 /// The repository at hand and what is cached of repositories; and of what lies within `paths` the repository that was asked
@@ -19,7 +18,7 @@ pub fn directories(ctx: &Context, at_hand: &Location, paths: &[PathBuf]) -> Vec<
     let meant = named.unwrap_or_else(|| Location::default_of(ctx));
     let places: Vec<Location> = copies.chain([meant]).collect();
     let stores = places.iter().filter_map(Location::path).map(Path::to_path_buf);
-    let mounts = mounts(&fs::read("/proc/self/mountinfo").unwrap_or_default());
+    let mounts = mountinfo::all().into_iter().filter(shows_snapshots).map(|mounted| mounted.point);
     let is_within = |place: &PathBuf| paths.iter().any(|path| place.starts_with(path));
     let mut found: Vec<PathBuf> = stores.chain(mounts).filter(is_within).collect();
     let at_hand = at_hand.path().map(Path::to_path_buf).filter(|path| !found.contains(path));
@@ -50,28 +49,9 @@ fn caches(directory: &Path) -> Vec<PathBuf> {
     entries(directory).filter(is_cache).collect()
 }
 
-/// Where `keepwell mount` shows snapshots, by the table of the kernel: `36 35 98:0 /root /point options - type source …`.
-fn mounts(table: &[u8]) -> Vec<PathBuf> {
-    let point = |line: &[u8]| {
-        let mut words = line.split(|byte| *byte == b' ');
-        let point = words.nth(4)?;
-        let mut words = words.skip_while(|word| *word != b"-".as_slice()).skip(1);
-        let (kind, source) = (words.next()?, words.next()?);
-        (kind.starts_with(b"fuse") && source == b"keepwell").then(|| unescaped(point))
-    };
-    table.split(|byte| *byte == b'\n').filter_map(point).collect()
-}
-
-/// A path of that table, in which a space is `\040`.
-fn unescaped(word: &[u8]) -> PathBuf {
-    let (mut path, mut rest) = (Vec::new(), word);
-    while let Some((byte, after)) = rest.split_first() {
-        let digits = after.get(..3).filter(|_| *byte == b'\\').and_then(|digits| str::from_utf8(digits).ok());
-        let escaped = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        path.push(escaped.unwrap_or(*byte));
-        rest = if escaped.is_some() { &after[3..] } else { after };
-    }
-    OsString::from_vec(path).into()
+/// Whether it is what `keepwell mount` mounts.
+fn shows_snapshots(mounted: &Mounted) -> bool {
+    mounted.kind.starts_with(b"fuse") && mounted.source == b"keepwell"
 }
 
 fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
@@ -112,12 +92,15 @@ mod tests {
 
     #[test]
     fn snapshots_that_are_mounted_are_ours() {
-        let table = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
-            40 22 0:50 / /mnt/my\\040backups ro,noatime - fuse keepwell ro,user_id=0\n\
-            41 22 0:51 / /mnt/b shared:7 master:1 - fuse.keepwell keepwell ro\n\
-            42 22 0:52 / /mnt/other rw - fuse.sshfs host:/ rw\n\
-            43 22\n";
-        assert_eq!(mounts(table), [PathBuf::from("/mnt/my backups"), "/mnt/b".into()]);
+        for (kind, source, expected) in [
+            ("fuse", "keepwell", true),
+            ("fuse.keepwell", "keepwell", true),
+            ("fuse.sshfs", "host:/", false),
+            ("ext4", "keepwell", false),
+        ] {
+            let mounted = Mounted { point: "/mnt/b".into(), kind: kind.into(), source: source.into() };
+            assert_eq!(shows_snapshots(&mounted), expected, "{mounted:?}");
+        }
     }
 
     #[test]

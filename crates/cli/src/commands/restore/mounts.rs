@@ -1,9 +1,7 @@
 //! File systems that are mounted in the target and that a restore leaves as they are.
 
-use std::ffi::OsString;
-use std::fs;
 use std::ops::ControlFlow;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -12,13 +10,13 @@ use backup_core::{Depth, Error, Tree};
 use keepwell_catalog::{Entry, MapKey};
 
 use super::place::Scope;
+use crate::mountinfo::{self, Mounted};
 
 /// Patterns that leave out what is on other file systems beneath `paths` of which the snapshot holds nothing: nothing is
 /// written there, and nothing removed. Of a whole system these are `/proc`, `/sys`, and disks that were not backed up.
 pub async fn untouched(tree: &Tree, scopes: &[Scope], paths: &[PathBuf]) -> Result<Vec<String>> {
-    let listed = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let mut patterns = Vec::new();
-    for mount in mount_points(&listed) {
+    for Mounted { point: mount, .. } in mountinfo::all() {
         if paths.iter().any(|path| is_mounted_in(&mount, path))
             && let Some(pattern) = pattern(&mount)
             && !is_touched(tree, scopes, &mount).await?
@@ -65,33 +63,6 @@ async fn holds_something(tree: &Tree, directory: &MapKey) -> Result<bool> {
     }
 }
 
-/// The mount points of a `mountinfo` of the kernel.
-fn mount_points(listed: &[u8]) -> Vec<PathBuf> {
-    let fields =
-        listed.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
-    fields.map(unescaped).collect()
-}
-
-/// Spaces, tabs, newlines and backslashes are written as three octal digits behind a backslash.
-fn unescaped(field: &[u8]) -> PathBuf {
-    let (mut path, mut rest) = (Vec::with_capacity(field.len()), field);
-    while let Some((&byte, after)) = rest.split_first() {
-        let digits =
-            after.get(..3).filter(|_| byte == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(code) => {
-                path.push(code);
-                rest = &after[3..];
-            }
-            None => {
-                path.push(byte);
-                rest = after;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(path))
-}
-
 /// What is in a directory, as a pattern. `None` where that cannot be said: a pattern is text.
 fn pattern(directory: &Path) -> Option<String> {
     let mut pattern = String::new();
@@ -109,15 +80,6 @@ fn pattern(directory: &Path) -> Option<String> {
 mod tests {
     use super::super::globs;
     use super::*;
-
-    #[test]
-    fn mount_points_are_read_as_the_kernel_writes_them() {
-        let listed = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
-            23 22 0:21 / /proc rw - proc proc rw\n\
-            24 22 8:17 / /mnt/my\\040disk\\134 rw - ext4 /dev/sdb1 rw\n";
-        assert_eq!(mount_points(listed), ["/", "/proc", "/mnt/my disk\\"].map(PathBuf::from));
-        assert_eq!(mount_points(b"odd\n\n"), Vec::<PathBuf>::new());
-    }
 
     #[test]
     fn a_pattern_fits_what_is_in_the_directory_and_nothing_else() {

@@ -1,0 +1,73 @@
+//! What is mounted where, by the table of the kernel: `36 35 98:0 /root /point options … - type source …`.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+/// Something that is mounted.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Mounted {
+    /// Where.
+    pub point: PathBuf,
+    /// The kind of file system, as `ext4` or `fuse.sshfs`.
+    pub kind: Vec<u8>,
+    /// What it calls its device.
+    pub source: Vec<u8>,
+}
+
+/// All that is mounted; nothing where the kernel does not tell.
+pub fn all() -> Vec<Mounted> {
+    read(&fs::read("/proc/self/mountinfo").unwrap_or_default())
+}
+
+fn read(table: &[u8]) -> Vec<Mounted> {
+    table.split(|byte| *byte == b'\n').filter_map(read_line).collect()
+}
+
+fn read_line(line: &[u8]) -> Option<Mounted> {
+    let mut words = line.split(|byte| *byte == b' ');
+    let point = unescaped(words.nth(4)?);
+    let mut words = words.skip_while(|word| *word != b"-".as_slice()).skip(1);
+    Some(Mounted { point, kind: words.next()?.to_vec(), source: words.next()?.to_vec() })
+}
+
+/// Spaces, tabs, newlines and backslashes are written as three octal digits behind a backslash.
+fn unescaped(word: &[u8]) -> PathBuf {
+    let (mut path, mut rest) = (Vec::with_capacity(word.len()), word);
+    while let Some((byte, after)) = rest.split_first() {
+        let digits = after.get(..3).filter(|_| *byte == b'\\').and_then(|digits| str::from_utf8(digits).ok());
+        let escaped = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        path.push(escaped.unwrap_or(*byte));
+        rest = if escaped.is_some() { &after[3..] } else { after };
+    }
+    OsString::from_vec(path).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_read_as_the_kernel_writes_it() {
+        let table = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+            23 22 0:21 / /proc rw - proc proc rw\n\
+            24 22 8:17 / /mnt/my\\040disk\\134 rw - ext4 /dev/sdb1 rw\n\
+            41 22 0:51 / /mnt/b ro shared:7 master:1 - fuse.keepwell keepwell ro\n\
+            odd\n43 22\n\n";
+        let found = read(table);
+        let found: Vec<_> = found
+            .iter()
+            .map(|Mounted { point, kind, source }| {
+                (point.to_str(), str::from_utf8(kind), str::from_utf8(source))
+            })
+            .collect();
+        let expected = [
+            ("/", "ext4", "/dev/sda1"),
+            ("/proc", "proc", "proc"),
+            ("/mnt/my disk\\", "ext4", "/dev/sdb1"),
+            ("/mnt/b", "fuse.keepwell", "keepwell"),
+        ];
+        assert_eq!(found, expected.map(|(point, kind, source)| (Some(point), Ok(kind), Ok(source))));
+    }
+}

@@ -17,7 +17,7 @@ use crate::mountinfo::{self, Mounted};
 pub async fn untouched(tree: &Tree, scopes: &[Scope], paths: &[PathBuf]) -> Result<Vec<String>> {
     let mut patterns = Vec::new();
     for Mounted { point: mount, .. } in mountinfo::all() {
-        if paths.iter().any(|path| is_mounted_in(&mount, path))
+        if is_mounted_in(&mount, paths)
             && let Some(pattern) = pattern(&mount)
             && !is_touched(tree, scopes, &mount).await?
         {
@@ -27,10 +27,13 @@ pub async fn untouched(tree: &Tree, scopes: &[Scope], paths: &[PathBuf]) -> Resu
     Ok(patterns)
 }
 
-/// Whether another file system is mounted there, beneath the path. One that cannot be looked at is another one.
-fn is_mounted_in(mount: &Path, path: &Path) -> bool {
+/// Whether another file system is mounted there than that of the deepest path above. One that cannot be looked at is another
+/// one. What is mounted at a path itself is the business of that path: its own part of a restore removes things there.
+fn is_mounted_in(mount: &Path, paths: &[PathBuf]) -> bool {
     let device = |path: &Path| path.metadata().ok().map(|found| found.dev());
-    mount != path && mount.starts_with(path) && device(mount) != device(path)
+    let above = paths.iter().filter(|path| mount.starts_with(path));
+    let deepest = above.max_by_key(|path| path.components().count());
+    deepest.is_some_and(|path| path != mount && device(path) != device(mount))
 }
 
 /// Whether the snapshot holds anything of what is mounted there.
@@ -42,14 +45,15 @@ async fn is_touched(tree: &Tree, scopes: &[Scope], mount: &Path) -> Result<bool>
         for name in within.components() {
             key = key.child(name.as_os_str().as_bytes())?;
         }
-        if holds_something(tree, &key).await? {
+        if holds_something(tree, &key).await {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-async fn holds_something(tree: &Tree, directory: &MapKey) -> Result<bool> {
+/// What is damaged there, the restore names; it may hold something.
+async fn holds_something(tree: &Tree, directory: &MapKey) -> bool {
     let mut found = false;
     let visit = |_: &MapKey, _: &Entry| {
         found = true;
@@ -57,9 +61,8 @@ async fn holds_something(tree: &Tree, directory: &MapKey) -> Result<bool> {
     };
     let listed = tree.list(directory, Depth::Children, visit).await;
     match listed {
-        Ok(()) => Ok(found),
-        Err(Error::NoSuchPath { .. }) => Ok(false),
-        Err(error) => Err(error.into()),
+        Ok(()) => found,
+        Err(error) => !matches!(error, Error::NoSuchPath { .. }),
     }
 }
 
@@ -100,9 +103,14 @@ mod tests {
     fn only_another_file_system_beneath_is_mounted_in_a_path() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("plain")).unwrap();
-        assert!(is_mounted_in(Path::new("/proc"), Path::new("/")));
-        assert!(!is_mounted_in(Path::new("/"), Path::new("/")));
-        assert!(!is_mounted_in(Path::new("/proc"), dir.path()));
-        assert!(!is_mounted_in(&dir.path().join("plain"), dir.path()));
+        let is_mounted = |mount: &Path, paths: &[&Path]| {
+            is_mounted_in(mount, &paths.iter().map(|path| path.to_path_buf()).collect::<Vec<_>>())
+        };
+        let (top, proc) = (Path::new("/"), Path::new("/proc"));
+        assert!(is_mounted(proc, &[top]) && is_mounted(proc, &[dir.path(), top]));
+        assert!(!is_mounted(proc, &[top, proc]), "a path of its own is restored, and --delete removes there");
+        assert!(!is_mounted(&proc.join("self"), &[top, proc]), "it lies on what is the path's");
+        assert!(!is_mounted(top, &[top]) && !is_mounted(proc, &[dir.path()]));
+        assert!(!is_mounted(&dir.path().join("plain"), &[dir.path()]));
     }
 }

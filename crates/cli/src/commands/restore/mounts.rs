@@ -18,7 +18,7 @@ pub async fn untouched(tree: &Tree, scopes: &[Scope], paths: &[PathBuf]) -> Resu
     let mut patterns = Vec::new();
     for Mounted { point: mount, .. } in mountinfo::all() {
         if is_mounted_in(&mount, paths)
-            && let Some(pattern) = pattern(&mount)
+            && let Some(pattern) = pattern(&mount, mount.metadata().is_err())
             && !is_touched(tree, scopes, &mount).await?
         {
             patterns.push(pattern);
@@ -66,8 +66,9 @@ async fn holds_something(tree: &Tree, directory: &MapKey) -> bool {
     }
 }
 
-/// What is in a directory, as a pattern. `None` where that cannot be said: a pattern is text.
-fn pattern(directory: &Path) -> Option<String> {
+/// What is in a directory, or all of one that cannot be looked at (of another user's FUSE, of a server that is away) and would
+/// leave the snapshot incomplete, as a pattern. `None` where that cannot be said: a pattern is text.
+fn pattern(directory: &Path, whole: bool) -> Option<String> {
     let mut pattern = String::new();
     for character in directory.to_str()?.chars() {
         if "\\*?[]{}!# ".contains(character) {
@@ -76,7 +77,8 @@ fn pattern(directory: &Path) -> Option<String> {
         pattern.push(character);
     }
     // A pattern is one line.
-    (!pattern.contains('\n')).then(|| pattern + "/*")
+    let of_it = if whole { "" } else { "/*" };
+    (!pattern.contains('\n')).then(|| pattern + of_it)
 }
 
 #[cfg(test)]
@@ -92,11 +94,13 @@ mod tests {
             ("/a*[b]", "a*[b]/x", "ab/x"),
             ("/back\\slash", "back\\slash/x", "backslash/x"),
         ] {
-            let patterns = globs::patterns(&[pattern(Path::new(directory)).unwrap()]).unwrap();
+            let patterns = globs::patterns(&[pattern(Path::new(directory), false).unwrap()]).unwrap();
             assert!(globs::fits(&patterns, fits.as_bytes(), true), "{directory}");
             assert!(!globs::fits(&patterns, not.as_bytes(), true), "{directory}");
         }
-        assert_eq!(pattern(Path::new("/two\nlines")), None);
+        let whole = globs::patterns(&[pattern(Path::new("/home/a b/sshfs"), true).unwrap()]).unwrap();
+        assert!(globs::fits(&whole, b"home/a b/sshfs", true) && !globs::fits(&whole, b"sshfs", true));
+        assert_eq!(pattern(Path::new("/two\nlines"), false), None);
     }
 
     #[test]

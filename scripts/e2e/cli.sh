@@ -210,6 +210,12 @@ step "a file of patterns that is not there"
 expect 2 backup "$tree/odd" --exclude-file "$work/no-patterns"
 says "read \`$work/no-patterns\`: No such file or directory"
 
+step "a file of patterns that can be read only once"
+mkdir "$work/piped"
+HOME=$work/piped expect 0 backup "$tree/odd" --exclude-file <(echo random)
+HOME=$work/piped expect 0 ls latest
+silent_about "$tree/odd/random"
+
 step "names of snapshots"
 expect 0 show tag:second
 expect 0 show "dataset:$tree"

@@ -74,10 +74,9 @@ fn source(job: &Job, state: &State) -> Result<FileSource> {
         excludes: job.excludes.clone(),
         one_file_system: job.one_file_system,
         exclude_caches: job.exclude_caches,
-        except: ours(job, state)?,
         ..FileOptions::default()
     };
-    Ok(FileSource::new(&options, Arc::new(SystemClock))?)
+    Ok(FileSource::new(&options, Arc::new(SystemClock))?.without(&ours(job, state)?))
 }
 
 /// Directories that belong to the backups themselves, which no snapshot has: the repository, the cache, and the copies among

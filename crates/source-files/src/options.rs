@@ -28,9 +28,6 @@ pub struct FileOptions {
     pub exclude_caches: bool,
     /// Leave out regular files of more than this many bytes.
     pub exclude_larger_than: Option<u64>,
-    /// Absolute paths that are left out with everything in them, whatever the patterns say, such as the directory that this
-    /// very capture is stored in. Those that lie beneath a given path are named by the preflight.
-    pub except: Vec<PathBuf>,
 }
 
 /// The path without symlinks, as far as it exists.

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use backup_core::source::SourceError;
@@ -51,7 +51,7 @@ impl Rules {
         }
         Ok(Self {
             excludes: excludes(options)?,
-            except: options.except.iter().map(|path| real(path).into_os_string().into_vec()).collect(),
+            except: Vec::new(),
             ignore_file_names,
             one_file_system: options.one_file_system,
             exclude_caches: options.exclude_caches,
@@ -62,6 +62,21 @@ impl Rules {
     /// Whether [`leaves_out`](Self::leaves_out) could say yes, so that the kind must be known before.
     pub fn have_patterns(&self, layer: Option<&Layer>) -> bool {
         layer.is_some() || !self.excludes.is_empty() || !self.except.is_empty()
+    }
+
+    /// Leaves absolute paths out whatever the patterns say, by every way that leads there from the given ones: these may go
+    /// through symlinks.
+    pub fn leave_out(&mut self, paths: &[PathBuf], given: &[Vec<u8>]) {
+        for path in paths.iter().map(|path| real(path)) {
+            let ways = given.iter().filter_map(|given| {
+                let given = Path::new(OsStr::from_bytes(given));
+                let rest = path.strip_prefix(real(given)).ok()?;
+                Some(given.join(rest).components().collect::<PathBuf>())
+            });
+            self.except.extend(ways.chain([path.clone()]).map(|way| way.into_os_string().into_vec()));
+        }
+        self.except.sort();
+        self.except.dedup();
     }
 
     /// The paths that are left out whatever the patterns say.
@@ -182,12 +197,9 @@ mod tests {
 
     #[test]
     fn no_pattern_keeps_what_is_excepted() {
-        let options = FileOptions {
-            excludes: vec!["!/d/[x] y".to_owned()],
-            except: vec!["/d/[x] y".into()],
-            ..Default::default()
-        };
-        let rules = Rules::new(&options).unwrap();
+        let options = FileOptions { excludes: vec!["!/d/[x] y".to_owned()], ..Default::default() };
+        let mut rules = Rules::new(&options).unwrap();
+        rules.leave_out(&["/d/[x] y".into()], &[]);
         assert!(rules.have_patterns(None) && rules.leaves_out(None, b"/d/[x] y", true));
         assert!(!rules.leaves_out(None, b"/d/x y", true) && !rules.leaves_out(None, b"/d", true));
     }

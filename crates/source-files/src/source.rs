@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,6 +68,16 @@ impl FileSource {
     /// times are whole seconds, what changed within the last two is read again by the next capture instead.
     pub fn new(options: &FileOptions, clock: Arc<dyn Clock>) -> std::result::Result<Self, SourceError> {
         Ok(Self { tree: Tree::new(options)?, owners: Owners::of_this_machine(), clock })
+    }
+
+    /// The same source without these absolute paths and everything in them, whatever the patterns say: what belongs to the
+    /// backups themselves, such as the directory that this very capture is stored in. What was asked for is captured all the
+    /// same, and the preflight names those that lie beneath it.
+    #[must_use]
+    pub fn without(mut self, paths: &[PathBuf]) -> Self {
+        let given = self.paths();
+        self.tree.rules.leave_out(paths, &given);
+        self
     }
 
     /// A sentence for each path that is there and left out whatever the patterns say.

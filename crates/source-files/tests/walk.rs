@@ -90,11 +90,8 @@ fn what_is_excepted_is_left_out_and_named_unless_it_was_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let top = dir.path().canonicalize().unwrap();
     tree(&top, &["a", "store/data/pack", "z/store"]);
-    let without = FileOptions {
-        excludes: vec!["!store".to_owned()],
-        except: vec![top.join("store"), top.join("not there")],
-        ..options(&top)
-    };
+    let ours = [top.join("store"), top.join("not there")];
+    let without = FileOptions { excludes: vec!["!store".to_owned()], ..options(&top) };
     let beneath = FileOptions { paths: vec![top.join("store/data")], ..without.clone() };
     let itself = FileOptions { paths: vec![top.clone(), top.join("store")], ..without.clone() };
     for (options, expected, is_named) in [
@@ -102,7 +99,7 @@ fn what_is_excepted_is_left_out_and_named_unless_it_was_asked_for() {
         (beneath, vec!["store", "store/data", "store/data/pack"], false),
         (itself, vec!["a", "store", "store/data", "store/data/pack", "z", "z/store"], false),
     ] {
-        let source = source(&options);
+        let source = source(&options).without(&ours);
         assert_eq!(names(&source, &top), expected);
         let notes = source.preflight().unwrap().notes;
         let note =
@@ -110,6 +107,12 @@ fn what_is_excepted_is_left_out_and_named_unless_it_was_asked_for() {
         assert_eq!(notes.contains(&note), is_named, "{notes:?}");
         assert!(!notes.iter().any(|note| note.contains("not there")));
     }
+    let elsewhere = tempfile::tempdir().unwrap();
+    let elsewhere = elsewhere.path().canonicalize().unwrap();
+    symlink(top.parent().unwrap(), elsewhere.join("way")).unwrap();
+    let given = elsewhere.join("way").join(top.file_name().unwrap());
+    let source = source(&options(&given)).without(&ours);
+    assert_eq!(names(&source, &given), ["a", "z", "z/store"], "by a symlink too");
 }
 
 #[test]

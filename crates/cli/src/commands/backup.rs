@@ -78,13 +78,15 @@ pub struct Args {
 /// Runs `backup`.
 pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let paths = paths(ctx, &args)?;
-    let location = Location::named(ctx)?.unwrap_or_else(|| Location::default_of(ctx));
-    let planned = source(ctx, &args, &paths, &location)?;
+    // Once, and before a repository is made: a file of patterns may be a pipe, and may be refused.
+    let planned = source(ctx, &args, &paths)?;
     if args.dry_run {
-        return count::run(ctx, &planned);
+        let location = Location::named(ctx)?.unwrap_or_else(|| Location::default_of(ctx));
+        return count::run(ctx, &planned.without(&ours::directories(ctx, &location, &paths)));
     }
     let Opened { repository, progress, location } = open_or_create(ctx).await?;
-    let source: Arc<dyn Source> = Arc::new(source(ctx, &args, &paths, &location)?);
+    let ours = ours::directories(ctx, &location, &paths);
+    let source: Arc<dyn Source> = Arc::new(planned.without(&ours));
     let options = options(ctx, &args, &repository, &paths)?;
     let dataset = options.dataset.clone();
     let began = std::time::Instant::now();
@@ -124,7 +126,7 @@ fn resolve(path: &std::path::Path) -> std::io::Result<PathBuf> {
     }
 }
 
-fn source(ctx: &Context, args: &Args, paths: &[PathBuf], repository: &Location) -> Result<FileSource> {
+fn source(ctx: &Context, args: &Args, paths: &[PathBuf]) -> Result<FileSource> {
     let profile = &ctx.profile;
     let options = FileOptions {
         paths: paths.to_vec(),
@@ -134,7 +136,6 @@ fn source(ctx: &Context, args: &Args, paths: &[PathBuf], repository: &Location) 
         one_file_system: profile.one_file_system || args.one_file_system,
         exclude_caches: profile.exclude_caches || args.exclude_caches,
         exclude_larger_than: args.exclude_larger_than,
-        except: ours::directories(ctx, repository, paths),
     };
     FileSource::new(&options, Arc::new(SystemClock)).map_err(|e| Complaint::usage(one_line(&e)).into())
 }

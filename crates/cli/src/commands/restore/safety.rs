@@ -59,9 +59,9 @@ pub async fn back_up(
         Some(tree) => mounts::untouched(tree, scopes, &paths).await?,
         None => Vec::new(),
     };
-    let except = ours::directories(ctx, &opened.location, &paths);
-    let options = FileOptions { paths: paths.clone(), excludes, except, ..FileOptions::default() };
+    let options = FileOptions { paths: paths.clone(), excludes, ..FileOptions::default() };
     let source = FileSource::new(&options, Arc::new(SystemClock)).map_err(backup_core::Error::from)?;
+    let source = source.without(&ours::directories(ctx, &opened.location, &paths));
     let options = BackupOptions {
         dataset: SAFETY.to_owned(),
         host: ctx.host(),

@@ -30,7 +30,9 @@ pub fn directories(ctx: &Context, at_hand: &Location, paths: &[PathBuf]) -> Vec<
 /// What no restore touches: these directories, and the keys that are here. One that a snapshot lacks would go with
 /// `--delete`, and be saved only to where nothing but the key leads.
 pub fn untouched(ctx: &Context, at_hand: &Location, target: &Path) -> Vec<PathBuf> {
-    let mut paths = directories(ctx, at_hand, &[target.to_path_buf()]);
+    // By its other name too: the safety snapshot goes by that, and lacks what is ours there.
+    let names = [Some(target.to_path_buf()), target.canonicalize().ok()];
+    let mut paths = directories(ctx, at_hand, &names.into_iter().flatten().collect::<Vec<_>>());
     paths.extend(entries(&ctx.environment.config_dir().join("keys")));
     if let Ok(Some(Origin::File(path))) = secret::named_key(ctx)
         && let Ok(path) = std::path::absolute(path)
@@ -110,5 +112,19 @@ mod tests {
         let at_hand = Location::parse("s3://bucket").unwrap();
         let untouched = untouched(&ctx, &at_hand, Path::new("/media"));
         assert!(untouched.contains(&PathBuf::from("/media/usb/kit.txt")), "{untouched:?}");
+    }
+
+    #[test]
+    fn a_copy_is_not_touched_where_a_symlink_leads_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        fs::create_dir(top.join("data")).unwrap();
+        std::os::unix::fs::symlink("data", top.join("link")).unwrap();
+        let copy = top.join("data/copy");
+        let profile = format!("[profile.default]\n[[profile.default.copy]]\nto = \"{}\"\n", copy.display());
+        let ctx = Context::of_profiles(&profile);
+        let at_hand = Location::parse("s3://bucket").unwrap();
+        assert!(untouched(&ctx, &at_hand, &top.join("link")).contains(&copy));
+        assert!(!untouched(&ctx, &at_hand, &top.join("other")).contains(&copy));
     }
 }

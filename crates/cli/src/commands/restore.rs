@@ -6,6 +6,7 @@ pub mod mounts;
 pub mod place;
 pub mod safety;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -285,7 +286,7 @@ fn spared(snapshot: &Snapshot) -> Option<String> {
 
 /// Names some of what is there and stays whatever the snapshot has in its place.
 fn name_kept(ctx: &Context, jobs: &[Job]) {
-    let mut kept: Vec<String> = jobs.iter().flat_map(|job| job.target.kept()).collect();
+    let mut kept: BTreeSet<String> = jobs.iter().flat_map(|job| job.target.kept()).collect();
     kept.retain(|path| Path::new(path).exists());
     for path in kept.iter().take(REMOVALS_NAMED) {
         ctx.printer.say(format_args!("  {path} stays as it is: it belongs to the backups themselves"));

@@ -44,6 +44,12 @@ pub trait RestoreTarget: Send + Sync {
     /// Names in the directory at `key`, in byte order; empty if there is no directory. For `--delete`.
     fn list_dir(&self, key: Option<&MapKey>) -> Result<Vec<Vec<u8>>, TargetError>;
 
+    /// Whether nothing stands in the target: nothing is looked for there then, compared or removed. A target that does not
+    /// list all that stands there, so that it stays, says so itself.
+    fn is_empty(&self) -> Result<bool, TargetError> {
+        Ok(self.list_dir(None)?.is_empty())
+    }
+
     /// Whether the directory at `key` lies on another file system than the target, one that is mounted within it, or in a
     /// directory from elsewhere that is bound there. What a snapshot lacks there is not removed: it need not ever have
     /// belonged to what was captured.

@@ -160,6 +160,7 @@ fn what_is_spared_is_not_listed() {
     }
     let all = target.sparing([MapKey::root()]);
     assert_eq!(all.list_dir(None).unwrap(), Vec::<Vec<u8>>::new());
+    assert!(!all.is_empty().unwrap(), "what stands there is compared, and in the way of other things");
     assert_eq!(all.list_dir(Some(&key("d"))).unwrap().len(), 2);
 }
 

@@ -255,7 +255,7 @@ impl Repository {
         let root = snapshot.manifest()?.root;
         let work = Work {
             repository: self.clone(),
-            fresh: target.list_dir(None)?.is_empty(),
+            fresh: target.is_empty()?,
             target,
             tally: Tally::default(),
             delete: options.delete,

@@ -104,7 +104,7 @@ impl Repository {
         let name = snapshot.short();
         let task = tokio::task::spawn_blocking(move || {
             let (free, file_system) = (target.free_bytes()?, target.file_system()?);
-            let fresh = target.list_dir(None)?.is_empty();
+            let fresh = target.is_empty()?;
             let reader = MapReader::new(&*nodes, root);
             let mut measuring = Measuring {
                 target: &*target,

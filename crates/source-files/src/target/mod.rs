@@ -97,6 +97,19 @@ impl FileTarget {
         Self { spared: keys.into_iter().collect(), ..self }
     }
 
+    /// The names in a directory, but for what is not touched.
+    fn names(&self, path: &[u8]) -> Result<Vec<Vec<u8>>, TargetError> {
+        let fd = match self.base.open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Vec::new()),
+            opened => opened.map_err(|error| self.base.failed("open", path, error))?,
+        };
+        let (listing, result) = Listing::read(&fd, &mut ListingBuffer::new());
+        result.map_err(|error| self.base.failed("list", path, error))?;
+        let mut names = listing.into_names();
+        names.retain(|name| !self.base.keeps(path, name));
+        Ok(names)
+    }
+
     fn spares(&self, directory: &MapKey, name: &[u8]) -> bool {
         self.spared.contains(directory) || directory.child(name).is_ok_and(|key| self.spared.contains(&key))
     }
@@ -308,19 +321,16 @@ impl RestoreTarget for FileTarget {
 
     fn list_dir(&self, key: Option<&MapKey>) -> Result<Vec<Vec<u8>>, TargetError> {
         let path = key.map_or(Ok(Vec::new()), |key| self.base.path(key))?;
-        let fd = match self.base.open_beneath(&path, OFlags::RDONLY | OFlags::DIRECTORY) {
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Vec::new()),
-            opened => opened.map_err(|error| self.base.failed("open", &path, error))?,
-        };
-        let (listing, result) = Listing::read(&fd, &mut ListingBuffer::new());
-        result.map_err(|error| self.base.failed("list", &path, error))?;
-        let mut names = listing.into_names();
-        names.retain(|name| !self.base.keeps(&path, name));
+        let mut names = self.names(&path)?;
         if !self.spared.is_empty() {
             let directory = key.cloned().unwrap_or_default();
             names.retain(|name| !self.spares(&directory, name));
         }
         Ok(names)
+    }
+
+    fn is_empty(&self) -> Result<bool, TargetError> {
+        Ok(self.names(b"")?.is_empty())
     }
 
     fn is_mounted(&self, key: Option<&MapKey>) -> Result<bool, TargetError> {

@@ -55,8 +55,14 @@ impl Known {
     /// Refuses a repository at a place where this host knows others and not this one. Whoever holds the store can have put it
     /// there: one to which this host has a key as well, and whose readers would read what is backed up.
     pub fn refuse_another(&self, location: &Location, id: &str) -> Result<()> {
-        let place = location.to_string();
-        let mut here = self.repository.iter().filter(|e| e.location == place).peekable();
+        // As people write it: with a slash at its end, or by a symlink.
+        let (text, real) = (location.to_string(), location.path().and_then(|path| path.canonicalize().ok()));
+        let is_here = |entry: &&Entry| {
+            let known = Location::parse(&entry.location).ok();
+            let path = known.as_ref().and_then(Location::path);
+            entry.location == text || (path.is_some() && (path == location.path() || path == real.as_deref()))
+        };
+        let mut here = self.repository.iter().filter(is_here).peekable();
         if here.peek().is_none() || here.any(|e| e.id == id) {
             return Ok(());
         }
@@ -101,9 +107,18 @@ mod tests {
             ("/b", "two", true),
             ("/b", "three", true),
             ("/new", "one", true),
+            ("/a/", "two", false),
+            ("/a/", "one", true),
+            ("s3://bucket", "one", true),
         ] {
             let refused = known.refuse_another(&place(location), id).is_err();
             assert_eq!(refused, !is_known, "{id} at {location}");
         }
+        let dir = tempfile::tempdir().unwrap();
+        let (made, link) = (dir.path().canonicalize().unwrap(), dir.path().join("link"));
+        std::os::unix::fs::symlink(&made, &link).unwrap();
+        let known = Known { repository: vec![entry(made.to_str().unwrap(), "one")] };
+        known.refuse_another(&place(link.to_str().unwrap()), "one").unwrap();
+        known.refuse_another(&place(link.to_str().unwrap()), "two").unwrap_err();
     }
 }

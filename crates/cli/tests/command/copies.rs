@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
+use crate::keepwell;
+
 /// A home with a profile, its repository and a tree.
 struct Place(TempDir);
 
@@ -33,8 +35,7 @@ impl Place {
     }
 
     fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keepwell"));
-        command.env_clear().env("HOME", self.path("home")).current_dir(self.0.path()).stdin(Stdio::null());
+        let mut command = keepwell(self.0.path());
         command.args(words);
         command
     }

@@ -1,10 +1,12 @@
 //! `key enroll`.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use keepwell_crypto::Secret;
 use keepwell_crypto::keyfile::KeyFile;
+
+use crate::keepwell;
 
 #[test]
 fn a_new_key_is_not_put_under_the_passphrase_of_the_one_at_hand() {
@@ -14,8 +16,7 @@ fn a_new_key_is_not_put_under_the_passphrase_of_the_one_at_hand() {
     fs::write(path("owner.txt"), "of the owner\n").unwrap();
     fs::write(path("web.txt"), "of the host\n").unwrap();
     let run = |place: &str, words: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keepwell"));
-        command.env_clear().env("HOME", path("home")).current_dir(dir.path()).stdin(Stdio::null());
+        let mut command = keepwell(dir.path());
         command.args(["--no-cache", "--passphrase-file", "owner.txt", "--repository"]).arg(path(place));
         let output = command.args(words).output().unwrap();
         let told = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -2,7 +2,8 @@
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
+
+use crate::keepwell;
 
 #[test]
 fn a_kit_that_goes_into_a_file_for_all_to_read_is_told_of() {
@@ -10,8 +11,7 @@ fn a_kit_that_goes_into_a_file_for_all_to_read_is_told_of() {
     let path = |name: &str| dir.path().join(name);
     fs::create_dir(path("home")).unwrap();
     let command = |words: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keepwell"));
-        command.env_clear().env("HOME", path("home")).current_dir(dir.path()).stdin(Stdio::null());
+        let mut command = keepwell(dir.path());
         command.arg("--repository").arg(path("repository")).args(words);
         command
     };

@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+
+use crate::keepwell;
 
 /// Whether the command succeeds, and what it says beside its data.
 fn run(dir: &Path, words: &[&str]) -> (bool, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_keepwell"));
-    command.env_clear().env("HOME", dir.join("home")).current_dir(dir).stdin(Stdio::null());
-    let output = command.arg("--yes").args(words).output().unwrap();
+    let output = keepwell(dir).arg("--yes").args(words).output().unwrap();
     (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 

@@ -86,7 +86,9 @@ fn ours(job: &Job, state: &State) -> Result<Vec<PathBuf>> {
     if let Place::Directory(path) = job.repository.location()?.place {
         directories.push(path);
     }
-    let paths = job.paths.to_vec();
+    let mut paths = job.paths.to_vec();
+    let real: Vec<PathBuf> = paths.iter().filter_map(|path| path.canonicalize().ok()).collect();
+    paths.extend(real); // a symlink may lead to them
     for copy in &job.copies {
         if let Place::Directory(path) = copy.to.location()?.place
             && paths.iter().any(|given| path.starts_with(given))
@@ -182,4 +184,29 @@ async fn forget(
         repository.forget(&going).await?;
     }
     Ok(going.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn a_copy_is_left_out_where_a_symlink_leads_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(top.join("data/home")).unwrap();
+        std::os::unix::fs::symlink("data", top.join("link")).unwrap();
+        let shown = top.display();
+        let text = format!(
+            "[job.test]\nrepository = \"{shown}/repository\"\nkey-file = \"{shown}/key\"\nevery = \"1h\"\n\
+             paths = [\"{shown}/link/home\"]\n[[job.test.copy]]\nname = \"near\"\nto = \"{shown}/data/home/near\"\n\
+             [[job.test.copy]]\nname = \"far\"\nto = \"{shown}/far\"\n"
+        );
+        fs::write(top.join("config"), text).unwrap();
+        let config = config::load(&top.join("config")).unwrap();
+        let state = State::open(&top.join("state")).unwrap();
+        let ours = ours(config.jobs.values().next().unwrap(), &state).unwrap();
+        assert_eq!(ours, ["state/cache", "repository", "data/home/near"].map(|name| top.join(name)));
+    }
 }

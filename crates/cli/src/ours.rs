@@ -19,6 +19,8 @@ pub fn directories(ctx: &Context, at_hand: &Location, paths: &[PathBuf]) -> Vec<
     let places: Vec<Location> = copies.chain([meant]).collect();
     let stores = places.iter().filter_map(Location::path).map(Path::to_path_buf);
     let mounts = mountinfo::all().into_iter().filter(shows_snapshots).map(|mounted| mounted.point);
+    let real = paths.iter().filter_map(|path| path.canonicalize().ok()); // a symlink may lead to them
+    let paths: Vec<PathBuf> = paths.iter().cloned().chain(real).collect();
     let is_within = |place: &PathBuf| paths.iter().any(|path| place.starts_with(path));
     let mut found: Vec<PathBuf> = stores.chain(mounts).filter(is_within).collect();
     let at_hand = at_hand.path().map(Path::to_path_buf).filter(|path| !found.contains(path));
@@ -30,9 +32,7 @@ pub fn directories(ctx: &Context, at_hand: &Location, paths: &[PathBuf]) -> Vec<
 /// What no restore touches: these directories, and the keys that are here. One that a snapshot lacks would go with
 /// `--delete`, and be saved only to where nothing but the key leads.
 pub fn untouched(ctx: &Context, at_hand: &Location, target: &Path) -> Vec<PathBuf> {
-    // By its other name too: the safety snapshot goes by that, and lacks what is ours there.
-    let names = [Some(target.to_path_buf()), target.canonicalize().ok()];
-    let mut paths = directories(ctx, at_hand, &names.into_iter().flatten().collect::<Vec<_>>());
+    let mut paths = directories(ctx, at_hand, &[target.to_path_buf()]);
     paths.extend(entries(&ctx.environment.config_dir().join("keys")));
     if let Ok(Some(Origin::File(path))) = secret::named_key(ctx)
         && let Ok(path) = std::path::absolute(path)

@@ -18,9 +18,11 @@ use crate::planted::planted;
 use crate::read::Nodes;
 use crate::remembered::Remembered;
 use crate::repository::{End, Plans, Repository, read_ends, read_plans};
+use crate::write::PACK_BYTES_MIN;
 
-/// Packs smaller than this are merged with others.
-const SMALL_PACK_BYTES: u64 = 4 << 20;
+/// Packs smaller than this are merged with others. None is that was finished because it was full: it would be merged again by
+/// every prune.
+const SMALL_PACK_BYTES: u64 = PACK_BYTES_MIN as u64;
 /// Small packs are left alone until there are this many of a class.
 const SMALL_PACKS_MIN: usize = 8;
 

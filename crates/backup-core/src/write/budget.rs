@@ -6,8 +6,9 @@ use super::uploads::IN_FLIGHT_MAX;
 use crate::chunker::ChunkSizes;
 use crate::repository::Limits;
 
-/// No pack is finished before it has so many bytes, whatever the limit.
-pub(super) const PACK_BYTES_MIN: usize = 4 << 20;
+/// No pack is finished before it has so many bytes, whatever the limit, but where nothing more comes: a prune merges those that
+/// are smaller.
+pub(crate) const PACK_BYTES_MIN: usize = 4 << 20;
 /// Packs beside those of the workers: that of the tree, and those on their way.
 const OTHER_PACKS: usize = 1 + IN_FLIGHT_MAX;
 
@@ -21,7 +22,7 @@ pub(crate) fn buffer_bytes(sizes: ChunkSizes) -> usize {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Budget {
     pub workers: usize,
-    /// A pack is finished when it has grown to this many bytes.
+    /// A pack is finished when it has grown to about this many bytes.
     pub pack_bytes: usize,
 }
 

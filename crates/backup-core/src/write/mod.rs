@@ -7,7 +7,7 @@ mod packer;
 mod session;
 mod uploads;
 
-pub(crate) use budget::{Budget, buffer_bytes};
+pub(crate) use budget::{Budget, PACK_BYTES_MIN, buffer_bytes};
 pub(crate) use known::Known;
 pub(crate) use packer::{OWN_FRAME_MIN, PackSettings, Packer};
 pub(crate) use session::{BEAT_EVERY, Ending, Session, fence};

@@ -23,7 +23,7 @@ pub(crate) struct PackSettings {
     pub level: i32,
     /// Small chunks share a frame of about this many plain bytes.
     pub frame_bytes: usize,
-    /// A pack of content is finished when it has grown to this many bytes.
+    /// A pack of content is finished when it has grown to about this many bytes.
     pub pack_bytes: usize,
 }
 
@@ -59,8 +59,8 @@ impl PackSettings {
         Self::of(repository, class, domain, BackupOptions::default().compression_level)
     }
 
-    /// A pack of this class is finished when it has grown to this many bytes. Those of tree nodes are smaller: a backup has one
-    /// open all the time, and memory would follow the number of files until it is full.
+    /// A pack of this class is finished when it has grown to about this many bytes. Those of tree nodes are smaller: a backup has
+    /// one open all the time, and memory would follow the number of files until it is full.
     fn full_bytes(&self) -> usize {
         match self.class {
             PackClass::Data => self.pack_bytes,
@@ -134,7 +134,8 @@ impl<'a> Packer<'a> {
         let full = {
             let pack = open_pack(&mut self.pack, &self.settings)?;
             pack.append(stored, plain, chunks)?;
-            pack.is_full(self.settings.full_bytes() as u64)
+            // A smaller one a prune takes for that of a small backup, and merges it with others, time and again.
+            pack.len() >= PACK_BYTES_MIN as u64 && pack.is_full(self.settings.full_bytes() as u64)
         };
         if full { self.finish_pack() } else { Ok(()) }
     }
@@ -181,7 +182,7 @@ mod tests {
     use super::*;
     use crate::backup::begin_uploads;
     use crate::pack::PackDirectory;
-    use crate::testing::World;
+    use crate::testing::{World, noise};
 
     fn short_chunks(count: u32) -> impl Iterator<Item = (ChunkId, [u8; 4])> {
         (0..count).map(|n| (ChunkId::from_bytes(*blake3::hash(&n.to_le_bytes()).as_bytes()), n.to_le_bytes()))
@@ -196,12 +197,13 @@ mod tests {
 
     /// The directories of the packs that come of this.
     async fn packed(
+        class: PackClass,
         pack: impl FnOnce(&mut Packer<'_>) -> Result<(), Error> + Send + 'static,
     ) -> Vec<PackDirectory> {
         let world = World::new().await;
         let repository = &world.repository;
         let uploads = begin_uploads(repository).await.unwrap();
-        let settings = PackSettings::for_moved(repository, PackClass::Data, repository.domain().id).unwrap();
+        let settings = PackSettings::for_moved(repository, class, repository.domain().id).unwrap();
         let packing = uploads.clone();
         let packed = tokio::task::spawn_blocking(move || {
             let mut packer = Packer::new(&packing, settings)?;
@@ -211,7 +213,7 @@ mod tests {
         packed.await.unwrap().unwrap();
         uploads.flush().await.unwrap();
         let mut directories = Vec::new();
-        for name in &world.names("data/").await {
+        for name in &world.names(&format!("{class}/")).await {
             let stored = repository.store().get(&name.parse().unwrap()).await.unwrap();
             directories.push(directory(repository, &stored));
         }
@@ -220,7 +222,9 @@ mod tests {
 
     #[tokio::test]
     async fn packs_of_very_short_chunks_are_finished_before_their_directories_are_too_long() {
-        let packs = packed(|packer| short_chunks(300_000).try_for_each(|(id, chunk)| packer.add(id, &chunk)));
+        let packs = packed(PackClass::Data, |packer| {
+            short_chunks(300_000).try_for_each(|(id, chunk)| packer.add(id, &chunk))
+        });
         let packs = packs.await;
         assert!(packs.iter().all(|directory| directory.encode().len() <= FRAME_PLAIN_MAX));
         let frames = packs.iter().flat_map(|directory| &directory.frames);
@@ -230,7 +234,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_chunk_makes_a_frame_larger_than_readers_take() {
-        let packs = packed(|packer| {
+        let packs = packed(PackClass::Data, |packer| {
             let mut chunks = [(1, 1000), (2, FRAME_PLAIN_MAX), (3, 1000)].into_iter();
             chunks.try_for_each(|(n, length)| packer.add(ChunkId::from_bytes([n; 32]), &vec![n; length]))
         });
@@ -238,6 +242,22 @@ mod tests {
         let frames = packs.iter().flat_map(|directory| &directory.frames);
         let lengths: Vec<u32> = frames.map(|frame| frame.plain).collect();
         assert_eq!(lengths, [1000, FRAME_PLAIN_MAX as u32, 1000]);
+    }
+
+    #[tokio::test]
+    async fn no_full_pack_is_so_small_that_a_prune_would_merge_it() {
+        let packs = packed(PackClass::Meta, |packer| {
+            let mut seeds = 0_u64..;
+            short_chunks(1_500).try_for_each(|(id, _)| packer.add(id, &noise(seeds.next().unwrap(), 8_000)))
+        });
+        let packs = packs.await;
+        let stored = |directory: &PackDirectory| {
+            directory.frames.iter().map(|frame| u64::from(frame.stored)).sum::<u64>()
+        };
+        let mut sizes: Vec<u64> = packs.iter().map(stored).collect();
+        sizes.sort_unstable();
+        assert_eq!(sizes.len(), 3, "{sizes:?}");
+        assert!(sizes[1] >= PACK_BYTES_MIN as u64, "only the last may be smaller: {sizes:?}");
     }
 
     #[tokio::test]

@@ -109,8 +109,8 @@ impl CopyRules {
         kept.map(|verdict| verdict.snapshot).filter(|snapshot| ids.contains(&snapshot.id)).collect()
     }
 
-    /// When the newest of what a copy holds for these rules was captured. What claims to be from the future does not count: the
-    /// copy would seem new until then.
+    /// When the newest of what a copy holds for these rules was captured, at most `now`. What claims to be from further in the
+    /// future than clocks differ does not count: the copy would seem new until then.
     pub fn newest(&self, now: Timestamp, there: &[Snapshot]) -> Option<Timestamp> {
         let own = there.iter().filter(|snapshot| self.concern(snapshot));
         let captured = own.filter_map(|snapshot| match &snapshot.state {
@@ -118,7 +118,9 @@ impl CopyRules {
             SnapshotState::Sealed => Some(snapshot.commit.capture.unwrap_or(snapshot.commit.time)),
             SnapshotState::Damaged(_) => None,
         });
-        captured.filter(|captured| *captured <= now.saturating_add(CLOCKS_DIFFER_BY)).max()
+        let credible = captured.filter(|captured| *captured <= now.saturating_add(CLOCKS_DIFFER_BY));
+        // Whoever remembers it takes a time that is still to come for that of a wrong clock.
+        credible.max().map(|newest| newest.min(now))
     }
 
     /// What the copy holds for these rules and neither its retention nor that of one [beside](Self::beside) keeps, with the
@@ -248,7 +250,7 @@ mod tests {
 
     use super::*;
     use crate::env::Clock;
-    use crate::testing::{Thing, TreeModel, World, back_up, noise};
+    use crate::testing::{Thing, TreeModel, World, back_up, noise, snapshot_of};
 
     /// Agrees, and is interrupted before anything is removed.
     #[derive(Default)]
@@ -352,6 +354,25 @@ mod tests {
         assert_eq!(going, [here[0].id], "the later one of that day is proven as well");
         let wanted = rules.wanted(now, &here, &there[1..], &checked);
         assert_eq!(wanted.iter().map(|s| s.id).collect::<Vec<_>>(), [here[4].id]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_copy_is_never_newer_than_now() {
+        const HOUR: Timestamp = 3600 * 1_000_000_000;
+        const NOW: Timestamp = 10_000 * 24 * HOUR;
+        let world = World::new().await;
+        let clock = Arc::new(SetClock::default());
+        let origin = world.open_with(clock.clone()).await;
+        let mut newest = Vec::new();
+        // One from ten years ahead, one by a clock that differs a little, and one that is right.
+        for (seed, captured) in [(1, NOW + 87_600 * HOUR), (2, NOW + HOUR / 2), (3, NOW - HOUR)] {
+            clock.0.store(captured, Ordering::SeqCst);
+            let report =
+                back_up(&origin, &TreeModel::default().with("file", Thing::file(noise(seed, 9000)))).await;
+            let there = [snapshot_of(&origin, &report).await];
+            newest.push(CopyRules::default().newest(NOW, &there));
+        }
+        assert_eq!(newest, [None, Some(NOW), Some(NOW - HOUR)]);
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keepwell_catalog::{Commit, ContentName, IndexEntry, PackClass, PackRef, PackSet, names};
-use keepwell_crypto::{ChunkId, DomainId, StoreId};
-use keepwell_storage::{Fault, Faulty, Memory, ObjectStore, list_all};
+use keepwell_crypto::{ChunkId, DomainId, MemberId, StoreId};
+use keepwell_storage::{Fault, Faulty, Memory, ObjectStore, Operation, list_all};
 
 use super::{RepairOptions, restore_vital};
 use crate::read::fetch_pack;
@@ -72,6 +72,24 @@ fn no_writer_makes_a_repair_take_a_store_for_another() {
         let healed = world.open(&world.key).await;
         assert_eq!(healed.store_id(), world.repository.store_id());
         assert_eq!(healed.snapshots().await.unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn a_repair_does_not_fetch_all_the_commits_that_somebody_made_up() {
+    block_on(async {
+        let (world, hostile, _) = World::attacked(&tree(1)).await;
+        let copy = copy_of(&world).await;
+        for writer in [hostile.writer().unwrap(), MemberId::from_bytes([9; 8])] {
+            for n in 0..100 {
+                world.store.put_new(&names::commit_key(writer, n), "made up".into()).await.unwrap();
+            }
+        }
+        world.store.reset();
+        let put = restore_vital(&*world.store, &copy, world.key.genesis, 1).await.unwrap();
+        assert!(put.is_empty(), "nothing was lost: {put:?}");
+        let fetched = world.store.reset().under(Operation::Get, "commits").calls;
+        assert!(fetched < 30, "{fetched}");
     });
 }
 

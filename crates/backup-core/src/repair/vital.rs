@@ -15,6 +15,8 @@ use crate::repository::{RepositoryHint, fetch_bounded, read_chain, verify_end};
 
 /// So many ends of a writer, the first that verify, say which store it is for it.
 const ENDS_READ: usize = 5;
+/// So many are fetched for that at most: whoever may create objects can put as many as they like among them that do not verify.
+const ENDS_FETCHED: usize = 20;
 
 /// Writers for whom it is some store: keepers in force, all in force, all. They count in this order.
 type Voices = (usize, usize, usize);
@@ -144,18 +146,26 @@ async fn restore_hint(
 /// The store that commits name, and that `named` is if they leave a choice.
 ///
 /// Any writer can sign as many as it likes that name another. So each counts once, and before all others who keep here: they
-/// need no such means to do harm.
+/// need no such means to do harm. What is refused is not fetched.
 async fn signed_store_id(
     store: &dyn ObjectStore,
     chain: &Chain,
     named: Option<StoreId>,
 ) -> Result<Option<StoreId>, Error> {
     let mut read: BTreeMap<MemberId, BTreeMap<StoreId, usize>> = BTreeMap::new();
+    let mut fetched: BTreeMap<MemberId, usize> = BTreeMap::new();
     for info in list_all(store, "commits/").await? {
         let Ok(ObjectName::Commit(writer, n)) = info.key.as_str().parse() else { continue };
-        if read.get(&writer).is_some_and(|ends| ends.values().sum::<usize>() >= ENDS_READ) {
+        let is_refused = chain.revoked_from(&writer).is_some_and(|from| n >= from);
+        let is_heard = read.get(&writer).is_some_and(|ends| ends.values().sum::<usize>() >= ENDS_READ);
+        if chain.member(&writer).is_none() || is_refused || is_heard {
             continue;
         }
+        let count = fetched.entry(writer).or_default();
+        if *count == ENDS_FETCHED {
+            continue;
+        }
+        *count += 1;
         let Some(bytes) = get(store, &info.key).await? else { continue };
         if let Ok(end) = verify_end(chain, None, writer, n, &bytes)
             && end.refused.is_none()

@@ -32,7 +32,7 @@ pub use scrub::{ScrubReport, scrub};
 /// So many times a look begins again because others have forgotten or pruned meanwhile.
 const LOOKS_MAX: usize = 5;
 
-/// How much content a check reads.
+/// How much content a check reads, beside the packs in which the last check of this host found damage: those are read again.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum ReadData {
     /// None: structure only.

@@ -386,3 +386,38 @@ fn what_is_archived_is_not_moved_and_is_thawed_for_a_restore() {
         assert_sound(&repository, "after the prune of what was thawed").await;
     });
 }
+
+/// Nothing was learnt of what an archive has taken since.
+#[test]
+fn damage_that_was_found_is_not_forgotten_in_an_archive() {
+    run(async {
+        let case = Case::new().await;
+        let vault = Vault::new(case.world.store.clone()).await;
+        vault.pass(10 * u64::from(DAYS)); // locks are another matter
+        let mut sound = Vec::new();
+        for key in vault.keys("data/").await {
+            let stored = vault.0.memory.get(&key).await.unwrap();
+            let mut damaged = stored.to_vec();
+            damaged[stored.len() / 2] ^= 1;
+            vault.0.memory.delete(&key).await.unwrap();
+            vault.0.memory.put_new(&key, damaged.into()).await.unwrap();
+            sound.push((key, stored));
+        }
+        let repository = open(&case.world, &vault, &Cache::memory()).await;
+        let everything = CheckOptions { read: ReadData::Everything };
+        assert_eq!(repository.check(everything).await.unwrap().damaged_snapshots.len(), 1);
+
+        vault.archive().await;
+        let report = repository.check(CheckOptions::default()).await.unwrap();
+        assert!(report.is_sound() && report.packs_archived > 0, "{report:?}");
+        assert_eq!(repository.checked().await.unwrap().damaged, [case.first.0.id].into());
+
+        vault.0.archived.lock().unwrap().clear();
+        for (key, stored) in sound {
+            vault.0.memory.delete(&key).await.unwrap();
+            vault.0.memory.put_new(&key, stored).await.unwrap();
+        }
+        assert_eq!(repository.check(CheckOptions::default()).await.unwrap().packs_archived, 0);
+        assert!(repository.checked().await.unwrap().damaged.is_empty());
+    });
+}

@@ -26,6 +26,8 @@ pub(super) struct Damaged {
     pub lost: HashSet<ChunkId>,
     /// Packs that are not what they should be, or of which the index says what is not so.
     pub packs: Vec<ContentName>,
+    /// Packs that the last check found so, and that lie in an archive now: nothing is known of them but that.
+    pub unread: Vec<ContentName>,
 }
 
 /// Reads what was never proved first, then what was proved longest ago, and remembers what it proves as it goes on: a
@@ -42,7 +44,8 @@ pub(super) async fn check(
     let known = remembered::load(repository.cache());
     let mut proofs = Proofs::new(repository);
     known.keys().filter(|name| !packs.contains_key(name)).for_each(|name| proofs.doubt(*name));
-    let mut chosen = choose(repository, packs, read, now, &known);
+    let suspects = remembered::suspects(repository.cache());
+    let mut chosen = choose(repository, packs, read, now, &known, &suspects);
     // Those that one segment lists come together: then all threads look up in the same few blocks.
     let segments = segments_of(&repository.index());
     let place = |pack: &PackRef| (segments.get(&pack.name).copied(), pack.name);
@@ -57,9 +60,10 @@ pub(super) async fn check(
     let proofs = Arc::new(Mutex::new(proofs));
     let found = read_packs(repository, chosen, Some(Arc::clone(&proofs)), report).await;
     proofs.lock().unwrap_or_else(PoisonError::into_inner).save();
-    let suspect = found?.suspect;
+    let Found { suspect, archived, .. } = found?;
     let lost = affected::lost_chunks(repository, packs, &suspect).await?;
-    Ok(Damaged { lost, packs: suspect.iter().map(|(_, pack)| pack.name).collect() })
+    let unread = archived.into_iter().filter(|name| suspects.contains(name)).collect();
+    Ok(Damaged { lost, packs: suspect.iter().map(|(_, pack)| pack.name).collect(), unread })
 }
 
 /// The number of the last segment that lists each pack.
@@ -75,8 +79,8 @@ fn choose(
     read: ReadData,
     now: i64,
     proved: &BTreeMap<ContentName, i64>,
+    suspects: &BTreeSet<ContentName>,
 ) -> Vec<(PackClass, PackRef)> {
-    let suspects = remembered::suspects(repository.cache());
     let all = packs.values().copied().filter(|(_, pack)| !repository.is_erased(pack.domain));
     let is_due = |pack: &PackRef| match read {
         ReadData::Nothing => false,
@@ -132,6 +136,8 @@ struct Found {
     sound: Vec<(ContentName, u64)>,
     /// Packs that are not, or of which the index says what is not so.
     suspect: Vec<(PackClass, PackRef)>,
+    /// Packs that cannot be read now.
+    archived: Vec<ContentName>,
 }
 
 /// Reads packs with all threads, and reports what is wrong.
@@ -190,7 +196,10 @@ async fn read_packs(
                     report.found(format_args!("index/{group}/{segment}"), what);
                 }
             }
-            Err(Error::Storage(e)) if is_archived(&e) => report.packs_archived += 1,
+            Err(Error::Storage(e)) if is_archived(&e) => {
+                report.packs_archived += 1;
+                found.archived.push(pack.name);
+            }
             Err(Error::Storage(e)) if !e.is_not_found() => return Err(Error::Storage(e)),
             Err(error) => failed.push((class, pack, error)),
         }

@@ -117,14 +117,14 @@ impl Repository {
         self.monitor().phase("check");
         let checked = async {
             let (history, structure, mut report) = self.look_at_structure().await?;
-            let data::Damaged { mut lost, packs } =
+            let data::Damaged { mut lost, packs, unread } =
                 data::check(self, &structure.packs, options.read, &mut report).await?;
             self.cancel().check()?; // what could not be read any more is no damage
             if structure.is_broken || !lost.is_empty() {
                 lost.extend(structure.lost);
                 affected::name(self, history, lost, &mut report).await?;
             }
-            remembered::note_damage(self, &report.damaged_snapshots, &packs);
+            remembered::note_damage(self, &report.damaged_snapshots, &packs, &unread);
             Ok(report)
         };
         self.unless_cancelled(checked).await

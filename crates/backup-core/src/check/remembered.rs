@@ -53,14 +53,24 @@ pub(super) fn suspects(cache: &Cache) -> BTreeSet<ContentName> {
     String::from_utf8_lossy(&noted).lines().filter_map(packs).collect()
 }
 
-/// Remembers which snapshots a check found damaged, and the packs in which.
-pub(super) fn note_damage(repository: &Repository, found: &BTreeSet<String>, suspect: &[ContentName]) {
+/// Remembers which snapshots a check found damaged, and the packs in which. Where some that the last check found could not be
+/// read now (`unread`), what it said stands.
+pub(super) fn note_damage(
+    repository: &Repository,
+    found: &BTreeSet<String>,
+    suspect: &[ContentName],
+    unread: &[ContentName],
+) {
     let cache = repository.cache();
-    match found.is_empty() {
+    let mut ids = found.clone();
+    if !unread.is_empty() {
+        ids.extend(damaged(cache).iter().map(SnapshotId::to_string));
+    }
+    match ids.is_empty() {
         true => cache.remove(DAMAGE),
         false => {
-            let ids = found.iter().map(|id| format!("{id}\n"));
-            let packs = suspect.iter().map(|pack| format!("{PACK}{pack}\n"));
+            let ids = ids.iter().map(|id| format!("{id}\n"));
+            let packs = suspect.iter().chain(unread).map(|pack| format!("{PACK}{pack}\n"));
             let text: String = ids.chain(packs).collect();
             note_failure(repository, cache.store(DAMAGE, text.as_bytes()));
         }

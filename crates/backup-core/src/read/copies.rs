@@ -92,9 +92,12 @@ pub(super) async fn read_elsewhere(
     error: Error,
 ) -> Result<Vec<u8>, Error> {
     for (name, copy) in repository.copies().await {
-        if let Ok(chunk) = read_here(copy, kind, id).await {
-            repository.note_copy(name);
-            return Ok(chunk);
+        match read_here(copy, kind, id).await {
+            Ok(chunk) => {
+                repository.note_copy(name);
+                return Ok(chunk);
+            }
+            Err(failure) => copy.note_failure(&failure), // of its index, say: that of a pack is noted
         }
     }
     Err(error)

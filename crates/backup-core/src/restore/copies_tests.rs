@@ -1,15 +1,16 @@
 //! What the first store has lost, or does not give, comes from its copies.
 
+use std::io;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use keepwell_catalog::{PackClass, PackRef, SegmentBuilder};
+use keepwell_catalog::{MapKey, PackClass, PackRef, SegmentBuilder};
 use keepwell_crypto::DomainId;
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_storage::{Fault, Faulty, Memory, ObjectStore, list_all};
 
 use crate::testing::{MemoryTarget, Thing, TreeModel, World, assert_same, back_up, noise};
-use crate::{Copies, Error, Limits, Repository, RestoreOptions, RestoreReport};
+use crate::{ArchiveFormat, Copies, Error, Limits, Repository, RestoreOptions, RestoreReport};
 
 /// Copies that are opened when they are asked for.
 #[derive(Debug)]
@@ -75,16 +76,24 @@ impl Pair {
         from: Arc<dyn ObjectStore>,
         copies: Vec<Arc<dyn ObjectStore>>,
     ) -> Result<(TreeModel, RestoreReport), Error> {
-        let copies = copies.into_iter().map(|store| (store, self.world.key.clone())).collect();
-        let limits = Limits { threads: 2, memory_bytes: 64 << 20 };
-        let builder = Repository::builder(from).limits(limits).copies(Box::new(At(copies)));
-        let repository = builder.open(self.world.key.clone()).await?;
+        let repository = self.open(from, copies).await?;
         let snapshots = repository.snapshots().await?;
         let target = MemoryTarget::default();
         let snapshot = snapshots.last().unwrap();
         let report =
             repository.restore(snapshot, Arc::new(target.clone()), RestoreOptions::default()).await?;
         Ok((target.tree(), report))
+    }
+
+    async fn open(
+        &self,
+        from: Arc<dyn ObjectStore>,
+        copies: Vec<Arc<dyn ObjectStore>>,
+    ) -> Result<Repository, Error> {
+        let copies = copies.into_iter().map(|store| (store, self.world.key.clone())).collect();
+        let limits = Limits { threads: 2, memory_bytes: 64 << 20 };
+        let builder = Repository::builder(from).limits(limits).copies(Box::new(At(copies)));
+        builder.open(self.world.key.clone()).await
     }
 }
 
@@ -186,6 +195,33 @@ async fn a_copy_that_stops_answering_is_not_asked_for_everything_that_another_ha
     let calls = restore(Fault::None).await;
     for n in 1..=calls {
         let in_vain = restore(Fault::FromThenOn(n)).await.saturating_sub(n - 1);
+        // For each of the forty files it would be one at least.
+        assert!(in_vain < 30, "{in_vain} from call {n} of {calls} on");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_stops_answering_is_not_asked_for_every_chunk_that_is_read() {
+    let pair = Pair::new().await;
+    let origin = pair.origin.snapshot();
+    for key in keys(&origin, "data/").await {
+        origin.delete(&key).await.unwrap();
+    }
+    let bytes: u64 = pair.tree.0.values().map(|thing| thing.bytes().len() as u64).sum();
+    let dump = async |fault: Fault| {
+        let first = Arc::new(Faulty::new(pair.copy.clone(), fault));
+        let failing: Arc<dyn ObjectStore> = Arc::<Faulty<Memory>>::clone(&first);
+        let sound: Arc<dyn ObjectStore> = Arc::new(pair.copy.clone());
+        let repository = pair.open(Arc::new(origin.clone()), vec![failing, sound]).await.unwrap();
+        let snapshots = repository.snapshots().await.unwrap();
+        let tree = repository.tree(snapshots.last().unwrap()).await.unwrap();
+        let dumped = tree.dump_archive(&MapKey::root(), ArchiveFormat::Tar, &mut io::sink()).await;
+        assert_eq!(dumped.unwrap().content_bytes, bytes, "{fault:?}");
+        first.calls()
+    };
+    let calls = dump(Fault::None).await;
+    for n in 1..=calls {
+        let in_vain = dump(Fault::FromThenOn(n)).await.saturating_sub(n - 1);
         // For each of the forty files it would be one at least.
         assert!(in_vain < 30, "{in_vain} from call {n} of {calls} on");
     }

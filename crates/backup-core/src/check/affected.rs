@@ -117,14 +117,22 @@ pub(super) async fn name(
     let mut into = std::mem::take(report);
     let (repository, handle) = (repository.clone(), Handle::current());
     let task = tokio::task::spawn_blocking(move || {
+        let (mut found, mut room) = (Vec::new(), PATHS_MAX);
         for snapshot in &history.snapshots {
-            let paths = paths_in(&nodes, snapshot, &lost)?;
-            if paths.is_empty() || handle.block_on(repository.why_gone(snapshot)).is_some() {
-                continue;
+            let mut paths = paths_in(&nodes, snapshot, &lost)?;
+            if !paths.is_empty() {
+                paths.truncate(room);
+                room -= paths.len();
+                found.push((snapshot, paths));
             }
-            into.damaged_snapshots.insert(snapshot.id.to_string());
-            let room = PATHS_MAX.saturating_sub(into.damaged_paths.len());
-            into.damaged_paths.extend(paths.into_iter().take(room));
+        }
+        // Once, and when all was read: what is lost is often lost to hundreds of snapshots.
+        let standing = if found.is_empty() { None } else { handle.block_on(repository.standing()) };
+        for (snapshot, paths) in found {
+            if standing.as_ref().is_none_or(|standing| standing.why_gone(snapshot).is_none()) {
+                into.damaged_snapshots.insert(snapshot.id.to_string());
+                into.damaged_paths.extend(paths);
+            }
         }
         Ok::<_, Error>(into)
     });

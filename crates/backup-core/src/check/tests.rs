@@ -63,6 +63,27 @@ fn damage_in_a_pack_is_told_by_snapshot_and_path() {
 }
 
 #[test]
+fn what_counts_is_looked_at_once_for_all_that_is_damaged() {
+    block_on(async {
+        let world = World::new().await;
+        let mut model = tree("one", 1);
+        back_up(&world.repository, &model).await;
+        let [pack] = <[String; 1]>::try_from(world.names("data/").await).unwrap();
+        for seed in 2..10 {
+            model = model.with(&format!("f{seed}"), Thing::file(noise(seed, 3_000)));
+            back_up(&world.repository, &model).await;
+        }
+        world.delete(&pack).await;
+        let repository = world.open(&world.key).await;
+        world.store.reset();
+        let report = repository.check(CheckOptions::default()).await.unwrap();
+        assert_eq!((report.damaged_snapshots.len(), report.damaged_paths.len()), (9, 9));
+        let asked = world.store.reset().under(Operation::List, "retired").calls;
+        assert!(asked < 9, "{asked} listings");
+    });
+}
+
+#[test]
 fn damage_to_what_no_snapshot_needs_affects_none() {
     block_on(async {
         let world = World::new().await;

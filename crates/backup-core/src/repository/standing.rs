@@ -3,9 +3,27 @@
 use std::collections::BTreeSet;
 
 use keepwell_crypto::MemberId;
+use keepwell_crypto::trust::Chain;
 
 use super::{Repository, Snapshot};
 use crate::Error;
+
+/// Who has a say, and what was forgotten, as read just now.
+pub(crate) struct Standing {
+    chain: Chain,
+    retired: BTreeSet<(MemberId, u64)>,
+}
+
+impl Standing {
+    /// Why a snapshot that was listed before counts no longer; `None` if it does, or nobody can tell.
+    pub fn why_gone(&self, snapshot: &Snapshot) -> Option<String> {
+        let (writer, n) = snapshot.place();
+        if let Some(from) = self.chain.revoked_from(&writer).filter(|from| n >= *from) {
+            return Some(format!("its writer {writer} was revoked from its number {from} on"));
+        }
+        self.retired.contains(&(writer, n)).then(|| "it was forgotten".to_owned())
+    }
+}
 
 impl Repository {
     /// Whether the trust chain has grown beyond this record: a writer may have been revoked, or have joined.
@@ -37,15 +55,14 @@ impl Repository {
         })
     }
 
-    /// Why a snapshot that was listed before counts no longer; `None` if it does, or nobody can tell. Reads the trust chain
-    /// and the retirements anew.
+    /// As [`Standing::why_gone`], for one snapshot.
     pub(crate) async fn why_gone(&self, snapshot: &Snapshot) -> Option<String> {
-        let (writer, n) = snapshot.place();
+        self.standing().await?.why_gone(snapshot)
+    }
+
+    /// Reads the trust chain and the retirements anew; of what cannot be read nothing is known.
+    pub(crate) async fn standing(&self) -> Option<Standing> {
         let chain = self.refresh_trust().await.ok()?;
-        if let Some(from) = chain.revoked_from(&writer).filter(|from| n >= *from) {
-            return Some(format!("its writer {writer} was revoked from its number {from} on"));
-        }
-        let retired = self.retired_as_far_as_readable().await.ok()?;
-        retired.contains(&(writer, n)).then(|| "it was forgotten".to_owned())
+        Some(Standing { chain, retired: self.retired_as_far_as_readable().await.unwrap_or_default() })
     }
 }

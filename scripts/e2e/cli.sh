@@ -289,6 +289,11 @@ touch "$work/t4/b/new.conf" "$work/t4/b/new.log"
 expect 0 restore "latest:$work/three/in" --dataset three --target "$work/t4" --delete --include '*.conf' --include y --yes
 [ ! -e "$work/t4/b/new.conf" ] || fail "--delete did not remove what is chosen"
 [ -e "$work/t4/b/new.log" ] || fail "--delete removed what is not chosen"
+mkdir -p "$work/t4/gone/deep" && touch "$work/t4/gone/x" "$work/t4/gone/deep/k.keep"
+expect 0 restore "latest:$work/three/in" --dataset three --target "$work/t4" --delete --exclude '*.keep' --yes
+says "removed: $work/t4/gone/x"
+[ ! -e "$work/t4/gone/x" ] || fail "--delete did not remove what is not excluded in a directory of its own"
+[ -e "$work/t4/gone/deep/k.keep" ] || fail "--delete removed what is excluded with the directory that it is in"
 
 step "a path that is no UTF-8 is saved like any other"
 bad=$work/$(printf 'bad\xff') && mkdir "$bad" && echo 1 >"$bad/f"

@@ -43,7 +43,8 @@ pub struct RestoreOptions {
     /// Restore only what this accepts; directories on the way are made as needed. `None`: everything.
     pub select: Option<Select>,
     /// Remove what stands in restored directories and is not in the snapshot, as far as `select` accepts it, but nothing on a
-    /// file system that is mounted within the target: that stays, and is named.
+    /// file system that is mounted within the target: that stays, and is named. A directory that holds something that `select`
+    /// does not accept stays with that.
     pub delete: bool,
 }
 

@@ -169,10 +169,11 @@ impl Measuring<'_> {
             return Ok(());
         }
         for key in others {
-            if self.plan.removed_first.len() < REMOVED_NAMED {
+            let removed = self.count(&key)?;
+            if removed > 0 && self.plan.removed_first.len() < REMOVED_NAMED {
                 self.plan.removed_first.push(shown(&key));
             }
-            self.plan.removed += self.count(&key)?;
+            self.plan.removed += removed;
         }
         Ok(())
     }

@@ -175,6 +175,31 @@ async fn what_is_not_chosen_is_not_removed() {
 }
 
 #[tokio::test]
+async fn what_is_excluded_stays_within_a_directory_that_the_snapshot_lacks() {
+    let world = World::new().await;
+    let tree = TreeModel::default().with("s/a", Thing::file("a"));
+    let snapshot = snapshot_of(&world.repository, &back_up(&world.repository, &tree).await).await;
+    let mut standing = tree;
+    for path in ["s/new/d/k.keep", "s/new/d/x", "s/new/e/f/x", "s/new/e/x", "s/old/x"] {
+        standing = standing.with(path, Thing::file(path));
+    }
+    let before = snapshot_of(&world.repository, &back_up(&world.repository, &standing).await).await;
+    let target = MemoryTarget::default();
+    restore_over(&world.repository, &before, &target).await;
+    let select: crate::Select = Arc::new(|key, _| !key.display_path().ends_with(".keep"));
+    let options = RestoreOptions { select: Some(select), delete: true, ..RestoreOptions::default() };
+    let plan = world.repository.plan_restore(&snapshot, Arc::new(target.clone()), options.clone()).await;
+    let plan = plan.unwrap();
+    assert_eq!(plan.removed_first, ["/s/new/d/x", "/s/new/e", "/s/old"]);
+    assert_eq!(plan.removed, 7);
+    let report = world.repository.restore(&snapshot, Arc::new(target.clone()), options).await.unwrap();
+    assert_eq!((report.removed, report.problem_count), (3, 0));
+    let left = target.tree();
+    let left: Vec<String> = left.0.keys().map(MapKey::display_path).collect();
+    assert_eq!(left, ["s", "s/a", "s/new", "s/new/d", "s/new/d/k.keep"]);
+}
+
+#[tokio::test]
 async fn a_directory_that_cannot_be_looked_into_costs_what_should_go_there() {
     let world = World::new().await;
     let tree = TreeModel::default().with("closed/a", Thing::file("a")).with("open/b", Thing::file("b"));

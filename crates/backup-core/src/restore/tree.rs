@@ -10,7 +10,7 @@ use super::directories::{Directories, Finished, Left};
 use super::job::Job;
 use super::parts::Parts;
 use super::window::{EXTENTS_MAX, Link, Window};
-use super::{RestoreOptions, Work, deliver, is_fatal};
+use super::{RestoreOptions, Select, Work, deliver, is_fatal};
 use crate::Error;
 use crate::error::{one_line, shown};
 use crate::read::Nodes;
@@ -411,7 +411,8 @@ fn finish_directory(work: &Work, (key, entry): Finished) -> Result<(), Error> {
 }
 
 /// What stands in a directory of the target, is not among the names that the snapshot has there, and would be restored if it
-/// were: what the options do not choose is none of this restore's business.
+/// were: what the options do not choose is none of this restore's business. Each goes with everything in it: of a directory
+/// that holds something the options do not choose, this is what else is in it.
 pub(super) fn others(
     target: &dyn RestoreTarget,
     options: &RestoreOptions,
@@ -425,18 +426,62 @@ pub(super) fn others(
             Some(directory) => directory.child(&name)?,
             None => MapKey::from_components([&name])?,
         };
-        let is_chosen = match &options.select {
-            None => true,
+        match &options.select {
+            None => others.push(key),
             Some(select) => {
-                let source = source.child(&name)?;
-                target.existing(&key)?.is_some_and(|standing| select(&source, &standing))
+                Chosen { target, select }.collect(source.child(&name)?, key, &mut others)?;
             }
-        };
-        if is_chosen {
-            others.push(key);
         }
     }
     Ok(others)
+}
+
+/// What of the things that stand in the target the options choose.
+struct Chosen<'t> {
+    target: &'t dyn RestoreTarget,
+    select: &'t Select,
+}
+
+impl Chosen<'_> {
+    /// Adds the thing at `key`, or of a directory that must stay what may go. `source` is its place in the snapshot.
+    fn collect(&self, source: MapKey, key: MapKey, goes: &mut Vec<MapKey>) -> Result<(), Error> {
+        let mut waiting = vec![(source, key)];
+        while let Some((source, key)) = waiting.pop() {
+            match self.look(&source, &key)? {
+                None => {}
+                Some(false) => goes.push(key),
+                Some(true) if self.is_whole(&source, &key)? => goes.push(key),
+                Some(true) => waiting.extend(self.inner(&source, &key)?.into_iter().rev()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether everything in a directory is chosen.
+    fn is_whole(&self, source: &MapKey, key: &MapKey) -> Result<bool, Error> {
+        let mut waiting = self.inner(source, key)?;
+        while let Some((source, key)) = waiting.pop() {
+            match self.look(&source, &key)? {
+                None => return Ok(false),
+                Some(false) => {}
+                Some(true) => waiting.extend(self.inner(&source, &key)?),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether a thing that is chosen is a directory to look into. One on another file system is not: whoever removes it says
+    /// that it stays.
+    fn look(&self, source: &MapKey, key: &MapKey) -> Result<Option<bool>, Error> {
+        let standing = self.target.existing(key)?.filter(|standing| (self.select)(source, standing));
+        let Some(standing) = standing else { return Ok(None) };
+        Ok(Some(standing.kind == EntryKind::Directory && !self.target.is_mounted(Some(key))?))
+    }
+
+    fn inner(&self, source: &MapKey, key: &MapKey) -> Result<Vec<(MapKey, MapKey)>, Error> {
+        let names = self.target.list_dir(Some(key))?.into_iter();
+        names.map(|name| Ok((source.child(&name)?, key.child(&name)?))).collect()
+    }
 }
 
 /// What is made where a directory has to be whose entry cannot be read: for nobody but the owner.

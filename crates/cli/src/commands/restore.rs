@@ -19,7 +19,7 @@ use keepwell_storage::LifecycleRule;
 use serde_json::json;
 
 use self::expect::Expected;
-use self::place::{Made, Scope, scopes};
+use self::place::{Made, Parts, Scope, parts};
 use super::warm_up;
 use crate::confirm::{Unattended, confirm};
 use crate::context::Context;
@@ -125,7 +125,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let snapshot = select::select(&snapshots, &args.filter, &part.name)?;
     let newest = expect::newest(&snapshots, snapshot);
     let tree = opened.repository.tree(snapshot).await?;
-    let scopes = scopes(&tree, snapshot, part.path, &target, args.delete).await?;
+    let Parts { scopes, missing } = parts(&tree, snapshot, part.path, &target, args.delete).await?;
     let occupied = place::is_occupied(&target);
     let mut made = Made::directories(&target)?;
     scopes.iter().for_each(|scope| made.expect(&scope.target));
@@ -135,6 +135,11 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let planned = plan(&opened, &whole, &scopes, args.delete).await;
     let jobs = planned.inspect_err(|_| made.undo())?;
     describe(ctx, snapshot, &target, &jobs, &args, occupied);
+    for path in missing {
+        let path = path.display_path();
+        let why = "was not captured: what stands there stays as it is";
+        ctx.printer.warn(format_args!("the snapshot is not complete, and `/{path}` {why}"));
+    }
     let fits = RestorePlan::check_space_for_all(jobs.iter().map(|job| &job.plan));
     if args.dry_run {
         made.undo();

@@ -4,12 +4,13 @@ use std::cmp::Reverse;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
+use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use backup_core::{Select, Snapshot, Tree};
+use backup_core::{Depth, Error, Select, Snapshot, Tree};
 use keepwell_catalog::{Entry, EntryKind, MapKey, Problem};
 use keepwell_source_files::FileTarget;
 
@@ -49,23 +50,36 @@ fn lost(problems: &[Problem], part: &MapKey) -> Vec<MapKey> {
     within.filter_map(|key| MapKey::from_components(key.components().skip(part.depth())).ok()).collect()
 }
 
+/// What a restore consists of.
+#[derive(Debug)]
+pub struct Parts {
+    /// What is restored where; never empty.
+    pub scopes: Vec<Scope>,
+    /// Captured paths of which a snapshot that is not complete has nothing.
+    pub missing: Vec<MapKey>,
+}
+
 /// Divides a restore into parts.
 ///
 /// Usually that is one. With `delete` it is one per captured path: the directories that lead to a captured path are in
 /// the snapshot without what else is in them, and nothing of that must be removed. What lies deeper comes first: on a
-/// file system of its own, only its own part removes anything.
-pub async fn scopes(
+/// file system of its own, only its own part removes anything. A captured path that the snapshot lacks for not being complete
+/// is no part, and not a reason to restore more than was captured.
+pub async fn parts(
     tree: &Tree,
     snapshot: &Snapshot,
     below: Option<MapKey>,
     target: &Path,
     delete: bool,
-) -> Result<Vec<Scope>> {
+) -> Result<Parts> {
     let below_or_root = below.clone().unwrap_or_else(MapKey::root);
     let place = |names: &MapKey| {
         names.components().fold(target.to_path_buf(), |path, name| path.join(OsStr::from_bytes(&name)))
     };
-    let whole = |captured| vec![Scope { below: below.clone(), target: target.to_path_buf(), captured }];
+    let whole = |captured| {
+        let scopes = vec![Scope { below: below.clone(), target: target.to_path_buf(), captured }];
+        Parts { scopes, missing: Vec::new() }
+    };
     if let Some(name) = below.as_ref().and_then(MapKey::name)
         && !is_directory(tree, &below_or_root).await?
     {
@@ -75,8 +89,12 @@ pub async fn scopes(
     if !delete || matches!(captured.as_slice(), [(key, _)] if *key == below_or_root) {
         return Ok(whole(captured.iter().map(|(_, within)| place(within)).collect()));
     }
-    let mut scopes = Vec::new();
+    let (mut scopes, mut missing) = (Vec::new(), Vec::new());
     for (key, within) in captured.into_iter().rev() {
+        if !snapshot.commit.complete && is_missing(tree, &key).await {
+            missing.push(key);
+            continue;
+        }
         let stands = place(&within);
         let target = match is_directory(tree, &key).await? {
             true => stands.clone(),
@@ -84,7 +102,19 @@ pub async fn scopes(
         };
         scopes.push(Scope { below: Some(key), target, captured: vec![stands] });
     }
-    Ok(scopes)
+    if scopes.is_empty()
+        && let Some(first) = missing.first()
+    {
+        let path = format!("/{}", first.display_path());
+        return Err(Error::NoSuchPath { path, snapshot: snapshot.short() }.into());
+    }
+    Ok(Parts { scopes, missing })
+}
+
+/// Whether nothing is at a key and nothing below it. What cannot be read there, the restore names.
+async fn is_missing(tree: &Tree, key: &MapKey) -> bool {
+    let listed = tree.list(key, Depth::Children, |_, _| ControlFlow::Break(())).await;
+    matches!(listed, Err(Error::NoSuchPath { .. }))
 }
 
 /// What of a part was captured, each with its place in the part; what lies deeper comes later. That is the whole part if it
@@ -179,7 +209,76 @@ impl Made {
 
 #[cfg(test)]
 mod tests {
+    use backup_core::env::SystemClock;
+    use backup_core::source::{Found, Item, Opened, Preflight, Source, SourceError};
+    use backup_core::{BackupOptions, CreateOptions, Created, Repository};
+    use keepwell_source_files::{FileOptions, FileSource};
+    use keepwell_storage::Memory;
+
     use super::*;
+
+    /// Files of which some cannot be looked at.
+    struct Unreadable(FileSource, Vec<MapKey>);
+
+    impl Source for Unreadable {
+        fn kind(&self) -> &str {
+            self.0.kind()
+        }
+
+        fn paths(&self) -> Vec<Vec<u8>> {
+            self.0.paths()
+        }
+
+        fn preflight(&self) -> Result<Preflight, SourceError> {
+            self.0.preflight()
+        }
+
+        fn walk(&self, visit: &mut dyn FnMut(Found) -> ControlFlow<()>) -> Result<(), SourceError> {
+            self.0.walk(&mut |found| match found {
+                Found::Item(Item { key, .. }) if self.1.contains(&key) => {
+                    visit(Found::Problem { key, message: "cannot be looked at".to_owned() })
+                }
+                found => visit(found),
+            })
+        }
+
+        fn open(&self, item: &Item) -> Result<Option<Opened>, SourceError> {
+            self.0.open(item)
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_captured_path_that_the_snapshot_lacks_is_no_part() {
+        let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
+        let store = Memory::new();
+        let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
+        let repository = Repository::builder(Arc::new(store)).open(key).await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let paths = ["a", "b"].map(|name| dir.join(name));
+        paths.iter().for_each(|path| fs::create_dir(path).unwrap());
+        let keys = [&paths[0], &paths[1]].map(|path| path_key(path.as_os_str().as_bytes()).unwrap());
+        for (unreadable, there) in [(0, Some(1)), (1, Some(0)), (2, None)] {
+            let options = FileOptions { paths: paths.to_vec(), ..FileOptions::default() };
+            let source = FileSource::new(&options, Arc::new(SystemClock)).unwrap();
+            let lost = if unreadable == 2 { keys.to_vec() } else { vec![keys[unreadable].clone()] };
+            let source = Unreadable(source, lost.clone());
+            let backup = BackupOptions { dataset: "d".to_owned(), ..BackupOptions::default() };
+            let report = repository.backup(Arc::new(source), backup).await.unwrap();
+            let snapshots = repository.snapshots().await.unwrap();
+            let snapshot = snapshots.iter().find(|snapshot| snapshot.id == report.snapshot).unwrap();
+            let tree = repository.tree(snapshot).await.unwrap();
+            let found = parts(&tree, snapshot, None, Path::new("/t"), true).await;
+            let Some(there) = there else {
+                let error = found.unwrap_err();
+                assert!(matches!(error.downcast_ref::<Error>(), Some(Error::NoSuchPath { .. })), "{error:?}");
+                continue;
+            };
+            let Parts { scopes, missing } = found.unwrap();
+            let below: Vec<_> = scopes.into_iter().map(|scope| scope.below).collect();
+            assert_eq!((below, missing), (vec![Some(keys[there].clone())], lost));
+        }
+    }
 
     #[test]
     fn a_part_within_a_captured_path_is_captured_whole_whatever_was_named_in_it() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keepwell_catalog::{CatalogError, MapKey};
 use keepwell_crypto::trust::TrustError;
 use keepwell_crypto::{ChunkId, CryptoError, DomainId};
-use keepwell_storage::StorageError;
+use keepwell_storage::{Size, StorageError};
 
 use crate::pack::PackError;
 use crate::source::SourceError;
@@ -137,7 +137,7 @@ pub enum Error {
         source: Arc<std::io::Error>,
     },
     /// The target has not enough room.
-    #[error("the restore needs {needed} bytes, and `{place}` has {free}")]
+    #[error("the restore needs {}, and {place} has {} free", Size(*needed), Size(*free))]
     NoSpace {
         /// Bytes needed.
         needed: u64,
@@ -264,6 +264,12 @@ mod tests {
         let told = hint(TrustError::WrongGenesis { expected, found }).unwrap();
         assert!(told.contains("another repository") && told.contains("`--key-file`"), "{told}");
         assert_eq!(hint(TrustError::Empty), None);
+    }
+
+    #[test]
+    fn sizes_are_said_as_people_read_them() {
+        let full = Error::NoSpace { needed: 3_000_019, free: 1 << 20, place: "the target".to_owned() };
+        assert_eq!(full.to_string(), "the restore needs 2.86 MiB, and the target has 1.00 MiB free");
     }
 
     /// `cache clear` alone keeps what this host has seen of the trust chain.

@@ -1,14 +1,34 @@
 //! Sizes, as people write them.
 
+use std::fmt;
 use std::str::FromStr;
 
 use serde::Deserialize;
 
 /// A number of bytes, written as a number or as a text with a unit: `512`, `10KiB`, `1.5 GiB`, `20M`; units are powers
-/// of 1024.
+/// of 1024. Shown in the largest unit that fits, with about three digits: `1.25 GiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "SizeText")]
 pub struct Size(pub u64);
+
+const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut value = self.0 as f64;
+        let mut unit = 0;
+        while value >= 1000.0 && unit + 1 < UNITS.len() {
+            value /= 1024.0;
+            unit += 1;
+        }
+        match unit {
+            0 => write!(f, "{} B", self.0),
+            _ if value < 10.0 => write!(f, "{value:.2} {}", UNITS[unit]),
+            _ if value < 100.0 => write!(f, "{value:.1} {}", UNITS[unit]),
+            _ => write!(f, "{value:.0} {}", UNITS[unit]),
+        }
+    }
+}
 
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "a size such as `64MiB`")]

@@ -9,7 +9,7 @@ use keepwell_crypto::{Digest, Identity, OpenReader, Parts, sealed_range};
 use keepwell_storage::{Key, StorageErrorKind};
 
 use crate::Error;
-use crate::pack::{FRAME_PLAIN_MAX, FrameDecoder, PackDirectory, PackError};
+use crate::pack::{FRAME_PLAIN_MAX, FrameDecoder, PackDirectory};
 use crate::parallel;
 use crate::repository::Repository;
 
@@ -131,13 +131,13 @@ impl FrameReader {
     pub fn prove_from(&mut self, at: u64) -> Result<(), Error> {
         let rest = self.reader.seek(SeekFrom::Start(at));
         let read = rest.and_then(|_| std::io::copy(&mut self.reader, &mut std::io::sink()));
-        read.map(|_| ()).map_err(|error| Error::damaged(&self.key, PackError::Seal(error)))
+        read.map(|_| ()).map_err(|error| Error::damaged(&self.key, error))
     }
 
     fn read_at(&mut self, at: u64, length: usize, into: &mut Vec<u8>) -> Result<(), Error> {
         into.resize(length, 0);
         let read = self.reader.seek(SeekFrom::Start(at)).and_then(|_| self.reader.read_exact(into));
-        read.map_err(|error| Error::damaged(&self.key, PackError::Seal(error)))
+        read.map_err(|error| Error::damaged(&self.key, error))
     }
 }
 
@@ -243,6 +243,11 @@ mod tests {
         let (shorter, bytes) = replace(sound.slice(1..)).await;
         assert!(matches!(shorter, Err(Error::Damaged { .. })), "{shorter:?}");
         assert_eq!(bytes, 0);
+        let mut changed = sound.to_vec();
+        *changed.last_mut().unwrap() ^= 1;
+        let (changed, _) = replace(changed.into()).await;
+        let told = changed.unwrap_err().to_string();
+        assert!(told.contains("is damaged") && !told.contains("seal a pack"), "{told}");
         let huge = PackRef { size: WHOLE_BYTES_MAX + 1, ..pack };
         let refused = fetch_stored(repository, PackClass::Data, &huge).await;
         assert!(matches!(refused, Err(Error::Damaged { .. })), "{refused:?}");

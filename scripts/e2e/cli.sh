@@ -973,7 +973,9 @@ place=$HOME/.local/share/keepwell/repository
 chmod -R u+w "$place"
 printf rot >"$place/trust/0000000001"
 rm "$place/keepwell.json"
-expect 10 snapshots
+expect 13 snapshots
+says "it is missing, and there are commits"
+says "repair --from"
 expect 0 repair --from "$work/whole" --yes
 says "put back trust/0000000001"
 expect 0 check --read-data

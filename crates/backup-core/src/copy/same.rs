@@ -41,12 +41,9 @@ impl Repository {
         match RepositoryHint::read(store).await {
             Ok(_) => return Err(exists()),
             Err(Error::NoRepository { .. }) => {}
+            // What one that has lost its hint has names the store by an id that went with it: with another one nothing of it
+            // would be its own.
             Err(error) => return Err(error),
-        }
-        // What it has names the store by an id that went with the hint: with another one nothing of it would be its own.
-        if !store.list_page("commits/", None).await?.objects.is_empty() {
-            let what = "it is missing, and there are commits; a repair from another copy makes it anew";
-            return Err(Error::damaged(RepositoryHint::key(), what));
         }
         let chain = self.refresh_trust().await?;
         refuse_other_trust(&chain, store).await?;

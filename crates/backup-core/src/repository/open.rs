@@ -70,15 +70,13 @@ impl RepositoryHint {
         text
     }
 
-    /// Reads the hint of a store; [`Error::NoRepository`] where there is none. Its ids have the form of ids, and
-    /// nobody has proved them.
+    /// Reads the hint of a store; [`Error::NoRepository`] where there is none, and [`Error::Damaged`] where a repository has
+    /// lost it. Its ids have the form of ids, and nobody has proved them.
     pub async fn read(store: &dyn ObjectStore) -> Result<Self, Error> {
         let key: Key = HINT_KEY.parse().expect("a constant key");
         let bytes = match store.get(&key).await {
             Ok(bytes) => bytes,
-            Err(error) if error.is_not_found() => {
-                return Err(Error::NoRepository { place: store.describe() });
-            }
+            Err(error) if error.is_not_found() => return Err(without_hint(store, &key).await?),
             Err(error) => return Err(error.into()),
         };
         let hint: Self = serde_json::from_slice(&bytes).map_err(|e| Error::damaged(&key, e))?;
@@ -93,6 +91,16 @@ impl RepositoryHint {
         hint.store.parse::<StoreId>().map_err(|e| Error::damaged(&key, e))?;
         Ok(hint)
     }
+}
+
+/// What is to be said of a store without a hint. Commits show that it was a repository; records of trust alone are what a
+/// creation that was interrupted leaves, and no repair finds out which store that was to be.
+async fn without_hint(store: &dyn ObjectStore, key: &Key) -> Result<Error, Error> {
+    if store.list_page("commits/", None).await?.objects.is_empty() {
+        return Ok(Error::NoRepository { place: store.describe() });
+    }
+    let what = "it is missing, and there are commits; a repair from another copy makes it anew";
+    Ok(Error::damaged(key, what))
 }
 
 /// Gathers the parts of an open repository.

@@ -117,6 +117,20 @@ async fn a_hint_that_names_a_path_in_the_place_of_an_id_is_damaged() {
     }
 }
 
+#[tokio::test]
+async fn a_repository_that_has_lost_its_hint_is_told_from_none() {
+    let world = World::new().await;
+    let hint = crate::RepositoryHint::key();
+    world.delete(hint.as_str()).await;
+    let read = crate::RepositoryHint::read(&*world.store).await;
+    assert!(matches!(read, Err(Error::NoRepository { .. })), "as a creation that was interrupted: {read:?}");
+    back_up(&world.repository, &TreeModel::default()).await;
+    let error = crate::RepositoryHint::read(&*world.store).await.unwrap_err();
+    let told = error.to_string();
+    assert!(told.starts_with("`keepwell.json` is damaged: it is missing"), "{told}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("repair --from")), "{error:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_cached_record_is_fetched_anew() {
     let (world, cache) = (World::new().await, Cache::memory());

@@ -201,6 +201,11 @@ says "read back and proved"
 expect 0 diff latest~1 latest
 says "M $tree/odd/random"
 says "- $tree/odd/link"
+expect 0 diff latest~1
+says "M $tree/odd/random"
+expect 2 diff latest
+says "keepwell diff latest~1"
+expect 0 diff latest latest
 
 step "no logical backup among others"
 expect 1 pg export --database clinic --output "$work/never.sql"

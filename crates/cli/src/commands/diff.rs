@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::ls::kind_name;
 use crate::context::Context;
-use crate::exit::Exit;
+use crate::exit::{Complaint, Exit};
 use crate::open;
 use crate::select::{self, Filter};
 use crate::text;
@@ -26,9 +26,8 @@ Each line begins with  + added  - removed  M content  T kind  U metadata only";
 pub struct Args {
     /// The earlier snapshot
     before: String,
-    /// The later one
-    #[arg(default_value = "latest")]
-    after: String,
+    /// The later one [default: latest]
+    after: Option<String>,
     /// Only the sums
     #[arg(long)]
     summary: bool,
@@ -41,7 +40,13 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let (opened, snapshots) = open::with_snapshots(ctx).await?;
     opened.progress.end();
     let before = select::select(&snapshots, &args.filter, &args.before)?;
-    let after = select::select(&snapshots, &args.filter, &args.after)?;
+    let after = select::select(&snapshots, &args.filter, args.after.as_deref().unwrap_or("latest"))?;
+    if args.after.is_none() && before.id == after.id {
+        let message = format!("`{}` is the latest snapshot itself, and no later one is named", args.before);
+        return Err(Complaint::usage(message)
+            .hint("Name the earlier one: `keepwell diff latest~1` says what the latest changed.")
+            .into());
+    }
     let visit = |change: &TreeChange| {
         if !args.summary {
             print(ctx, change);

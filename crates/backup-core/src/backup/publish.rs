@@ -239,10 +239,8 @@ impl Publisher {
     }
 
     fn note_cache(&self, error: &Error) {
-        let reason = crate::error::one_line(error);
-        self.repository.monitor().note(&format!(
-            "the next backup may read every file: the local cache does not keep what this one found ({reason})"
-        ));
+        let what = "the next backup may read every file: the local cache does not keep what this one found";
+        self.repository.note_useless_cache(what, error);
     }
 
     async fn put_manifest(&self, assembled: &Assembled) -> Result<(ContentName, SnapshotId), Error> {

@@ -61,7 +61,7 @@ impl Repository {
             }
             Err(error) => error,
         };
-        self.note_useless_cache(name, &failure);
+        self.hold_in_memory(name, &failure);
         let mut plain = Vec::new();
         open()?.read_to_end(&mut plain).map_err(|error| damaged(&error))?;
         let file = CachedFile::Memory(plain.into());
@@ -135,14 +135,13 @@ impl Repository {
     pub(super) fn cache_segment(&self, name: &ContentName, plain: Bytes) -> CachedFile {
         let cached = cached_name(name);
         if let Err(error) = self.cache().store(&cached, &plain) {
-            self.note_useless_cache(name, &error);
+            self.hold_in_memory(name, &error);
         }
         self.cache().open(&cached).unwrap_or(CachedFile::Memory(plain))
     }
 
-    fn note_useless_cache(&self, name: &ContentName, error: &Error) {
-        let reason = crate::error::one_line(error);
-        self.monitor().note(&format!("the index is held in memory: the local cache is of no use ({reason})"));
+    fn hold_in_memory(&self, name: &ContentName, error: &Error) {
+        self.note_useless_cache("the index is held in memory: the local cache is of no use", error);
         self.cache().remove(&cached_name(name));
     }
 }

@@ -20,8 +20,9 @@ mod stored_segment;
 mod tests;
 mod trust;
 
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use bytes::Bytes;
 use keepwell_catalog::{ContentName, PackSet, SegmentBuilder, names};
@@ -95,6 +96,8 @@ struct Inner {
     /// Packs that were found missing: the index may list them for a while yet, and other places are tried first.
     gone: RwLock<PackSet>,
     cache: Cache,
+    /// What was said of a cache that is of no use.
+    cache_notes: Mutex<HashSet<&'static str>>,
     clock: Arc<dyn Clock>,
     rng: Arc<dyn Rng>,
     monitor: Arc<dyn Monitor>,
@@ -180,6 +183,13 @@ impl Repository {
 
     pub(crate) fn cache(&self) -> &Cache {
         &self.0.cache
+    }
+
+    /// Says what it means that the cache cannot be used: once, however many files were to go there.
+    pub(crate) fn note_useless_cache(&self, what: &'static str, error: &Error) {
+        if self.0.cache_notes.lock().unwrap_or_else(PoisonError::into_inner).insert(what) {
+            self.monitor().note(&format!("{what} ({})", crate::error::one_line(error)));
+        }
     }
 
     pub(crate) fn clock(&self) -> &dyn Clock {

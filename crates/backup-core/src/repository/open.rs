@@ -1,6 +1,6 @@
 //! Opening a repository: hint, trust, keyring.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use keepwell_catalog::names::ObjectName;
 use keepwell_crypto::keyfile::{KeyFile, MemberKeys, OwnerKeys};
@@ -265,6 +265,7 @@ impl Builder {
             index,
             gone: RwLock::default(),
             cache,
+            cache_notes: Mutex::default(),
             clock: self.clock,
             rng: self.rng,
             monitor: self.monitor,

@@ -1,6 +1,6 @@
 //! What a repository remembers of a store, and what it believes of that.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use keepwell_catalog::{Commit, IndexEntry, PackClass, PackRef, SegmentBuilder, names};
 use keepwell_crypto::{ChunkId, Digest};
@@ -8,7 +8,8 @@ use keepwell_storage::{ObjectStore, Operation};
 
 use super::{Limits, Repository};
 use crate::cache::Cache;
-use crate::testing::{TreeModel, World, back_up};
+use crate::monitor::Monitor;
+use crate::testing::{Thing, TreeModel, World, back_up};
 use crate::write::fence;
 use crate::{CheckOptions, Error};
 
@@ -129,6 +130,33 @@ async fn a_repository_that_has_lost_its_hint_is_told_from_none() {
     let told = error.to_string();
     assert!(told.starts_with("`keepwell.json` is damaged: it is missing"), "{told}");
     assert!(error.hint().is_some_and(|hint| hint.contains("repair --from")), "{error:?}");
+}
+
+#[derive(Debug, Default)]
+struct Notes(Mutex<Vec<String>>);
+
+impl Monitor for Notes {
+    fn note(&self, message: &str) {
+        self.0.lock().unwrap().push(message.to_owned());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_useless_cache_is_named_once() {
+    let world = World::new().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let notes = Arc::new(Notes::default());
+    let store: Arc<dyn ObjectStore> = Arc::clone(&world.store) as _;
+    let builder = Repository::builder(store).cache(Cache::directory(file.path()));
+    let builder = builder.limits(Limits { threads: 2, memory_bytes: 64 << 20 });
+    let repository = builder.monitor(Arc::clone(&notes) as _).open(world.key.clone()).await.unwrap();
+    for content in ["one", "two"] {
+        back_up(&repository, &TreeModel::default().with("a", Thing::file(content))).await;
+    }
+    let notes = notes.0.lock().unwrap();
+    for what in ["the index is held in memory", "the next backup may read every file"] {
+        assert_eq!(notes.iter().filter(|note| note.starts_with(what)).count(), 1, "{what}: {notes:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

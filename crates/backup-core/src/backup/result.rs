@@ -12,6 +12,10 @@ pub(super) struct Outcome {
     pub key: MapKey,
     /// The encoded entry with its sub-key records; `None` when nothing could be captured.
     pub entry: Option<Encoded>,
+    /// Whether it is an item of the walk. What a walk only complains of may be an item as well: a bad line in an ignore file.
+    pub is_item: bool,
+    /// For a further name of a file: the first.
+    pub first_name: Option<MapKey>,
     /// For the recipes; zero means "look again next time".
     pub fingerprint: [u8; 16],
     /// Whether something that is there could not be captured: then the snapshot is not complete.
@@ -37,6 +41,8 @@ impl Outcome {
         Self {
             key,
             entry: None,
+            is_item: true,
+            first_name: None,
             lost: false,
             fingerprint: [0; 16],
             problem: Some(message),

@@ -126,7 +126,9 @@ impl<R: Read> Scan<'_, R> {
     fn take(&mut self, found: Found, filling: &mut Filling) -> Result<(), Error> {
         self.cancel.check()?;
         let work = match found {
-            Found::Problem { key, message } => Work::Reuse(Box::new(Outcome::lost(key, message))),
+            Found::Problem { key, message } => {
+                Work::Reuse(Box::new(Outcome { is_item: false, ..Outcome::lost(key, message) }))
+            }
             Found::Note(text) => {
                 self.monitor.note(&text);
                 return Ok(());
@@ -198,6 +200,8 @@ impl<R: Read> Scan<'_, R> {
         let outcome = Outcome {
             key: item.key,
             entry: Some(encoded),
+            is_item: true,
+            first_name: entry.hard_link,
             fingerprint,
             lost: false,
             problem: None,

@@ -116,6 +116,7 @@ impl<'a> Worker<'a> {
             count_kind(&mut counts, &entry, if seen { Novelty::Changed } else { Novelty::New });
         }
         self.shop.monitor.advance(1, 0);
+        let first_name = entry.hard_link.clone();
         let (encoded, lacks) = encode(&item.key, entry)?;
         if lacks.is_some() {
             fingerprint = [0; 16];
@@ -123,6 +124,8 @@ impl<'a> Worker<'a> {
         Ok(Outcome {
             key: item.key,
             entry: Some(encoded),
+            is_item: true,
+            first_name,
             fingerprint,
             lost: lacks.is_some(),
             problem: lacks.or(problem),

@@ -112,11 +112,16 @@ fn excludes(options: &FileOptions) -> Result<Gitignore, SourceError> {
             path: file.display().to_string(),
             source,
         })?;
-        for line in text.lines() {
+        for line in lines(&text) {
             builder.add_line(Some(file.clone()), line).map_err(|error| refuse(line, error))?;
         }
     }
     builder.build().map_err(|error| SourceError::Other(format!("the patterns are too much: {error}")))
+}
+
+/// The lines of a file of patterns, without the mark that editors elsewhere put before the first.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.strip_prefix('\u{feff}').unwrap_or(text).lines()
 }
 
 impl Layer {
@@ -141,7 +146,7 @@ impl Layer {
         };
         let mut problem = Ok(());
         let mut builder = GitignoreBuilder::new(Path::new(OsStr::from_bytes(directory)));
-        for line in String::from_utf8_lossy(&bytes).lines() {
+        for line in lines(&String::from_utf8_lossy(&bytes)) {
             if let Err(error) = builder.add_line(None, line) {
                 problem = problem.and(Err(format!("`{line}` is no pattern: {error}")));
             }
@@ -202,6 +207,20 @@ mod tests {
         rules.leave_out(&["/d/[x] y".into()], &[]);
         assert!(rules.have_patterns(None) && rules.leaves_out(None, b"/d/[x] y", true));
         assert!(!rules.leaves_out(None, b"/d/x y", true) && !rules.leaves_out(None, b"/d", true));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_pattern() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(".ignore");
+        std::fs::write(&file, "\u{feff}*.tmp\r\n*.log\r\n").unwrap();
+        let listed = FileOptions { exclude_files: vec![file], ..Default::default() };
+        let (listed, none) = (Rules::new(&listed).unwrap(), Rules::new(&FileOptions::default()).unwrap());
+        let (layer, problem) = Layer::read(File::open(dir.path()).unwrap(), b".ignore", b"/d", None);
+        assert_eq!(problem, Ok(()));
+        for path in [&b"/d/x.tmp"[..], b"/d/x.log"] {
+            assert!(listed.leaves_out(None, path, false) && none.leaves_out(layer.as_deref(), path, false));
+        }
     }
 
     #[test]

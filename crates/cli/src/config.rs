@@ -106,7 +106,7 @@ pub struct CopyConfig {
     pub within: Option<Age>,
     /// What stays there; without it, everything.
     pub retention: Option<RetentionArgs>,
-    /// Prune there after something was forgotten.
+    /// Prune there after something was forgotten, and remove WAL that no base backup there needs.
     #[serde(default)]
     pub prune: bool,
     /// The key file, if the copy has keys of its own.

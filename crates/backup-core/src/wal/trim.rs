@@ -38,6 +38,13 @@ impl WalTrimReport {
     }
 }
 
+/// What becomes of pieces that others hold as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tails {
+    GoByOthers,
+    Stay,
+}
+
 impl Repository {
     /// Removes pieces before the floors that `floors` names, and pieces that others hold as a whole.
     ///
@@ -53,6 +60,35 @@ impl Repository {
         F: Fn(Self) -> Fut,
         Fut: Future<Output = Result<Vec<WalFloor>, E>>,
     {
+        self.trim(options, floors, Tails::GoByOthers).await
+    }
+
+    /// The same, but for pieces that others hold as a whole: they stay. For a copy, which would get them again for as long
+    /// as the origin has them.
+    pub async fn trim_outdated_wal<E, F, Fut>(
+        &self,
+        options: &PruneOptions,
+        floors: F,
+    ) -> Result<WalTrimReport, E>
+    where
+        E: From<Error>,
+        F: Fn(Self) -> Fut,
+        Fut: Future<Output = Result<Vec<WalFloor>, E>>,
+    {
+        self.trim(options, floors, Tails::Stay).await
+    }
+
+    async fn trim<E, F, Fut>(
+        &self,
+        options: &PruneOptions,
+        floors: F,
+        tails: Tails,
+    ) -> Result<WalTrimReport, E>
+    where
+        E: From<Error>,
+        F: Fn(Self) -> Fut,
+        Fut: Future<Output = Result<Vec<WalFloor>, E>>,
+    {
         if !self.access().is_keeper() {
             return Err(self.access().cannot("remove archived WAL").into());
         }
@@ -60,13 +96,13 @@ impl Repository {
             return Ok(WalTrimReport::default());
         }
         let before = floors(self.clone()).await?;
-        let planned = self.outdated_wal(&before).await?;
+        let planned = self.outdated_wal(&before, tails).await?;
         if options.dry_run || planned.0.is_idle() {
             return Ok(planned.0);
         }
         settle_sessions(self, options.fence_after).await?;
         let floors = lower(before, floors(self.clone()).await?);
-        let (mut report, mut going) = self.outdated_wal(&floors).await?;
+        let (mut report, mut going) = self.outdated_wal(&floors, tails).await?;
         self.prove_covers(&mut report, &mut going).await?;
         let keys: Vec<String> = going.into_iter().map(|piece| piece.name.key().to_string()).collect();
         delete_all(self, &keys).await?;
@@ -112,7 +148,11 @@ impl Repository {
         }
     }
 
-    async fn outdated_wal(&self, floors: &[WalFloor]) -> Result<(WalTrimReport, Vec<Piece>), Error> {
+    async fn outdated_wal(
+        &self,
+        floors: &[WalFloor],
+        tails: Tails,
+    ) -> Result<(WalTrimReport, Vec<Piece>), Error> {
         let (mut report, mut all_going) = (WalTrimReport::default(), Vec::new());
         let members: Vec<MemberId> = self.chain().members().map(|member| member.id()).collect();
         for system in self.wal_systems().await? {
@@ -122,7 +162,11 @@ impl Repository {
                 let pieces: Vec<Piece> = listed.iter().filter_map(Piece::of).collect();
                 for file in pieces.chunk_by(|a, b| (a.timeline, a.file) == (b.timeline, b.file)) {
                     let outdated = file[0].file < floor;
-                    let going = if outdated { file.to_vec() } else { superseded(file) };
+                    let going = match tails {
+                        _ if outdated => file.to_vec(),
+                        Tails::GoByOthers => superseded(file),
+                        Tails::Stay => Vec::new(),
+                    };
                     let counter = if outdated { &mut report.outdated } else { &mut report.superseded };
                     *counter += going.len() as u64;
                     report.bytes += going.iter().map(|piece| piece.size).sum::<u64>();
@@ -273,6 +317,15 @@ mod tests {
         let report = trim(&world.repository, &[WalFloor { system: 8, file: 9 }], false).await.unwrap();
         assert_eq!((report.outdated, report.superseded), (0, 2));
         assert_eq!(stored(&world).await[..4], [(1, 3, 0, 9), (1, 4, 0, 9), (1, 5, 0, 2), (1, 5, 2, 5)]);
+    }
+
+    #[tokio::test]
+    async fn what_a_copy_would_get_again_stays_there() {
+        let world = world().await;
+        let floors = |_| std::future::ready(Ok::<_, Error>(vec![WalFloor { system: 7, file: 4 }]));
+        let report = world.repository.trim_outdated_wal(&PruneOptions::default(), floors).await.unwrap();
+        assert_eq!((report.outdated, report.superseded), (1, 0));
+        assert_eq!(stored(&world).await.len(), 8);
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! `keepwell prune`.
 
 use anyhow::{Context as _, Result};
-use backup_core::wal::WalTrimReport;
+use backup_core::wal::{WalFloor, WalTrimReport};
 use backup_core::{PruneOptions, PruneReport, Repository};
 use keepwell_source_postgres::retention::wal_floors;
 use serde_json::json;
@@ -110,10 +110,19 @@ pub async fn execute(ctx: &Context, opened: Opened, options: &Options, dry_run: 
 /// Removes WAL that no base backup needs.
 async fn trim(opened: &Opened, options: &Options, dry_run: DryRun) -> Result<WalTrimReport> {
     let options = PruneOptions { dry_run: dry_run == DryRun::Yes, ..settings(options) };
-    let floors =
-        |repository: Repository| async move { Ok::<_, anyhow::Error>(wal_floors(&repository).await?) };
     let trimmed = opened.repository.trim_wal(&options, floors).await;
     trimmed.context("remove WAL that no base backup needs")
+}
+
+/// The same at a copy, which keeps the tails that it would get again.
+pub async fn trim_copy(copy: &Repository, dry_run: DryRun) -> Result<WalTrimReport> {
+    let options = PruneOptions { dry_run: dry_run == DryRun::Yes, ..PruneOptions::default() };
+    let trimmed = copy.trim_outdated_wal(&options, floors).await;
+    trimmed.context("remove WAL that no base backup needs")
+}
+
+async fn floors(repository: Repository) -> Result<Vec<WalFloor>> {
+    Ok(wal_floors(&repository).await?)
 }
 
 fn settings(options: &Options) -> PruneOptions {

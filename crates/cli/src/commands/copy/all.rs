@@ -169,6 +169,7 @@ async fn one(
     leave_out_erased(ctx, from, &mut wanted);
     let sums = copy(from, &target, &wanted).await?;
     let Retirement { forgotten, bytes_freed } = retire::retire(ctx, config, &rules, &target).await?;
+    let wal = retire::trim(ctx, config, &target).await?;
     let there = target.repository.snapshots().await?;
     target.progress.end();
     let newest = rules.newest(ctx.now(), &there);
@@ -179,7 +180,8 @@ async fn one(
     }
     let exit = if sums.failed.is_empty() && sums.unread == 0 { Exit::Done } else { Exit::Damage };
     let state = if exit == Exit::Done { "up to date" } else { "incomplete" };
-    Ok(Outcome { state, exit, sums, forgotten, freed: bytes_freed, held: Some(there.len()), newest })
+    let freed = bytes_freed + wal.bytes;
+    Ok(Outcome { state, exit, sums, forgotten, freed, held: Some(there.len()), newest })
 }
 
 /// Whether the place is there, which may be waited for.

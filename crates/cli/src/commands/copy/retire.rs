@@ -27,6 +27,36 @@ pub async fn retire(
     done
 }
 
+/// Removes at a copy the WAL that none of its base backups needs, if the profile says that it is pruned, and the key there
+/// may. What is not confirmed stays.
+///
+/// Not only when something was forgotten just now: that may have been long ago.
+pub async fn trim(ctx: &Context, config: &CopyConfig, target: &Opened) -> Result<WalTrimReport> {
+    let copy = &target.repository;
+    if !config.prune || !copy.access().is_keeper() || !copy.can_read() {
+        return Ok(WalTrimReport::default());
+    }
+    let planned = prune::trim_copy(copy, DryRun::Yes).await;
+    target.progress.end();
+    let planned = planned?;
+    if planned.is_idle() {
+        return Ok(planned);
+    }
+    let name = config.name();
+    let (pieces, size) = (text::count(planned.outdated, "piece", "pieces"), text::bytes(planned.bytes));
+    ctx.printer.line(format_args!(
+        "the copy {name}: to remove of archived WAL: {pieces} before its oldest base backup, {size}"
+    ));
+    if !agreed(ctx, "Remove this?", Unattended::Proceed)? {
+        ctx.printer.say(format_args!("no archived WAL was removed at the copy {name}"));
+        return Ok(WalTrimReport::default());
+    }
+    target.progress.begin();
+    let done = prune::trim_copy(copy, DryRun::No).await;
+    target.progress.end();
+    done
+}
+
 /// Shows what is to go, and asks whoever sits there.
 struct Asking<'a> {
     ctx: &'a Context,
@@ -100,3 +130,6 @@ pub fn show(ctx: &Context, config: &CopyConfig, going: &[(&Snapshot, String)], d
     }
     table.print(&ctx.printer);
 }
+
+#[cfg(test)]
+mod tests;

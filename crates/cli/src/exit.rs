@@ -52,6 +52,30 @@ impl Exit {
     pub fn number(self) -> u8 {
         self as u8
     }
+
+    /// The graver of two, for a command that did several things: what must be looked at now hides what can wait. Of two
+    /// that are as grave, the first.
+    #[must_use]
+    pub fn graver(self, other: Self) -> Self {
+        if other.gravity() > self.gravity() { other } else { self }
+    }
+
+    fn gravity(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Stale => 1,
+            Self::Skipped => 2,
+            Self::Failed
+            | Self::Usage
+            | Self::NoRepository
+            | Self::Locked
+            | Self::WrongKey
+            | Self::Erased
+            | Self::Recovery => 3,
+            Self::Damage => 4,
+            Self::Interrupted => 5,
+        }
+    }
 }
 
 impl From<Exit> for ExitCode {
@@ -268,6 +292,20 @@ mod tests {
             (CoreError::Erased { domain: DomainId::from_bytes([1; 4]) }.into(), Exit::Erased),
         ] {
             assert_eq!(exit_of(&error), exit, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_grave_is_not_hidden_by_what_came_before() {
+        for (exits, gravest) in [
+            ([Exit::Stale, Exit::Done], Exit::Stale),
+            ([Exit::Stale, Exit::Damage], Exit::Damage),
+            ([Exit::Damage, Exit::Stale], Exit::Damage),
+            ([Exit::Stale, Exit::Failed], Exit::Failed),
+            ([Exit::Failed, Exit::Damage], Exit::Damage),
+            ([Exit::WrongKey, Exit::NoRepository], Exit::WrongKey),
+        ] {
+            assert_eq!(exits.into_iter().fold(Exit::Done, Exit::graver), gravest, "{exits:?}");
         }
     }
 

@@ -19,8 +19,8 @@ Examples:
   keepwell copies            what each copy of the profile holds, and how old it is
   keepwell copies --json
 
-Exit code 15 means: a copy is older than its `max-age`. Nothing is copied; that is
-`keepwell copy`.";
+Exit code 15 means: a copy is older than its `max-age`; 1: one cannot be opened.
+Nothing is copied; that is `keepwell copy`.";
 
 /// Show the copies of the profile: what they hold, what they lack, how old they are
 #[derive(Debug, clap::Args)]
@@ -63,7 +63,7 @@ pub async fn run(ctx: &Context, _: Args) -> Result<Exit> {
         let stale = copies::is_stale(ctx, config, newest)?;
         if stale {
             warn_stale(ctx, config, newest);
-            exit = Exit::Stale;
+            exit = exit.graver(Exit::Stale);
         }
         let state = match (&found, stale) {
             (Err(error), _) if is_away(config, error) => "not attached".to_owned(),
@@ -74,9 +74,8 @@ pub async fn run(ctx: &Context, _: Args) -> Result<Exit> {
         };
         if let Err(error) = &found
             && !is_away(config, error)
-            && exit == Exit::Done
         {
-            exit = Exit::Failed;
+            exit = exit.graver(Exit::Failed);
         }
         let found = found.ok();
         table.row(row(ctx, config, &state, found.as_ref(), newest));

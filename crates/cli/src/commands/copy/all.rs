@@ -57,13 +57,11 @@ pub async fn run(ctx: &Context, chosen: &[&CopyConfig], wait: bool, dry_run: boo
         }
         let outcome = done.unwrap_or_else(|error| failed(ctx, config, &error));
         let stale = !dry_run && copies::is_stale(ctx, config, outcome.newest)?;
-        let exit = if stale && outcome.exit == Exit::Done { Exit::Stale } else { outcome.exit };
         if stale {
             warn_stale(ctx, config, outcome.newest);
+            worst = worst.graver(Exit::Stale);
         }
-        if worst == Exit::Done {
-            worst = exit;
-        }
+        worst = worst.graver(outcome.exit);
         table.row(row(ctx, config, &outcome));
         report(ctx, config, &outcome, stale);
     }

@@ -158,7 +158,8 @@ impl CopyRules {
     }
 
     /// Forgets in the copy what is [`going`](Self::going), and gives the space back if `prune` says how; also that of
-    /// what was forgotten here earlier and not pruned since, because something came between. Each only if `approval`
+    /// what was forgotten here earlier and not pruned since, because something came between. In a bucket that locks new
+    /// objects it is pruned now and then though nothing was forgotten, for the locks of what is needed. Each only if `approval`
     /// does not object. Interrupted, it goes on the next time.
     pub async fn retire<A: Approval>(
         &self,
@@ -175,7 +176,9 @@ impl CopyRules {
             done.forgotten = going.len();
         }
         // What was forgotten just now is known, also where the cache cannot be written.
-        if let Some(options) = prune.filter(|_| done.forgotten > 0 || copy.is_prune_due()) {
+        if let Some(options) = prune
+            && (done.forgotten > 0 || copy.is_prune_due() || copy.are_locks_due().await?)
+        {
             let plan = copy.plan_prune(options).await?;
             if approval.prune(plan.report())? {
                 done.bytes_freed = copy.carry_out(plan).await?.bytes_freed;

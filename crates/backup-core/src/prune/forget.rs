@@ -7,6 +7,7 @@ use keepwell_catalog::names::ObjectName;
 use keepwell_catalog::{Retired, RetiredSnapshot, names};
 use keepwell_crypto::MemberId;
 
+use super::locks;
 use super::scan::{decided, stale_checkpoints};
 use super::sessions::settle_sessions;
 use crate::Error;
@@ -37,6 +38,11 @@ impl Repository {
     /// Whether this host has forgotten snapshots of this store and not pruned it since, as far as the cache remembers.
     pub fn is_prune_due(&self) -> bool {
         self.cache().open(PRUNE_DUE).is_some()
+    }
+
+    /// Whether a prune is due for the locks that it makes longer.
+    pub(crate) async fn are_locks_due(&self) -> Result<bool, Error> {
+        locks::are_due(self).await
     }
 
     /// Retires checkpoints that no capture relies on any more. `false` if there are none.

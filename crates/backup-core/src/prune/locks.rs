@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use keepwell_catalog::names::ObjectName;
@@ -58,8 +58,8 @@ pub(super) async fn respect(repository: &Repository, scan: &mut Scan) -> Result<
 /// locks, the index, the trust chain and the keyrings. A lock of which less than half is left is brought to its full length.
 /// Gives how many were.
 ///
-/// A few listings, and a request for each such object, none for one that this host has extended lately. Packs whose content
-/// was `moved` are left out, since they are to go.
+/// A few listings, and a request for each such object, none for one that this host has extended lately, also where a request
+/// failed later. Packs whose content was `moved` are left out, since they are to go.
 pub(super) async fn extend(
     repository: &Repository,
     scan: &Scan,
@@ -74,7 +74,7 @@ pub(super) async fn extend(
     };
     let (now, length) = (control.server_time().await?, DAY * days);
     let until = now + length;
-    let Remembered { mut known, default } = load(repository.cache());
+    let Remembered { mut known, default, extended } = load(repository.cache());
     // What was stored under another default is not locked as long as this one says.
     let since = default.filter(|(then, _)| *then == days).map_or(seconds(now), |(_, since)| since);
     let mut short = Vec::new();
@@ -86,24 +86,48 @@ pub(super) async fn extend(
         }
     }
     let keys = short.iter().filter_map(|key| key.parse().ok()).collect();
-    let extended =
-        ask(keys, &control, move |control, key| async move { control.retain_until(&key, until).await });
-    let extended = extended.await?.into_iter().filter(|(_, done)| done.is_some()).count() as u64;
-    if extended > 0 {
-        known.retain(|_, end| *end > seconds(now));
-        known.extend(short.into_iter().map(|key| (key, seconds(until))));
+    let locked = Arc::new(Mutex::new(Vec::new()));
+    let lock = |control: Arc<dyn Control>, key: Key| {
+        let locked = Arc::clone(&locked);
+        async move {
+            control.retain_until(&key, until).await?;
+            locked.lock().unwrap_or_else(PoisonError::into_inner).push(key);
+            Ok::<_, StorageError>(())
+        }
+    };
+    let asked = ask(keys, &control, lock).await;
+    // Also where one failed: the next prune need not lock the others again.
+    let locked = std::mem::take(&mut *locked.lock().unwrap_or_else(PoisonError::into_inner));
+    known.retain(|_, end| *end > seconds(now));
+    known.extend(locked.iter().map(|key| (key.to_string(), seconds(until))));
+    let extended = if asked.is_ok() { Some(seconds(now)) } else { extended };
+    let saved = save(repository.cache(), &Remembered { known, default: Some((days, since)), extended });
+    asked?;
+    saved?;
+    Ok(locked.len() as u64)
+}
+
+/// Whether the bucket locks new objects, and this host has not looked after the locks there for a quarter of that time:
+/// what newer snapshots share with old ones would lapse. Never where the key may not prune. Costs a few requests where the
+/// store knows locks.
+pub(super) async fn are_due(repository: &Repository) -> Result<bool, Error> {
+    if !repository.access().is_keeper() || !repository.can_read() {
+        return Ok(false);
     }
-    if extended > 0 || default != Some((days, since)) {
-        save(repository.cache(), &Remembered { known, default: Some((days, since)) })?;
-    }
-    Ok(extended)
+    let Some(control) = repository.store().control().filter(|control| control.locks_objects()) else {
+        return Ok(false);
+    };
+    let ObjectLock::Default { days, .. } = bucket_lock(&control).await? else { return Ok(false) };
+    let now = seconds(control.server_time().await?);
+    let extended = load(repository.cache()).extended;
+    Ok(extended.is_none_or(|then| now.saturating_sub(then) >= (DAY * days).as_secs() / 4))
 }
 
 /// What is stored while the bucket locks nothing by itself is not locked: when it does so again, that counts from then.
 fn forget_default(cache: &Cache) -> Result<(), Error> {
     match load(cache) {
         Remembered { default: None, .. } => Ok(()),
-        remembered => save(cache, &Remembered { default: None, ..remembered }),
+        remembered => save(cache, &Remembered { default: None, extended: None, ..remembered }),
     }
 }
 
@@ -220,10 +244,14 @@ struct Remembered {
     known: BTreeMap<String, u64>,
     /// For how many days the bucket locks new objects, and since when, at the latest, it is so many.
     default: Option<(u32, u64)>,
+    /// When all locks had last been looked after, in seconds since 1970.
+    extended: Option<u64>,
 }
 
-/// Stands for a key in the line that tells the default; no key has blanks.
+/// Stands for a key in the line that tells the default; no key is called so.
 const DEFAULT: &str = "default";
+/// The same for when locks were last looked after.
+const EXTENDED: &str = "extended";
 
 fn load(cache: &Cache) -> Remembered {
     let mut text = String::new();
@@ -235,6 +263,7 @@ fn load(cache: &Cache) -> Remembered {
     for line in text.lines() {
         match *line.split(' ').collect::<Vec<_>>() {
             [DEFAULT, days, since] => remembered.default = days.parse().ok().zip(since.parse().ok()),
+            [EXTENDED, then] => remembered.extended = then.parse().ok(),
             [name, end] => _ = end.parse().map(|end| remembered.known.insert(name.to_owned(), end)),
             _ => {}
         }
@@ -245,7 +274,8 @@ fn load(cache: &Cache) -> Remembered {
 fn save(cache: &Cache, remembered: &Remembered) -> Result<(), Error> {
     let default = remembered.default.iter().map(|(days, since)| format!("{DEFAULT} {days} {since}\n"));
     let known = remembered.known.iter().map(|(name, end)| format!("{name} {end}\n"));
-    let text: String = default.chain(known).collect();
+    let extended = remembered.extended.iter().map(|then| format!("{EXTENDED} {then}\n"));
+    let text: String = default.chain(extended).chain(known).collect();
     cache.store(NAME, text.as_bytes())
 }
 

@@ -10,8 +10,8 @@ use keepwell_storage::{
 };
 
 use super::*;
-use crate::PruneOptions;
 use crate::testing::{Thing, TreeModel, World, back_up, noise};
+use crate::{Approval, CopyRules, PruneOptions, PruneReport};
 
 /// A bucket with a clock of its own, which keeps objects from being deleted.
 #[derive(Debug, Clone)]
@@ -27,17 +27,20 @@ struct Inside {
     stored: Mutex<HashMap<Key, SystemTime>>,
     /// Until when single ones are locked.
     locked: Mutex<HashMap<Key, SystemTime>>,
+    /// One that it does not lock for longer.
+    refused: Mutex<Option<Key>>,
 }
 
 impl Vault {
     fn new(memory: Memory, lock: ObjectLock) -> Self {
-        let (stored, locked) = (Mutex::default(), Mutex::default());
+        let (stored, locked, refused) = (Mutex::default(), Mutex::default(), Mutex::default());
         Self(Arc::new(Inside {
             memory,
             today: AtomicU64::new(20_000),
             lock: Mutex::new(lock),
             stored,
             locked,
+            refused,
         }))
     }
 
@@ -156,6 +159,10 @@ impl Control for Vault {
     }
 
     async fn retain_until(&self, key: &Key, until: SystemTime) -> Result<(), StorageError> {
+        if self.0.refused.lock().unwrap().as_ref() == Some(key) {
+            let why = "not this one";
+            return Err(StorageError::new(StorageErrorKind::PermissionDenied, "retention", key, why));
+        }
         self.0.locked.lock().unwrap().insert(key.clone(), until);
         Ok(())
     }
@@ -197,8 +204,8 @@ fn the_default_is_remembered_and_a_file_without_it_read() {
     assert_eq!(load(&cache), Remembered::default());
     cache.store(NAME, b"data/ab/cd 17\nnonsense\n").unwrap();
     let known = BTreeMap::from([("data/ab/cd".to_owned(), 17)]);
-    assert_eq!(load(&cache), Remembered { known: known.clone(), default: None });
-    let all = Remembered { known, default: Some((30, 5)) };
+    assert_eq!(load(&cache), Remembered { known: known.clone(), ..Remembered::default() });
+    let all = Remembered { known, default: Some((30, 5)), extended: Some(6) };
     save(&cache, &all).unwrap();
     assert_eq!(load(&cache), all);
 }
@@ -246,6 +253,54 @@ async fn a_default_that_was_off_for_a_time_counts_anew() {
     vault.set(locking(30));
     vault.open(&world, &cache).await.prune(thorough()).await.unwrap();
     assert!(packs.iter().all(|pack| vault.until(pack) >= Some(vault.now() + DAY * 15)));
+}
+
+#[tokio::test]
+async fn what_was_locked_before_a_request_failed_is_not_locked_again() {
+    let world = World::new().await;
+    let (vault, cache) = (Vault::new(world.store.inner().clone(), locking(30)), Cache::memory());
+    back_up(&vault.open(&world, &cache).await, &large(10_000)).await;
+    vault.pass(31);
+    *vault.0.refused.lock().unwrap() = Some(RepositoryHint::key());
+    vault.open(&world, &cache).await.prune(thorough()).await.unwrap_err();
+    let remembered = load(&cache);
+    assert!(!remembered.known.is_empty() && remembered.extended.is_none(), "{remembered:?}");
+    *vault.0.refused.lock().unwrap() = None;
+    let report = vault.open(&world, &cache).await.prune(thorough()).await.unwrap();
+    assert!(report.locks_extended > 0);
+    let all = load(&cache).known.len();
+    assert_eq!(remembered.known.len() + report.locks_extended as usize, all, "none of them twice");
+}
+
+/// Agrees, and counts prunes.
+struct Counting(usize);
+
+impl Approval for Counting {
+    type Error = Error;
+
+    fn prune(&mut self, _: &PruneReport) -> Result<bool, Error> {
+        self.0 += 1;
+        Ok(true)
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_forgets_nothing_stays_locked() {
+    let world = World::new().await;
+    let (vault, cache) = (Vault::new(world.store.inner().clone(), locking(30)), Cache::memory());
+    let copy = vault.open(&world, &cache).await;
+    back_up(&copy, &large(10_000)).await;
+    let packs: Vec<Key> = world.names("data/").await.iter().map(|name| name.parse().unwrap()).collect();
+    let mut prunes = Counting(0);
+    // How many days after the last one, and how many prunes there were then.
+    for (days, count) in [(20, 1), (1, 1), (20, 2)] {
+        vault.pass(days);
+        CopyRules::default().retire(copy.now(), &copy, Some(thorough()), &mut prunes).await.unwrap();
+        assert_eq!(prunes.0, count);
+        assert!(packs.iter().all(|pack| vault.until(pack) > Some(vault.now() + DAY * 14)), "{days}");
+    }
+    CopyRules::default().retire(copy.now(), &copy, None, &mut prunes).await.unwrap();
+    assert_eq!(prunes.0, 2, "nobody wants it pruned");
 }
 
 /// As a bucket of Google's or Azure's with a retention policy: nothing goes before it is so old, whatever it is.

@@ -31,7 +31,7 @@ pub use self::describe::{
 };
 pub use self::export::write_sql;
 pub use self::import::{Compression, DumpFormat, IMPORT_FILE, IMPORT_KIND, Import, ImportSource};
-pub use self::load::{Destination, LoadOptions, Loaded, Loader, Owners, Privileges, Proof, Roles};
+pub use self::load::{Destination, LoadOptions, Loaded, Loader, MadeRoles, Owners, Privileges, Proof, Roles};
 pub use self::names::Pattern;
 pub use self::programs::Programs;
 pub use self::selection::Selection;

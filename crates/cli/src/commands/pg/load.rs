@@ -144,9 +144,12 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     // From here on half a database may be there, which must not be taken for a whole one.
     ctx.interrupt.ends_by_itself();
     let roles = loader.make_roles().await?;
-    if !roles.is_empty() {
-        ctx.printer.say(format_args!("made roles: {}", roles.join(", ")));
-        ctx.printer.json("roles_made", json!({ "roles": roles }));
+    if !roles.names.is_empty() {
+        ctx.printer.say(format_args!("made roles: {}", roles.names.join(", ")));
+        for note in &roles.notes {
+            ctx.printer.say(format_args!("  {note}"));
+        }
+        ctx.printer.json("roles_made", json!({ "roles": roles.names, "notes": roles.notes }));
     }
     for (name, into) in names {
         if ctx.interrupt.is_requested() {

@@ -117,6 +117,15 @@ impl LoadOptions {
     }
 }
 
+/// Roles that were made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MadeRoles {
+    /// Their names.
+    pub names: Vec<String>,
+    /// What was left out, as sentences.
+    pub notes: Vec<String>,
+}
+
 /// What was loaded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Loaded {
@@ -169,14 +178,14 @@ impl Loader {
         database::exists(&mut self.client, name).await
     }
 
-    /// Makes roles that are missing, if it shall. Gives their names.
-    pub async fn make_roles(&mut self) -> Result<Vec<String>, DumpError> {
+    /// Makes roles that are missing, if it shall.
+    pub async fn make_roles(&mut self) -> Result<MadeRoles, DumpError> {
         match self.options.roles {
             Roles::MakeMissing => {
                 let globals = self.from.globals().await?;
                 roles::make_missing(&mut self.client, &globals).await
             }
-            Roles::Leave => Ok(Vec::new()),
+            Roles::Leave => Ok(MadeRoles::default()),
         }
     }
 

@@ -4,26 +4,54 @@ use std::collections::BTreeSet;
 
 use super::super::DumpError;
 use super::super::session::each;
-use crate::wire::Client;
+use super::MadeRoles;
+use crate::wire::{Client, PgError};
 
 /// Makes the roles that are missing, as they were: with attributes, settings, comments, and what they are members of.
-/// Others are left alone. Gives the names of the new ones.
-pub(super) async fn make_missing(client: &mut Client, globals: &str) -> Result<Vec<String>, DumpError> {
+/// Others are left alone. Settings that the server does not take are left out: what newer ones do not know any more is no
+/// reason to load nothing.
+pub(super) async fn make_missing(client: &mut Client, globals: &str) -> Result<MadeRoles, DumpError> {
     let rows = client.query("SELECT rolname FROM pg_roles", "ask for roles").await?;
     let there: BTreeSet<String> = each(&rows, "roles", |text| text(0))?.into_iter().collect();
-    let (names, commands) = missing(globals, &there);
-    if commands.is_empty() {
-        return Ok(names);
+    let Missing { names, commands, settings } = missing(globals, &there);
+    let action = "make the roles that are missing";
+    if !commands.is_empty() {
+        // One command, and so one transaction.
+        client.query(&commands.join(";\n"), action).await?;
     }
-    // One command, and so one transaction.
-    client.query(&commands.join(";\n"), "make the roles that are missing").await?;
-    Ok(names)
+    let mut notes = Vec::new();
+    for Setting { role, name, sql } in settings {
+        match client.query(&sql, action).await {
+            Err(PgError::Server { error, .. }) => {
+                notes.push(format!(
+                    "the setting `{name}` of the role `{role}` is left out: {}",
+                    error.message
+                ));
+            }
+            answered => drop(answered?),
+        }
+    }
+    Ok(MadeRoles { names, notes })
 }
 
 /// The roles that are not there, and what makes them.
-fn missing(globals: &str, there: &BTreeSet<String>) -> (Vec<String>, Vec<String>) {
-    let mut names = Vec::new();
-    let mut commands = Vec::new();
+#[derive(Debug, Default)]
+struct Missing {
+    names: Vec<String>,
+    commands: Vec<String>,
+    settings: Vec<Setting>,
+}
+
+/// A command that gives a role a value of its own for a parameter.
+#[derive(Debug)]
+struct Setting {
+    role: String,
+    name: String,
+    sql: String,
+}
+
+fn missing(globals: &str, there: &BTreeSet<String>) -> Missing {
+    let mut missing = Missing::default();
     for statement in statements(globals) {
         let words = words(&statement);
         let word = |at: usize| words.get(at).map(|(text, _)| text.as_str()).unwrap_or_default();
@@ -37,16 +65,21 @@ fn missing(globals: &str, there: &BTreeSet<String>) -> (Vec<String>, Vec<String>
             continue;
         }
         if word(0) == "CREATE" {
-            names.push(about.to_owned());
+            missing.names.push(about.to_owned());
+        }
+        if (word(0), word(3)) == ("ALTER", "SET") {
+            let (role, name) = (about.to_owned(), word(4).to_owned());
+            missing.settings.push(Setting { role, name, sql: statement });
+            continue;
         }
         // Who granted it may not be there; from here on it is us.
         let granted_by = words.windows(2).find(|pair| pair[0].0 == "GRANTED" && pair[1].0 == "BY");
         match granted_by.filter(|_| word(0) == "GRANT") {
-            Some(pair) => commands.push(statement[..pair[0].1].trim_end().to_owned()),
-            None => commands.push(statement),
+            Some(pair) => missing.commands.push(statement[..pair[0].1].trim_end().to_owned()),
+            None => missing.commands.push(statement),
         }
     }
-    (names, commands)
+    missing
 }
 
 /// The commands of a script, without comments, and without what is meant for `psql`.
@@ -145,10 +178,10 @@ CREATE TABLESPACE fast OWNER postgres LOCATION '/x';
     #[test]
     fn only_missing_roles_are_made_with_all_that_belongs_to_them() {
         let there = BTreeSet::from(["postgres".to_owned(), "reader".to_owned()]);
-        let (names, commands) = missing(GLOBALS, &there);
-        assert_eq!(names, ["o'hara; x"]);
+        let found = missing(GLOBALS, &there);
+        assert_eq!(found.names, ["o'hara; x"]);
         assert_eq!(
-            commands,
+            found.commands,
             [
                 r#"CREATE ROLE "o'hara; x""#,
                 r#"ALTER ROLE "o'hara; x" WITH NOSUPERUSER LOGIN PASSWORD 'SCRAM-SHA-256$4096:x;y'"#,
@@ -156,7 +189,24 @@ CREATE TABLESPACE fast OWNER postgres LOCATION '/x';
                 r#"GRANT reader TO "o'hara; x" WITH INHERIT TRUE"#,
             ]
         );
-        let (names, commands) = missing(GLOBALS, &BTreeSet::from(["postgres".to_owned()]));
-        assert_eq!((names.len(), commands.len()), (2, 6), "{commands:?}");
+        assert!(found.settings.is_empty());
+        let found = missing(GLOBALS, &BTreeSet::from(["postgres".to_owned()]));
+        assert_eq!((found.names.len(), found.commands.len(), found.settings.len()), (2, 5, 1), "{found:?}");
+    }
+
+    #[tokio::test]
+    async fn a_setting_that_the_server_does_not_know_costs_no_role() {
+        let globals = "CREATE ROLE ann;\nALTER ROLE ann WITH LOGIN;\nALTER ROLE ann SET old_one TO 'on';\n\
+                       ALTER ROLE ann SET work_mem TO '5MB';\n";
+        let done = |tag: &[u8]| crate::testing::message(b'C', tag);
+        let (_dir, mut client) = crate::testing::played(vec![
+            ("SELECT rolname", crate::testing::row(&[("rolname", "postgres")])),
+            ("CREATE ROLE ann;\nALTER ROLE ann WITH LOGIN\0", done(b"ALTER ROLE\0")),
+            ("ALTER ROLE ann SET work_mem", done(b"ALTER ROLE\0")),
+        ])
+        .await;
+        let made = make_missing(&mut client, globals).await.unwrap();
+        assert_eq!(made.names, ["ann"]);
+        assert_eq!(made.notes, ["the setting `old_one` of the role `ann` is left out: what?"]);
     }
 }

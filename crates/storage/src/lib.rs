@@ -27,6 +27,7 @@
 //! ```
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::exit)]
 
+mod amazon;
 pub mod conformance;
 mod connect;
 mod control;
@@ -62,6 +63,7 @@ mod throttled;
 #[cfg(any(feature = "remote", feature = "sftp"))]
 mod tree;
 
+pub use amazon::{COMMON_PARTITION, aws_partition, is_amazons};
 pub use connect::{ConnectOptions, Purpose, connect};
 pub use control::{
     Answer, BucketFacts, Control, Danger, LifecycleRule, ObjectLock, ThawSpeed, Tier, Transition, Versioning,

@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use keepwell_catalog::access::Role;
 use keepwell_crypto::MemberId;
-use keepwell_storage::Place;
+use keepwell_storage::{COMMON_PARTITION, Place, is_amazons};
 use serde_json::Value;
 
 use crate::context::Context;
@@ -115,7 +115,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
             .into());
     };
     let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-    let target = Target { bucket, prefix: &prefix, partition: s3::COMMON_PARTITION };
+    let target = Target { bucket, prefix: &prefix, partition: COMMON_PARTITION };
     check(&args, &location)?;
     let role = match args.what {
         What::Writer if args.any_writer => Some(Role::Writer(None)),
@@ -171,7 +171,7 @@ fn amazon(
         Service::Aws => {
             s3::partition([args.principal.as_deref(), key.as_deref()], settings.region.as_deref())
         }
-        Service::S3 => s3::COMMON_PARTITION,
+        Service::S3 => COMMON_PARTITION,
     };
     let target = Target { partition, ..target };
     let policy = s3::policy(target, role, service, key.as_deref());
@@ -198,13 +198,6 @@ fn amazon(
         .into());
     }
     Ok(policy)
-}
-
-/// Whether an endpoint is Amazon's own, as those are that its regions in China need, and those of private networks.
-fn is_amazons(endpoint: &str) -> bool {
-    let rest = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
-    let host = rest.split(['/', ':', '?']).next().unwrap_or_default().to_ascii_lowercase();
-    [".amazonaws.com", ".amazonaws.com.cn"].iter().any(|domain| host.ends_with(domain))
 }
 
 /// The key that a policy of Amazon's grants. Other services use theirs for everybody.

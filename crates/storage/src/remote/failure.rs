@@ -6,6 +6,8 @@ use opendal::ErrorKind;
 
 use super::Service;
 use super::transport::{PLAIN_HTTP_HINT, PlainHttp};
+#[cfg(feature = "s3")]
+use crate::amazon::partition_of;
 use crate::{Key, StorageError, StorageErrorKind as Kind};
 
 /// Longest part of a server's own words in a message.
@@ -24,6 +26,8 @@ pub(crate) struct Site {
     pub(super) prefix: String,
     /// The server.
     pub(super) server: String,
+    /// The partition that ARNs of a bucket of S3 begin with.
+    pub(super) partition: &'static str,
 }
 
 /// What can be learnt about a failure.
@@ -39,13 +43,19 @@ struct Facts {
 impl Site {
     /// Of a bucket of S3.
     #[cfg(feature = "s3")]
-    pub(crate) fn s3(bucket: &str, prefix: &str, server: &str) -> Self {
+    pub(crate) fn s3(bucket: &str, prefix: &str, server: &str, region: &str) -> Self {
         Self {
             service: Service::S3,
             container: bucket.to_owned(),
             prefix: prefix.to_owned(),
             server: server.to_owned(),
+            partition: partition_of(Some(server), Some(region)),
         }
+    }
+
+    /// A bucket of S3, as policies name it.
+    fn arn(&self) -> String {
+        format!("arn:{}:s3:::{}", self.partition, self.container)
     }
 
     /// Translates the failure of `operation` on `subject`: a key, or the prefix of a listing.
@@ -240,8 +250,8 @@ impl Site {
         let by_code = self.by_code(operation, &shown, &facts);
         by_code.or_else(|| {
             let resource = match subject {
-                Some(key) => format!("arn:aws:s3:::{}/{}{key}", self.container, self.prefix),
-                None => format!("arn:aws:s3:::{}", self.container),
+                Some(key) => format!("{}/{}{key}", self.arn(), self.prefix),
+                None => self.arn(),
             };
             matches!(status, 401 | 403).then(|| self.lacks(operation, &shown, (right, &resource), &facts))
         })
@@ -252,8 +262,8 @@ impl Site {
         let right = self.service.right(operation);
         let object = format!("{}{subject}", self.prefix);
         let resource = match (self.service, operation) {
-            (Service::S3, "list") => format!("arn:aws:s3:::{}", self.container),
-            (Service::S3, _) => format!("arn:aws:s3:::{}/{object}", self.container),
+            (Service::S3, "list") => self.arn(),
+            (Service::S3, _) => format!("{}/{object}", self.arn()),
             (_, "list") => format!("{} `{}`", self.service.container_noun(), self.container),
             _ => format!("`{object}` in {} `{}`", self.service.container_noun(), self.container),
         };

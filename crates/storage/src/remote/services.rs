@@ -7,6 +7,7 @@ use opendal::Operator;
 use super::Service;
 use super::failure::Site;
 use super::transport::check_protocol;
+use crate::amazon::COMMON_PARTITION;
 use crate::connect::{ConnectOptions, not_built_in};
 use crate::location::{Location, Place, Settings};
 use crate::{StorageError, StorageErrorKind};
@@ -93,7 +94,8 @@ fn no_credentials(location: &Location, names: &str) -> StorageError {
 
 fn site(service: Service, container: &str, prefix: &str, server: &str) -> Site {
     let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-    Site { service, container: container.to_owned(), prefix, server: server.to_owned() }
+    let (container, server) = (container.to_owned(), server.to_owned());
+    Site { service, container, prefix, server, partition: COMMON_PARTITION }
 }
 
 #[cfg(feature = "s3")]
@@ -101,6 +103,7 @@ mod s3 {
     use opendal::services::S3;
 
     use super::*;
+    use crate::amazon::partition_of;
     use crate::location::{Checksum, ServerEncryption};
 
     /// The region that services with an endpoint of their own mostly do not care for.
@@ -142,7 +145,9 @@ mod s3 {
         let build =
             |class: Option<&str>| builder(bucket, prefix, region.as_deref(), class, settings, options);
         let (hot, cold) = cold(location, settings, build)?;
-        Ok(Parts { site: site(Service::S3, bucket, prefix, server.trim_end_matches('/')), hot, cold })
+        let site = site(Service::S3, bucket, prefix, server.trim_end_matches('/'));
+        let partition = partition_of(settings.endpoint.as_deref(), region.as_deref());
+        Ok(Parts { site: Site { partition, ..site }, hot, cold })
     }
 
     fn builder(

@@ -127,6 +127,7 @@ impl Client {
             &self.bucket.name,
             &self.bucket.prefix,
             self.bucket.url.host_str().unwrap_or("the store"),
+            &self.bucket.region,
         );
         let said = (response.status.as_u16(), refusal.code.as_str(), refusal.message.as_str());
         if let Some(error) = site.refusal(request.operation, request.key, request.right(), said) {

@@ -1,6 +1,7 @@
 //! Policies in the language of AWS, which S3 services share.
 
 use keepwell_catalog::access::{Action, Role, grants};
+use keepwell_storage::aws_partition;
 use serde_json::{Value, json};
 
 use super::{ABORT_DAYS, OLD_VERSION_DAYS, Service, Target};
@@ -8,8 +9,6 @@ use super::{ABORT_DAYS, OLD_VERSION_DAYS, Service, Target};
 /// Most characters of a managed policy, white space not counted. One within a user's own record has 2048, too few for ours.
 pub(super) const POLICY_CHARACTERS_MAX: usize = 6144;
 
-/// The partition of most of Amazon's regions, and of what other services call theirs.
-pub(super) const COMMON_PARTITION: &str = "aws";
 const CHINA: &str = "aws-cn";
 
 /// The key that a request wants to be encrypted with.
@@ -167,13 +166,7 @@ pub(super) fn with_key(mut document: Value, target: Target<'_>, role: Role, key:
 /// with the ARNs of another is refused, or grants nothing.
 pub(super) fn partition<'a>(arns: [Option<&'a str>; 2], region: Option<&str>) -> &'a str {
     let mut named = arns.into_iter().flatten().filter_map(|arn| arn.strip_prefix("arn:")?.split(':').next());
-    let region = region.unwrap_or_default();
-    match named.next() {
-        Some(partition) => partition,
-        None if region.starts_with("cn-") => CHINA,
-        None if region.starts_with("us-gov-") => "aws-us-gov",
-        None => COMMON_PARTITION,
-    }
+    named.next().unwrap_or_else(|| aws_partition(region.unwrap_or_default()))
 }
 
 /// Whether a text names one key as policies do. An alias or an id alone means nothing there.

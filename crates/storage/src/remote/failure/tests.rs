@@ -3,7 +3,8 @@ use opendal::Error;
 use super::*;
 
 fn site(service: Service) -> Site {
-    Site { service, container: "b".into(), prefix: "p/".into(), server: "https://s".into() }
+    let (container, prefix, server) = ("b".into(), "p/".into(), "https://s".into());
+    Site { service, container, prefix, server, partition: "aws" }
 }
 
 fn s3(code: &str) -> Error {
@@ -148,6 +149,30 @@ fn a_missing_right_is_named_with_its_resource() {
         assert_eq!(error.kind, Kind::PermissionDenied);
         assert!(error.to_string().contains(part) && error.hint.is_some(), "{error}");
     }
+}
+
+#[test]
+fn a_bucket_is_named_as_the_partition_does_that_it_is_in() {
+    let denied = Error::new(ErrorKind::PermissionDenied, "");
+    for (operation, part) in [
+        ("put", "s3:PutObject on arn:aws-us-gov:s3:::b/p/data/x"),
+        ("list", "s3:ListBucket on arn:aws-us-gov:s3:::b"),
+    ] {
+        let site = Site { partition: "aws-us-gov", ..site(Service::S3) };
+        let text = site.failure(operation, "data/x", &denied).to_string();
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[cfg(feature = "s3")]
+#[test]
+fn requests_beyond_objects_name_the_bucket_in_the_same_way() {
+    let site = Site::s3("b", "p/", "b.s3.cn-north-1.amazonaws.com.cn", "cn-north-1");
+    let whole = site.refusal("probe", None, "s3:GetBucketVersioning", (403, "", "no")).unwrap();
+    assert!(whole.to_string().contains("on arn:aws-cn:s3:::b (no, HTTP 403)"), "{whole}");
+    let key: Key = "data/x".parse().unwrap();
+    let one = site.refusal("retention", Some(&key), "s3:GetObjectRetention", (403, "", "no")).unwrap();
+    assert!(one.to_string().contains("on arn:aws-cn:s3:::b/p/data/x ("), "{one}");
 }
 
 #[test]

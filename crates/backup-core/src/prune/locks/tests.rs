@@ -246,7 +246,7 @@ async fn a_default_that_was_off_for_a_time_counts_anew() {
     vault.set(ObjectLock::On);
     back_up(&vault.open(&world, &cache).await, &large(20_000)).await;
     vault.open(&world, &cache).await.prune(thorough()).await.unwrap();
-    assert_eq!(load(&cache).default, None);
+    assert_eq!(load(vault.open(&world, &cache).await.cache()).default, None);
     let packs: Vec<Key> = world.names("data/").await.iter().map(|name| name.parse().unwrap()).collect();
     assert!(packs.iter().any(|pack| vault.until(pack).is_none()), "stored while nothing was locked");
     vault.pass(1);
@@ -262,13 +262,14 @@ async fn what_was_locked_before_a_request_failed_is_not_locked_again() {
     back_up(&vault.open(&world, &cache).await, &large(10_000)).await;
     vault.pass(31);
     *vault.0.refused.lock().unwrap() = Some(RepositoryHint::key());
-    vault.open(&world, &cache).await.prune(thorough()).await.unwrap_err();
-    let remembered = load(&cache);
+    let repository = vault.open(&world, &cache).await;
+    repository.prune(thorough()).await.unwrap_err();
+    let remembered = load(repository.cache());
     assert!(!remembered.known.is_empty() && remembered.extended.is_none(), "{remembered:?}");
     *vault.0.refused.lock().unwrap() = None;
-    let report = vault.open(&world, &cache).await.prune(thorough()).await.unwrap();
+    let report = repository.prune(thorough()).await.unwrap();
     assert!(report.locks_extended > 0);
-    let all = load(&cache).known.len();
+    let all = load(repository.cache()).known.len();
     assert_eq!(remembered.known.len() + report.locks_extended as usize, all, "none of them twice");
 }
 

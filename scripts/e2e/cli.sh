@@ -351,7 +351,7 @@ same "$tree" "$work/other$tree"
 
 step "a home that holds the repository: neither backed up with it, nor restored over it"
 (
-    export HOME=$work/whole
+    export HOME=$work/home-of-all
     mkdir -p "$HOME/letters" && echo 1 >"$HOME/letters/a"
     expect 0 backup "$HOME"
     says "/repository\` is left out"

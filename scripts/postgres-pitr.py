@@ -257,8 +257,8 @@ def wait_archived(world, server):
          + "".join(log.read_text() for log in world.work.glob("receive-*.log")))
 
 
-def restore(world, options, directory, check=True):
-    source = [] if world.has_backup else [f"latest:{world.work / 'copies' / 'base'}"]
+def restore(world, options, directory, check=True, snapshot=()):
+    source = list(snapshot) if world.has_backup else [f"latest:{world.work / 'copies' / 'base'}"]
     port, socket = free_port(), world.work / "copies"
     done = world.run_keepwell("--json", "pg", "restore", *source, directory, "--start", *options, "--set", f"port={port}",
                               "--set", f"unix_socket_directories={socket}", "--set", "listen_addresses=",
@@ -333,11 +333,12 @@ def refusals(world, lines):
     put_back = remove_from_archive(world, 1)
     marks = lines[1]
     beyond = restore(world, ["--to-lsn", marks[-2]["lsn"], "--timeline", "1"], directory, check=False)
-    if beyond.returncode == 0 or "is missing" not in beyond.stderr or "--to-lsn" not in beyond.stderr:
+    if beyond.returncode == 0 or "is missing" not in beyond.stderr or "The nearest that can be reached: `" not in beyond.stderr:
         fail(f"a moment behind a gap was not refused: {beyond.stderr}")
     nearest = beyond.stderr.split("The nearest that can be reached: `", 1)[1].split("`")[0].split()
-    nearest = [word for word in nearest if word.startswith("--") or "/" in word]
-    copy = restore(world, [*nearest, "--timeline", "1"], directory)
+    # The end of a base backup, if the gap begins there, and else a position.
+    snapshot = nearest[:1] if nearest[-1] == "--to-immediate" else []
+    copy = restore(world, [*nearest[len(snapshot):], "--timeline", "1"], directory, snapshot=snapshot)
     rows = copy.sql("SELECT max(n) = count(*) FROM marks")
     copy.stop()
     if rows != "t":

@@ -4,13 +4,11 @@
 use std::path::Path;
 use std::process::Command;
 
-/// Runs the program under the usual limit of open files; gives what it says. The C library's allocator keeps what is free
-/// in arenas, eight for each processor: as on a machine with two, wherever this runs.
+/// Runs the program under the usual limit of open files; gives what it says.
 fn many_packs(arguments: &[&str]) -> String {
     let limited = "ulimit -S -n 1024 && exec \"$0\" \"$@\"";
     let mut command = Command::new("sh");
     command.args(["-c", limited, env!("CARGO_BIN_EXE_many-packs")]).args(arguments);
-    command.env("MALLOC_ARENA_MAX", "16");
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()

@@ -23,6 +23,10 @@ const FILE_BYTES: usize = 3 << 20;
 /// more of the machine than of the repository.
 const THREADS: usize = 2;
 
+/// That of the two programs: what a user meets is measured, not what the C library keeps for threads that were.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[tokio::main(worker_threads = 2)]
 async fn main() -> Result<()> {
     keepwell_storage::raise_file_limit();

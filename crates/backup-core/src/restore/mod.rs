@@ -4,6 +4,7 @@
 //! what is missing is grouped by pack, each pack is fetched once, while the one before it is decoded and verified, by
 //! several threads, and written where it belongs. A directory gets its metadata when everything in it is there.
 
+mod chosen;
 mod cold;
 mod deliver;
 mod directories;

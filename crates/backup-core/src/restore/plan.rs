@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use keepwell_catalog::{Entry, EntryKind, MapKey, MapReader};
 
+use super::chosen::others;
 use super::tree::Visit;
 use super::{RestoreOptions, is_fatal};
 use crate::Error;
@@ -161,7 +162,7 @@ impl Measuring<'_> {
 
     /// Counts what stands in a directory and is not in the snapshot.
     fn leave(&mut self, source: &MapKey, directory: Option<&MapKey>, names: &[Vec<u8>]) -> Result<(), Error> {
-        let others = match super::tree::others(self.target, self.options, source, directory, names) {
+        let others = match others(self.target, self.options, source, directory, names) {
             Err(error) if !is_fatal(&error) => return Ok(()), // the restore names it
             others => others?,
         };

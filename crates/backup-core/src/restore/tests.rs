@@ -199,6 +199,27 @@ async fn what_is_excluded_stays_within_a_directory_that_the_snapshot_lacks() {
     assert_eq!(left, ["s", "s/a", "s/new", "s/new/d", "s/new/d/k.keep"]);
 }
 
+/// A deep tree is looked through once, and not once for each level.
+#[tokio::test]
+async fn each_thing_that_may_go_is_looked_at_once() {
+    let world = World::new().await;
+    let tree = TreeModel::default().with("a", Thing::file("a"));
+    let snapshot = snapshot_of(&world.repository, &back_up(&world.repository, &tree).await).await;
+    let standing = tree.with(&format!("{}k.keep", "d/".repeat(50)), Thing::file("k"));
+    let before = snapshot_of(&world.repository, &back_up(&world.repository, &standing).await).await;
+    let target = MemoryTarget::default();
+    restore_over(&world.repository, &before, &target).await;
+    let looks = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&looks);
+    let select: crate::Select = Arc::new(move |key, _| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        !key.display_path().ends_with(".keep")
+    });
+    let options = RestoreOptions { select: Some(select), delete: true, ..RestoreOptions::default() };
+    let plan = world.repository.plan_restore(&snapshot, Arc::new(target), options).await.unwrap();
+    assert_eq!((plan.removed, looks.load(Ordering::Relaxed)), (0, 1 + 51));
+}
+
 #[tokio::test]
 async fn a_directory_that_cannot_be_looked_into_costs_what_should_go_there() {
     let world = World::new().await;

@@ -6,15 +6,15 @@ use std::sync::atomic::Ordering;
 use keepwell_catalog::{Entry, EntryKind, Gap, MapKey, MapReader};
 use keepwell_crypto::ChunkId;
 
+use super::chosen::others;
 use super::directories::{Directories, Finished, Left};
 use super::job::Job;
 use super::parts::Parts;
 use super::window::{EXTENTS_MAX, Link, Window};
-use super::{RestoreOptions, Select, Work, deliver, is_fatal};
+use super::{RestoreOptions, Work, deliver, is_fatal};
 use crate::Error;
 use crate::error::{one_line, shown};
 use crate::read::Nodes;
-use crate::target::RestoreTarget;
 
 /// Files with several names whose place is remembered; that of others is found in the tree again.
 const FIRST_NAMES_MAX: usize = 16_384;
@@ -408,80 +408,6 @@ fn finish_directory(work: &Work, (key, entry): Finished) -> Result<(), Error> {
     }
     work.repository.monitor().advance(1, 0);
     Ok(())
-}
-
-/// What stands in a directory of the target, is not among the names that the snapshot has there, and would be restored if it
-/// were: what the options do not choose is none of this restore's business. Each goes with everything in it: of a directory
-/// that holds something the options do not choose, this is what else is in it.
-pub(super) fn others(
-    target: &dyn RestoreTarget,
-    options: &RestoreOptions,
-    source: &MapKey,
-    directory: Option<&MapKey>,
-    names: &[Vec<u8>],
-) -> Result<Vec<MapKey>, Error> {
-    let mut others = Vec::new();
-    for name in target.list_dir(directory)?.into_iter().filter(|name| names.binary_search(name).is_err()) {
-        let key = match directory {
-            Some(directory) => directory.child(&name)?,
-            None => MapKey::from_components([&name])?,
-        };
-        match &options.select {
-            None => others.push(key),
-            Some(select) => {
-                Chosen { target, select }.collect(source.child(&name)?, key, &mut others)?;
-            }
-        }
-    }
-    Ok(others)
-}
-
-/// What of the things that stand in the target the options choose.
-struct Chosen<'t> {
-    target: &'t dyn RestoreTarget,
-    select: &'t Select,
-}
-
-impl Chosen<'_> {
-    /// Adds the thing at `key`, or of a directory that must stay what may go. `source` is its place in the snapshot.
-    fn collect(&self, source: MapKey, key: MapKey, goes: &mut Vec<MapKey>) -> Result<(), Error> {
-        let mut waiting = vec![(source, key)];
-        while let Some((source, key)) = waiting.pop() {
-            match self.look(&source, &key)? {
-                None => {}
-                Some(false) => goes.push(key),
-                Some(true) if self.is_whole(&source, &key)? => goes.push(key),
-                Some(true) => waiting.extend(self.inner(&source, &key)?.into_iter().rev()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether everything in a directory is chosen.
-    fn is_whole(&self, source: &MapKey, key: &MapKey) -> Result<bool, Error> {
-        let mut waiting = self.inner(source, key)?;
-        while let Some((source, key)) = waiting.pop() {
-            match self.look(&source, &key)? {
-                None => return Ok(false),
-                Some(false) => {}
-                Some(true) => waiting.extend(self.inner(&source, &key)?),
-            }
-        }
-        Ok(true)
-    }
-
-    /// Whether a thing that is chosen is a directory to look into. One on another file system is not: whoever removes it says
-    /// that it stays.
-    fn look(&self, source: &MapKey, key: &MapKey) -> Result<Option<bool>, Error> {
-        let standing = self.target.existing(key)?.filter(|standing| (self.select)(source, standing));
-        let Some(standing) = standing else { return Ok(None) };
-        Ok(Some(standing.kind == EntryKind::Directory && !self.target.is_mounted(Some(key))?))
-    }
-
-    fn inner(&self, source: &MapKey, key: &MapKey) -> Result<Vec<(MapKey, MapKey)>, Error> {
-        let names = self.target.list_dir(Some(key))?.into_iter();
-        names.map(|name| Ok((source.child(&name)?, key.child(&name)?))).collect()
-    }
 }
 
 /// What is made where a directory has to be whose entry cannot be read: for nobody but the owner.

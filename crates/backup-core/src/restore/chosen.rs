@@ -29,6 +29,20 @@ pub(super) fn others(
     Chosen { target, select }.among(places?)
 }
 
+/// Of a directory that stands where something else is to go, something that the options do not choose: the directory itself,
+/// or what is in it. `None` where all of it may go.
+pub(super) fn kept_of(
+    target: &dyn RestoreTarget,
+    options: &RestoreOptions,
+    source: &MapKey,
+    key: &MapKey,
+) -> Result<Option<MapKey>, Error> {
+    match &options.select {
+        None => Ok(None),
+        Some(select) => Chosen { target, select }.left_of(source, key),
+    }
+}
+
 fn child(directory: Option<&MapKey>, name: &[u8]) -> Result<MapKey, Error> {
     Ok(match directory {
         Some(directory) => directory.child(name)?,
@@ -76,6 +90,19 @@ impl Chosen<'_> {
             }
         }
         Ok(goes)
+    }
+
+    /// Something at a place, or in the directory there, that is not chosen.
+    fn left_of(&self, source: &MapKey, key: &MapKey) -> Result<Option<MapKey>, Error> {
+        let mut waiting = vec![(source.clone(), key.clone())];
+        while let Some((source, key)) = waiting.pop() {
+            match self.look(&source, &key)? {
+                None => return Ok(Some(key)),
+                Some(false) => {}
+                Some(true) => waiting.extend(self.inner(&source, &key)?),
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a thing that is chosen is a directory to look into. One on another file system is not: whoever removes it says

@@ -45,7 +45,7 @@ pub struct RestoreOptions {
     pub select: Option<Select>,
     /// Remove what stands in restored directories and is not in the snapshot, as far as `select` accepts it, but nothing on a
     /// file system that is mounted within the target: that stays, and is named. A directory that holds something that `select`
-    /// does not accept stays with that.
+    /// does not accept stays with that; where something else is to go in its place, that is refused.
     pub delete: bool,
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use keepwell_catalog::{Entry, EntryKind, MapKey, MapReader};
 
-use super::chosen::others;
+use super::chosen::{kept_of, others};
 use super::tree::Visit;
 use super::{RestoreOptions, is_fatal};
 use crate::Error;
@@ -29,7 +29,8 @@ pub struct RestorePlan {
     pub free: Option<u64>,
     /// The file system that the target lives on, as [`RestoreTarget::file_system`] says.
     pub file_system: Option<u64>,
-    /// What stands in restored directories and would be removed, everything below directories counted.
+    /// What stands in restored directories, or in directories that make way for something else, and would be removed,
+    /// everything below directories counted.
     pub removed: u64,
     /// The first of these, without what is below directories; at most 10.
     pub removed_first: Vec<String>,
@@ -132,10 +133,7 @@ struct Measuring<'t> {
 impl Measuring<'_> {
     fn step(&mut self, step: Visit<'_>) -> Result<(), Error> {
         match step {
-            Visit::Entry { source, target, entry } => {
-                self.plan.entries += 1;
-                if entry.kind.has_content() { self.file(source, target, entry) } else { Ok(()) }
-            }
+            Visit::Entry { source, target, entry } => self.entry(source, target, entry),
             Visit::Unread { error, .. } if is_fatal(&error) => Err(error),
             Visit::Parent { .. } | Visit::Unread { .. } => Ok(()), // the restore says what is missing
             Visit::Leave { source, target, names: Some(names) } if self.options.delete && !self.fresh => {
@@ -145,7 +143,19 @@ impl Measuring<'_> {
         }
     }
 
-    fn file(&mut self, source: &MapKey, key: &MapKey, entry: &Entry) -> Result<(), Error> {
+    fn entry(&mut self, source: &MapKey, key: &MapKey, entry: &Entry) -> Result<(), Error> {
+        self.plan.entries += 1;
+        let makes_way = self.options.delete && entry.kind != EntryKind::Directory;
+        let looks = !self.fresh && (makes_way || entry.kind.has_content());
+        // What cannot be looked at, the restore names.
+        let standing = if looks { self.target.existing(key).ok().flatten() } else { None };
+        if makes_way && standing.as_ref().is_some_and(|there| there.kind == EntryKind::Directory) {
+            self.make_way(source, key)?;
+        }
+        if entry.kind.has_content() { self.file(source, entry, standing.as_ref()) } else { Ok(()) }
+    }
+
+    fn file(&mut self, source: &MapKey, entry: &Entry, standing: Option<&Entry>) -> Result<(), Error> {
         self.plan.files += 1;
         self.plan.bytes = self.plan.bytes.saturating_add(entry.size);
         let mut holes = 0;
@@ -153,11 +163,29 @@ impl Measuring<'_> {
         for extent in self.reader.extents(source, entry)?.map_while(Result::ok) {
             holes += if extent.chunk().is_none() { extent.length() } else { 0 };
         }
-        // What cannot be looked at, the restore names.
-        let standing = if self.fresh { None } else { self.target.existing(key).ok().flatten() };
         let needed = (entry.size - holes.min(entry.size)).saturating_sub(standing.map_or(0, |e| e.size));
         self.plan.needed = self.plan.needed.saturating_add(needed);
         Ok(())
+    }
+
+    /// Counts what is in a directory that stands where something else goes.
+    fn make_way(&mut self, source: &MapKey, key: &MapKey) -> Result<(), Error> {
+        match kept_of(self.target, self.options, source, key) {
+            Ok(None) => {}
+            Err(error) if is_fatal(&error) => return Err(error),
+            Ok(Some(_)) | Err(_) => return Ok(()), // the restore names it
+        }
+        let inner = self.count(key)?.saturating_sub(1);
+        self.remove(key, inner);
+        Ok(())
+    }
+
+    /// Notes that something goes, and so many things with it.
+    fn remove(&mut self, key: &MapKey, things: u64) {
+        if things > 0 && self.plan.removed_first.len() < REMOVED_NAMED {
+            self.plan.removed_first.push(shown(key));
+        }
+        self.plan.removed += things;
     }
 
     /// Counts what stands in a directory and is not in the snapshot.
@@ -170,11 +198,8 @@ impl Measuring<'_> {
             return Ok(());
         }
         for key in others {
-            let removed = self.count(&key)?;
-            if removed > 0 && self.plan.removed_first.len() < REMOVED_NAMED {
-                self.plan.removed_first.push(shown(&key));
-            }
-            self.plan.removed += removed;
+            let things = self.count(&key)?;
+            self.remove(&key, things);
         }
         Ok(())
     }

@@ -22,13 +22,6 @@ async fn restore_over(repository: &Repository, snapshot: &Snapshot, target: &Mem
     target.tree()
 }
 
-/// Whether what the tree has nearest above a key is a directory: nothing is below anything else.
-fn in_a_directory(tree: &TreeModel, key: &MapKey) -> bool {
-    let above = std::iter::successors(key.parent(), MapKey::parent);
-    let nearest = above.filter_map(|key| tree.0.get(&key)).next();
-    nearest.is_none_or(|thing| thing.entry.kind == EntryKind::Directory)
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
@@ -81,8 +74,8 @@ proptest! {
             let standing = restore_over(&world.repository, &before, &target).await;
             let delete = RestoreOptions { delete: true, ..RestoreOptions::default() };
             let plan = world.repository.plan_restore(&snapshot, Arc::new(target.clone()), delete).await.unwrap();
-            let goes = |key: &&MapKey| !after.0.contains_key(*key) && in_a_directory(&after, key);
-            assert_eq!(plan.removed, standing.0.keys().filter(goes).count() as u64);
+            let goes = standing.0.keys().filter(|key| !after.0.contains_key(*key));
+            assert_eq!(plan.removed, goes.count() as u64);
             assert_eq!(plan.removed == 0, plan.removed_first.is_empty());
             assert_same(&restore_over(&world.repository, &snapshot, &target).await, &after.as_restored());
         });
@@ -218,6 +211,41 @@ async fn each_thing_that_may_go_is_looked_at_once() {
     let options = RestoreOptions { select: Some(select), delete: true, ..RestoreOptions::default() };
     let plan = world.repository.plan_restore(&snapshot, Arc::new(target), options).await.unwrap();
     assert_eq!((plan.removed, looks.load(Ordering::Relaxed)), (0, 1 + 51));
+}
+
+#[tokio::test]
+async fn a_directory_makes_way_only_if_all_of_it_is_chosen() {
+    let world = World::new().await;
+    let mut symlink = Thing::new(EntryKind::Symlink);
+    symlink.entry.link_target = Some(b"elsewhere".to_vec());
+    let tree = TreeModel::default()
+        .with("s/file", Thing::file("1"))
+        .with("s/free", Thing::file("2"))
+        .with("s/further", Thing::link("s/file"))
+        .with("s/hidden.keep", Thing::file("3"))
+        .with("s/link", symlink);
+    let snapshot = snapshot_of(&world.repository, &back_up(&world.repository, &tree).await).await;
+    let mut standing = TreeModel::default();
+    for path in ["file/d/x", "file/k.keep", "free/x/y", "further/k.keep", "hidden.keep/x", "link/k.keep"] {
+        standing = standing.with(path, Thing::file(path));
+    }
+    let before = snapshot_of(&world.repository, &back_up(&world.repository, &standing).await).await;
+    let target = MemoryTarget::default();
+    restore_over(&world.repository, &before, &target).await;
+    let select: crate::Select = Arc::new(|key, _| !key.display_path().ends_with(".keep"));
+    let below = Some(key("s"));
+    let options = RestoreOptions { below, select: Some(select), delete: true };
+    let plan = world.repository.plan_restore(&snapshot, Arc::new(target.clone()), options.clone()).await;
+    let plan = plan.unwrap();
+    assert_eq!((plan.removed, plan.removed_first), (2, vec!["/free".to_owned()]));
+    let report = world.repository.restore(&snapshot, Arc::new(target.clone()), options).await.unwrap();
+    let paths: Vec<&str> = report.problems.iter().map(|(path, _)| path.as_str()).collect();
+    assert_eq!(paths, ["/file", "/further", "/link"]);
+    assert!(report.problems[0].1.contains("`/file/k.keep` is not chosen"), "{:?}", report.problems);
+    let left = target.tree();
+    assert_eq!(left.0[&key("free")].bytes(), b"2");
+    let gone = standing.0.keys().filter(|at| !left.0.contains_key(*at));
+    assert_eq!(gone.map(MapKey::display_path).collect::<Vec<_>>(), ["free/x", "free/x/y"]);
 }
 
 #[tokio::test]

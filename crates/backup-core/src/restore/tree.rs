@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use keepwell_catalog::{Entry, EntryKind, Gap, MapKey, MapReader};
 use keepwell_crypto::ChunkId;
 
-use super::chosen::others;
+use super::chosen::{kept_of, others};
 use super::directories::{Directories, Finished, Left};
 use super::job::Job;
 use super::parts::Parts;
@@ -15,6 +15,7 @@ use super::{RestoreOptions, Work, deliver, is_fatal};
 use crate::Error;
 use crate::error::{one_line, shown};
 use crate::read::Nodes;
+use crate::target::TargetError;
 
 /// Files with several names whose place is remembered; that of others is found in the tree again.
 const FIRST_NAMES_MAX: usize = 16_384;
@@ -200,7 +201,8 @@ impl Restorer<'_> {
         self.work.repository.cancel().check()?;
         match step {
             Visit::Entry { source, target, entry } => {
-                let done = self.place(source, target, entry);
+                let done = self.refuse_kept(source, target, entry);
+                let done = done.and_then(|()| self.place(source, target, entry));
                 done.or_else(|error| self.work.problem(target, error))
             }
             Visit::Parent { target } => {
@@ -212,6 +214,22 @@ impl Restorer<'_> {
             Visit::Unread { gap, error } => {
                 let reason = format_args!("{}; nothing is restored {gap}", one_line(&error)).to_string();
                 self.work.problem(&gap.from, Error::damaged("the tree", reason))
+            }
+        }
+    }
+
+    /// Refuses where a directory would make way with something in it that the options do not choose.
+    fn refuse_kept(&self, source: &MapKey, target: &MapKey, entry: &Entry) -> Result<(), Error> {
+        let work = self.work;
+        let is_asked = work.delete && !work.fresh && self.options.select.is_some();
+        if !is_asked || entry.kind == EntryKind::Directory || !is_directory(work, target)? {
+            return Ok(());
+        }
+        match kept_of(&*work.target, self.options, source, target)? {
+            None => Ok(()),
+            Some(kept) => {
+                let reason = format!("a directory stands there, and `{}` is not chosen", shown(&kept));
+                Err(TargetError::Refused { path: shown(target), reason }.into())
             }
         }
     }
@@ -394,11 +412,15 @@ impl Restorer<'_> {
 
 /// Removes a directory that stands where something goes that is no file, if the options allow it.
 fn make_way(work: &Work, target: &MapKey) -> Result<(), Error> {
-    let in_the_way = |there: Entry| there.kind == EntryKind::Directory;
-    if work.delete && !work.fresh && work.target.existing(target)?.is_some_and(in_the_way) {
+    if work.delete && !work.fresh && is_directory(work, target)? {
         work.target.remove(target)?;
     }
     Ok(())
+}
+
+/// Whether a directory stands there in the target.
+fn is_directory(work: &Work, target: &MapKey) -> Result<bool, Error> {
+    Ok(work.target.existing(target)?.is_some_and(|there| there.kind == EntryKind::Directory))
 }
 
 /// Gives a directory its metadata: nothing in it changes any more.

@@ -109,6 +109,8 @@ struct Whole<'a> {
     tree: &'a Tree,
     /// The directory that the caller named.
     named: &'a Path,
+    /// Captured paths of which the snapshot has nothing.
+    missing: &'a [MapKey],
     select: Option<Select>,
     options: TargetOptions,
 }
@@ -131,11 +133,11 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     scopes.iter().for_each(|scope| made.expect(&scope.target));
     let options =
         TargetOptions { untrusted: args.untrusted, keep: ours::untouched(ctx, &opened.location, &target) };
-    let whole = Whole { snapshot, tree: &tree, named: &target, select, options };
+    let whole = Whole { snapshot, tree: &tree, named: &target, missing: &missing, select, options };
     let planned = plan(&opened, &whole, &scopes, args.delete).await;
     let jobs = planned.inspect_err(|_| made.undo())?;
     describe(ctx, snapshot, &target, &jobs, &args, occupied);
-    for path in missing {
+    for path in &missing {
         let path = path.display_path();
         let why = "was not captured: what stands there stays as it is";
         ctx.printer.warn(format_args!("the snapshot is not complete, and `/{path}` {why}"));
@@ -212,7 +214,7 @@ async fn may_be_archived(ctx: &Context, opened: &Opened) -> Result<bool> {
 }
 
 async fn plan(opened: &Opened, whole: &Whole<'_>, scopes: &[Scope], delete: bool) -> Result<Vec<Job>> {
-    let Whole { snapshot, tree, named, select, options } = whole;
+    let Whole { snapshot, tree, named, missing, select, options } = whole;
     let mut jobs = Vec::new();
     for scope in scopes {
         let root = match select.is_none() && place::takes_root_metadata(scope, delete) {
@@ -224,7 +226,7 @@ async fn plan(opened: &Opened, whole: &Whole<'_>, scopes: &[Scope], delete: bool
         let target = if within == MapKey::root() { Ok(target) } else { target.below(&within) };
         let mut target = target.map_err(backup_core::Error::from)?;
         if delete {
-            target = target.sparing(scope.lost(snapshot)?);
+            target = target.sparing(scope.lost(snapshot, missing)?);
         }
         let target = Arc::new(target);
         let select = place::without_kept(select.clone(), scope, &target);

@@ -35,19 +35,27 @@ impl Scope {
         Ok(MapKey::from_components(names.components().map(|name| name.as_os_str().as_bytes()))?)
     }
 
-    /// What could not be captured of this part, by its place in the target. The snapshot lacks it only for that.
-    pub fn lost(&self, snapshot: &Snapshot) -> Result<Vec<MapKey>> {
+    /// What could not be captured of this part, by its place in the target. The snapshot lacks it only for that. It names
+    /// the first of it; of the paths that are `missing`, all are known.
+    pub fn lost(&self, snapshot: &Snapshot, missing: &[MapKey]) -> Result<Vec<MapKey>> {
         if snapshot.commit.complete {
             return Ok(Vec::new());
         }
-        Ok(lost(&snapshot.manifest()?.problems, &self.below.clone().unwrap_or_default()))
+        let part = self.below.clone().unwrap_or_default();
+        let named = lost(&snapshot.manifest()?.problems, &part);
+        Ok(named.into_iter().chain(within(missing.iter().cloned(), &part)).collect())
     }
 }
 
 fn lost(problems: &[Problem], part: &MapKey) -> Vec<MapKey> {
     let keys = problems.iter().filter_map(|problem| MapKey::from_bytes(problem.key.as_slice()).ok());
-    let within = keys.filter(|key| key.starts_with(part));
-    within.filter_map(|key| MapKey::from_components(key.components().skip(part.depth())).ok()).collect()
+    within(keys, part).collect()
+}
+
+/// Of these, what lies in a part, by its place there.
+fn within(keys: impl Iterator<Item = MapKey>, part: &MapKey) -> impl Iterator<Item = MapKey> {
+    let within = keys.filter(move |key| key.starts_with(part));
+    within.filter_map(move |key| MapKey::from_components(key.components().skip(part.depth())).ok())
 }
 
 /// What a restore consists of.
@@ -278,6 +286,35 @@ mod tests {
             let below: Vec<_> = scopes.into_iter().map(|scope| scope.below).collect();
             assert_eq!((below, missing), (vec![Some(keys[there].clone())], lost));
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_path_that_the_snapshot_lacks_stays_within_another_also_where_it_names_others() {
+        let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
+        let store = Memory::new();
+        let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
+        let repository = Repository::builder(Arc::new(store)).open(key).await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        // More than a snapshot names, and before the path.
+        let names: Vec<String> = (0..1100).map(|n| format!("a{n:04}")).collect();
+        names.iter().for_each(|name| fs::write(dir.join(name), "").unwrap());
+        let paths = [dir.clone(), dir.join("z")];
+        fs::create_dir(&paths[1]).unwrap();
+        let part = path_key(dir.as_os_str().as_bytes()).unwrap();
+        let child = |name: &str| part.child(name.as_bytes()).unwrap();
+        let lost: Vec<MapKey> = names.iter().map(|name| child(name)).chain([child("z")]).collect();
+        let source = FileOptions { paths: paths.to_vec(), ..FileOptions::default() };
+        let source = Unreadable(FileSource::new(&source, Arc::new(SystemClock)).unwrap(), lost);
+        let backup = BackupOptions { dataset: "d".to_owned(), ..BackupOptions::default() };
+        repository.backup(Arc::new(source), backup).await.unwrap();
+        let snapshots = repository.snapshots().await.unwrap();
+        let tree = repository.tree(&snapshots[0]).await.unwrap();
+        let Parts { scopes, missing } =
+            parts(&tree, &snapshots[0], None, Path::new("/t"), true).await.unwrap();
+        assert_eq!((scopes.len(), missing.as_slice()), (1, &[child("z")][..]));
+        let spared = scopes[0].lost(&snapshots[0], &missing).unwrap();
+        assert!(spared.contains(&MapKey::from_components(["z"]).unwrap()), "{} are named", spared.len());
     }
 
     #[test]

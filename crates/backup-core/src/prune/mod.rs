@@ -37,9 +37,10 @@ use crate::repository::{Repository, free_number, may_be_condemned, read_plans};
 
 pub(crate) use from_pack::{FromPack, Left, by_place};
 pub(crate) use merge::delete_segments;
+pub(crate) use proof::demand_exclusive_create;
 #[cfg(test)]
 pub(crate) use scan::stale_checkpoints;
-pub(crate) use scan::{live_ends, needed_state};
+pub(crate) use scan::{decided, live_ends, needed_state};
 pub(crate) use sessions::{open_sessions, settle_sessions, sweep};
 pub use undo::Forgotten;
 pub use usage::{ClassUsage, Growth, Usage};
@@ -202,7 +203,7 @@ impl Repository {
 
     async fn execute(&self, mut plan: PrunePlan) -> Result<PruneReport, Error> {
         if !plan.options.exclusive {
-            proof::demand_exclusive_create(self).await?;
+            demand_exclusive_create(self).await?;
         }
         for _ in 0..RESTARTS_MAX {
             let retired = plan.scan.retired.clone();

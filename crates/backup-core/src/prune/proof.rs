@@ -10,7 +10,7 @@ use crate::Error;
 use crate::repository::Repository;
 
 /// Refuses where the store cannot promise exclusive creates, or breaks that promise now. Costs seven requests.
-pub(super) async fn demand_exclusive_create(repository: &Repository) -> Result<(), Error> {
+pub(crate) async fn demand_exclusive_create(repository: &Repository) -> Result<(), Error> {
     let reason = if repository.store().capabilities().conditional_create {
         match race(repository).await? {
             true => return Ok(()),

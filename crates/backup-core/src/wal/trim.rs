@@ -8,8 +8,8 @@ use keepwell_storage::ObjectInfo;
 
 use crate::Error;
 use crate::planted::planted;
-use crate::prune::{PruneOptions, delete_all, settle_sessions};
-use crate::repository::Repository;
+use crate::prune::{PruneOptions, decided, delete_all, demand_exclusive_create, settle_sessions};
+use crate::repository::{Repository, read_ends};
 
 /// What of a cluster's log has to stay: this file and all behind it, on every timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,12 +48,14 @@ enum Tails {
 impl Repository {
     /// Removes pieces before the floors that `floors` names, and pieces that others hold as a whole.
     ///
-    /// Of a cluster without a floor nothing is removed but the latter; history files stay. Needs the keeper role. Before
-    /// anything is deleted, running sessions are waited for as in a prune, and `floors` is asked again: a base backup that
-    /// was being taken has been committed by then, or never will be. Of both answers the lower floor counts: a base backup that began meanwhile
-    /// needs nothing before the first, and may not show in the second. A piece goes by another one only after that was read and
-    /// proved to hold the same bytes, which takes a credential that can read. Costs a listing of the archive, twice if
-    /// something goes, and reading each piece by which others go.
+    /// Of a cluster without a floor nothing is removed but the latter; history files stay. Needs the keeper role. Fails where a commit does not verify, since it may be that of a base backup, and
+    /// like a prune on a store that does not create exclusively.
+    ///
+    /// Before anything is deleted, running sessions are waited for as in a prune, and `floors` is asked again: a base backup
+    /// that was being taken has been committed by then, or never will be. Of both answers the lower floor counts: a base
+    /// backup that began meanwhile needs nothing before the first, and may not show in the second. A piece goes by another
+    /// one only after that was read and proved to hold the same bytes, which takes a credential that can read. Costs a listing
+    /// of the archive, twice if something goes, and of the commits, and reading each piece by which others go.
     pub async fn trim_wal<E, F, Fut>(&self, options: &PruneOptions, floors: F) -> Result<WalTrimReport, E>
     where
         E: From<Error>,
@@ -95,18 +97,34 @@ impl Repository {
         if self.wal_systems().await?.is_empty() {
             return Ok(WalTrimReport::default());
         }
+        self.demand_all_commits().await?;
         let before = floors(self.clone()).await?;
         let planned = self.outdated_wal(&before, tails).await?;
         if options.dry_run || planned.0.is_idle() {
             return Ok(planned.0);
         }
+        if !options.exclusive {
+            demand_exclusive_create(self).await?;
+        }
         settle_sessions(self, options.fence_after).await?;
+        self.demand_all_commits().await?;
         let floors = lower(before, floors(self.clone()).await?);
         let (mut report, mut going) = self.outdated_wal(&floors, tails).await?;
         self.prove_covers(&mut report, &mut going).await?;
         let keys: Vec<String> = going.into_iter().map(|piece| piece.name.key().to_string()).collect();
         delete_all(self, &keys).await?;
         Ok(report)
+    }
+
+    /// Refuses where a commit does not verify: what is left out of the list of snapshots has a say in no floor.
+    async fn demand_all_commits(&self) -> Result<(), Error> {
+        let ends = read_ends(self).await?;
+        if ends.1.is_empty() {
+            return Ok(());
+        }
+        // A writer may have been enrolled since the trust chain was read.
+        self.refresh_trust().await?;
+        decided(read_ends(self).await?).map(drop)
     }
 
     /// Leaves out tails whose bytes the piece that should hold them does not: it may be damaged, or have others. A
@@ -246,10 +264,14 @@ fn superseded(file: &[Piece]) -> Vec<Piece> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
     use bytes::Bytes;
+    use keepwell_storage::{Capabilities, Key, Memory};
 
     use super::*;
-    use crate::testing::World;
+    use crate::testing::{Hook, Hooked, TreeModel, World, back_up};
 
     async fn stored(world: &World) -> Vec<(u32, u64, u32, u32)> {
         let mut found = Vec::new();
@@ -326,6 +348,47 @@ mod tests {
         let report = world.repository.trim_outdated_wal(&PruneOptions::default(), floors).await.unwrap();
         assert_eq!((report.outdated, report.superseded), (1, 0));
         assert_eq!(stored(&world).await.len(), 8);
+    }
+
+    #[tokio::test]
+    async fn nothing_goes_while_a_commit_does_not_verify() {
+        let world = world().await;
+        back_up(&world.repository, &TreeModel::default()).await;
+        let key: Key = world.names("commits/").await[0].parse().unwrap();
+        let mut bytes = world.repository.store().get(&key).await.unwrap().to_vec();
+        *bytes.last_mut().unwrap() ^= 1;
+        world.delete(key.as_str()).await;
+        world.repository.store().put_new(&key, bytes.into()).await.unwrap();
+        let repository = world.open(&world.key).await;
+        for dry_run in [true, false] {
+            let trimmed = trim(&repository, &[WalFloor { system: 7, file: 5 }], dry_run).await;
+            assert!(matches!(trimmed, Err(Error::Damaged { .. })), "{trimmed:?}");
+        }
+        assert_eq!(stored(&world).await.len(), 9);
+    }
+
+    /// Says that it does not create exclusively.
+    #[derive(Debug)]
+    struct Shared;
+
+    #[async_trait]
+    impl Hook for Shared {
+        fn capabilities(&self, _: &Memory) -> Capabilities {
+            Capabilities { conditional_create: false }
+        }
+    }
+
+    #[tokio::test]
+    async fn beside_others_nothing_goes_from_a_store_that_does_not_create_exclusively() {
+        let world = world().await;
+        let store = Arc::new(Hooked::new(world.store.inner().clone(), Shared));
+        let repository = Repository::builder(store).open(world.key.clone()).await.unwrap();
+        let floors = |_| std::future::ready(Ok::<_, Error>(vec![WalFloor { system: 7, file: 4 }]));
+        let refused = repository.trim_wal(&PruneOptions::default(), floors).await.unwrap_err();
+        assert!(refused.to_string().contains("--exclusive"), "{refused}");
+        assert_eq!(stored(&world).await.len(), 9);
+        let exclusive = PruneOptions { exclusive: true, ..PruneOptions::default() };
+        assert_eq!(repository.trim_wal(&exclusive, floors).await.unwrap().outdated, 1);
     }
 
     #[tokio::test]

@@ -138,7 +138,7 @@ fn default_end(stored: Option<SystemTime>, since: u64, length: Duration) -> u64 
 
 /// What a bucket keeps that lets nothing go before it is so old: everything that was stored since.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Young(Option<SystemTime>);
+pub(crate) struct Young(Option<SystemTime>);
 
 impl Young {
     /// Nothing where the bucket keeps nothing for a time. Where it does not tell, a delete is refused, and the prune says

@@ -36,6 +36,7 @@ use crate::planted::planted;
 use crate::repository::{Repository, free_number, may_be_condemned, read_plans};
 
 pub(crate) use from_pack::{FromPack, Left, by_place};
+pub(crate) use locks::Young;
 pub(crate) use merge::delete_segments;
 pub(crate) use proof::demand_exclusive_create;
 #[cfg(test)]

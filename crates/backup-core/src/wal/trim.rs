@@ -8,7 +8,7 @@ use keepwell_storage::ObjectInfo;
 
 use crate::Error;
 use crate::planted::planted;
-use crate::prune::{PruneOptions, decided, delete_all, demand_exclusive_create, settle_sessions};
+use crate::prune::{PruneOptions, Young, decided, delete_all, demand_exclusive_create, settle_sessions};
 use crate::repository::{Repository, read_ends};
 
 /// What of a cluster's log has to stay: this file and all behind it, on every timeline.
@@ -48,7 +48,8 @@ enum Tails {
 impl Repository {
     /// Removes pieces before the floors that `floors` names, and pieces that others hold as a whole.
     ///
-    /// Of a cluster without a floor nothing is removed but the latter; history files stay. Needs the keeper role. Fails where a commit does not verify, since it may be that of a base backup, and
+    /// Of a cluster without a floor nothing is removed but the latter; history files stay, and so does what the bucket keeps
+    /// for a time. Needs the keeper role. Fails where a commit does not verify, since it may be that of a base backup, and
     /// like a prune on a store that does not create exclusively.
     ///
     /// Before anything is deleted, running sessions are waited for as in a prune, and `floors` is asked again: a base backup
@@ -173,10 +174,12 @@ impl Repository {
     ) -> Result<(WalTrimReport, Vec<Piece>), Error> {
         let (mut report, mut all_going) = (WalTrimReport::default(), Vec::new());
         let members: Vec<MemberId> = self.chain().members().map(|member| member.id()).collect();
+        let young = Young::ask(self).await?;
         for system in self.wal_systems().await? {
             let floor = floors.iter().find(|floor| floor.system == system).map_or(0, |floor| floor.file);
             for member in &members {
-                let listed = self.list(&wal::system_prefix(*member, system)).await?;
+                let mut listed = self.list(&wal::system_prefix(*member, system)).await?;
+                listed.retain(|info| !young.keeps(info.modified));
                 let pieces: Vec<Piece> = listed.iter().filter_map(Piece::of).collect();
                 for file in pieces.chunk_by(|a, b| (a.timeline, a.file) == (b.timeline, b.file)) {
                     let outdated = file[0].file < floor;

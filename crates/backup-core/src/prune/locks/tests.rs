@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use keepwell_catalog::wal::WalPlace;
 use keepwell_storage::{
     BucketFacts, Capabilities, Memory, ObjectInfo, ObjectStore, Page, ThawSpeed, Tier, Versioning,
 };
 
 use super::*;
 use crate::testing::{Thing, TreeModel, World, back_up, noise};
+use crate::wal::WalFloor;
 use crate::{Approval, CopyRules, PruneOptions, PruneReport};
 
 /// A bucket with a clock of its own, which keeps objects from being deleted.
@@ -332,4 +334,24 @@ async fn what_a_bucket_keeps_for_a_time_ends_no_prune_and_goes_later() {
     vault.pass(11);
     vault.open(&world, &cache).await.prune(thorough()).await.unwrap();
     assert_eq!(world.names("probe/").await.len(), 1, "that of today");
+}
+
+#[tokio::test]
+async fn archived_wal_that_a_bucket_keeps_for_a_time_goes_later() {
+    let world = World::new().await;
+    let vault = Vault::new(world.store.inner().clone(), ObjectLock::Retention { days: 10 });
+    let repository = vault.open(&world, &Cache::memory()).await;
+    let log = repository.wal_writer("db", 7, 1 << 20, false).await.unwrap();
+    for file in [3, 4] {
+        let place = WalPlace::Bytes { file, from: 0, to: 4 };
+        log.put(1, place, Bytes::from_static(b"text"), None).await.unwrap();
+        vault.pass(6);
+    }
+    let floors = |_| std::future::ready(Ok::<_, Error>(vec![WalFloor { system: 7, file: 5 }]));
+    for outdated in [1, 0] {
+        let report = repository.trim_wal(&thorough(), floors).await.unwrap();
+        assert_eq!(report.outdated, outdated);
+    }
+    vault.pass(5);
+    assert_eq!(repository.trim_wal(&thorough(), floors).await.unwrap().outdated, 1);
 }

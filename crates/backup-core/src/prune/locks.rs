@@ -123,6 +123,14 @@ pub(super) async fn are_due(repository: &Repository) -> Result<bool, Error> {
     Ok(extended.is_none_or(|then| now.saturating_sub(then) >= (DAY * days).as_secs() / 4))
 }
 
+/// What was to go and is needed after all was not looked after: the next prune for the sake of locks is due at once.
+pub(super) fn look_again(cache: &Cache) -> Result<(), Error> {
+    match load(cache) {
+        Remembered { extended: None, .. } => Ok(()),
+        remembered => save(cache, &Remembered { extended: None, ..remembered }),
+    }
+}
+
 /// What is stored while the bucket locks nothing by itself is not locked: when it does so again, that counts from then.
 fn forget_default(cache: &Cache) -> Result<(), Error> {
     match load(cache) {

@@ -249,6 +249,9 @@ impl Repository {
         for (name, plan) in scan.unfinished.clone() {
             self.decide_and_delete(name, plan, scan, options, &moved.segments, &mut report).await?;
         }
+        if report.kept > 0 {
+            locks::look_again(self.cache())?;
+        }
         report.segments_merged = merge::merge_segments(self, scan.young).await?;
         report.plans_merged = merge_plans::merge_plans(self, scan.young).await?;
         report.records_swept = sessions::sweep(self).await?;

@@ -306,6 +306,26 @@ async fn a_copy_that_forgets_nothing_stays_locked() {
     assert_eq!(prunes.0, 2, "nobody wants it pruned");
 }
 
+#[tokio::test]
+async fn what_was_to_go_and_is_needed_after_all_is_looked_after_with_the_next_copy() {
+    let world = World::new().await;
+    let (vault, cache) = (Vault::new(world.store.inner().clone(), locking(30)), Cache::memory());
+    let repository = vault.open(&world, &cache).await;
+    back_up(&repository, &large(10_000)).await;
+    let packs: Vec<Key> = world.names("data/").await.iter().map(|name| name.parse().unwrap()).collect();
+    let snapshots = repository.snapshots().await.unwrap();
+    repository.forget(&[(&snapshots[0], "old".into())]).await.unwrap();
+    vault.pass(31);
+    let plan = repository.plan_prune(thorough()).await.unwrap();
+    back_up(&vault.open(&world, &cache).await, &large(10_000)).await;
+    let report = repository.carry_out(plan).await.unwrap();
+    assert!(report.kept > 0, "{report:?}");
+    assert!(repository.are_locks_due().await.unwrap());
+    repository.prune(thorough()).await.unwrap();
+    assert!(packs.iter().all(|pack| vault.until(pack) > Some(vault.now())));
+    assert!(!repository.are_locks_due().await.unwrap());
+}
+
 /// As a bucket of Google's or Azure's with a retention policy: nothing goes before it is so old, whatever it is.
 #[tokio::test]
 async fn what_a_bucket_keeps_for_a_time_ends_no_prune_and_goes_later() {

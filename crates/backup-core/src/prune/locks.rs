@@ -101,9 +101,13 @@ pub(super) async fn extend(
     known.retain(|_, end| *end > seconds(now));
     known.extend(locked.iter().map(|key| (key.to_string(), seconds(until))));
     let extended = if asked.is_ok() { Some(seconds(now)) } else { extended };
-    let saved = save(repository.cache(), &Remembered { known, default: Some((days, since)), extended });
+    let remembered = Remembered { known, default: Some((days, since)), extended };
+    if let Err(error) = save(repository.cache(), &remembered) {
+        let what =
+            "the next prune may lock all of it again: the local cache does not keep what this one locked";
+        repository.note_useless_cache(what, &error);
+    }
     asked?;
-    saved?;
     Ok(locked.len() as u64)
 }
 

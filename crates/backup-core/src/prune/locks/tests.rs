@@ -275,6 +275,18 @@ async fn what_was_locked_before_a_request_failed_is_not_locked_again() {
     assert_eq!(remembered.known.len() + report.locks_extended as usize, all, "none of them twice");
 }
 
+#[tokio::test]
+async fn locks_are_made_longer_though_the_cache_cannot_be_written() {
+    let world = World::new().await;
+    let vault = Vault::new(world.store.inner().clone(), locking(30));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let repository = vault.open(&world, &Cache::directory(file.path())).await;
+    back_up(&repository, &large(10_000)).await;
+    vault.pass(20);
+    let report = repository.prune(thorough()).await.unwrap();
+    assert!(report.locks_extended > 0, "{report:?}");
+}
+
 /// Agrees, and counts prunes.
 struct Counting(usize);
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use backup_core::{CreateOptions, Created, RepositoryHint};
+use backup_core::{CreateOptions, Created, Error, RepositoryHint};
 use keepwell_crypto::RepositoryId;
 use keepwell_storage::{ObjectStore, Role};
 use serde_json::json;
@@ -77,8 +77,11 @@ pub async fn create(
     owner: Option<String>,
 ) -> Result<Made> {
     let store = location.create(ctx).await?;
-    if RepositoryHint::read(&*store).await.is_ok() {
-        return Err(backup_core::Error::RepositoryExists { place: format!("`{location}`") }.into());
+    match RepositoryHint::read(&*store).await {
+        Ok(_) => return Err(Error::RepositoryExists { place: format!("`{location}`") }.into()),
+        Err(damaged @ Error::Damaged { .. }) => return Err(damaged.into()),
+        // What keeps it from being read, the test of the store says.
+        Err(_) => {}
     }
     let probe = location.probe(ctx, Role::Keeper).await.context("test the store")?;
     for finding in probe.findings.iter().chain(&probe.notes) {
@@ -127,4 +130,25 @@ fn user_and_host(ctx: &Context) -> String {
         (fields.nth(1)? == uid).then(|| name.to_owned())
     });
     format!("{}@{}", user.unwrap_or(uid), ctx.host())
+}
+
+#[cfg(test)]
+mod tests {
+    use keepwell_catalog::names;
+    use keepwell_crypto::MemberId;
+
+    use super::*;
+    use crate::exit::exit_of;
+
+    #[tokio::test]
+    async fn none_is_made_where_one_has_lost_its_hint() {
+        let dir = tempfile::tempdir().unwrap();
+        let ctx = Context::of_profiles("");
+        let location = Location::parse(dir.path().join("store").to_str().unwrap()).unwrap();
+        let store = location.create(&ctx).await.unwrap();
+        let commit = names::commit_key(MemberId::from_bytes([1; 8]), 0);
+        store.put_new(&commit, "the end of a session".into()).await.unwrap();
+        let refused = create(&ctx, &location, Protection::Plain, None).await.unwrap_err();
+        assert_eq!(exit_of(&refused), Exit::Damage, "{refused:?}");
+    }
 }

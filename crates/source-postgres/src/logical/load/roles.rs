@@ -7,22 +7,36 @@ use super::super::session::each;
 use super::MadeRoles;
 use crate::wire::{Client, PgError};
 
+const ACTION: &str = "make the roles that are missing";
+
 /// Makes the roles that are missing, as they were: with attributes, settings, comments, and what they are members of.
 /// Others are left alone. Settings that the server does not take are left out: what newer ones do not know any more is no
 /// reason to load nothing.
 pub(super) async fn make_missing(client: &mut Client, globals: &str) -> Result<MadeRoles, DumpError> {
     let rows = client.query("SELECT rolname FROM pg_roles", "ask for roles").await?;
     let there: BTreeSet<String> = each(&rows, "roles", |text| text(0))?.into_iter().collect();
-    let Missing { names, commands, settings } = missing(globals, &there);
-    let action = "make the roles that are missing";
-    if !commands.is_empty() {
-        // One command, and so one transaction.
-        client.query(&commands.join(";\n"), action).await?;
+    let missing = missing(globals, &there);
+    if missing.commands.is_empty() && missing.settings.is_empty() {
+        return Ok(MadeRoles { names: missing.names, notes: Vec::new() });
     }
+    let made = make(client, missing).await;
+    if made.is_err() {
+        // What went wrong is what there is to say.
+        let _ = client.query("ROLLBACK", ACTION).await;
+    }
+    made
+}
+
+/// Makes them in one transaction: where it ends in the middle none is there, and the next load makes them with their settings.
+async fn make(client: &mut Client, missing: Missing) -> Result<MadeRoles, DumpError> {
+    let begin: Vec<String> = ["BEGIN".to_owned()].into_iter().chain(missing.commands).collect();
+    client.query(&begin.join(";\n"), ACTION).await?;
     let mut notes = Vec::new();
-    for Setting { role, name, sql } in settings {
-        match client.query(&sql, action).await {
+    for Setting { role, name, sql } in missing.settings {
+        let sql = format!("SAVEPOINT setting;\n{sql};\nRELEASE SAVEPOINT setting");
+        match client.query(&sql, ACTION).await {
             Err(PgError::Server { error, .. }) => {
+                client.query("ROLLBACK TO SAVEPOINT setting", ACTION).await?;
                 notes.push(format!(
                     "the setting `{name}` of the role `{role}` is left out: {}",
                     error.message
@@ -31,7 +45,8 @@ pub(super) async fn make_missing(client: &mut Client, globals: &str) -> Result<M
             answered => drop(answered?),
         }
     }
-    Ok(MadeRoles { names, notes })
+    client.query("COMMIT", ACTION).await?;
+    Ok(MadeRoles { names: missing.names, notes })
 }
 
 /// The roles that are not there, and what makes them.
@@ -201,8 +216,11 @@ CREATE TABLESPACE fast OWNER postgres LOCATION '/x';
         let done = |tag: &[u8]| crate::testing::message(b'C', tag);
         let (_dir, mut client) = crate::testing::played(vec![
             ("SELECT rolname", crate::testing::row(&[("rolname", "postgres")])),
-            ("CREATE ROLE ann;\nALTER ROLE ann WITH LOGIN\0", done(b"ALTER ROLE\0")),
-            ("ALTER ROLE ann SET work_mem", done(b"ALTER ROLE\0")),
+            // Not without its settings, whatever comes between: who finds it makes it no more.
+            ("BEGIN;\nCREATE ROLE ann;\nALTER ROLE ann WITH LOGIN\0", done(b"ALTER ROLE\0")),
+            ("SAVEPOINT setting;\nALTER ROLE ann SET work_mem", done(b"RELEASE\0")),
+            ("ROLLBACK TO SAVEPOINT setting\0", done(b"ROLLBACK\0")),
+            ("COMMIT\0", done(b"COMMIT\0")),
         ])
         .await;
         let made = make_missing(&mut client, globals).await.unwrap();

@@ -983,6 +983,7 @@ says "it is missing, and there are commits"
 says "repair --from"
 expect 13 init
 says "it is missing, and there are commits"
+says "repair --from"
 expect 0 repair --from "$work/whole" --yes
 says "put back trust/0000000001"
 expect 0 check --read-data

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use backup_core::{CreateOptions, Created, Error, RepositoryHint};
+use backup_core::{CreateOptions, Created};
 use keepwell_crypto::RepositoryId;
 use keepwell_storage::{ObjectStore, Role};
 use serde_json::json;
@@ -76,13 +76,11 @@ pub async fn create(
     protection: Protection,
     owner: Option<String>,
 ) -> Result<Made> {
-    let store = location.create(ctx).await?;
-    match RepositoryHint::read(&*store).await {
-        Ok(_) => return Err(Error::RepositoryExists { place: format!("`{location}`") }.into()),
-        Err(damaged @ Error::Damaged { .. }) => return Err(damaged.into()),
-        // What keeps it from being read, the test of the store says.
-        Err(_) => {}
+    // First: to a store that is to be made, what a repository without `keepwell.json` holds is foreign.
+    if location.is_repository(ctx).await? {
+        return Err(backup_core::Error::RepositoryExists { place: format!("`{location}`") }.into());
     }
+    let store = location.create(ctx).await?;
     let probe = location.probe(ctx, Role::Keeper).await.context("test the store")?;
     for finding in probe.findings.iter().chain(&probe.notes) {
         ctx.printer.verbose(finding);
@@ -134,21 +132,26 @@ fn user_and_host(ctx: &Context) -> String {
 
 #[cfg(test)]
 mod tests {
-    use keepwell_catalog::names;
-    use keepwell_crypto::MemberId;
-
     use super::*;
-    use crate::exit::exit_of;
+    use crate::exit::{exit_of, hints_of};
 
-    #[tokio::test]
-    async fn none_is_made_where_one_has_lost_its_hint() {
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_has_lost_its_hint_is_to_be_repaired_and_what_is_no_repository_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let ctx = Context::of_profiles("");
-        let location = Location::parse(dir.path().join("store").to_str().unwrap()).unwrap();
-        let store = location.create(&ctx).await.unwrap();
-        let commit = names::commit_key(MemberId::from_bytes([1; 8]), 0);
-        store.put_new(&commit, "the end of a session".into()).await.unwrap();
-        let refused = create(&ctx, &location, Protection::Plain, None).await.unwrap_err();
-        assert_eq!(exit_of(&refused), Exit::Damage, "{refused:?}");
+        for (left, exit, advice) in [
+            ("commits/0123456789abcdef", Exit::Damage, "keepwell repair --from"),
+            ("photos/2026", Exit::Failed, "empty or a new directory"),
+        ] {
+            let place = dir.path().join(left);
+            std::fs::create_dir_all(&place).unwrap();
+            std::fs::write(place.join("0000000001"), "x").unwrap();
+            let repository = place.parent().and_then(Path::parent).unwrap();
+            let location = Location::parse(repository.to_str().unwrap()).unwrap();
+            let error = create(&ctx, &location, Protection::Plain, None).await.unwrap_err();
+            assert!(hints_of(&error).concat().contains(advice), "{error:?}");
+            assert_eq!(exit_of(&error), exit, "{error:?}");
+            std::fs::remove_dir_all(place.parent().unwrap()).unwrap();
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! What is mounted where, by the table of the kernel: `36 35 98:0 /root /point options … - type source …`.
 
 use std::ffi::OsString;
-use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::{fs, io};
 
 /// Something that is mounted.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,14 +18,19 @@ pub struct Mounted {
 
 /// All that is mounted; nothing where the kernel does not tell.
 pub fn all() -> Vec<Mounted> {
-    read(&fs::read("/proc/self/mountinfo").unwrap_or_default())
+    read().unwrap_or_default()
 }
 
-fn read(table: &[u8]) -> Vec<Mounted> {
-    table.split(|byte| *byte == b'\n').filter_map(read_line).collect()
+/// All that is mounted, in the order in which it was.
+pub fn read() -> io::Result<Vec<Mounted>> {
+    fs::read("/proc/self/mountinfo").map(|table| parse(&table))
 }
 
-fn read_line(line: &[u8]) -> Option<Mounted> {
+fn parse(table: &[u8]) -> Vec<Mounted> {
+    table.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
+}
+
+fn parse_line(line: &[u8]) -> Option<Mounted> {
     let mut words = line.split(|byte| *byte == b' ');
     let point = unescaped(words.nth(4)?);
     let mut words = words.skip_while(|word| *word != b"-".as_slice()).skip(1);
@@ -36,7 +41,8 @@ fn read_line(line: &[u8]) -> Option<Mounted> {
 fn unescaped(word: &[u8]) -> PathBuf {
     let (mut path, mut rest) = (Vec::with_capacity(word.len()), word);
     while let Some((byte, after)) = rest.split_first() {
-        let digits = after.get(..3).filter(|_| *byte == b'\\').and_then(|digits| str::from_utf8(digits).ok());
+        let digits = after.get(..3).filter(|digits| *byte == b'\\' && digits.iter().all(u8::is_ascii_digit));
+        let digits = digits.and_then(|digits| str::from_utf8(digits).ok());
         let escaped = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
         path.push(escaped.unwrap_or(*byte));
         rest = if escaped.is_some() { &after[3..] } else { after };
@@ -55,7 +61,7 @@ mod tests {
             24 22 8:17 / /mnt/my\\040disk\\134 rw - ext4 /dev/sdb1 rw\n\
             41 22 0:51 / /mnt/b ro shared:7 master:1 - fuse.keepwell keepwell ro\n\
             odd\n43 22\n\n";
-        let found = read(table);
+        let found = parse(table);
         let found: Vec<_> = found
             .iter()
             .map(|Mounted { point, kind, source }| {
@@ -69,5 +75,10 @@ mod tests {
             ("/mnt/b", "fuse.keepwell", "keepwell"),
         ];
         assert_eq!(found, expected.map(|(point, kind, source)| (Some(point), Ok(kind), Ok(source))));
+    }
+
+    #[test]
+    fn what_is_no_octal_number_stays() {
+        assert_eq!(unescaped(b"a\\134\\012\\9\\+12\\04"), PathBuf::from("a\\\n\\9\\+12\\04"));
     }
 }

@@ -59,7 +59,7 @@ use nix::mount::{MntFlags, umount2};
 use tokio::sync::oneshot;
 
 pub use error::MountError;
-pub use hollow::{Filling, HollowFile, StandIn, fill_as_needed, take_away_left};
+pub use hollow::{FILLING_NAME, Filling, HollowFile, StandIn, fill_as_needed};
 
 use crate::filesystem::Snapshots;
 
@@ -202,8 +202,10 @@ impl Mounted {
     }
 }
 
-/// Takes a file system of this process away, for whoever has no time to [unmount](Mounted::unmount) it: who still reads there
-/// gets errors. Nothing is left if there was none.
+/// Takes a file system away that this process has no time to [unmount](Mounted::unmount), or that a killed one left: who still
+/// reads there gets errors. Nothing is left if there was none.
+///
+/// Users other than root can take away what they have mounted themselves.
 pub fn take_away_now(directory: &Path) -> Result<Unmounted, MountError> {
     take_away(directory).map_err(|source| MountError::Broken { directory: directory.to_path_buf(), source })
 }

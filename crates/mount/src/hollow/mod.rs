@@ -7,7 +7,6 @@
 
 mod beneath;
 mod filesystem;
-mod left;
 mod names;
 mod pending;
 
@@ -32,10 +31,8 @@ use self::beneath::Hollow;
 use self::pending::{FetchError, Pending};
 use crate::{MountError, Mounted, THREADS, Unmounted, error};
 
-pub use left::take_away_left;
-
-/// What the kernel calls such a file system.
-const NAME: &str = "keepwell-instant";
+/// The source that such a file system has in the kernel's table of mounts, by which one is found that a killed process left.
+pub const FILLING_NAME: &str = "keepwell-instant";
 
 /// A file that is a hole.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,8 +94,11 @@ pub async fn fill_as_needed(
     let directory = error::usable(directory)?;
     let files = Arc::new(Files::open(&directory, tree.clone(), files, monitor)?);
     let mut config = Config::default();
-    config.mount_options =
-        vec![MountOption::FSName(NAME.to_owned()), MountOption::NoAtime, MountOption::DefaultPermissions];
+    config.mount_options = vec![
+        MountOption::FSName(FILLING_NAME.to_owned()),
+        MountOption::NoAtime,
+        MountOption::DefaultPermissions,
+    ];
     config.acl = if nix::unistd::geteuid().is_root() { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(THREADS);
     let hollow = Hollow::new(Arc::clone(&files), stand_in);

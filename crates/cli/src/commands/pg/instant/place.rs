@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use backup_core::env::{Rng, SystemRng};
-use keepwell_mount::take_away_left;
+use keepwell_mount::{FILLING_NAME, take_away_now};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::commands::pg::{marked, places};
 use crate::context::Context;
 use crate::exit::Complaint;
+use crate::mountinfo::{self, Mounted};
 
 /// Names of directories that nobody asked to keep begin so.
 const PREFIX: &str = "keepwell-instant-";
@@ -161,6 +162,20 @@ fn clear(directory: &Path) -> Result<bool> {
     Ok(true)
 }
 
+/// Takes away what is mounted at a directory or below it, in use or not. The process that served it must have ended.
+fn take_away_left(directory: &Path) -> Result<()> {
+    let mounted = mountinfo::read().context("read the table of mounts")?;
+    // What was mounted last may stand over the others.
+    for mounted in mounted.iter().rev().filter(|mounted| is_left(mounted, directory)) {
+        take_away_now(&mounted.point)?;
+    }
+    Ok(())
+}
+
+fn is_left(Mounted { point, kind, source }: &Mounted, directory: &Path) -> bool {
+    kind.starts_with(b"fuse") && source == FILLING_NAME.as_bytes() && point.starts_with(directory)
+}
+
 /// Ends what still runs of a server in a data directory whose file system is gone.
 fn end_servers(data: &Path) -> Result<()> {
     for poll in 0..=POLLS_MAX {
@@ -201,6 +216,20 @@ mod tests {
     fn names(directory: &Path) -> BTreeSet<String> {
         let found = fs::read_dir(directory).unwrap();
         found.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn only_what_is_ours_and_below_the_directory_is_taken_away() {
+        for (point, kind, source, expected) in [
+            ("/srv/a b", "fuse", "keepwell-instant", true),
+            ("/srv/a b/data", "fuse", "keepwell-instant", true),
+            ("/srv/a bc", "fuse", "keepwell-instant", false),
+            ("/srv/a b/other", "fuse", "sshfs", false),
+            ("/srv/a b/mnt", "tmpfs", "keepwell-instant", false),
+        ] {
+            let mounted = Mounted { point: point.into(), kind: kind.into(), source: source.into() };
+            assert_eq!(is_left(&mounted, Path::new("/srv/a b")), expected, "{mounted:?}");
+        }
     }
 
     #[test]

@@ -377,6 +377,13 @@ step "a home that holds the repository: neither backed up with it, nor restored 
     expect 0 check --read-data
     expect 1 restore latest --target "$HOME/.local/share/keepwell/repository"
     says "belongs to the backups themselves"
+    own=$(basename "$(ls "$HOME"/.config/keepwell/keys/????????????????*.key)")
+    expect 0 key enroll --name laptop --role writer --role reader --output "$HOME/laptop.key"
+    expect 0 --key-file "$HOME/laptop.key" backup "$HOME"
+    says "$own\` is left out"
+    expect 0 ls latest
+    says "$HOME/laptop.key"
+    silent_about "$own"
 ) || exit 1
 
 step "check"

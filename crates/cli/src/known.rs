@@ -52,6 +52,11 @@ impl Known {
         found.map(|e| e.key_file.as_path())
     }
 
+    /// The key files of all of them.
+    pub fn key_files(&self) -> impl Iterator<Item = &Path> {
+        self.repository.iter().map(|entry| entry.key_file.as_path())
+    }
+
     /// Refuses a repository at a place where this host knows others and not this one. Whoever holds the store can have put it
     /// there: one to which this host has a key as well, and whose readers would read what is backed up.
     pub fn refuse_another(&self, location: &Location, id: &str) -> Result<()> {

@@ -5,6 +5,10 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::{fs, io};
 
+/// Kinds of file systems behind which somebody else answers, or does not; beside those of FUSE.
+const AFAR: &[&[u8]] =
+    &[b"9p", b"afs", b"autofs", b"beegfs", b"ceph", b"cifs", b"lustre", b"nfs", b"nfs4", b"smb3"];
+
 /// Something that is mounted.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Mounted {
@@ -14,6 +18,13 @@ pub struct Mounted {
     pub kind: Vec<u8>,
     /// What it calls its device.
     pub source: Vec<u8>,
+}
+
+impl Mounted {
+    /// Whether a look at it may have to wait for somebody who is away.
+    pub fn is_afar(&self) -> bool {
+        self.kind.starts_with(b"fuse") || AFAR.contains(&self.kind.as_slice())
+    }
 }
 
 /// All that is mounted; nothing where the kernel does not tell.

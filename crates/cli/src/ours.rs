@@ -1,44 +1,76 @@
 //! What belongs to the backups themselves: a repository within what is backed up would grow with every snapshot, and a
 //! restore over it would take away newer ones.
 
+mod keys;
+mod within;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use backup_core::Repository;
+
+use self::within::Within;
 use crate::context::Context;
 use crate::location::Location;
 use crate::mountinfo::{self, Mounted};
-use crate::secret::{self, Origin};
 
 /// The repository at hand and what is cached of repositories; and of what lies within `paths` the repository that was asked
-/// for (a copy may stand in for it), the copies of the profile, and where snapshots are mounted. Whoever looks at a share whose
-/// server is away waits for it: those elsewhere are left alone.
+/// for (a copy may stand in for it), the one and the copies of the profile, the default one, and where snapshots are mounted.
 pub fn directories(ctx: &Context, at_hand: &Location, paths: &[PathBuf]) -> Vec<PathBuf> {
-    let named = Location::named(ctx).ok().flatten();
-    let copies = ctx.profile.copies.iter().filter_map(|copy| Location::parse(&copy.to).ok());
-    let meant = named.unwrap_or_else(|| Location::default_of(ctx));
-    let places: Vec<Location> = copies.chain([meant]).collect();
-    let stores = places.iter().filter_map(Location::path).map(Path::to_path_buf);
-    let mounts = mountinfo::all().into_iter().filter(shows_snapshots).map(|mounted| mounted.point);
-    let real = paths.iter().filter_map(|path| path.canonicalize().ok()); // a symlink may lead to them
-    let paths: Vec<PathBuf> = paths.iter().cloned().chain(real).collect();
-    let is_within = |place: &PathBuf| paths.iter().any(|path| place.starts_with(path));
-    let mut found: Vec<PathBuf> = stores.chain(mounts).filter(is_within).collect();
-    let at_hand = at_hand.path().map(Path::to_path_buf).filter(|path| !found.contains(path));
-    found.extend(at_hand);
+    let mounted = mountinfo::all();
+    let within = Within::new(paths, &mounted);
+    let shown =
+        mounted.iter().filter(|mounted| shows_snapshots(mounted)).map(|mounted| mounted.point.clone());
+    let mut found: Vec<PathBuf> = Vec::new();
+    let mut add = |path: PathBuf| {
+        if !found.contains(&path) {
+            found.push(path);
+        }
+    };
+    stores(ctx, &within).into_iter().for_each(&mut add);
+    shown.filter(|point| within.holds(point)).for_each(&mut add);
+    if let Some(path) = at_hand.path() {
+        add(path.to_path_buf());
+    }
     found.extend(caches(&ctx.cache_dir()));
+    found
+}
+
+fn stores(ctx: &Context, within: &Within<'_>) -> Vec<PathBuf> {
+    let place = |text: &String| Location::parse(text).ok();
+    let default = Location::default_of(ctx);
+    let asked_for = Location::named(ctx).ok().flatten().unwrap_or_else(|| default.clone());
+    let copies = ctx.profile.copies.iter().filter_map(|copy| place(&copy.to));
+    let directory = |place: Location| place.path().map(Path::to_path_buf);
+    let meant = copies.chain([asked_for]).filter_map(directory).filter(|path| within.holds(path));
+    // Where another one is asked for. What is not there, a snapshot may bring.
+    let beside = ctx.profile.repository.iter().filter_map(place).chain([default]).filter_map(directory);
+    meant.chain(beside.filter(|path| within.holds(path) && path.exists())).collect()
+}
+
+/// What a capture leaves out: these directories, and the keys of owners if the credential is none of theirs. Whoever may read
+/// the snapshot could take them out of it.
+pub fn left_out(
+    ctx: &Context,
+    repository: &Repository,
+    at_hand: &Location,
+    paths: &[PathBuf],
+) -> Vec<PathBuf> {
+    let mut found = directories(ctx, at_hand, paths);
+    if !repository.access().is_owner() {
+        let mounted = mountinfo::all();
+        found.extend(keys::of_owners(ctx, &Within::new(paths, &mounted), repository.id()));
+    }
     found
 }
 
 /// What no restore touches: these directories, and the keys that are here. One that a snapshot lacks would go with
 /// `--delete`, and be saved only to where nothing but the key leads.
 pub fn untouched(ctx: &Context, at_hand: &Location, target: &Path) -> Vec<PathBuf> {
-    let mut paths = directories(ctx, at_hand, &[target.to_path_buf()]);
-    paths.extend(entries(&ctx.environment.config_dir().join("keys")));
-    if let Ok(Some(Origin::File(path))) = secret::named_key(ctx)
-        && let Ok(path) = std::path::absolute(path)
-    {
-        paths.push(path);
-    }
+    let target = [target.to_path_buf()];
+    let mut paths = directories(ctx, at_hand, &target);
+    let mounted = mountinfo::all();
+    paths.extend(keys::here(ctx, &Within::new(&target, &mounted)));
     paths
 }
 
@@ -107,11 +139,29 @@ mod tests {
 
     #[test]
     fn the_key_that_is_named_is_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let kit = dir.path().join("kit.txt");
+        fs::write(&kit, "").unwrap();
         let mut ctx = Context::of_profiles("[profile.default]\n");
-        ctx.global.key_file = Some("/media/usb/kit.txt".into());
+        ctx.global.key_file = Some(kit.clone());
         let at_hand = Location::parse("s3://bucket").unwrap();
-        let untouched = untouched(&ctx, &at_hand, Path::new("/media"));
-        assert!(untouched.contains(&PathBuf::from("/media/usb/kit.txt")), "{untouched:?}");
+        let untouched = untouched(&ctx, &at_hand, dir.path());
+        assert!(untouched.contains(&kit), "{untouched:?}");
+    }
+
+    #[test]
+    fn the_repository_of_the_profile_is_ours_also_where_another_one_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("own");
+        let mut ctx =
+            Context::of_profiles(&format!("[profile.default]\nrepository = \"{}\"\n", own.display()));
+        ctx.global.repository = Some("s3://bucket".to_owned());
+        let at_hand = Location::parse("s3://bucket").unwrap();
+        let within = [dir.path().to_path_buf()];
+        assert!(!directories(&ctx, &at_hand, &within).contains(&own), "a snapshot may bring it");
+        fs::create_dir(&own).unwrap();
+        assert!(directories(&ctx, &at_hand, &within).contains(&own));
+        assert!(!directories(&ctx, &at_hand, &["/etc".into()]).contains(&own));
     }
 
     #[test]
@@ -120,11 +170,14 @@ mod tests {
         let top = dir.path().canonicalize().unwrap();
         fs::create_dir(top.join("data")).unwrap();
         std::os::unix::fs::symlink("data", top.join("link")).unwrap();
-        let copy = top.join("data/copy");
-        let profile = format!("[profile.default]\n[[profile.default.copy]]\nto = \"{}\"\n", copy.display());
-        let ctx = Context::of_profiles(&profile);
-        let at_hand = Location::parse("s3://bucket").unwrap();
-        assert!(untouched(&ctx, &at_hand, &top.join("link")).contains(&copy));
-        assert!(!untouched(&ctx, &at_hand, &top.join("other")).contains(&copy));
+        for (copy, target) in [("data/copy", "link"), ("link/copy", "data"), ("link/copy", "link")] {
+            let copy = top.join(copy);
+            let profile =
+                format!("[profile.default]\n[[profile.default.copy]]\nto = \"{}\"\n", copy.display());
+            let ctx = Context::of_profiles(&profile);
+            let at_hand = Location::parse("s3://bucket").unwrap();
+            assert!(untouched(&ctx, &at_hand, &top.join(target)).contains(&copy), "{target}");
+            assert!(!untouched(&ctx, &at_hand, &top.join("other")).contains(&copy), "{target}");
+        }
     }
 }

@@ -85,7 +85,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         return count::run(ctx, &planned.without(&ours::directories(ctx, &location, &paths)));
     }
     let Opened { repository, progress, location } = open_or_create(ctx).await?;
-    let ours = ours::directories(ctx, &location, &paths);
+    let ours = ours::left_out(ctx, &repository, &location, &paths);
     let source: Arc<dyn Source> = Arc::new(planned.without(&ours));
     let options = options(ctx, &args, &repository, &paths)?;
     let dataset = options.dataset.clone();

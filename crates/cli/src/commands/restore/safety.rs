@@ -61,7 +61,7 @@ pub async fn back_up(
     };
     let options = FileOptions { paths: paths.clone(), excludes, ..FileOptions::default() };
     let source = FileSource::new(&options, Arc::new(SystemClock)).map_err(backup_core::Error::from)?;
-    let source = source.without(&ours::directories(ctx, &opened.location, &paths));
+    let source = source.without(&ours::left_out(ctx, &opened.repository, &opened.location, &paths));
     let options = BackupOptions {
         dataset: SAFETY.to_owned(),
         host: ctx.host(),

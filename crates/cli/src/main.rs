@@ -25,6 +25,8 @@ mod retention;
 mod secret;
 mod select;
 mod table;
+#[cfg(test)]
+mod testing;
 mod text;
 
 use std::ffi::OsString;

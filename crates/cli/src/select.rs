@@ -224,28 +224,20 @@ pub fn taken(snapshot: &Snapshot) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use backup_core::env::SystemClock;
-    use backup_core::{BackupOptions, CreateOptions, Created};
-    use keepwell_source_files::{FileOptions, FileSource};
+    use backup_core::BackupOptions;
     use keepwell_storage::Memory;
 
     use super::*;
+    use crate::testing;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_name_counts_back_among_those_that_it_means() {
-        let store = Memory::new();
-        let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
-        let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
-        let repository = Repository::builder(Arc::new(store)).open(key).await.unwrap();
+        let repository = testing::repository(&Memory::new()).await;
         let dir = tempfile::tempdir().unwrap();
-        let files = FileOptions { paths: vec![dir.path().to_owned()], ..FileOptions::default() };
         for (dataset, tag) in [("a", "x"), ("b", "x"), ("a", "y"), ("c", "x")] {
-            let source = FileSource::new(&files, Arc::new(SystemClock)).unwrap();
             let (dataset, tags, host) = (dataset.to_owned(), vec![tag.to_owned()], "h".to_owned());
             let options = BackupOptions { dataset, tags, host, ..BackupOptions::default() };
-            repository.backup(Arc::new(source), options).await.unwrap();
+            testing::back_up(&repository, dir.path(), options).await;
         }
         let snapshots = repository.snapshots().await.unwrap();
         let found = |name: &str| select(&snapshots, &Filter::default(), name).map(|snapshot| snapshot.id);

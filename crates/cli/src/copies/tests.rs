@@ -1,16 +1,16 @@
 //! Rules of copies over months of a simulated clock.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use backup_core::env::Clock;
-use backup_core::{Approval, BackupOptions, Checked, CreateOptions, Created, Retirement, Snapshot};
-use keepwell_source_files::{FileOptions, FileSource};
+use backup_core::{Approval, BackupOptions, Checked, Retirement, Snapshot};
 use keepwell_storage::Memory;
 
 use super::*;
-use crate::select;
+use crate::{select, testing};
 
 const DAY: i64 = 24 * 3600 * 1_000_000_000;
 /// A Monday: 2026-11-02.
@@ -40,6 +40,14 @@ async fn open_at(store: &Memory, key: &KeyFile, clock: &Arc<SetClock>) -> Reposi
     Repository::builder(Arc::new(store.clone())).clock(clock).open(key.clone()).await.unwrap()
 }
 
+/// Backs up a directory on a day, with a file that is another one each day.
+async fn back_up(repository: &Repository, clock: &SetClock, tree: &Path, day: i64, dataset: &str) {
+    clock.0.store(BEGIN + day * DAY, Ordering::SeqCst);
+    std::fs::write(tree.join("day"), day.to_string()).unwrap();
+    let options = BackupOptions { dataset: dataset.into(), host: "here".into(), ..BackupOptions::default() };
+    testing::back_up(repository, tree, options).await;
+}
+
 fn days(snapshots: &[Snapshot]) -> Vec<i64> {
     snapshots.iter().map(|s| (select::taken(s) - BEGIN) / DAY).collect()
 }
@@ -56,8 +64,7 @@ async fn each_copy_has_its_own_choice_and_its_own_memory() {
     .into();
     let clock = Arc::new(SetClock::default());
     let origin = Memory::new();
-    let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
-    let key = Created::generate(&options, 1).unwrap().store(&origin).await.unwrap();
+    let key = testing::make(&origin).await;
     let repository = open_at(&origin, &key, &clock).await;
     let mut copies = Vec::new();
     for _ in &configs {
@@ -68,12 +75,7 @@ async fn each_copy_has_its_own_choice_and_its_own_memory() {
     let tree = tempfile::tempdir().unwrap();
     let mut copied = vec![0; configs.len()];
     for day in 0..60 {
-        clock.0.store(BEGIN + day * DAY, Ordering::SeqCst);
-        std::fs::write(tree.path().join("day"), day.to_string()).unwrap();
-        let files = FileOptions { paths: vec![tree.path().to_owned()], ..FileOptions::default() };
-        let source = FileSource::new(&files, Arc::new(backup_core::env::SystemClock)).unwrap();
-        let options = BackupOptions { dataset: "d".into(), host: "here".into(), ..BackupOptions::default() };
-        repository.backup(Arc::new(source), options).await.unwrap();
+        back_up(&repository, &clock, tree.path(), day, "d").await;
         let snapshots = repository.snapshots().await.unwrap();
         for (n, (config, copy)) in configs.iter().zip(&copies).enumerate() {
             let now = clock.now();
@@ -106,20 +108,14 @@ async fn an_archive_of_weeks_takes_one_of_each_though_the_repository_forgets() {
     let ten_days: CopyConfig = toml::from_str("to = \"here\"\nretention = { within = \"9d\" }").unwrap();
     let clock = Arc::new(SetClock::default());
     let (origin, same, other) = (Memory::new(), Memory::new(), Memory::new());
-    let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
-    let key = Created::generate(&options, 1).unwrap().store(&origin).await.unwrap();
-    let other_key = Created::generate(&options, 1).unwrap().store(&other).await.unwrap();
+    let key = testing::make(&origin).await;
+    let other_key = testing::make(&other).await;
     let repository = open_at(&origin, &key, &clock).await;
     repository.create_copy(&same).await.unwrap();
     let (same, other) = (open_at(&same, &key, &clock).await, open_at(&other, &other_key, &clock).await);
     let tree = tempfile::tempdir().unwrap();
     for day in 0..35 {
-        clock.0.store(BEGIN + day * DAY, Ordering::SeqCst);
-        std::fs::write(tree.path().join("day"), day.to_string()).unwrap();
-        let files = FileOptions { paths: vec![tree.path().to_owned()], ..FileOptions::default() };
-        let source = FileSource::new(&files, Arc::new(backup_core::env::SystemClock)).unwrap();
-        let options = BackupOptions { dataset: "d".into(), host: "here".into(), ..BackupOptions::default() };
-        repository.backup(Arc::new(source), options).await.unwrap();
+        back_up(&repository, &clock, tree.path(), day, "d").await;
         rules(&ten_days).retire(clock.now(), &repository, None, &mut Agrees).await.unwrap();
         let snapshots = repository.snapshots().await.unwrap();
         let there = same.snapshots().await.unwrap();
@@ -143,18 +139,11 @@ async fn an_archive_of_weeks_takes_one_of_each_though_the_repository_forgets() {
 async fn a_copy_forgets_only_what_its_own_rules_are_about() {
     let clock = Arc::new(SetClock::default());
     let store = Memory::new();
-    let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
-    let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
+    let key = testing::make(&store).await;
     let copy = open_at(&store, &key, &clock).await;
     let tree = tempfile::tempdir().unwrap();
-    for (day, dataset) in ["home", "home", "mail", "mail", "mail"].into_iter().enumerate() {
-        clock.0.store(BEGIN + day as i64 * DAY, Ordering::SeqCst);
-        std::fs::write(tree.path().join("day"), day.to_string()).unwrap();
-        let files = FileOptions { paths: vec![tree.path().to_owned()], ..FileOptions::default() };
-        let source = FileSource::new(&files, Arc::new(backup_core::env::SystemClock)).unwrap();
-        let options =
-            BackupOptions { dataset: dataset.into(), host: "here".into(), ..BackupOptions::default() };
-        copy.backup(Arc::new(source), options).await.unwrap();
+    for (day, dataset) in (0..).zip(["home", "home", "mail", "mail", "mail"]) {
+        back_up(&copy, &clock, tree.path(), day, dataset).await;
     }
     let config: CopyConfig =
         toml::from_str("to = \"x\"\ndatasets = [\"home\"]\nretention = { last = 1 }").unwrap();

@@ -2,18 +2,16 @@
 
 use std::path::Path;
 
-use backup_core::{CreateOptions, Created};
-
 use super::*;
 use crate::exit::exit_of;
+use crate::testing;
 
 /// A repository without snapshots at a place, and the file with its key.
 async fn made(dir: &Path, name: &str) -> PathBuf {
     let ctx = Context::of_profiles("");
     let place = Location::parse(dir.join(name).to_str().unwrap()).unwrap();
-    let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
     let store = place.create(&ctx).await.unwrap();
-    let key = Created::generate(&options, 1).unwrap().store(&*store).await.unwrap();
+    let key = testing::make(&*store).await;
     let file = dir.join(format!("{name}.key"));
     secret::write_private(&file, &key.to_toml()).unwrap();
     file

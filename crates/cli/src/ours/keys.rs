@@ -53,20 +53,14 @@ fn named(ctx: &Context) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use backup_core::{CreateOptions, Created};
-
     use super::*;
-
-    fn key() -> KeyFile {
-        let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
-        Created::generate(&options, 1).unwrap().key_file().clone()
-    }
+    use crate::testing;
 
     #[test]
     fn keys_that_are_not_in_use_are_found_where_they_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let top = dir.path().canonicalize().unwrap();
-        let (owner, other) = (key(), key());
+        let (owner, other) = (testing::created().key_file().clone(), testing::created().key_file().clone());
         let member = KeyFile { owner: None, ..owner.clone() };
         for (name, key) in [("member", &member), ("other", &other), ("owner", &owner)] {
             secret::write_private(&top.join(name), &key.to_toml()).unwrap();

@@ -155,20 +155,16 @@ fn roles(given: &[Role]) -> Result<Option<Roles>> {
 mod tests {
     use std::fs::{self, Permissions};
     use std::os::unix::fs::PermissionsExt;
-    use std::sync::Arc;
 
-    use backup_core::{CreateOptions, Created};
     use keepwell_storage::Memory;
 
     use super::*;
+    use crate::testing;
 
     #[tokio::test]
     async fn only_the_enrolment_that_was_interrupted_goes_on() {
         let ctx = Context::of_profiles("");
-        let store = Memory::new();
-        let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
-        let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
-        let repository = Repository::builder(Arc::new(store)).open(key).await.unwrap();
+        let repository = testing::repository(&Memory::new()).await;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("web.key");
         let keeper = repository.new_member("web", Roles::KEEPER, None).unwrap();

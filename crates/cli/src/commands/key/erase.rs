@@ -68,19 +68,14 @@ fn find(repository: &Repository, name: &str) -> Result<DomainId> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use backup_core::{CreateOptions, Created};
     use keepwell_storage::Memory;
 
     use super::*;
+    use crate::testing;
 
     #[tokio::test]
     async fn of_two_domains_of_one_name_none_is_taken_for_the_other() {
-        let store = Memory::new();
-        let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
-        let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
-        let repository = Repository::builder(Arc::new(store)).open(key).await.unwrap();
+        let repository = testing::repository(&Memory::new()).await;
         let first = repository.create_domain("customer").await.unwrap();
         assert_eq!(find(&repository, "customer").unwrap(), first);
         repository.erase_domain(first, &[]).await.unwrap();

@@ -217,13 +217,14 @@ impl Made {
 
 #[cfg(test)]
 mod tests {
+    use backup_core::BackupOptions;
     use backup_core::env::SystemClock;
     use backup_core::source::{Found, Item, Opened, Preflight, Source, SourceError};
-    use backup_core::{BackupOptions, CreateOptions, Created, Repository};
     use keepwell_source_files::{FileOptions, FileSource};
     use keepwell_storage::Memory;
 
     use super::*;
+    use crate::testing;
 
     /// Files of which some cannot be looked at.
     struct Unreadable(FileSource, Vec<MapKey>);
@@ -257,10 +258,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_captured_path_that_the_snapshot_lacks_is_no_part() {
-        let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
-        let store = Memory::new();
-        let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
-        let repository = Repository::builder(Arc::new(store)).open(key).await.unwrap();
+        let repository = testing::repository(&Memory::new()).await;
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().canonicalize().unwrap();
         let paths = ["a", "b"].map(|name| dir.join(name));

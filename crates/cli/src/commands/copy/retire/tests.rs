@@ -4,8 +4,8 @@ use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use backup_core::BackupOptions;
 use backup_core::source::{Content, Found, Item, Opened as Contents, Piece, Preflight, Source, SourceError};
-use backup_core::{BackupOptions, CreateOptions, Created, Repository};
 use keepwell_catalog::wal::WalPlace;
 use keepwell_catalog::{Entry, EntryKind, MapKey};
 use keepwell_storage::{Memory, list_all};
@@ -13,6 +13,7 @@ use keepwell_storage::{Memory, list_all};
 use super::*;
 use crate::location::Location;
 use crate::progress::Progress;
+use crate::testing;
 
 /// A base backup of cluster 7 that begins in this segment, with nothing but its description.
 struct BaseBackup(u64);
@@ -80,9 +81,7 @@ impl Content for Text {
 async fn a_copy_that_is_pruned_loses_the_wal_that_its_base_backups_do_not_need() {
     let ctx = Context::of_profiles("");
     let store = Memory::new();
-    let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
-    let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
-    let repository = Repository::builder(Arc::new(store.clone())).open(key).await.unwrap();
+    let repository = testing::repository(&store).await;
     let log = repository.wal_writer("db", 7, 16 << 20, false).await.unwrap();
     for (file, from, to) in [(2, 0, 4), (3, 0, 2), (3, 0, 4), (4, 0, 4)] {
         let content = vec![1_u8; (to - from) as usize];

@@ -13,7 +13,7 @@ use keepwell_crypto::{ChunkId, DomainId};
 use keepwell_storage::{Key, Memory, ObjectStore, Operation};
 
 use super::history::MISSING_MAX;
-use super::{CheckOptions, ReadData, remembered_proofs, scrub};
+use super::{CheckOptions, CheckReport, ReadData, remembered_proofs, scrub};
 use crate::env::{Clock, SystemClock, Timestamp};
 use crate::monitor::Monitor;
 use crate::repository::read_plans;
@@ -22,7 +22,7 @@ use crate::testing::{
     snapshot_of,
 };
 use crate::write::{Session, fence};
-use crate::{Cache, Cancel, Error, Limits, PruneOptions, Repository, Verdict, retain};
+use crate::{BackupReport, Cache, Cancel, Error, Limits, PruneOptions, Repository, Verdict, retain};
 
 const EVERYTHING: CheckOptions = CheckOptions { read: ReadData::Everything };
 
@@ -38,6 +38,21 @@ async fn flip(world: &World, name: &str) {
 
 fn tree(name: &str, seed: u64) -> TreeModel {
     TreeModel::default().with(name, Thing::file(noise(seed, 20_000)))
+}
+
+/// Two backups; the report of the first, and the pack with its data.
+async fn two_backups() -> (World, BackupReport, String) {
+    let world = World::new().await;
+    let first = back_up(&world.repository, &tree("one", 1)).await;
+    let [pack] = <[String; 1]>::try_from(world.names("data/").await).unwrap();
+    back_up(&world.repository, &tree("other", 2)).await;
+    (world, first, pack)
+}
+
+/// Whether findings are about this object, and about no other.
+fn is_only_about(report: &CheckReport, object: &Key) -> bool {
+    let mut objects = report.findings.iter().map(|finding| finding.object.as_str());
+    !report.findings.is_empty() && objects.all(|found| found == object.as_str())
 }
 
 #[test]
@@ -86,10 +101,7 @@ fn what_counts_is_looked_at_once_for_all_that_is_damaged() {
 #[test]
 fn damage_to_what_no_snapshot_needs_affects_none() {
     block_on(async {
-        let world = World::new().await;
-        let first = back_up(&world.repository, &tree("one", 1)).await;
-        let [pack] = <[String; 1]>::try_from(world.names("data/").await).unwrap();
-        back_up(&world.repository, &tree("other", 2)).await;
+        let (world, first, pack) = two_backups().await;
         let snapshots = world.repository.snapshots().await.unwrap();
         let going = snapshots.iter().find(|snapshot| snapshot.id == first.snapshot).unwrap();
         world.repository.forget(&[(going, "test".into())]).await.unwrap();
@@ -113,9 +125,7 @@ fn what_is_said_falsely_of_a_pack_affects_no_snapshot() {
             let lie = PackRef { domain: DomainId::from_bytes([9; 4]), ..pack };
             let segment = say(&hostile, PackClass::Data, lie, &entries, first).await;
             let report = world.open(&world.key).await.check(EVERYTHING).await.unwrap();
-            let objects: Vec<&str> = report.findings.iter().map(|finding| finding.object.as_str()).collect();
-            assert!(objects.contains(&segment.as_str()), "{objects:?}");
-            assert!(objects.iter().all(|object| *object == segment.as_str()), "{objects:?}");
+            assert!(is_only_about(&report, &segment), "{:?}", report.findings);
             assert!(report.damaged_snapshots.is_empty() && report.damaged_paths.is_empty(), "{report:?}");
         });
     }
@@ -130,9 +140,7 @@ fn a_large_segment_that_is_malformed_is_damage_and_stops_nothing() {
         let segment = say_malformed(&hostile, pack, 100_000).await;
         let repository = world.open(&world.key).await;
         let report = repository.check(EVERYTHING).await.unwrap();
-        let objects: Vec<&str> = report.findings.iter().map(|finding| finding.object.as_str()).collect();
-        assert!(objects.contains(&segment.as_str()), "{objects:?}");
-        assert!(objects.iter().all(|object| *object == segment.as_str()), "{objects:?}");
+        assert!(is_only_about(&report, &segment), "{:?}", report.findings);
         assert!(report.damaged_snapshots.is_empty(), "{report:?}");
 
         back_up(&repository, &tree("other", 2)).await;
@@ -232,9 +240,7 @@ impl Hook for MergesThen {
 #[test]
 fn a_scrub_finds_what_a_plan_says_that_is_merged_meanwhile() {
     block_on(async {
-        let world = World::new().await;
-        let first = back_up(&world.repository, &tree("one", 1)).await;
-        back_up(&world.repository, &tree("other", 2)).await;
+        let (world, first, _) = two_backups().await;
         let going = snapshot_of(&world.repository, &first).await;
         world.repository.forget(&[(&going, "test".into())]).await.unwrap();
         let pruned = world.repository.prune(PruneOptions { max_unused: 0.0, ..PruneOptions::default() });
@@ -335,11 +341,8 @@ fn reading(read: ReadData) -> CheckOptions {
 #[test]
 fn a_pack_that_was_proved_and_is_damaged_counts_as_proved_no_more() {
     block_on(async {
-        let world = World::new().await;
+        let (world, _, first) = two_backups().await;
         let repository = &world.repository;
-        back_up(repository, &tree("one", 1)).await;
-        let [first] = <[String; 1]>::try_from(world.names("data/").await).unwrap();
-        back_up(repository, &tree("other", 2)).await;
         assert_eq!(repository.proved_since().await.unwrap(), None);
         assert!(repository.check(EVERYTHING).await.unwrap().is_sound());
         let checked = repository.checked().await.unwrap();
@@ -366,11 +369,8 @@ fn a_pack_that_was_proved_and_is_damaged_counts_as_proved_no_more() {
 #[test]
 fn a_snapshot_that_a_check_found_damaged_takes_no_place_of_a_sound_one() {
     block_on(async {
-        let world = World::new().await;
+        let (world, _, first) = two_backups().await;
         let repository = &world.repository;
-        back_up(repository, &tree("one", 1)).await;
-        let [first] = <[String; 1]>::try_from(world.names("data/").await).unwrap();
-        back_up(repository, &tree("other", 2)).await;
         back_up(repository, &tree("third", 3)).await;
         let snapshots = repository.snapshots().await.unwrap();
         let yearly = RetentionPolicy { yearly: Some(Slots::Newest(1)), ..RetentionPolicy::default() };
@@ -405,11 +405,8 @@ fn a_snapshot_that_a_check_found_damaged_takes_no_place_of_a_sound_one() {
 #[test]
 fn damage_that_was_read_is_not_forgotten_by_a_check_that_reads_nothing() {
     block_on(async {
-        let world = World::new().await;
+        let (world, _, first) = two_backups().await;
         let repository = &world.repository;
-        back_up(repository, &tree("one", 1)).await;
-        let [first] = <[String; 1]>::try_from(world.names("data/").await).unwrap();
-        back_up(repository, &tree("other", 2)).await;
         flip(&world, &first).await;
         assert!(repository.check(CheckOptions::default()).await.unwrap().is_sound(), "nobody has read it");
         assert!(!repository.check(EVERYTHING).await.unwrap().is_sound());

@@ -21,15 +21,9 @@ pub struct KeyringError(#[source] CborError);
 /// The keys of one member.
 /// ```
 /// use keepwell_crypto::keyring::{DomainKeys, GroupKeys, Keyring};
-/// use keepwell_crypto::{DomainId, GroupId, IdKey, Identity, RepositoryId, SigningKey};
+/// use keepwell_crypto::{GroupId, Identity, RepositoryId, SigningKey};
 ///
-/// let (index, data) = (Identity::generate(), Identity::generate());
-/// let domain = DomainKeys {
-///     id: DomainId::generate(),
-///     id_key: IdKey::generate(),
-///     recipient: data.recipient(),
-///     identities: vec![data],
-/// };
+/// let (index, domain) = (Identity::generate(), DomainKeys::generate());
 /// let group = GroupId::generate();
 /// let keyring = Keyring {
 ///     repository: RepositoryId::generate(),
@@ -119,6 +113,17 @@ impl GroupKeys {
 }
 
 impl DomainKeys {
+    /// The keys of a new domain.
+    pub fn generate() -> Self {
+        let data = Identity::generate();
+        Self {
+            id: DomainId::generate(),
+            id_key: IdKey::generate(),
+            recipient: data.recipient(),
+            identities: vec![data],
+        }
+    }
+
     /// The CBOR form: the object of an erasable domain. Wiped when dropped; compress and seal it at once.
     pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
         encode(|e| encode_domain(e, self))

@@ -7,7 +7,7 @@ use keepwell_catalog::names::{self, ObjectName};
 use keepwell_catalog::seal_record;
 use keepwell_crypto::keyring::DomainKeys;
 use keepwell_crypto::trust::{Body, Chain, Domain, Erase, Member};
-use keepwell_crypto::{DomainId, IdKey, Identity, MemberId, Recipient};
+use keepwell_crypto::{DomainId, MemberId, Recipient};
 use keepwell_storage::Key;
 
 use super::{erasable, first_free, in_force, reads, refuse_without_reader};
@@ -37,13 +37,7 @@ impl Repository {
             return Err(Error::Invalid(format!("there is an erasable domain `{name}` already")));
         }
         refuse_without_reader(&chain)?;
-        let data = Identity::generate();
-        let keys = DomainKeys {
-            id: DomainId::generate(),
-            id_key: IdKey::generate(),
-            recipient: data.recipient(),
-            identities: vec![data],
-        };
+        let keys = DomainKeys::generate();
         let owners = chain.owner_recipients();
         for member in in_force(&chain).filter(|member| member.group == self.group()) {
             self.put_erasable(&owners, member, &keys, 0).await?;

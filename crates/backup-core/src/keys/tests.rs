@@ -208,13 +208,7 @@ async fn keys_of_a_domain_that_no_owner_signed_are_ignored() {
     let world = World::new().await;
     let domain = world.repository.create_domain("customer").await.unwrap();
     let host = world.repository.chain().members().next().unwrap().clone();
-    let stranger = Identity::generate();
-    let forged = DomainKeys {
-        id: domain,
-        id_key: IdKey::generate(),
-        recipient: stranger.recipient(),
-        identities: vec![stranger],
-    };
+    let forged = DomainKeys { id: domain, ..DomainKeys::generate() };
     let sealed = seal_record(std::slice::from_ref(&host.recipient), &forged.to_bytes()).unwrap();
     world.store.put_new(&names::erasable_key(domain, host.id(), 7), Bytes::from(sealed)).await.unwrap();
     let repository = open(&world, &world.key).await.unwrap();

@@ -5,9 +5,7 @@ use keepwell_catalog::{names, seal_record};
 use keepwell_crypto::keyfile::{KeyFile, MemberKeys, OwnerKeys};
 use keepwell_crypto::keyring::{DomainKeys, GroupKeys, Keyring};
 use keepwell_crypto::trust::{Body, Chain, Domain, Group, KeyringRef, Member, Owner, Roles};
-use keepwell_crypto::{
-    Digest, DomainId, GroupId, IdKey, Identity, Recipient, RepositoryId, SigningKey, StoreId,
-};
+use keepwell_crypto::{Digest, GroupId, Identity, Recipient, RepositoryId, SigningKey, StoreId};
 use keepwell_storage::{Key, ObjectStore};
 
 use super::open::{HINT_KEY, RepositoryHint};
@@ -120,14 +118,11 @@ async fn refuse_existing(store: &dyn ObjectStore) -> Result<(), Error> {
 }
 
 fn new_group() -> GroupKeys {
-    let data = Identity::generate();
-    let domain = DomainKeys {
-        id: DomainId::generate(),
-        id_key: IdKey::generate(),
-        recipient: data.recipient(),
-        identities: vec![data],
-    };
-    GroupKeys { id: GroupId::generate(), index_identities: vec![Identity::generate()], domains: vec![domain] }
+    GroupKeys {
+        id: GroupId::generate(),
+        index_identities: vec![Identity::generate()],
+        domains: vec![DomainKeys::generate()],
+    }
 }
 
 /// Seals a keyring to its member and to the owners; gives the reference for the chain, the key and the bytes.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use keepwell_catalog::names::{self, ObjectName};
-use keepwell_catalog::{Commit, CommitKind, List, Session as Claim, SessionKind};
+use keepwell_catalog::{Commit, CommitKind, List};
 use keepwell_crypto::{MemberId, Signed, trust::Roles};
 use keepwell_storage::{Key, list_all};
 
@@ -16,7 +16,7 @@ use crate::check::{CheckReport, prove_object};
 use crate::prune::needed_state;
 use crate::repository::{Repository, Snapshot, SnapshotState, fetch_bounded, read_ends, verify_end};
 use crate::transfer::manifest_bytes;
-use crate::write::{Ending, Session, fence};
+use crate::write::{Ending, Session, fence, put_claim};
 
 /// What a mirror may put back, in this order: a verdict before its plan, which without it would be judged again.
 const MIRRORED: [&str; 6] = ["commits/", "lists/", "retired/", "gc/", "state/", "sessions/"];
@@ -111,18 +111,7 @@ fn origin_here(repository: &Repository, snapshot: &Snapshot) -> Option<(Commit, 
 
 /// Takes the number of a session whose end is about to be replaced, so that no backup takes it while nothing stands there.
 async fn hold_number(repository: &Repository, writer: MemberId, n: u64) -> Result<(), Error> {
-    let claim = Claim {
-        store: repository.store_id(),
-        writer,
-        n,
-        k: 0,
-        time: repository.now(),
-        kind: SessionKind::Writer,
-        nonce: Some(repository.random()),
-    };
-    let signed = repository.sign(Claim::KIND, claim.encode())?;
-    repository.put_own(&names::session_key(writer, n, 0), signed).await?; // its own claim does as well
-    Ok(())
+    put_claim(repository, writer, n).await.map(drop) // its own claim does as well
 }
 
 /// Puts fences in the place of ends that are missing or do not verify, where the session published nothing: its list,

@@ -88,17 +88,7 @@ impl Session {
         let before = read_before(repository, writer).await?;
         let mut n = free_number("commits", before.next)?;
         loop {
-            let record = Record {
-                store: repository.store_id(),
-                writer,
-                n,
-                k: 0,
-                time: repository.now(),
-                kind: SessionKind::Writer,
-                nonce: (!planted("claim-without-nonce")).then(|| repository.random()),
-            };
-            let signed = repository.sign(Record::KIND, record.encode())?;
-            match repository.put_own(&names::session_key(writer, n, 0), signed).await {
+            match put_claim(repository, writer, n).await {
                 Ok(true) => break,
                 // An open session of this writer, at work or dead, has the number.
                 Ok(false) => {}
@@ -228,19 +218,29 @@ impl Drop for Session {
     }
 }
 
+/// Creates the claim of a number. `false` where another one stands there.
+pub(crate) async fn put_claim(repository: &Repository, writer: MemberId, n: u64) -> Result<bool, Error> {
+    let nonce = (!planted("claim-without-nonce")).then(|| repository.random());
+    let signed = signed(repository, writer, n, 0, nonce)?;
+    repository.put_own(&names::session_key(writer, n, 0), signed).await
+}
+
+fn signed(
+    repository: &Repository,
+    writer: MemberId,
+    n: u64,
+    k: u64,
+    nonce: Option<[u8; 8]>,
+) -> Result<Vec<u8>, Error> {
+    let (store, time, kind) = (repository.store_id(), repository.now(), SessionKind::Writer);
+    let record = Record { store, writer, n, k, time, kind, nonce };
+    repository.sign(Record::KIND, record.encode())
+}
+
 async fn beat(repository: Repository, writer: MemberId, n: u64) {
     for k in 1.. {
         tokio::time::sleep(BEAT_EVERY).await;
-        let record = Record {
-            store: repository.store_id(),
-            writer,
-            n,
-            k,
-            time: repository.now(),
-            kind: SessionKind::Writer,
-            nonce: None,
-        };
-        let Ok(signed) = repository.sign(Record::KIND, record.encode()) else { return };
+        let Ok(signed) = signed(&repository, writer, n, k, None) else { return };
         // A beat that does not arrive costs nothing: the next one may, and a fence is noticed at the commit.
         let _ = repository.store().put_new(&names::session_key(writer, n, k), Bytes::from(signed)).await;
     }

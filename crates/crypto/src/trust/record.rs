@@ -144,25 +144,24 @@ fn decode_genesis(d: &mut Decoder<'_>) -> Decoded<Body> {
 }
 
 fn decode_enrol(d: &mut Decoder<'_>) -> Decoded<Body> {
-    let (mut member, mut name, mut digest) = (None, None, None);
-    fields(d, |key, d| {
-        match key {
-            0 => member = Some(decode_member(d)?),
-            1 => name = Some(text(d)?),
-            2 => digest = Some(d.decode()?),
-            _ => return Ok(false),
-        }
-        Ok(true)
-    })?;
-    let keyring = KeyringRef { name: need(name, 1)?, digest: need(digest, 2)? };
-    Ok(Body::Enrol { member: need(member, 0)?, keyring })
+    let (member, keyring) = decode_given(d, decode_member)?;
+    Ok(Body::Enrol { member, keyring })
 }
 
 fn decode_new_keyring(d: &mut Decoder<'_>) -> Decoded<Body> {
-    let (mut member, mut name, mut digest) = (None, None, None);
+    let (member, keyring) = decode_given(d, |d| d.decode())?;
+    Ok(Body::Keyring { member, keyring })
+}
+
+/// A keyring and whose it is.
+fn decode_given<'b, M>(
+    d: &mut Decoder<'b>,
+    decode_whose: impl Fn(&mut Decoder<'b>) -> Decoded<M>,
+) -> Decoded<(M, KeyringRef)> {
+    let (mut whose, mut name, mut digest) = (None, None, None);
     fields(d, |key, d| {
         match key {
-            0 => member = Some(d.decode()?),
+            0 => whose = Some(decode_whose(d)?),
             1 => name = Some(text(d)?),
             2 => digest = Some(d.decode()?),
             _ => return Ok(false),
@@ -170,7 +169,7 @@ fn decode_new_keyring(d: &mut Decoder<'_>) -> Decoded<Body> {
         Ok(true)
     })?;
     let keyring = KeyringRef { name: need(name, 1)?, digest: need(digest, 2)? };
-    Ok(Body::Keyring { member: need(member, 0)?, keyring })
+    Ok((need(whose, 0)?, keyring))
 }
 
 fn decode_revoke(d: &mut Decoder<'_>) -> Decoded<Body> {

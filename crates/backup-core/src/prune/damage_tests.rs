@@ -50,9 +50,7 @@ fn packs_whose_segment_is_lost_are_no_orphans_and_come_back() {
         assert_eq!(repaired.packs_indexed, packs.len() as u64, "{repaired:?}");
         assert!(repaired.after.is_sound(), "{:?}", repaired.after.findings);
         repository.prune(thorough()).await.unwrap();
-        let fresh = world.open(&world.key).await;
-        let snapshot = snapshot_of(&fresh, &report).await;
-        assert_same(&restored(&fresh, &snapshot).await, &tree(1).as_restored());
+        world.assert_restores(&report, &tree(1)).await;
     });
 }
 
@@ -100,9 +98,7 @@ fn a_decided_plan_of_segments_is_finished() {
         repository.put_own(&names::kept_key(name), signed).await.unwrap();
         repository.prune(thorough()).await.unwrap();
         assert!(!world.names("index/").await.contains(&twin));
-        let fresh = world.open(&world.key).await;
-        let snapshot = snapshot_of(&fresh, &report).await;
-        assert_same(&restored(&fresh, &snapshot).await, &tree(1).as_restored());
+        world.assert_restores(&report, &tree(1)).await;
     });
 }
 

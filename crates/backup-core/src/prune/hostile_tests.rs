@@ -13,10 +13,7 @@ use super::PruneOptions;
 use crate::Error;
 use crate::backup::{StoredNodes, begin_uploads};
 use crate::repository::{Repository, Snapshot};
-use crate::testing::{
-    Thing, TreeModel, World, assert_same, back_up, block_on, data_pack, key, noise, restored, say,
-    snapshot_of,
-};
+use crate::testing::{Thing, TreeModel, World, back_up, block_on, data_pack, key, noise, say, snapshot_of};
 use crate::write::{Ending, PackSettings, Packer, Session, name_of};
 
 fn thorough() -> PruneOptions {
@@ -111,9 +108,7 @@ fn nodes_of_others_that_a_tree_calls_content_are_gone_through_all_the_same() {
                 true => _ = pruned.unwrap(),
                 false => assert!(matches!(pruned, Err(Error::ChunkLost { .. })), "{pruned:?}"),
             }
-            let fresh = world.open(&world.key).await;
-            let snapshot = snapshot_of(&fresh, &report).await;
-            assert_same(&restored(&fresh, &snapshot).await, &tree(2).as_restored());
+            world.assert_restores(&report, &tree(2)).await;
         });
     }
 }
@@ -166,9 +161,7 @@ fn nothing_goes_because_the_index_says_that_it_lies_elsewhere_too() {
             if elsewhere != Elsewhere::Rotten {
                 world.open(&world.key).await.prune(thorough()).await.unwrap();
             }
-            let fresh = world.open(&world.key).await;
-            let snapshot = snapshot_of(&fresh, &report).await;
-            assert_same(&restored(&fresh, &snapshot).await, &tree(2).as_restored());
+            world.assert_restores(&report, &tree(2)).await;
         });
     }
 }
@@ -190,9 +183,7 @@ fn a_pack_that_is_kept_is_not_dead_under_another_class() {
         let pruned = keeper.carry_out(plan).await.unwrap();
         assert!(pruned.kept > 0, "{pruned:?}");
         world.open(&world.key).await.prune(thorough()).await.unwrap();
-        let fresh = world.open(&world.key).await;
-        let snapshot = snapshot_of(&fresh, &report).await;
-        assert_same(&restored(&fresh, &snapshot).await, &tree(1).as_restored());
+        world.assert_restores(&report, &tree(1)).await;
     });
 }
 
@@ -234,9 +225,7 @@ fn a_false_description_of_a_pack_neither_stops_a_prune_nor_misleads_it() {
             assert!(pruned.unused_bytes < before && pruned.packs_repacked > 0, "{pruned:?}");
             let key = names::pack_key(PackClass::Data, &pack.name).to_string();
             assert!(!world.names("data/").await.contains(&key), "its content has moved");
-            let fresh = world.open(&world.key).await;
-            let snapshot = snapshot_of(&fresh, &report).await;
-            assert_same(&restored(&fresh, &snapshot).await, &tree(1).as_restored());
+            world.assert_restores(&report, &tree(1)).await;
         });
     }
 }
@@ -277,9 +266,7 @@ fn what_is_listed_twice_is_no_waste() {
                 if frame_length.is_none() {
                     assert_eq!(pruned.unused_bytes, 0, "{pruned:?}");
                 }
-                let fresh = world.open(&world.key).await;
-                let snapshot = snapshot_of(&fresh, &report).await;
-                assert_same(&restored(&fresh, &snapshot).await, &tree(1).as_restored());
+                world.assert_restores(&report, &tree(1)).await;
             });
         }
     }

@@ -277,8 +277,6 @@ fn packs_that_a_segment_only_names_are_listed_again() {
         assert_eq!(repaired.packs_indexed, 1, "{repaired:?}");
         assert!(repaired.after.is_sound(), "{:?}", repaired.after.findings);
         assert_eq!(fetch_all(&repository, &entries).await, entries.len());
-        let fresh = world.open(&world.key).await;
-        let snapshot = snapshot_of(&fresh, &report).await;
-        assert_same(&restored(&fresh, &snapshot).await, &tree(1).as_restored());
+        world.assert_restores(&report, &tree(1)).await;
     });
 }

@@ -90,6 +90,13 @@ impl World {
     pub async fn delete(&self, name: &str) {
         self.store.delete(&name.parse().unwrap()).await.unwrap();
     }
+
+    /// Restores the snapshot of a report by whoever knows nothing yet, to the same as was backed up.
+    pub async fn assert_restores(&self, report: &BackupReport, tree: &TreeModel) {
+        let fresh = self.open(&self.key).await;
+        let snapshot = snapshot_of(&fresh, report).await;
+        assert_same(&restored(&fresh, &snapshot).await, &tree.as_restored());
+    }
 }
 
 /// Small chunks, so that small files have many.

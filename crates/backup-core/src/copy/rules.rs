@@ -245,15 +245,15 @@ pub struct Retirement {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicI64, Ordering};
-    use std::time::Duration;
 
     use keepwell_catalog::retention::Slots;
     use keepwell_storage::{Memory, ObjectStore, list_all};
 
     use super::*;
     use crate::env::Clock;
-    use crate::testing::{Thing, TreeModel, World, back_up, noise, snapshot_of};
+    use crate::testing::{SetClock, Thing, TreeModel, World, back_up, noise, snapshot_of};
+
+    const HOUR: Timestamp = 3600 * 1_000_000_000;
 
     /// Agrees, and is interrupted before anything is removed.
     #[derive(Default)]
@@ -319,28 +319,13 @@ mod tests {
         assert!(!copy.is_prune_due() && done.forgotten == 2 && done.bytes_freed > 0, "{done:?}");
     }
 
-    /// Says what it is told to.
-    #[derive(Debug, Default)]
-    struct SetClock(AtomicI64);
-
-    impl Clock for SetClock {
-        fn now(&self) -> Timestamp {
-            self.0.load(Ordering::SeqCst)
-        }
-
-        fn monotonic(&self) -> Duration {
-            Duration::ZERO
-        }
-    }
-
     #[tokio::test(flavor = "multi_thread")]
     async fn what_gave_way_to_a_proven_one_does_not_come_again() {
-        const HOUR: Timestamp = 3600 * 1_000_000_000;
         let world = World::new().await;
         let clock = Arc::new(SetClock::default());
         let origin = world.open_with(clock.clone()).await;
         for (seed, hour) in [(1, 0), (2, 6), (3, 12), (4, 18), (5, 25)] {
-            clock.0.store(10_000 * 24 * HOUR + hour * HOUR, Ordering::SeqCst);
+            clock.set(10_000 * 24 * HOUR + hour * HOUR);
             back_up(&origin, &TreeModel::default().with("file", Thing::file(noise(seed, 9000)))).await;
         }
         let here = origin.snapshots().await.unwrap();
@@ -361,7 +346,6 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_copy_is_never_newer_than_now() {
-        const HOUR: Timestamp = 3600 * 1_000_000_000;
         const NOW: Timestamp = 10_000 * 24 * HOUR;
         let world = World::new().await;
         let clock = Arc::new(SetClock::default());
@@ -369,7 +353,7 @@ mod tests {
         let mut newest = Vec::new();
         // One from ten years ahead, one by a clock that differs a little, and one that is right.
         for (seed, captured) in [(1, NOW + 87_600 * HOUR), (2, NOW + HOUR / 2), (3, NOW - HOUR)] {
-            clock.0.store(captured, Ordering::SeqCst);
+            clock.set(captured);
             let report =
                 back_up(&origin, &TreeModel::default().with("file", Thing::file(noise(seed, 9000)))).await;
             let there = [snapshot_of(&origin, &report).await];
@@ -380,12 +364,11 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_is_damaged_in_the_copy_stands_for_no_day() {
-        const HOUR: Timestamp = 3600 * 1_000_000_000;
         let world = World::new().await;
         let clock = Arc::new(SetClock::default());
         let origin = world.open_with(clock.clone()).await;
         for hour in [0, 6, 12] {
-            clock.0.store(10_000 * 24 * HOUR + hour * HOUR, Ordering::SeqCst);
+            clock.set(10_000 * 24 * HOUR + hour * HOUR);
             back_up(&origin, &TreeModel::default().with("file", Thing::file(noise(hour as u64, 9000)))).await;
         }
         let all = origin.snapshots().await.unwrap();

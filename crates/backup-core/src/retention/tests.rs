@@ -1,33 +1,17 @@
 //! Clocks that are wrong, and snapshots that are published again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
 
 use keepwell_catalog::retention::Slots;
 use keepwell_storage::Memory;
 
 use super::*;
 use crate::env::{Clock, SystemClock};
-use crate::testing::{MemorySource, Thing, TreeModel, World, back_up, noise, options};
+use crate::testing::{MemorySource, SetClock, Thing, TreeModel, World, back_up, noise, options};
 use crate::{Repository, RewriteOptions};
 
 const DAY: i64 = 24 * 3600 * 1_000_000_000;
 const YEAR: i64 = 365 * DAY;
-
-/// Says what it is told to.
-#[derive(Debug, Default)]
-struct SetClock(AtomicI64);
-
-impl Clock for SetClock {
-    fn now(&self) -> Timestamp {
-        self.0.load(Ordering::SeqCst)
-    }
-
-    fn monotonic(&self) -> Duration {
-        SystemClock.monotonic()
-    }
-}
 
 /// A tree with one file of so many bytes.
 fn tree(bytes: usize) -> TreeModel {
@@ -37,7 +21,7 @@ fn tree(bytes: usize) -> TreeModel {
 /// Backs up at these times by the writer's clock.
 async fn back_up_at(repository: &Repository, clock: &SetClock, times: &[i64]) {
     for time in times {
-        clock.0.store(*time, Ordering::SeqCst);
+        clock.set(*time);
         back_up(repository, &tree(5000)).await;
     }
 }

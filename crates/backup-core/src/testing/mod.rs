@@ -1,6 +1,7 @@
 //! What the tests of this crate share: trees in memory that can be backed up, restored into and compared, and
 //! repositories in memory to do it with.
 
+mod clock;
 mod hooked;
 mod index;
 mod paired;
@@ -13,6 +14,7 @@ use keepwell_crypto::keyfile::KeyFile;
 use keepwell_crypto::trust::Roles;
 use keepwell_storage::{Memory, ObjectStore, Recording};
 
+pub(crate) use clock::SetClock;
 pub(crate) use hooked::{Hook, Hooked};
 pub(crate) use index::{data_pack, say, say_malformed};
 pub(crate) use paired::Paired;

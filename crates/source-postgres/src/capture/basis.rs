@@ -45,6 +45,25 @@ pub(super) struct Origin {
     pub time: i64,
 }
 
+#[cfg(test)]
+impl Origin {
+    /// One that tests change.
+    pub fn example() -> Self {
+        Self {
+            system: "7".into(),
+            major: 17,
+            timeline: 1,
+            begun: None,
+            counted: None,
+            checksums: Some(true),
+            bad: Vec::new(),
+            start: "0/28".into(),
+            stop: "0/99".into(),
+            time: 5,
+        }
+    }
+}
+
 impl Origin {
     /// Whether its timeline is the one of this number that the server's history has, and the server the same, as far as both
     /// are known. A recovery after a crash passes for another server: then everything is read once.
@@ -127,16 +146,12 @@ mod tests {
     fn a_timeline_of_the_same_number_that_began_elsewhere_is_another_one() {
         let history = |number, text: &str| History::parse(Timeline::new(number).unwrap(), text.as_bytes());
         let origin = |timeline, begun: Option<&str>| Origin {
-            system: "7".into(),
-            major: 17,
             timeline,
             begun: begun.map(str::to_owned),
             counted: Some("1793.5".into()),
-            checksums: Some(true),
-            bad: Vec::new(),
             start: "0/900".into(),
             stop: "0/999".into(),
-            time: 5,
+            ..Origin::example()
         };
         let third = history(3, "1\t0/500\tx\n2\t0/A00\tx\n").unwrap();
         assert!(
@@ -183,18 +198,7 @@ mod tests {
             extents,
             whole,
         };
-        let origin = Origin {
-            system: "7".into(),
-            major: 17,
-            timeline: 1,
-            begun: None,
-            counted: None,
-            checksums: Some(true),
-            bad: vec!["data/base/5/5".into()],
-            start: "0/28".into(),
-            stop: "0/99".into(),
-            time: 5,
-        };
+        let origin = Origin { bad: vec!["data/base/5/5".into()], ..Origin::example() };
         let mut cluster = entry("cluster.json", 1, true);
         let mut entries = vec![
             entry("data/base/5/1", 96, true),

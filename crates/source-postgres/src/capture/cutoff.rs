@@ -121,18 +121,7 @@ mod tests {
     }
 
     fn basis(paths: &[&str]) -> Basis {
-        let origin = Origin {
-            system: "7".into(),
-            major: 17,
-            timeline: 1,
-            begun: None,
-            counted: None,
-            checksums: Some(true),
-            bad: Vec::new(),
-            start: "0/28".into(),
-            stop: "0/100".into(),
-            time: 0,
-        };
+        let origin = Origin { stop: "0/100".into(), time: 0, ..Origin::example() };
         Basis { origin, files: paths.iter().map(|path| (key(path), 1 << 20)).collect::<BTreeMap<_, _>>() }
     }
 

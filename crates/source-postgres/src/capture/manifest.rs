@@ -130,18 +130,7 @@ mod tests {
     fn files_that_were_read_are_listed_in_the_version_that_the_major_knows() {
         let read = |path: &str, crc| Read { path: path.to_owned(), size: 9, crc };
         let mut files = vec![read("b", Some(0xe306_9283)), read("a", None)];
-        let mut origin = Origin {
-            system: "7".into(),
-            major: 15,
-            timeline: 2,
-            begun: None,
-            counted: None,
-            checksums: Some(true),
-            bad: Vec::new(),
-            start: "0/28".into(),
-            stop: "0/99".into(),
-            time: 5,
-        };
+        let mut origin = Origin { major: 15, timeline: 2, ..Origin::example() };
         let first: Value = serde_json::from_slice(&of_files(&mut files, &origin)).unwrap();
         assert_eq!(first["PostgreSQL-Backup-Manifest-Version"], 1);
         assert_eq!(first.get("System-Identifier"), None);

@@ -295,19 +295,7 @@ mod tests {
     use super::*;
 
     fn origin(time: i64) -> Origin {
-        let text = || "0/28".to_owned();
-        Origin {
-            system: "7".into(),
-            major: 15,
-            timeline: 1,
-            begun: None,
-            counted: None,
-            checksums: Some(true),
-            bad: Vec::new(),
-            start: text(),
-            stop: text(),
-            time,
-        }
+        Origin { major: 15, stop: "0/28".into(), time, ..Origin::example() }
     }
 
     fn compare(map: &mut PageMap, pages: &[u8], step: usize) -> String {

@@ -267,19 +267,7 @@ mod tests {
             }
         });
         let mut client = Client::connect(&connect).await.unwrap();
-        let (system, start, stop) = ("7".to_owned(), "0/100".to_owned(), "0/180".to_owned());
-        let origin = Origin {
-            system,
-            major: 17,
-            timeline: 1,
-            begun: None,
-            counted: None,
-            checksums: Some(true),
-            bad: Vec::new(),
-            start,
-            stop,
-            time: 5,
-        };
+        let origin = Origin { start: "0/100".into(), stop: "0/180".into(), ..Origin::example() };
         let basis = Basis { origin, files: BTreeMap::new() };
         ask(&mut client, &basis, Lsn::new(0x200), Timeline::FIRST).await.unwrap()
     }

@@ -151,18 +151,7 @@ fn a_page_caught_half_written_is_read_again() {
 fn pages_are_compared_with_those_of_the_last_capture() {
     let dir = tempfile::tempdir().unwrap();
     let maps = PageMaps { path: dir.path().join("map"), key: [3; 32] };
-    let origin = Origin {
-        system: "7".into(),
-        major: 15,
-        timeline: 1,
-        begun: None,
-        counted: None,
-        checksums: Some(true),
-        bad: Vec::new(),
-        start: "0/28".into(),
-        stop: "0/99".into(),
-        time: 1,
-    };
+    let origin = Origin { major: 15, time: 1, ..Origin::example() };
     let place = Place::new(Some(PageMap::open(&maps, None).unwrap()));
     let long: String = "ab".repeat(50);
     assert_eq!(read(&mut place.reader(&pages(&long), &[(100, false)], true), 1 << 20), long);

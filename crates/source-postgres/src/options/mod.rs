@@ -237,9 +237,65 @@ pub struct ConnectOptions {
     pub session: SessionKind,
 }
 
+/// A connection string as a program may be told it: the arguments of programs are seen by everybody on the host.
+///
+/// Unlike [`ConnectOptions`] it leaves to the program whatever the string does not say.
+#[derive(Debug, Clone)]
+pub struct ForProgram {
+    /// The string, without its password.
+    pub text: String,
+    /// The password, which the program takes from `PGPASSWORD`.
+    pub password: Option<Secret>,
+}
+
+impl ForProgram {
+    /// Takes the password out of a connection string or URI. There is no such way for the password of a key, which is refused.
+    /// ```
+    /// use keepwell_source_postgres::options::ForProgram;
+    ///
+    /// let told = ForProgram::of("postgresql://ann:sesame@db1/clinic?sslmode=require")?;
+    /// assert_eq!(told.text, "dbname='clinic' host='db1' sslmode='require' user='ann'");
+    /// assert_eq!(told.password.map(|password| password.expose().to_owned()).as_deref(), Some("sesame"));
+    /// # Ok::<(), keepwell_source_postgres::options::OptionsError>(())
+    /// ```
+    pub fn of(text: &str) -> Result<Self, OptionsError> {
+        let mut pairs = parse::connection_string(text)?;
+        if pairs.remove("sslpassword").is_some_and(|value| !value.is_empty()) {
+            return Err(OptionsError::Unsupported { keyword: "sslpassword", value: "…".to_owned() });
+        }
+        let password = pairs.remove("password").filter(|value| !value.is_empty()).map(Secret::new);
+        let pair = |(keyword, value): (String, String)| {
+            format!("{keyword}='{}'", value.replace('\\', r"\\").replace('\'', r"\'"))
+        };
+        Ok(Self { text: pairs.into_iter().map(pair).collect::<Vec<_>>().join(" "), password })
+    }
+}
+
 impl ConnectOptions {
     /// The same way to another database, in an ordinary session.
     pub fn ordinary(&self, database: &str) -> Self {
         Self { database: database.to_owned(), session: SessionKind::Ordinary, ..self.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_told_everything_but_the_password() {
+        for (text, told, password) in [
+            ("", "", None),
+            ("clinic", "dbname='clinic'", None),
+            ("service=main connect_timeout=3", "connect_timeout='3' service='main'", None),
+            (r"host=db1 password='it\'s \\' dbname='a=b\'c'", r"dbname='a=b\'c' host='db1'", Some(r"it's \")),
+            ("postgres://ann:p%40ss@db1:5433,db2/", "host='db1,db2' port='5433,' user='ann'", Some("p@ss")),
+            ("postgres://db1/?password=sesame", "host='db1'", Some("sesame")),
+        ] {
+            let found = ForProgram::of(text).unwrap();
+            assert_eq!(found.text, told, "{text}");
+            assert_eq!(found.password.map(|password| password.expose().to_owned()).as_deref(), password);
+        }
+        assert!(ForProgram::of("sslkey=/k sslpassword=sesame").is_err());
     }
 }

@@ -1,11 +1,13 @@
 //! `pg extract`.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
+use keepwell_source_postgres::options::ForProgram;
 use keepwell_source_postgres::recovery::Scratch;
 use serde_json::json;
 
@@ -60,6 +62,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     if let Some(output) = &args.output {
         refuse_existing(output)?;
     }
+    let into = args.into.as_deref().map(destination).transpose()?;
     let opened = open::for_reading(ctx).await?;
     let plan = args.recover.plan(&opened, args.snapshot.as_deref(), &target).await?;
     let binaries = args.recover.binaries(ctx, &plan)?;
@@ -81,7 +84,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         if let Some(stopped) = &said.stopped {
             ctx.printer.say(format_args!("  {stopped}"));
         }
-        extract(ctx, &scratch, &tables, &args).await
+        extract(ctx, &scratch, &tables, &args, into.as_ref()).await
     };
     let extracted = tokio::select! {
         extracted = extracted => extracted,
@@ -127,6 +130,7 @@ async fn extract(
     scratch: &Scratch,
     tables: &[(String, String)],
     args: &Args,
+    into: Option<&ForProgram>,
 ) -> Result<Vec<u64>> {
     let database = &args.database;
     let mut rows = Vec::new();
@@ -139,19 +143,20 @@ async fn extract(
     let all = with_parts(scratch, database, tables).await?;
     let mut dump = scratch.program("pg_dump").context("pg_dump went away")?;
     dump.args(["--no-owner", "--no-privileges", "-d"]).arg(scratch.connection(database));
-    if let Some(output) = &args.output {
+    let Some(into) = into else {
         for (schema, table) in &all {
             dump.arg("-t").arg(format!("{}.{}", quoted(schema), quoted(table)));
         }
+        let output = args.output.as_deref().context("neither a file nor a database is named")?;
         dump_to(dump, output).await?;
         return Ok(rows);
-    }
+    };
     let stamp = text::rfc3339(ctx.now()).replace(['-', ':'], "").to_lowercase();
     let stamp = stamp.split('.').next().unwrap_or_default();
     let schema = args.schema.clone().unwrap_or_else(|| format!("restored_{stamp}"));
     move_into(scratch, database, &all, &schema).await?;
     dump.arg("-n").arg(quoted(&schema));
-    load(scratch, dump, args.into.as_deref().unwrap_or_default()).await?;
+    load(scratch, dump, into).await?;
     ctx.printer.say(format_args!("the tables are in the schema `{schema}`"));
     Ok(rows)
 }
@@ -213,15 +218,29 @@ async fn move_into(
 }
 
 /// All or nothing: only a dump that came to its end is loaded.
-async fn load(scratch: &Scratch, dump: std::process::Command, into: &str) -> Result<()> {
+async fn load(scratch: &Scratch, dump: Command, into: &ForProgram) -> Result<()> {
     let file = scratch.file("tables.sql");
     dump_to(dump, &file).await?;
     let program = scratch.program("psql").context("psql went away")?;
-    let mut psql = std::process::Command::new(program.get_program());
-    psql.args(["-X", "-q", "--single-transaction", "-v", "ON_ERROR_STOP=1", "-d", into, "-f"]).arg(&file);
+    finish(psql(program.get_program(), into, &file), "psql").await
+}
+
+/// What loads a file, with our own environment: what the connection leaves open is found as whoever calls us has it.
+fn psql(program: &OsStr, into: &ForProgram, file: &Path) -> Command {
+    let mut psql = Command::new(program);
+    psql.args(["-X", "-q", "--single-transaction", "-v", "ON_ERROR_STOP=1", "-d", &into.text, "-f"])
+        .arg(file);
+    if let Some(password) = &into.password {
+        psql.env("PGPASSWORD", password.expose());
+    }
     // A dump asks for settings, and the answers are nobody's data.
     psql.stdout(Stdio::null());
-    finish(psql, "psql").await
+    psql
+}
+
+fn destination(text: &str) -> Result<ForProgram> {
+    ForProgram::of(text)
+        .map_err(|error| anyhow::Error::from(error).context(Complaint::usage("the connection is not clear")))
 }
 
 /// What stands there may be the only copy of something. A terminal or a pipe is written to.
@@ -235,7 +254,7 @@ fn refuse_existing(output: &Path) -> Result<()> {
 }
 
 /// Runs a command that writes a dump; half a dump is not left behind, and none takes the place of anything.
-async fn dump_to(mut dump: std::process::Command, output: &Path) -> Result<()> {
+async fn dump_to(mut dump: Command, output: &Path) -> Result<()> {
     let create = |options: &mut OpenOptions, path: &Path| {
         options.write(true).open(path).with_context(|| format!("create `{}`", path.display()))
     };
@@ -265,7 +284,7 @@ impl Drop for Partial {
 }
 
 /// Runs a program to its end; when nobody waits for it any more, it is killed.
-async fn finish(command: std::process::Command, name: &str) -> Result<()> {
+async fn finish(command: Command, name: &str) -> Result<()> {
     let mut command = tokio::process::Command::from(command);
     let status = command.kill_on_drop(true).status().await.with_context(|| format!("run {name}"))?;
     match status.success() {
@@ -294,7 +313,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("tables.sql");
         let shell = |script: &str| {
-            let mut command = std::process::Command::new("sh");
+            let mut command = Command::new("sh");
             command.arg("-c").arg(script);
             command
         };
@@ -309,6 +328,17 @@ mod tests {
         assert!(refuse_existing(dir.path()).is_err() && refuse_existing(&dir.path().join("new")).is_ok());
         refuse_existing(Path::new("/dev/null")).unwrap();
         dump_to(shell("echo said"), Path::new("/dev/null")).await.unwrap();
+    }
+
+    #[test]
+    fn the_arguments_of_psql_hold_no_password() {
+        let into = destination("postgresql://ann:sesame@db1/clinic").unwrap();
+        let psql = psql(OsStr::new("/usr/bin/psql"), &into, Path::new("/tmp/tables.sql"));
+        let arguments: Vec<_> = psql.get_args().map(|argument| argument.to_string_lossy()).collect();
+        assert!(arguments.contains(&"dbname='clinic' host='db1' user='ann'".into()), "{arguments:?}");
+        assert!(!arguments.iter().any(|argument| argument.contains("sesame")), "{arguments:?}");
+        assert!(psql.get_envs().any(|it| it == (OsStr::new("PGPASSWORD"), Some(OsStr::new("sesame")))));
+        assert!(destination("hots=db1").is_err());
     }
 
     #[test]

@@ -355,6 +355,34 @@ pub async fn played(answers: Vec<(&'static str, Vec<u8>)>) -> (tempfile::TempDir
     (dir, crate::wire::Client::connect(&options).await.unwrap())
 }
 
+/// A server that is played and has one database, of this name, which is its answer to every command.
+pub async fn with_one_database(listener: UnixListener, name: Arc<std::sync::Mutex<&'static str>>) {
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let length = stream.read_u32().await.unwrap() as usize - 4;
+        let mut start = vec![0; length];
+        stream.read_exact(&mut start).await.unwrap();
+        let words: Vec<&[u8]> = start.split(|byte| *byte == 0).collect();
+        let asked = words.iter().position(|word| *word == b"database").map(|at| words[at + 1]);
+        let asked = String::from_utf8_lossy(asked.unwrap_or_default()).into_owned();
+        let name = *name.lock().unwrap();
+        if asked != name {
+            let refused = format!("SFATAL\0C3D000\0Mno database `{asked}`\0\0");
+            stream.write_all(&message(b'E', refused.as_bytes())).await.unwrap();
+            continue;
+        }
+        let ready = message(b'Z', b"I");
+        let hello =
+            [message(b'R', &[0; 4]), message(b'S', b"server_version\x0017.1\0"), ready.clone()].concat();
+        stream.write_all(&hello).await.unwrap();
+        while stream.read_u8().await.is_ok_and(|tag| tag == b'Q') {
+            let length = stream.read_u32().await.unwrap() as usize - 4;
+            stream.read_exact(&mut vec![0; length]).await.unwrap();
+            stream.write_all(&[row(&[("datname", name)]), ready.clone()].concat()).await.unwrap();
+        }
+    }
+}
+
 /// Where a server that is played listens, and how it is reached.
 pub fn socket() -> (tempfile::TempDir, UnixListener, ConnectOptions) {
     let dir = tempfile::tempdir().unwrap();

@@ -9,6 +9,8 @@ use super::scratch::{Scratch, output};
 use super::server::{Binaries, ServerError, command};
 use crate::wire::PgError;
 
+/// What a cluster has from the beginning, and where it is asked what is no database's own. Either may be gone or closed.
+pub(super) const FIRST: [&str; 2] = ["postgres", "template1"];
 /// Databases that can be asked. What a DROP DATABASE left half removed has this limit, and nobody gets in.
 pub(super) const DATABASES: &str =
     "SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname";
@@ -105,12 +107,20 @@ impl LocalServer {
     /// Collations of its databases that are other ones on this host.
     pub async fn other_collations(&self, major: u32) -> Result<Vec<OtherCollation>, ServerError> {
         let (mut found, question) = (Vec::new(), question(major));
-        for database in self.ask("postgres", DATABASES).await?.split('\0').filter(|name| !name.is_empty()) {
+        for database in self.databases().await?.split('\0').filter(|name| !name.is_empty()) {
             let answer = self.ask(database, &question).await?;
             let fields: Vec<&str> = answer.split('\0').collect();
             found.extend(fields.as_chunks::<3>().0.iter().map(|row| other(database, *row)));
         }
         Ok(found)
+    }
+
+    async fn databases(&self) -> Result<String, ServerError> {
+        let [first, second] = FIRST;
+        match self.ask(first, DATABASES).await {
+            Err(refused) => self.ask(second, DATABASES).await.map_err(|_| refused),
+            answer => answer,
+        }
     }
 
     /// Fields of all rows, each with a zero byte behind it.
@@ -192,6 +202,24 @@ mod tests {
                 "`public.\"x y\"` of database `a=b` was made with version 153.14, and here is 153.112",
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn a_server_without_a_database_of_the_usual_name_is_asked_in_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let psql = "#!/bin/sh\nfor last; do :; done\ncase $last in\n\
+            \"dbname='template1'\") case $* in *datconnlimit*) printf 'template1\\0';; \
+            *) printf '\\0002.31\\0002.36\\0';; esac;;\n\
+            *) echo 'database \"postgres\" does not exist' >&2; exit 2;;\nesac\n";
+        let binaries = programs(dir.path(), psql);
+        fs::write(dir.path().join("postmaster.pid"), "7\n/data\n1\n5433\n/run/socket\n*\n").unwrap();
+        let server = LocalServer::find(&binaries, dir.path(), None).unwrap();
+        let found = server.other_collations(15).await.unwrap();
+        assert_eq!(found, [other("template1", ["", "2.31", "2.36"])]);
+        let binaries = programs(dir.path(), &psql.replace("template1", "clinic"));
+        let refused =
+            LocalServer::find(&binaries, dir.path(), None).unwrap().other_collations(15).await.unwrap_err();
+        assert!(refused.to_string().ends_with("database \"postgres\" does not exist"), "{refused}");
     }
 
     #[test]

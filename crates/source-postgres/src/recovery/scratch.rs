@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use backup_core::Repository;
 
-use super::collations::DATABASES;
+use super::collations::{DATABASES, FIRST};
 use super::extensions::{self, MissingExtension};
 use super::restore::{
     ClusterReport, HollowPart, Layout, Places, RestoreError, complete, restore, restore_hollow,
@@ -55,6 +55,8 @@ pub struct Scratch {
     options: ScratchOptions,
     layout: Layout,
     major: u32,
+    /// Databases that it may have, those first that a cluster has from the beginning.
+    names: Vec<String>,
     binaries: Binaries,
     server: Option<RunningServer>,
     watch: Option<Watch>,
@@ -94,8 +96,18 @@ impl Scratch {
 
     fn new(backup: &BaseBackup, binaries: Binaries, options: ScratchOptions) -> Self {
         let layout = layout(backup, &options);
-        let major = backup.cluster.major();
-        Self { options, layout, major, binaries, server: None, watch: None, more: Vec::new(), is_kept: false }
+        let own = backup.cluster.databases.iter().map(|database| database.name.as_str());
+        Self {
+            options,
+            layout,
+            major: backup.cluster.major(),
+            names: FIRST.into_iter().chain(own).map(str::to_owned).collect(),
+            binaries,
+            server: None,
+            watch: None,
+            more: Vec::new(),
+            is_kept: false,
+        }
     }
 
     fn recovery(&self, plan: &RecoveryPlan) -> RecoverySettings {
@@ -242,9 +254,24 @@ impl Scratch {
         Ok(rows)
     }
 
+    /// One of its databases that lets us in, to ask what is no database's own. The one called `postgres` may have been dropped
+    /// or closed, and any other as well.
+    pub async fn any_database(&self) -> Result<String, PgError> {
+        let mut first = None;
+        for name in &self.names {
+            match self.query(name, "SELECT 1").await {
+                Err(refused @ PgError::Refused { .. }) => {
+                    first.get_or_insert(refused);
+                }
+                answer => return answer.map(|_| name.clone()),
+            }
+        }
+        Err(first.expect("two names are always tried"))
+    }
+
     /// Its databases that take connections.
     pub async fn databases(&self) -> Result<Vec<String>, PgError> {
-        let rows = self.query("postgres", DATABASES).await?;
+        let rows = self.query(&self.any_database().await?, DATABASES).await?;
         Ok((0..rows.rows.len()).filter_map(|row| rows.text(row, 0).map(str::to_owned)).collect())
     }
 
@@ -409,6 +436,27 @@ mod tests {
             assert_eq!((options.database.as_str(), options.user.as_str()), ("it's", "postgres"));
             assert_eq!(options.session_options, Some(format!("{SESSION}{newer}")));
         }
+    }
+
+    #[tokio::test]
+    async fn a_cluster_is_asked_in_a_database_that_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut scratch, mut backup) = scratch(dir.path(), "exit", 15).await;
+        let name =
+            |name: &str| serde_json::from_value(serde_json::json!({ "oid": 5, "name": name })).unwrap();
+        backup.cluster.databases = vec![name("clinic"), name("shop")];
+        let (socket, listener, _) = crate::testing::socket();
+        let options = ScratchOptions { socket: socket.path().to_owned(), ..scratch.options.clone() };
+        scratch = Scratch::new(&backup, scratch.binaries.clone(), options);
+        let open = std::sync::Arc::new(std::sync::Mutex::new("shop"));
+        tokio::spawn(crate::testing::with_one_database(listener, open.clone()));
+        assert_eq!(scratch.any_database().await.unwrap(), "shop");
+        assert_eq!(scratch.databases().await.unwrap(), ["shop"]);
+        *open.lock().unwrap() = "template1";
+        assert_eq!(scratch.any_database().await.unwrap(), "template1");
+        *open.lock().unwrap() = "nowhere";
+        let refused = scratch.any_database().await.unwrap_err();
+        assert!(refused.to_string().ends_with("no database `postgres` (3D000)"), "{refused}");
     }
 
     #[tokio::test]

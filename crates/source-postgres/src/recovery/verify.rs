@@ -254,11 +254,12 @@ impl<'r> Ladder<'r> {
     /// Level 4: structure of tables and indexes, and every row.
     pub async fn content(&mut self, scratch: &Scratch) {
         let began = Instant::now();
-        let result = match scratch.program("pg_amcheck") {
-            None => Err(Outcome::Unavailable("pg_amcheck is not on this host".into())),
-            Some(mut program) => {
+        let result = match (scratch.program("pg_amcheck"), scratch.any_database().await) {
+            (None, _) => Err(Outcome::Unavailable("pg_amcheck is not on this host".into())),
+            (_, Err(error)) => Err(failed(error)),
+            (Some(mut program), Ok(database)) => {
                 program.args(["--install-missing=pg_catalog", "--all", "--heapallindexed", "--rootdescend"]);
-                program.arg("--maintenance-db").arg(scratch.connection("postgres"));
+                program.arg("--maintenance-db").arg(scratch.connection(&database));
                 run(program).await.map(|()| "nothing found".to_owned()).map_err(fault)
             }
         };

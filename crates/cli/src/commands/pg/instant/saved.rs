@@ -58,8 +58,8 @@ pub async fn refuse_taken(opened: &Opened, name: &str) -> Result<()> {
 /// Stores the state of a running server under a name.
 pub async fn save(ctx: &Context, opened: &Opened, scratch: &Scratch, name: &str) -> Result<Exit> {
     let began = Instant::now();
-    let connect =
-        ConnectOptions::resolve(&scratch.connection("postgres"), &Surroundings::default(), "keepwell")?;
+    let place = scratch.connection(&scratch.any_database().await?);
+    let connect = ConnectOptions::resolve(&place, &Surroundings::default(), "keepwell")?;
     let source = PgSource::connect(&connect, CaptureOptions::default(), Arc::new(SystemClock)).await?;
     let options = BackupOptions {
         dataset: name.to_owned(),

@@ -235,9 +235,11 @@ impl Scratch {
     /// How programs of PostgreSQL connect to it.
     pub fn connection(&self, database: &str) -> String {
         let quoted = |text: &str| format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"));
+        let port = self.more.iter().rfind(|(name, _)| name.eq_ignore_ascii_case("port"));
         format!(
-            "host={} port=5432 user={} dbname={} options='{SESSION}{}'",
+            "host={} port={} user={} dbname={} options='{SESSION}{}'",
             quoted(&self.options.socket.display().to_string()),
+            quoted(port.map_or("5432", |(_, port)| port)),
             quoted(&self.options.superuser),
             quoted(database),
             if self.major >= 17 { SESSION_17 } else { "" }
@@ -430,8 +432,11 @@ mod tests {
     async fn what_is_set_for_a_database_keeps_nobody_out_and_ends_nothing() {
         for (major, newer) in [(16, ""), (17, SESSION_17)] {
             let dir = tempfile::tempdir().unwrap();
-            let (scratch, _) = scratch(dir.path(), "exit", major).await;
+            let (mut scratch, _) = scratch(dir.path(), "exit", major).await;
             let text = scratch.connection("it's");
+            scratch.set(vec![("Port".to_owned(), "6000".to_owned())]);
+            let other = scratch.connection("it's");
+            assert_eq!(other, text.replace("port='5432'", "port='6000'"));
             let options = ConnectOptions::resolve(&text, &Surroundings::default(), "test").unwrap();
             assert_eq!((options.database.as_str(), options.user.as_str()), ("it's", "postgres"));
             assert_eq!(options.session_options, Some(format!("{SESSION}{newer}")));

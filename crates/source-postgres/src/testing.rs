@@ -46,6 +46,23 @@ pub fn content(system: u64, number: u64, fill: u8) -> Vec<u8> {
     content
 }
 
+/// A segment that a server has finished, filled with `fill`: all of it lies within one record.
+pub fn finished(system: u64, number: u64, fill: u8) -> Vec<u8> {
+    const PAGE: usize = 8192;
+    let mut finished = content(system, number, fill);
+    finished[36..40].copy_from_slice(&(PAGE as u32).to_le_bytes());
+    let (start, mut left) = (size().start_of(number).get(), 1_u32 << 29);
+    for (index, page) in finished.chunks_mut(PAGE).enumerate() {
+        let (info, header) = if index == 0 { (3_u16, 40) } else { (1, 24) };
+        page[..2].copy_from_slice(&0xd110_u16.to_le_bytes());
+        page[2..4].copy_from_slice(&info.to_le_bytes());
+        page[8..16].copy_from_slice(&(start + (index * PAGE) as u64).to_le_bytes());
+        page[16..20].copy_from_slice(&left.to_le_bytes());
+        left -= (PAGE - header) as u32;
+    }
+    finished
+}
+
 /// A store in memory that counts what is read, and can be away.
 #[derive(Debug, Default)]
 pub struct Store {

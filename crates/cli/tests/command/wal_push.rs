@@ -129,11 +129,21 @@ fn name(number: u64) -> String {
 
 /// A segment that begins with a page of WAL.
 fn content(number: u64) -> Vec<u8> {
+    const PAGE: usize = 8192;
     let mut content = vec![number as u8; SEGMENT as usize];
-    content[..4].copy_from_slice(&[0x10, 0xd1, 2, 0]);
-    content[8..16].copy_from_slice(&(number * u64::from(SEGMENT)).to_le_bytes());
+    // All of it lies within one record.
+    let mut left = 1_u32 << 29;
+    for (index, page) in content.chunks_mut(PAGE).enumerate() {
+        let (info, header) = if index == 0 { (3, 40) } else { (1, 24) };
+        let place = number * u64::from(SEGMENT) + (index * PAGE) as u64;
+        page[..4].copy_from_slice(&[0x10, 0xd1, info, 0]);
+        page[8..16].copy_from_slice(&place.to_le_bytes());
+        page[16..20].copy_from_slice(&left.to_le_bytes());
+        left -= (PAGE - header) as u32;
+    }
     content[24..32].copy_from_slice(&SYSTEM.to_le_bytes());
     content[32..36].copy_from_slice(&SEGMENT.to_le_bytes());
+    content[36..40].copy_from_slice(&(PAGE as u32).to_le_bytes());
     content
 }
 

@@ -3,7 +3,9 @@
 mod map;
 mod records;
 mod search;
+mod whole;
 
 pub use map::{Gap, LogMap, Reach};
 pub use records::{Ending, Record, RecordKind, Records};
 pub use search::LogReader;
+pub(crate) use whole::unfinished;

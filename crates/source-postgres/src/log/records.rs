@@ -5,16 +5,16 @@ use crate::lsn::{Lsn, SegmentSize};
 
 /// Pages of the log have this size unless PostgreSQL was built otherwise.
 const PAGE: usize = 8192;
-const SHORT_HEADER: usize = 24;
-const LONG_HEADER: usize = 40;
-const RECORD_HEADER: usize = 24;
+pub(super) const SHORT_HEADER: usize = 24;
+pub(super) const LONG_HEADER: usize = 40;
+pub(super) const RECORD_HEADER: usize = 24;
 /// So much of each record is looked at: the header, what may stand before the main data, and a restore point.
 const KEPT: usize = 160;
 /// And so much of one that ends a prepared transaction: its number stands behind what else ended with it.
 const KEPT_OF_PREPARED: usize = 4 << 20;
-const FIRST_IS_CONTINUATION: u16 = 0x0001;
-const LONG: u16 = 0x0002;
-const MANAGER_XLOG: u8 = 0;
+pub(super) const FIRST_IS_CONTINUATION: u16 = 0x0001;
+pub(super) const LONG: u16 = 0x0002;
+pub(super) const MANAGER_XLOG: u8 = 0;
 const MANAGER_TRANSACTION: u8 = 1;
 const RESTORE_POINT: u8 = 0x70;
 const COMMIT_PREPARED: u8 = 0x30;
@@ -24,7 +24,7 @@ const MAGIC_17: u16 = 0xd116;
 /// Microseconds between 1970 and 2000.
 const EPOCH_MICROSECONDS: i64 = 946_684_800_000_000;
 /// PostgreSQL itself refuses longer ones.
-const RECORD_BYTES_MAX: u32 = 1 << 30;
+pub(super) const RECORD_BYTES_MAX: u32 = 1 << 30;
 
 /// A record of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -241,11 +241,11 @@ fn time_at(main: &[u8]) -> Option<i64> {
     microseconds.checked_add(EPOCH_MICROSECONDS)?.checked_mul(1000)
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 

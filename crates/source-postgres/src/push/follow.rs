@@ -72,7 +72,7 @@ pub fn is_followed(path: &Path) -> bool {
 }
 
 /// What a file of `pg_wal` is by its name and length.
-fn place(path: &Path) -> Option<(PathBuf, Segment, SegmentSize)> {
+pub(super) fn place(path: &Path) -> Option<(PathBuf, Segment, SegmentSize)> {
     let size = SegmentSize::new(fs::metadata(path).ok()?.len())?;
     let segment = Segment::parse(path.file_name()?.to_str()?, size).ok()?;
     Some((path.parent()?.to_path_buf(), segment, size))

@@ -24,7 +24,7 @@ pub use follow::is_followed;
 use memory::Buffers;
 
 use crate::history::{HISTORY_BYTES_MAX, History, HistoryError};
-use crate::lsn::{Segment, SegmentSize, Timeline};
+use crate::lsn::{Lsn, Segment, SegmentSize, Timeline};
 
 /// Files that are on their way at once. Of these as many are read and sealed as there are threads.
 const AT_ONCE: usize = 4;
@@ -55,6 +55,14 @@ pub enum PushError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A segment whose end the server has not come to.
+    #[error("the log in `{path}` ends at {end}, and the segment does not")]
+    Unfinished {
+        /// The file.
+        path: String,
+        /// Where it ends.
+        end: Lsn,
+    },
     /// A history file does not make sense.
     #[error(transparent)]
     History(#[from] HistoryError),
@@ -76,6 +84,12 @@ impl PushError {
                     .into(),
             ),
             Self::Repository(error) => error.hint(),
+            Self::Unfinished { .. } => Some(
+                "A standby with `archive_mode = always` hands over what it has not received to its end, and asks again when it \
+                 has. On a primary the file is damaged, and recovery ends there: take a base backup, and rename the file's \
+                 `.ready` in `pg_wal/archive_status` to `.done`."
+                    .into(),
+            ),
             Self::Different { .. } => Some(
                 "Two servers archive into the same place: is this a copy, or a primary that lost a failover?"
                     .into(),
@@ -126,8 +140,8 @@ impl Pusher {
     /// Archives a file of a server's `pg_wal`. Returns when it is durable, together with those that were ready behind it.
     ///
     /// May be called again for the same file. `system` is the cluster that the data directory says it is. Files of another
-    /// cluster, and other content for a stretch that is archived, are refused. What is stored ahead may fail: then it is
-    /// tried again when it is asked for.
+    /// cluster, other content for a stretch that is archived, and segments that are not received to their end are refused.
+    /// What is stored ahead may fail: then it is tried again when it is asked for.
     pub async fn push(&self, path: &Path, system: u64) -> Result<Pushed, PushError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if let Some(number) = name.strip_suffix(".history") {
@@ -139,7 +153,10 @@ impl Pusher {
                 false => Err(PushError::NotWal { path: name, reason: "it has no name of one".into() }),
             };
         }
-        let (content, segment, size) = read(&self.buffers, path, system).await?;
+        let (content, segment, size) = match read(&self.buffers, path, system).await {
+            Err(PushError::Unfinished { .. }) if is_past(path) => return Ok(Pushed::NotNeeded),
+            read => read?,
+        };
         let archive = self.repository.wal_writer(&self.dataset, system, size.get(), false).await?;
         if is_archived(&archive, segment, size, &content).await? {
             return Ok(Pushed::Already);
@@ -162,9 +179,7 @@ impl Pusher {
 
     async fn push_history(&self, path: &Path, number: &str, system: u64) -> Result<Pushed, PushError> {
         let shown = path.display().to_string();
-        let timeline =
-            u32::from_str_radix(number, 16).ok().filter(|_| number.len() == 8).and_then(Timeline::new);
-        let timeline = timeline.ok_or_else(|| PushError::NotWal {
+        let timeline = timeline_of(number).ok_or_else(|| PushError::NotWal {
             path: shown.clone(),
             reason: "it is the history of no timeline".into(),
         })?;
@@ -184,6 +199,27 @@ impl Pusher {
     }
 }
 
+/// Of the name of a history file.
+fn timeline_of(number: &str) -> Option<Timeline> {
+    u32::from_str_radix(number, 16).ok().filter(|_| number.len() == 8).and_then(Timeline::new)
+}
+
+/// Whether the timeline of a segment ended in it or before it, as a history beside it says. The first segment of the next
+/// timeline begins with what this one has, and no more will come.
+fn is_past(path: &Path) -> bool {
+    let Some((directory, segment, size)) = follow::place(path) else { return false };
+    let beside = fs::read_dir(directory).into_iter().flatten().flatten();
+    beside.filter_map(|file| history_in(&file.path())).any(|history| {
+        history.end_of(segment.timeline).is_some_and(|end| size.number_at(end) <= segment.number)
+    })
+}
+
+fn history_in(path: &Path) -> Option<History> {
+    let timeline = timeline_of(path.file_name()?.to_str()?.strip_suffix(".history")?)?;
+    let content = bounded(path, HISTORY_BYTES_MAX as u64, |path| fs::read(path)).ok()?;
+    History::parse(timeline, &content).ok()
+}
+
 fn bounded<T>(path: &Path, most: u64, read: impl FnOnce(&Path) -> io::Result<T>) -> Result<T, PushError> {
     let failed = |source| PushError::Read { path: path.display().to_string(), source };
     let length = fs::metadata(path).map_err(failed)?.len();
@@ -194,7 +230,7 @@ fn bounded<T>(path: &Path, most: u64, read: impl FnOnce(&Path) -> io::Result<T>)
     read(path).map_err(failed)
 }
 
-/// Reads a segment and proves by its first page that it is one of this cluster at this place.
+/// Reads a segment and proves that it is one of this cluster at this place, to its end.
 async fn read(
     buffers: &Buffers,
     path: &Path,
@@ -210,7 +246,10 @@ async fn read(
         let segment = Segment::parse(&name, size).map_err(|error| wrong(error.to_string()))?;
         let file = segment.file_number(size);
         crate::archive::check_first_page(&content, system, segment.timeline, file, size).map_err(wrong)?;
-        Ok((content, segment, size))
+        match crate::log::unfinished(&content) {
+            Some(end) => Err(PushError::Unfinished { path: path.display().to_string(), end }),
+            None => Ok((content, segment, size)),
+        }
     });
     task.await.map_err(|e| backup_core::Error::Task(e.to_string()))?
 }

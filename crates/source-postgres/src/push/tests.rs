@@ -2,7 +2,7 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::archive::{Fetched, fetch};
-use crate::testing::{SYSTEM, World, content, segment, size};
+use crate::testing::{SYSTEM, World, finished, segment, size};
 
 /// A `pg_wal` with these segments, all of them ready.
 fn directory(numbers: std::ops::Range<u64>) -> tempfile::TempDir {
@@ -10,7 +10,7 @@ fn directory(numbers: std::ops::Range<u64>) -> tempfile::TempDir {
     fs::create_dir(dir.path().join("archive_status")).unwrap();
     for number in numbers {
         let name = segment(number).file_name(size());
-        fs::write(dir.path().join(&name), content(SYSTEM, number, 1)).unwrap();
+        fs::write(dir.path().join(&name), finished(SYSTEM, number, 1)).unwrap();
         fs::write(dir.path().join("archive_status").join(format!("{name}.ready")), "").unwrap();
     }
     dir
@@ -28,7 +28,7 @@ async fn a_file_is_archived_once_and_those_ready_behind_it_with_it() {
     let reader = world.repository.wal_reader(SYSTEM).unwrap();
     for number in 3..7 {
         let found = fetch(&reader, &segment(number).file_name(size())).await.unwrap();
-        assert_eq!(found, Fetched::Found(content(SYSTEM, number, 1)));
+        assert_eq!(found, Fetched::Found(finished(SYSTEM, number, 1)));
     }
     for file in ["000000010000000000000003.00000028.backup", "000000010000000000000003.partial"] {
         assert_eq!(pusher.push(&dir.path().join(file), SYSTEM).await.unwrap(), Pushed::NotNeeded);
@@ -48,7 +48,7 @@ async fn what_was_stored_ahead_is_noted_while_it_stays_as_it_is() {
     let reader = world.repository.wal_reader(SYSTEM).unwrap();
     for number in noted {
         let found = fetch(&reader, &segment(number).file_name(size())).await.unwrap();
-        assert_eq!(found, Fetched::Found(content(SYSTEM, number, 1)));
+        assert_eq!(found, Fetched::Found(finished(SYSTEM, number, 1)));
     }
     // Another file of the same name, one that was written to, and one that is gone.
     fs::copy(path(5), dir.path().join("copy")).unwrap();
@@ -80,7 +80,7 @@ async fn whoever_follows_stores_each_file_once_and_no_more_than_are_asked_for() 
     let reader = world.repository.wal_reader(SYSTEM).unwrap();
     for number in noted() {
         let found = fetch(&reader, &segment(number).file_name(size())).await.unwrap();
-        assert_eq!(found, Fetched::Found(content(SYSTEM, number, 1)));
+        assert_eq!(found, Fetched::Found(finished(SYSTEM, number, 1)));
     }
     // Somebody follows while the server asks.
     asked(dir.path(), 3..60);
@@ -104,7 +104,7 @@ async fn whoever_follows_ends_at_what_cannot_be_stored() {
     let ahead = Ahead::new(dir.path().join("note"));
     let pusher = Pusher::new(world.repository.clone(), "db".into()).noting(ahead.clone());
     let path = |number: u64| dir.path().join(segment(number).file_name(size()));
-    fs::write(path(9), content(SYSTEM + 1, 9, 1)).unwrap();
+    fs::write(path(9), finished(SYSTEM + 1, 9, 1)).unwrap();
     let stored = pusher.follow(&path(3), SYSTEM).await.unwrap();
     assert!((5..5 + AT_ONCE as u64).contains(&stored), "{stored}");
     assert!(ahead.has(&path(8)) && !ahead.has(&path(9)));
@@ -166,7 +166,7 @@ async fn what_could_not_be_stored_ahead_is_not_noted() {
     let ahead = Ahead::new(dir.path().join("note"));
     let pusher = Pusher::new(world.repository.clone(), "db".into()).noting(ahead.clone());
     let path = |number: u64| dir.path().join(segment(number).file_name(size()));
-    fs::write(path(5), content(SYSTEM + 1, 5, 1)).unwrap();
+    fs::write(path(5), finished(SYSTEM + 1, 5, 1)).unwrap();
     pusher.push(&path(3), SYSTEM).await.unwrap();
     assert_eq!([4, 5, 6, 7].map(|number| ahead.has(&path(number))), [true, false, true, true]);
     assert!(matches!(pusher.push(&path(5), SYSTEM).await, Err(PushError::NotWal { .. })));
@@ -178,11 +178,11 @@ async fn what_is_wrong_is_refused_and_changes_nothing() {
     let pusher = Pusher::new(world.repository.clone(), "db".into());
     let path = dir.path().join(segment(3).file_name(size()));
     pusher.push(&path, SYSTEM).await.unwrap();
-    fs::write(&path, content(SYSTEM, 3, 2)).unwrap();
+    fs::write(&path, finished(SYSTEM, 3, 2)).unwrap();
     assert!(matches!(pusher.push(&path, SYSTEM).await, Err(PushError::Different { .. })));
-    fs::write(&path, content(SYSTEM, 9, 1)).unwrap();
+    fs::write(&path, finished(SYSTEM, 9, 1)).unwrap();
     assert!(matches!(pusher.push(&path, SYSTEM).await, Err(PushError::NotWal { .. })));
-    fs::write(&path, content(SYSTEM + 1, 3, 1)).unwrap();
+    fs::write(&path, finished(SYSTEM + 1, 3, 1)).unwrap();
     assert!(matches!(pusher.push(&path, SYSTEM).await, Err(PushError::NotWal { .. })));
     let bound = pusher.push(&path, SYSTEM + 1).await.unwrap_err();
     assert!(bound.to_string().starts_with("the log of `db` is that of cluster"), "{bound}");
@@ -190,7 +190,7 @@ async fn what_is_wrong_is_refused_and_changes_nothing() {
     fs::write(&path, "short").unwrap();
     assert!(matches!(pusher.push(&path, SYSTEM).await, Err(PushError::NotWal { .. })));
     assert!(matches!(pusher.push(&dir.path().join("nowhere"), SYSTEM).await, Err(PushError::NotWal { .. })));
-    fs::write(&path, content(SYSTEM, 3, 1)).unwrap();
+    fs::write(&path, finished(SYSTEM, 3, 1)).unwrap();
     world.store.away.store(true, Ordering::SeqCst);
     assert!(matches!(pusher.push(&path, SYSTEM).await, Err(PushError::Repository(_))));
 }
@@ -198,11 +198,56 @@ async fn what_is_wrong_is_refused_and_changes_nothing() {
 #[tokio::test]
 async fn what_a_receiver_archived_in_part_is_completed() {
     let (world, dir) = (World::new().await, directory(3..4));
-    world.put(3, 1, 4000).await;
+    let place = WalPlace::Bytes { file: segment(3).file_number(size()), from: 0, to: 4000 };
+    let begun = Bytes::from(finished(SYSTEM, 3, 1)).slice(..4000);
+    world.archive().await.put(1, place, begun, None).await.unwrap();
     let pusher = Pusher::new(world.repository.clone(), "db".into());
     let path = dir.path().join(segment(3).file_name(size()));
     assert_eq!(pusher.push(&path, SYSTEM).await.unwrap(), Pushed::Stored);
     assert_eq!(pusher.push(&path, SYSTEM).await.unwrap(), Pushed::Already);
+}
+
+#[tokio::test]
+async fn what_a_standby_has_not_received_to_its_end_is_refused_until_it_has() {
+    let (world, dir) = (World::new().await, directory(3..6));
+    let ahead = Ahead::new(dir.path().join("note"));
+    let pusher = Pusher::new(world.repository.clone(), "db".into()).noting(ahead.clone());
+    let path = |number: u64| dir.path().join(segment(number).file_name(size()));
+    let mut torn = finished(SYSTEM, 4, 1);
+    torn[600_000..].fill(0);
+    fs::write(path(4), &torn).unwrap();
+    pusher.push(&path(3), SYSTEM).await.unwrap();
+    assert_eq!([4, 5].map(|number| ahead.has(&path(number))), [false, true]);
+    let refused = pusher.push(&path(4), SYSTEM).await.unwrap_err();
+    // Pages 0 to 73 begin before byte 600,000.
+    let end = size().start_of(4).plus(74 * 8192);
+    assert!(matches!(refused, PushError::Unfinished { end: found, .. } if found == end), "{refused}");
+    assert!(refused.hint().is_some());
+    fs::write(path(4), finished(SYSTEM, 4, 1)).unwrap();
+    assert_eq!(pusher.push(&path(4), SYSTEM).await.unwrap(), Pushed::Stored);
+    let reader = world.repository.wal_reader(SYSTEM).unwrap();
+    let found = fetch(&reader, &segment(4).file_name(size())).await.unwrap();
+    assert_eq!(found, Fetched::Found(finished(SYSTEM, 4, 1)));
+}
+
+#[tokio::test]
+async fn the_unfinished_end_of_a_timeline_is_not_needed() {
+    let (world, dir) = (World::new().await, directory(3..5));
+    let pusher = Pusher::new(world.repository.clone(), "db".into());
+    let path = |number: u64| dir.path().join(segment(number).file_name(size()));
+    let mut torn = finished(SYSTEM, 4, 1);
+    torn[600_000..].fill(0);
+    fs::write(path(4), &torn).unwrap();
+    let ends_at = |number: u64| {
+        let text = format!("1\t{}\tno recovery target specified\n", size().start_of(number).plus(500_000));
+        fs::write(dir.path().join("00000002.history"), text).unwrap();
+    };
+    ends_at(5);
+    let later = pusher.push(&path(4), SYSTEM).await;
+    assert!(matches!(later, Err(PushError::Unfinished { .. })), "{later:?}");
+    ends_at(4);
+    assert_eq!(pusher.push(&path(4), SYSTEM).await.unwrap(), Pushed::NotNeeded);
+    assert_eq!(pusher.push(&path(3), SYSTEM).await.unwrap(), Pushed::Stored, "a whole one is taken");
 }
 
 #[tokio::test]

@@ -120,6 +120,15 @@ pub enum DumpError {
         /// Their names.
         names: String,
     },
+    /// A program failed with definitions of single schemas or tables, which come without extensions.
+    #[error("the backup makes no extensions, and its database had `{names}`")]
+    LacksExtensions {
+        /// Their names.
+        names: String,
+        /// What failed.
+        #[source]
+        source: Box<DumpError>,
+    },
     /// Roles that the database is to belong to, or that may do something with it, are missing.
     #[error("the server does not have the roles `{names}`")]
     NoRoles {
@@ -243,6 +252,12 @@ impl DumpError {
             )),
             Self::NoExtensions { .. } => Some(
                 "Install them on the server's host, for its major; PostgreSQL's own are in the package `postgresql-contrib`."
+                    .into(),
+            ),
+            Self::LacksExtensions { .. } => Some(
+                "`pg_dump` leaves them out of a dump of single schemas or tables. Make a database by `CREATE DATABASE`, \
+                 `CREATE EXTENSION` and `CREATE SCHEMA`, and load into it with `--clean`; or dump the whole database, and load a \
+                 part of it."
                     .into(),
             ),
             Self::NoRoles { .. } => Some(

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use backup_core::env::SystemClock;
 use backup_core::{BackupOptions, Cancel, Snapshot};
 use keepwell_source_postgres::logical::{
-    Destination, DumpOptions, DumpSnapshot, DumpSource, LoadOptions, Loaded, Loader, Owners, Privileges,
-    Programs, Proof, Roles, Selection,
+    Destination, DumpError, DumpOptions, DumpSnapshot, DumpSource, LoadOptions, Loaded, Loader, Owners,
+    Pattern, Privileges, Programs, Proof, Roles, Selection,
 };
 
 use crate::receive::as_owner;
@@ -31,6 +31,16 @@ async fn dump(world: &World, server: &Server, change: impl FnOnce(&mut DumpOptio
 }
 
 async fn load(world: &World, server: &Server, snapshot: &Snapshot, name: &str, into: &str) -> Loaded {
+    try_load(world, server, snapshot, name, into).await.unwrap()
+}
+
+async fn try_load(
+    world: &World,
+    server: &Server,
+    snapshot: &Snapshot,
+    name: &str,
+    into: &str,
+) -> Result<Loaded, DumpError> {
     let directory = tempfile::tempdir().unwrap();
     let options = LoadOptions {
         programs: Programs::find(server.value("MAJOR").parse().unwrap(), bin_dir(server).as_deref(), &[])
@@ -46,7 +56,7 @@ async fn load(world: &World, server: &Server, snapshot: &Snapshot, name: &str, i
     };
     let to = crate::server::options(&server.socket());
     let mut loader = Loader::new(&world.repository, snapshot, &to, options).await.unwrap();
-    loader.load(name, into, Destination::New).await.unwrap()
+    loader.load(name, into, Destination::New).await
 }
 
 async fn ask(server: &Server, database: &str, sql: &str) -> String {
@@ -113,6 +123,31 @@ async fn comments_on_what_is_built_on_rows_come_back() {
     let sql = "SELECT concat_ws(' ', obj_description('big_both'::regclass), obj_description('big_pkey'::regclass), \
         (SELECT string_agg(obj_description(oid, 'pg_constraint'), ' ' ORDER BY conname) FROM pg_constraint))";
     assert_eq!(ask(&server, "back", sql).await, "both first second third");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn extensions_that_a_dump_of_a_schema_lacks_are_named() {
+    let server = Server::start(majors()[0], &[]);
+    let there = "SELECT count(*) FROM pg_available_extensions WHERE name = 'citext'";
+    if ask(&server, "postgres", there).await == "0" {
+        eprintln!("skipped: this server has no `citext`");
+        return;
+    }
+    server.sql("CREATE EXTENSION citext; CREATE SCHEMA app; CREATE SCHEMA plain").await;
+    server.sql("CREATE TABLE app.t (name citext); CREATE TABLE plain.t AS SELECT 1 AS n").await;
+    let world = World::new().await;
+    let only = |schema: &str| vec![Pattern::schema(schema).unwrap()];
+    let snapshot = dump(&world, &server, |options| options.selection.schemas = only("app")).await;
+    let failed = try_load(&world, &server, &snapshot, "postgres", "back").await.unwrap_err();
+    assert_eq!(failed.to_string(), "the backup makes no extensions, and its database had `citext`");
+    assert!(failed.hint().unwrap().contains("CREATE EXTENSION"), "{failed:?}");
+    let left = "SELECT count(*) FROM pg_database WHERE datname = 'back'";
+    assert_eq!(ask(&server, "postgres", left).await, "0");
+    // What does not need them is loaded.
+    let snapshot = dump(&world, &server, |options| options.selection.schemas = only("plain")).await;
+    assert_eq!(load(&world, &server, &snapshot, "postgres", "back").await.tables, 1);
+    let snapshot = dump(&world, &server, |_| {}).await;
+    assert_eq!(load(&world, &server, &snapshot, "postgres", "all").await.tables, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -142,6 +142,7 @@ pub struct Loaded {
 /// Loads databases of one snapshot into one server.
 #[derive(Debug)]
 pub struct Loader {
+    repository: Repository,
     from: DumpSnapshot,
     connect: ConnectOptions,
     options: LoadOptions,
@@ -165,7 +166,8 @@ impl Loader {
         if options.programs.major() < needed {
             return Err(DumpError::NoPrograms { major: needed });
         }
-        Ok(Self { from, connect, options, client, handle: Handle::current() })
+        let repository = repository.clone();
+        Ok(Self { repository, from, connect, options, client, handle: Handle::current() })
     }
 
     /// The snapshot.
@@ -223,6 +225,17 @@ impl Loader {
         let mut bytes = Vec::new();
         self.from.write(&dumped.name, SCHEMA_FILE, &mut bytes).await?;
         let mut archive = Archive::new(&self.options.directory, "schema.dump", &bytes)?;
+        let lacking = match place {
+            Destination::New => archive.lacks(&dumped.extensions, &self.options)?,
+            // Whoever made the database has made what it needs.
+            Destination::Clean => Vec::new(),
+        };
+        if !lacking.is_empty() {
+            let names = lacking.join("`, `");
+            self.repository.monitor().note(&format!(
+                "the backup is of single schemas or tables and makes no extensions; its database had `{names}`"
+            ));
+        }
         archive.without(&without, &self.options)?;
         let connect = self.connect.ordinary(into);
         let major = self.client.major();
@@ -245,7 +258,7 @@ impl Loader {
             jobs: self.options.jobs,
             cancel: self.options.cancel.clone(),
         };
-        tokio::task::block_in_place(|| {
+        let filled = tokio::task::block_in_place(|| {
             way.go_on()?;
             archive.load_before(&connect, major, &without, &self.options)?;
             way.fill(&self.from, &dumped.name, chosen)?;
@@ -257,7 +270,8 @@ impl Loader {
             archive.load_behind(&connect, major, &without, &self.options)?;
             self.prove(dumped, chosen, &way, &without)?;
             way.analyze()
-        })?;
+        });
+        filled.map_err(|error| for_lack(error, &lacking))?;
         if let Owners::Role(role) = &self.options.owners {
             let mut client = session::connect(&connect, into).await?;
             database::give_to(&mut client, role).await?;
@@ -350,6 +364,16 @@ impl Loader {
     /// Drops a database.
     pub async fn drop_database(&mut self, name: &str) -> Result<(), DumpError> {
         database::drop_database(&mut self.client, name).await
+    }
+}
+
+/// A program that fails where extensions are lacking mostly fails for that.
+fn for_lack(error: DumpError, lacking: &[&str]) -> DumpError {
+    match error {
+        DumpError::Program { .. } if !lacking.is_empty() => {
+            DumpError::LacksExtensions { names: lacking.join("`, `"), source: Box::new(error) }
+        }
+        other => other,
     }
 }
 

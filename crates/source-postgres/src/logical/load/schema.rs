@@ -9,11 +9,14 @@ use std::process::{ChildStdin, Command, Stdio};
 use super::super::DumpError;
 use super::super::programs::{Running, failure, lines};
 use super::LoadOptions;
+use crate::cluster::Extension;
 use crate::options::ConnectOptions;
 
 /// Newer programs set this whatever the server is.
 const NEWER_SETTING: &str = "transaction_timeout";
 const NEWER_SETTING_MAJOR: u32 = 17;
+/// It is in the template that new databases are made from.
+const OF_EVERY_DATABASE: &str = "plpgsql";
 
 /// An archive of definitions in a file, which `pg_restore` needs to work in parallel. Removed when this is dropped.
 #[derive(Debug)]
@@ -49,14 +52,34 @@ impl Archive {
         Ok(archive)
     }
 
+    /// Its table of contents.
+    fn contents(&self, options: &LoadOptions) -> Result<String, DumpError> {
+        let mut command = options.command("pg_restore", None);
+        command.arg("--list").arg(&self.path);
+        Ok(String::from_utf8_lossy(&output(&mut command)?).into_owned())
+    }
+
+    /// Which of the extensions that its database had it does not make, nor has a new database.
+    pub fn lacks<'e>(
+        &self,
+        extensions: &'e [Extension],
+        options: &LoadOptions,
+    ) -> Result<Vec<&'e str>, DumpError> {
+        let names = extensions.iter().map(|extension| extension.name.as_str());
+        let mut lacking: Vec<&str> = names.filter(|name| *name != OF_EVERY_DATABASE).collect();
+        if !lacking.is_empty() {
+            let list = self.contents(options)?;
+            lacking.retain(|name| !makes_extension(&list, name));
+        }
+        Ok(lacking)
+    }
+
     /// Leaves things out from now on.
     pub fn without(&mut self, without: &Without, options: &LoadOptions) -> Result<(), DumpError> {
         if without.foreign_keys.is_empty() && !without.large_objects {
             return Ok(());
         }
-        let mut command = options.command("pg_restore", None);
-        command.arg("--list").arg(&self.path);
-        let list = String::from_utf8_lossy(&output(&mut command)?).into_owned();
+        let list = self.contents(options)?;
         let kept = kept(&list, without).map(|(line, _)| line).collect::<Vec<_>>().join("\n");
         let path = self.path.with_extension("list");
         create(&path)?.write_all(kept.as_bytes()).map_err(|source| failed(&path, source))?;
@@ -102,9 +125,7 @@ impl Archive {
         without: &Without,
         options: &LoadOptions,
     ) -> Result<(), DumpError> {
-        let mut command = options.command("pg_restore", None);
-        command.arg("--list").arg(&self.path);
-        let list = String::from_utf8_lossy(&output(&mut command)?).into_owned();
+        let list = self.contents(options)?;
         for (ending, parallel) in [("first", true), ("second", false)] {
             let fitting = kept(&list, without).filter(|(_, about)| is_index(about) == parallel);
             let chosen: Vec<&str> = fitting.map(|(line, _)| line).collect();
@@ -176,6 +197,14 @@ fn kept<'l>(list: &'l str, without: &Without) -> impl Iterator<Item = (&'l str, 
         Some((line, *subject))
     });
     with_subjects.filter(move |(line, subject)| !is_without(line, without) && !is_without(subject, without))
+}
+
+/// Whether a table of contents has an extension: `2; 3079 16384 EXTENSION - citext `.
+fn makes_extension(list: &str, name: &str) -> bool {
+    list.lines().any(|line| {
+        let mut words = line.split_whitespace().skip(3);
+        words.next() == Some("EXTENSION") && words.nth(1) == Some(name)
+    })
 }
 
 fn is_comment(line: &str) -> bool {
@@ -310,6 +339,14 @@ mod tests {
             assert_eq!(is_without(line, &without), expected, "{line}");
         }
         assert!(!is_without("3415; 2613 16492 BLOB - 16492 ann", &Without::default()));
+    }
+
+    #[test]
+    fn extensions_are_found_in_a_table_of_contents() {
+        let list = ";\n; Selected TOC Entries:\n;\n2; 3079 16384 EXTENSION - citext \n\
+            3420; 0 0 COMMENT - EXTENSION hstore \n214; 1259 16489 TABLE app EXTENSION ann\n";
+        assert!(makes_extension(list, "citext"));
+        assert!(!makes_extension(list, "hstore") && !makes_extension(list, "ann"));
     }
 
     #[test]

@@ -8,6 +8,8 @@ pub(crate) mod failure;
 #[cfg(all(test, feature = "s3"))]
 mod headers_tests;
 mod listing;
+#[cfg(all(test, feature = "s3"))]
+mod redirect_tests;
 mod services;
 mod store;
 #[cfg(all(test, any(feature = "s3", feature = "gcs", feature = "azblob", feature = "webdav")))]

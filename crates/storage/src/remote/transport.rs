@@ -112,6 +112,7 @@ pub(super) fn client(settings: &Settings, ambient: bool, timeout: Duration) -> R
         .user_agent(concat!("keepwell/", env!("CARGO_PKG_VERSION")))
         .tls_version_min(version)
         .redirect(redirect::Policy::custom(move |attempt| follow(attempt, allow_http)))
+        .referer(false) // the address that was asked may hold a shared access signature
         .connect_timeout(CONNECT_TIMEOUT.min(timeout))
         .tcp_user_timeout(timeout) // a peer that died while we send: nothing else notices for a quarter of an hour
         .tcp_nodelay(true);
@@ -197,6 +198,10 @@ fn follow(attempt: redirect::Attempt<'_>, allow_http: bool) -> redirect::Action 
     if let Err(plain) = check_plain(attempt.url(), allow_http) {
         return attempt.error(plain);
     }
+    // It means "now fetch that page", whatever was asked: one that says "log in" would be taken for the success of an upload.
+    if attempt.status() == StatusCode::SEE_OTHER {
+        return attempt.error("the server leads to a page instead of answering (HTTP 303)");
+    }
     if attempt.previous().len() > REDIRECTS_MAX {
         return attempt.error("the server redirects too often");
     }
@@ -265,9 +270,13 @@ impl HttpTransport for Bounded {
     async fn fetch(&self, request: Request<Buffer>) -> opendal::Result<Response<HttpBody>> {
         self.check(&request)?;
         let is_object = asks_for_object(&request);
+        let posted = (request.method() == Method::POST).then(|| request.uri().to_string());
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         self.http.gate.pass().await;
         let response = self.inner.fetch(request).await?;
+        if posted.is_some_and(|url| is_from_elsewhere(&url, &response)) {
+            return Err(Error::new(ErrorKind::Unexpected, "the server leads to a page instead of answering"));
+        }
         let status = response.status();
         self.http.gate.heed(status, response.headers());
         tracing::trace!(%method, %path, status = status.as_u16(), "request");
@@ -278,6 +287,14 @@ impl HttpTransport for Bounded {
         };
         Ok(response.map(|body| bounded(body, limit)))
     }
+}
+
+/// Whether an answer came from another address than was asked. A `POST` that is redirected becomes a `GET`, as of old, and
+/// its answer says nothing of what was to be done.
+fn is_from_elsewhere(asked: &str, response: &Response<HttpBody>) -> bool {
+    let came_from = response.extensions().get::<HttpRedirect>();
+    // What was asked is compared as it was sent: without a port that goes without saying, and the like.
+    came_from.is_some_and(|from| Url::parse(asked).is_ok_and(|url| url.as_str() != from.uri().original_uri()))
 }
 
 fn asks_for_object(request: &Request<Buffer>) -> bool {

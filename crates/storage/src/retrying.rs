@@ -36,7 +36,7 @@ type Random = Arc<dyn Fn() -> u64 + Send + Sync>;
 /// A put whose answer was lost may have stored the object, and then finds its own name taken. So after a failed
 /// attempt, `AlreadyExists` is settled by reading the object back: if it holds our bytes, the put has succeeded.
 /// Two writers who store *the same* bytes under one name may then both be told that they won; writers that compete
-/// must make their bytes differ.
+/// must make their bytes differ. Where the object cannot be read, its length in the listing decides.
 ///
 /// Reading back costs one `get` of the object. Other errors are passed on at once.
 /// ```
@@ -114,15 +114,18 @@ impl<S: ObjectStore> Retrying<S> {
         match self.get(key).await {
             Ok(stored) if stored == *body || planted("retry-412-is-ours") => Ok(()),
             Ok(_) => Err(taken),
-            Err(error) if error.kind == StorageErrorKind::PermissionDenied => {
+            Err(error)
+                if matches!(error.kind, StorageErrorKind::PermissionDenied | StorageErrorKind::Archived) =>
+            {
                 self.settle_unread(key, body, taken).await
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Decides it where we may not read what we stored, as a backup host may not: by the length in the listing. Nobody
-    /// competes for such a key: what is not read has a name that is random.
+    /// Decides it where we may not read what we stored, as a backup host may not, or cannot, as a pack that goes to an
+    /// archive at once: by the length in the listing. Nobody competes for such a key: what is not read has a name that is
+    /// random.
     async fn settle_unread(&self, key: &Key, body: &Bytes, taken: StorageError) -> Result<(), StorageError> {
         let directory = key.as_str().rfind('/').map_or("", |slash| &key.as_str()[..=slash]);
         let mut after = None;
@@ -202,6 +205,48 @@ mod tests {
     use super::*;
     use crate::{Fault, Faulty, Memory};
 
+    /// A store from which nothing can be read.
+    #[derive(Debug)]
+    struct Unreadable {
+        memory: Memory,
+        why: StorageErrorKind,
+    }
+
+    #[async_trait]
+    impl ObjectStore for Unreadable {
+        async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError> {
+            self.memory.put_new(key, body).await
+        }
+
+        async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
+            Err(StorageError::new(self.why, "get", key, "no"))
+        }
+
+        async fn get_range(&self, key: &Key, _: Range<u64>) -> Result<Bytes, StorageError> {
+            self.get(key).await
+        }
+
+        async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
+            self.memory.head(key).await
+        }
+
+        async fn list_page(&self, prefix: &str, after: Option<&Key>) -> Result<Page, StorageError> {
+            self.memory.list_page(prefix, after).await
+        }
+
+        async fn delete(&self, key: &Key) -> Result<(), StorageError> {
+            self.memory.delete(key).await
+        }
+
+        fn capabilities(&self) -> Capabilities {
+            self.memory.capabilities()
+        }
+
+        fn describe(&self) -> String {
+            "unreadable".into()
+        }
+    }
+
     fn key() -> Key {
         "a".parse().unwrap()
     }
@@ -236,6 +281,26 @@ mod tests {
         let store = retrying(&memory, Fault::None);
         assert!(store.put_new(&key(), "same".into()).await.unwrap_err().is_already_exists());
         assert_eq!(store.inner().calls(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_read_back_is_known_by_its_length() {
+        for why in [StorageErrorKind::PermissionDenied, StorageErrorKind::Archived] {
+            for (there, ours) in [(None, true), (Some("theirs"), false)] {
+                let memory = Memory::new();
+                let fault = match there {
+                    Some(body) => {
+                        memory.put_new(&key(), body.into()).await.unwrap();
+                        Fault::Once(1)
+                    }
+                    None => Fault::LostResponse(1),
+                };
+                let store = Faulty::new(Unreadable { memory, why }, fault);
+                let put = Retrying::new(store, RetryPolicy::default()).put_new(&key(), "ours".into()).await;
+                assert_eq!(put.is_ok(), ours, "{why:?}: {put:?}");
+                assert!(put.err().is_none_or(|error| error.is_already_exists()), "{why:?}");
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -120,7 +120,7 @@ impl Site {
                 new(Kind::NoSpace, format!("the {noun} `{container}` is full{said}"))
             }
             "SlowDown" | "ServerBusy" | "TooManyRequests" | "RequestLimitExceeded" | "rateLimitExceeded"
-            | "userRateLimitExceeded" => {
+            | "userRateLimitExceeded" | "KMS.ThrottlingException" => {
                 new(Kind::Throttled, format!("the {noun} `{container}` asks to slow down{said}"))
             }
             "InvalidRange" => new(Kind::OutOfRange, "the object is shorter".into()),
@@ -138,9 +138,12 @@ impl Site {
                 )
             }
             "RequestTimeout" | "OperationTimedOut" | "InternalError" | "ConditionalRequestConflict"
-            | "OperationAborted" => {
+            | "OperationAborted" | "KMS.KMSInternalException" | "KMS.DependencyTimeoutException"
+            | "KMS.KeyUnavailableException" => {
                 new(Kind::Unavailable, format!("the {noun} `{container}` could not do it now{said}"))
             }
+            // Parts that a rule removed, or an end whose answer was lost: another attempt begins anew, or finds it done.
+            "NoSuchUpload" => new(Kind::Unavailable, format!("the upload was ended by the store{said}")),
             _ => return self.key_trouble(operation, subject, facts),
         })
     }
@@ -189,6 +192,13 @@ impl Site {
                 };
                 new(Kind::PermissionDenied, format!("the {place} refuses the credentials{said}"))
                     .with_hint(hint)
+            }
+            // Google may forget an upload that is under way; it asks to begin anew then. A missing bucket has a code.
+            _ if operation == "put"
+                && self.service == Service::Gcs
+                && matches!(facts.status, Some(404 | 410)) =>
+            {
+                new(Kind::Unavailable, format!("the upload was ended by the store{said}"))
             }
             ErrorKind::NotFound => new(Kind::NotFound, "no such object".into()),
             ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists if operation == "put" => {

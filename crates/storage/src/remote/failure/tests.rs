@@ -22,6 +22,10 @@ fn a_code_says_more_than_a_kind() {
         ("QuotaExceeded", Kind::NoSpace, "full"),
         ("ExpiredToken", Kind::PermissionDenied, "expired"),
         ("BadDigest", Kind::Unavailable, "changed on the way"),
+        ("NoSuchUpload", Kind::Unavailable, "ended by the store"),
+        ("KMS.ThrottlingException", Kind::Throttled, "slow down"),
+        ("KMS.KMSInternalException", Kind::Unavailable, "now"),
+        ("KMS.KMSInvalidStateException", Kind::PermissionDenied, "key"),
         ("Unheard", Kind::Other, "Unheard"),
     ] {
         let error = site(Service::S3).failure("put", "data/x", &s3(code));
@@ -190,6 +194,16 @@ fn the_status_counts_where_there_is_no_code() {
         let error = site(Service::Webdav).failure("get", "x", &error);
         assert_eq!(error.kind, kind, "{error}");
         assert!(error.to_string().contains(&status.to_string()) || kind == Kind::OutOfRange, "{error}");
+    }
+}
+
+#[test]
+fn an_upload_that_google_forgot_begins_anew() {
+    for (status, kind) in [(404, ErrorKind::NotFound), (410, ErrorKind::Unexpected)] {
+        let error = Error::new(kind, "gone")
+            .with_context("response", format!("Parts {{ status: {status}, version: HTTP/1.1 }}"));
+        assert!(site(Service::Gcs).failure("put", "data/x", &error).is_retryable(), "{status}");
+        assert!(!site(Service::Gcs).failure("get", "data/x", &error).is_retryable(), "{status}");
     }
 }
 

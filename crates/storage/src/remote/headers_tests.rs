@@ -145,3 +145,21 @@ async fn what_intelligent_tiering_archived_is_asked_for_without_days() {
         assert_eq!((lengths.len(), days), (1 + usize::from(thaws), "<Days>7</Days>".len()), "{lengths:?}");
     }
 }
+
+#[tokio::test]
+async fn what_appears_between_two_questions_is_asked_for_again() {
+    for (status, range) in [
+        ("206 Partial Content", "content-range: bytes 0-0/1\r\n"),
+        ("416 Range Not Satisfiable", "content-range: bytes */0\r\n"),
+    ] {
+        let body = if status.starts_with("206") { "x" } else { "" };
+        let (endpoint, _) = serve(move |head| match head[0].starts_with("head ") {
+            true => answer("404 Not Found", "", ""),
+            false => answer(status, range, body),
+        });
+        let location: Location = format!("s3://bucket/p?endpoint={endpoint}").parse().unwrap();
+        let store = crate::connect(&location, &options(), Purpose::Open).await.unwrap();
+        let error = store.head(&"commits/x".parse().unwrap()).await.unwrap_err();
+        assert!(error.is_retryable(), "{status}: {error}");
+    }
+}

@@ -268,8 +268,12 @@ impl OpendalStore {
     /// Tells a missing object from a missing bucket, which the answer to `head` does not.
     async fn missing(&self, operation: &'static str, key: &Key) -> StorageError {
         match self.read(operation, key, Some(&(0..1))).await {
-            Err(error) => error,
-            Ok(_) => self.site.strange(operation, key, "finds an object and does not find it"),
+            Err(error) if error.kind != StorageErrorKind::OutOfRange => error,
+            // Somebody has stored it between the two questions, perhaps without a byte.
+            _ => {
+                let message = "the object appeared while it was looked for";
+                StorageError::new(StorageErrorKind::Unavailable, operation, key, message)
+            }
         }
     }
 

@@ -156,6 +156,13 @@ impl ObjectStore for CancellableStore {
         self.unless_cancelled("get", key, self.inner.get(key)).await
     }
 
+    async fn get_at_most(&self, key: &Key, most: u64) -> Result<Bytes, StorageError> {
+        if is_last_word(key) {
+            return self.inner.get_at_most(key, most).await;
+        }
+        self.unless_cancelled("get", key, self.inner.get_at_most(key, most)).await
+    }
+
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
         self.unless_cancelled("get range", key, self.inner.get_range(key, range)).await
     }

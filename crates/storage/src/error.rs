@@ -15,6 +15,8 @@ pub enum StorageErrorKind {
     AlreadyExists,
     /// The object is shorter than the range asked for, or the range runs backwards.
     OutOfRange,
+    /// The object is larger than was allowed for.
+    TooLarge,
     /// The store, or the operating system, does not let us.
     PermissionDenied,
     /// The store is full, or a quota is used up. Nothing was left behind.
@@ -86,6 +88,12 @@ impl StorageError {
     pub fn out_of_range(key: &Key, range: &std::ops::Range<u64>, size: u64) -> Self {
         let message = format!("bytes {}..{} are not in an object of {size} bytes", range.start, range.end);
         Self::new(StorageErrorKind::OutOfRange, "get range", key, message)
+    }
+
+    /// The object has more than `most` bytes.
+    pub(crate) fn too_large(key: &Key, most: u64) -> Self {
+        let message = format!("the object has more than the {most} bytes that were allowed for");
+        Self::new(StorageErrorKind::TooLarge, "get", key, message)
     }
 
     /// Adds what a person may do.

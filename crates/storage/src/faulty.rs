@@ -115,6 +115,10 @@ impl<S: ObjectStore> ObjectStore for Faulty<S> {
         self.call(Operation::Get, key.as_str(), self.inner.get(key)).await
     }
 
+    async fn get_at_most(&self, key: &Key, most: u64) -> Result<Bytes, StorageError> {
+        self.call(Operation::Get, key.as_str(), self.inner.get_at_most(key, most)).await
+    }
+
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
         self.call(Operation::GetRange, key.as_str(), self.inner.get_range(key, range)).await
     }

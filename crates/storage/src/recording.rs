@@ -141,6 +141,11 @@ impl<S: ObjectStore> ObjectStore for Recording<S> {
         self.record(Operation::Get, key.first_component(), result, |body| body.len() as u64)
     }
 
+    async fn get_at_most(&self, key: &Key, most: u64) -> Result<Bytes, StorageError> {
+        let result = self.inner.get_at_most(key, most).await;
+        self.record(Operation::Get, key.first_component(), result, |body| body.len() as u64)
+    }
+
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
         let result = self.inner.get_range(key, range).await;
         self.record(Operation::GetRange, key.first_component(), result, |body| body.len() as u64)

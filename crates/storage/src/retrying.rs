@@ -111,9 +111,11 @@ impl<S: ObjectStore> Retrying<S> {
 
     /// Decides whether an object that exists after a lost answer is the one that we put.
     async fn settle(&self, key: &Key, body: &Bytes, taken: StorageError) -> Result<(), StorageError> {
-        match self.get(key).await {
-            Ok(stored) if stored == *body || planted("retry-412-is-ours") => Ok(()),
+        match self.get_at_most(key, body.len() as u64).await {
+            _ if planted("retry-412-is-ours") => Ok(()),
+            Ok(stored) if stored == *body => Ok(()),
             Ok(_) => Err(taken),
+            Err(error) if error.kind == StorageErrorKind::TooLarge => Err(taken),
             Err(error)
                 if matches!(error.kind, StorageErrorKind::PermissionDenied | StorageErrorKind::Archived) =>
             {
@@ -165,6 +167,10 @@ impl<S: ObjectStore> ObjectStore for Retrying<S> {
         self.retry(|| self.inner.get(key)).await
     }
 
+    async fn get_at_most(&self, key: &Key, most: u64) -> Result<Bytes, StorageError> {
+        self.retry(|| self.inner.get_at_most(key, most)).await
+    }
+
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
         self.retry(|| self.inner.get_range(key, range.clone())).await
     }
@@ -203,7 +209,7 @@ impl<S: ObjectStore> fmt::Debug for Retrying<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Fault, Faulty, Memory};
+    use crate::{Fault, Faulty, Memory, Operation, Recording};
 
     /// A store from which nothing can be read.
     #[derive(Debug)]
@@ -272,6 +278,17 @@ mod tests {
         let error = store.put_new(&key(), "ours".into()).await.unwrap_err();
         assert_eq!(error.kind, StorageErrorKind::AlreadyExists);
         assert_eq!(store.inner().calls(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_what_stands_under_the_name_no_more_is_read_than_was_put() {
+        let memory = Memory::new();
+        memory.put_new(&key(), "ours, and much more".into()).await.unwrap();
+        let store =
+            Retrying::new(Recording::new(Faulty::new(memory, Fault::Once(1))), RetryPolicy::default());
+        assert!(store.put_new(&key(), "ours".into()).await.unwrap_err().is_already_exists());
+        let read = store.inner().snapshot().count(Operation::Get);
+        assert_eq!((read.calls, read.failures), (1, 1), "{read:?}");
     }
 
     #[tokio::test(start_paused = true)]

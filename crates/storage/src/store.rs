@@ -62,8 +62,18 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     /// store, except that after `Suspect` the object may exist.
     async fn put_new(&self, key: &Key, body: Bytes) -> Result<(), StorageError>;
 
-    /// Returns the whole object, in memory: ask [`head`](Self::head) first if its size is not known to be fair.
+    /// Returns the whole object, in memory: where its size is not known to be fair, use
+    /// [`get_at_most`](Self::get_at_most).
     async fn get(&self, key: &Key) -> Result<Bytes, StorageError>;
+
+    /// Returns the whole object if it has at most `most` bytes; a larger one is `TooLarge`.
+    ///
+    /// A store that fetches objects stops where that shows, so that no server, whatever it says of sizes, makes us hold
+    /// more. A wrapper passes on what it wraps.
+    async fn get_at_most(&self, key: &Key, most: u64) -> Result<Bytes, StorageError> {
+        let body = self.get(key).await?;
+        if body.len() as u64 > most { Err(StorageError::too_large(key, most)) } else { Ok(body) }
+    }
 
     /// Returns exactly `range`; an object that ends before `range.end` is `OutOfRange`, never a short read.
     ///
@@ -135,6 +145,10 @@ impl<S: ObjectStore + ?Sized> ObjectStore for Arc<S> {
 
     async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
         (**self).get(key).await
+    }
+
+    async fn get_at_most(&self, key: &Key, most: u64) -> Result<Bytes, StorageError> {
+        (**self).get_at_most(key, most).await
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {

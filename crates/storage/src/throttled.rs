@@ -124,6 +124,12 @@ impl<S: ObjectStore> ObjectStore for Throttled<S> {
         Ok(body)
     }
 
+    async fn get_at_most(&self, key: &Key, most: u64) -> Result<Bytes, StorageError> {
+        let body = self.inner.get_at_most(key, most).await?;
+        pass(self.download.as_ref(), body.len() as u64).await;
+        Ok(body)
+    }
+
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
         let piece = self.download.as_ref().map_or(u64::MAX, Bucket::piece_bytes);
         let length = range.end.saturating_sub(range.start);

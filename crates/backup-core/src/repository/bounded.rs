@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use keepwell_catalog::names::ObjectName;
-use keepwell_storage::{Key, ObjectInfo, ObjectStore};
+use keepwell_storage::{Key, ObjectInfo, ObjectStore, StorageErrorKind};
 
 use crate::Error;
 
@@ -15,13 +15,24 @@ fn most_bytes(key: &Key) -> Option<u64> {
     }
     let name: ObjectName = key.as_str().parse().ok()?;
     match name {
+        N::Hint => Some(1 << 20),
         N::Trust(_) | N::Session { .. } | N::Commit(..) => Some(4 << 20),
         N::Keyring { .. } | N::ErasableKey { .. } => Some(8 << 20),
         N::State(..) => Some(32 << 20),
         N::Manifest(_) | N::List(..) | N::Retired(_) => Some(80 << 20),
         N::Plan(_) | N::Kept(_) => Some(256 << 20),
         // Those of later versions are bounded where they are read.
-        N::Hint | N::Pack(..) | N::Index(..) | N::Marks(_) | N::Ledger(..) | _ => None,
+        N::Pack(..) | N::Index(..) | N::Marks(_) | N::Ledger(..) | _ => None,
+    }
+}
+
+/// An object that has at most so many bytes; of a larger one no more is held, whatever the store said of its size.
+pub(crate) async fn fetch_at_most(store: &dyn ObjectStore, key: &Key, most: u64) -> Result<Bytes, Error> {
+    match store.get_at_most(key, most).await {
+        Err(error) if error.kind == StorageErrorKind::TooLarge => {
+            Err(Error::damaged(key, format!("it has more than {most} bytes")))
+        }
+        fetched => Ok(fetched?),
     }
 }
 
@@ -31,13 +42,15 @@ pub(crate) async fn fetch_listed(store: &dyn ObjectStore, info: &ObjectInfo) -> 
         let what = format!("it has {} bytes, and such an object has at most {most}", info.size);
         return Err(Error::damaged(&info.key, what));
     }
-    Ok(store.get(&info.key).await?)
+    fetch_bounded(store, &info.key).await
 }
 
-/// The same of one that no listing has shown, which costs a request more.
+/// The same of one that no listing has shown.
 pub(crate) async fn fetch_bounded(store: &dyn ObjectStore, key: &Key) -> Result<Bytes, Error> {
-    let info = store.head(key).await?;
-    fetch_listed(store, &info).await
+    match most_bytes(key) {
+        Some(most) => fetch_at_most(store, key, most).await,
+        None => Ok(store.get(key).await?),
+    }
 }
 
 /// Refuses to write what nobody would read.
@@ -60,8 +73,8 @@ mod tests {
     use keepwell_storage::Operation;
 
     use super::*;
-    use crate::Repository;
     use crate::testing::{Thing, TreeModel, World, back_up, snapshot_of};
+    use crate::{Repository, RepositoryHint};
 
     /// Replaces an object by one that is larger than any of its kind.
     async fn inflate(world: &World, key: &Key) {
@@ -96,6 +109,14 @@ mod tests {
         let snapshots = repository.snapshots().await.unwrap();
         assert!(matches!(snapshots[0].manifest(), Err(Error::Damaged { .. })));
         assert_eq!(fetched(&world, "manifests"), 0);
+
+        let hint = RepositoryHint::key();
+        let sound = world.store.get(&hint).await.unwrap();
+        inflate(&world, &hint).await;
+        let refused = RepositoryHint::read(&*world.store).await;
+        assert!(matches!(refused, Err(Error::Damaged { .. })), "{refused:?}");
+        world.delete(hint.as_str()).await;
+        world.store.put_new(&hint, sound).await.unwrap();
 
         let chain = repository.chain().head().0;
         world.store.put_new(&names::trust_key(chain + 1), vec![0_u8; (4 << 20) + 1].into()).await.unwrap();

@@ -8,8 +8,8 @@ use keepwell_crypto::{Digest, DigestHasher, OpenReader};
 use keepwell_storage::Key;
 use tokio::sync::Mutex;
 
-use super::Repository;
 use super::index::DIRECTORY;
+use super::{Repository, fetch_at_most};
 use crate::Error;
 use crate::cache::{CacheWriter, CachedFile};
 
@@ -35,7 +35,7 @@ impl Repository {
         let key = names::index_key(self.group(), name);
         let sealed = match self.fetch_in_parts(&key, name, size).await? {
             Some(sealed) => sealed,
-            None => CachedFile::Memory(self.fetch_whole(&key, name).await?),
+            None => CachedFile::Memory(self.fetch_whole(&key, name, size).await?),
         };
         let (repository, name) = (self.clone(), *name);
         let _turn = turn.lock().await;
@@ -74,8 +74,8 @@ impl Repository {
         Ok(segment.iter().try_for_each(|entry| entry.map(|_| ()))?)
     }
 
-    async fn fetch_whole(&self, key: &Key, name: &ContentName) -> Result<Bytes, Error> {
-        let sealed = self.store().get(key).await?;
+    async fn fetch_whole(&self, key: &Key, name: &ContentName, size: u64) -> Result<Bytes, Error> {
+        let sealed = fetch_at_most(self.store(), key, size).await?;
         prove(key, name, Digest::of(&sealed))?;
         Ok(sealed)
     }

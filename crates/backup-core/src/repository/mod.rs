@@ -39,7 +39,7 @@ pub use open::{Builder, RepositoryHint};
 pub(crate) use snapshots::in_order;
 pub use snapshots::{Snapshot, SnapshotState};
 
-pub(crate) use bounded::{fetch_bounded, fetch_listed};
+pub(crate) use bounded::{fetch_at_most, fetch_bounded, fetch_listed};
 pub(crate) use create::seal_keyring;
 pub(crate) use ends::{
     Before, End, OwnEnds, read_before, read_ends, read_ends_anew, read_own_ends, verify_end,

@@ -14,7 +14,7 @@ use super::access::Accesses;
 use super::index::HeldIndex;
 use super::records::Records;
 use super::trust::{follow_chain, open_chain_at, read_erasable, read_keyring, reading_keyring};
-use super::{Access, Inner, Limits, Repository};
+use super::{Access, Inner, Limits, Repository, fetch_bounded};
 use crate::Error;
 use crate::cache::Cache;
 use crate::cancel::{Cancel, CancellableStore};
@@ -74,10 +74,12 @@ impl RepositoryHint {
     /// lost it. Its ids have the form of ids, and nobody has proved them.
     pub async fn read(store: &dyn ObjectStore) -> Result<Self, Error> {
         let key: Key = HINT_KEY.parse().expect("a constant key");
-        let bytes = match store.get(&key).await {
+        let bytes = match fetch_bounded(store, &key).await {
             Ok(bytes) => bytes,
-            Err(error) if error.is_not_found() => return Err(without_hint(store, &key).await?),
-            Err(error) => return Err(error.into()),
+            Err(Error::Storage(error)) if error.is_not_found() => {
+                return Err(without_hint(store, &key).await?);
+            }
+            Err(error) => return Err(error),
         };
         let hint: Self = serde_json::from_slice(&bytes).map_err(|e| Error::damaged(&key, e))?;
         if hint.format != 1 {

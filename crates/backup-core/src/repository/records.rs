@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use keepwell_storage::{Key, ObjectInfo, ObjectStore};
 
-use super::{Repository, fetch_listed};
+use super::{Repository, fetch_bounded, fetch_listed};
 use crate::Error;
 use crate::cache::Cache;
 
@@ -20,15 +20,16 @@ pub(crate) struct Records<'a> {
 }
 
 impl Records<'_> {
-    /// What `prove` makes of a record. A cached one that it refuses is dropped and fetched anew, after a look at its size.
+    /// What `prove` makes of a record. A cached one that it refuses is dropped and fetched anew.
     pub async fn get<T>(self, key: &Key, prove: impl Fn(&[u8]) -> Result<T, Error>) -> Result<T, Error> {
         if let Some(found) = self.cached(key, &prove) {
             return Ok(found);
         }
-        self.fetch(&self.store.head(key).await?, prove).await
+        let bytes = fetch_bounded(self.store, key).await?;
+        self.proved(key, &bytes, prove)
     }
 
-    /// The same of one that was listed, without that look.
+    /// The same of one that was listed, and is not fetched if it is too large by that.
     pub async fn get_listed<T>(
         self,
         info: &ObjectInfo,
@@ -52,8 +53,17 @@ impl Records<'_> {
         prove: impl Fn(&[u8]) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let bytes = fetch_listed(self.store, info).await?;
-        let proved = prove(&bytes)?;
-        self.keep(&info.key, &bytes);
+        self.proved(&info.key, &bytes, prove)
+    }
+
+    fn proved<T>(
+        self,
+        key: &Key,
+        bytes: &[u8],
+        prove: impl Fn(&[u8]) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let proved = prove(bytes)?;
+        self.keep(key, bytes);
         Ok(proved)
     }
 

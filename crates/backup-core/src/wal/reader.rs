@@ -8,7 +8,7 @@ use keepwell_crypto::{MemberId, Signed};
 use keepwell_storage::Key;
 
 use crate::Error;
-use crate::repository::Repository;
+use crate::repository::{Repository, fetch_at_most};
 
 /// What a piece may have beyond its plaintext: header, signature, frames.
 const OVERHEAD_MAX: u64 = 1 << 20;
@@ -117,10 +117,7 @@ impl WalReader {
     /// Fetches a piece, and proves that a member archived exactly these bytes as this part of this log.
     pub async fn read(&self, name: &WalName) -> Result<WalPiece, Error> {
         let key = name.key();
-        if self.repository.store().head(&key).await?.size > 2 * OPENED_MAX {
-            return Err(Error::damaged(key, "it is larger than any piece"));
-        }
-        let sealed = self.repository.store().get(&key).await?;
+        let sealed = fetch_at_most(self.repository.store(), &key, 2 * OPENED_MAX).await?;
         self.prove(name, sealed).await
     }
 

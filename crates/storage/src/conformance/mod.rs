@@ -34,6 +34,7 @@ pub async fn run<F: Future<Output = Arc<dyn ObjectStore>>>(new_store: impl Fn() 
     objects::an_absent_object_is_not_found(new_store().await).await;
     objects::an_object_is_read_back_exactly(new_store().await).await;
     objects::ranges_are_exact(new_store().await).await;
+    objects::what_is_too_large_is_refused(new_store().await).await;
     objects::every_key_is_a_name(new_store().await).await;
     objects::a_taken_name_stays_as_it_is(new_store().await).await;
     objects::deleting_is_idempotent(new_store().await).await;

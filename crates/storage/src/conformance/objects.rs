@@ -57,6 +57,20 @@ pub(super) async fn ranges_are_exact(store: Arc<dyn ObjectStore>) {
     }
 }
 
+pub(super) async fn what_is_too_large_is_refused(store: Arc<dyn ObjectStore>) {
+    let expected = body(5, 5000);
+    put(&store, "object", expected.clone()).await;
+    for most in [5000, 5001, u64::MAX] {
+        let bytes = store.get_at_most(&key("object"), most).await;
+        assert!(bytes.is_ok_and(|bytes| bytes == expected), "at most {most} of 5000 bytes");
+    }
+    for most in [0, 1, 4999] {
+        let kind = kind_of(store.get_at_most(&key("object"), most).await);
+        assert_eq!(kind, Some(Kind::TooLarge), "at most {most} of 5000 bytes");
+    }
+    assert_eq!(kind_of(store.get_at_most(&key("absent"), 1).await), Some(Kind::NotFound));
+}
+
 pub(super) async fn every_key_is_a_name(store: Arc<dyn ObjectStore>) {
     let long = "n".repeat(255);
     let longest = format!("{}bb/{long}", "a/".repeat(127));

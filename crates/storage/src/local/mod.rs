@@ -281,8 +281,12 @@ impl ObjectStore for LocalFs {
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
+        self.get_at_most(key, u64::MAX).await
+    }
+
+    async fn get_at_most(&self, key: &Key, most: u64) -> Result<Bytes, StorageError> {
         let key = key.clone();
-        self.run(move |disk| disk.get(&key)).await
+        self.run(move |disk| disk.get(&key, most)).await
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {

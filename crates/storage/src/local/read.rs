@@ -18,9 +18,12 @@ use crate::{Key, ObjectInfo, StorageError, StorageErrorKind};
 const READ: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK);
 
 impl Disk {
-    pub(super) fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
+    pub(super) fn get(&self, key: &Key, most: u64) -> Result<Bytes, StorageError> {
         let (file, facts) = self.open_object("get", key, READ)?;
         let size = size_of(&facts);
+        if size > most {
+            return Err(StorageError::too_large(key, most));
+        }
         self.read_exact("get", key, file.as_fd(), 0..size)
     }
 

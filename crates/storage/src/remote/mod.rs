@@ -9,6 +9,8 @@ pub(crate) mod failure;
 mod headers_tests;
 mod listing;
 #[cfg(all(test, feature = "s3"))]
+mod reading_tests;
+#[cfg(all(test, feature = "s3"))]
 mod redirect_tests;
 mod services;
 mod store;

@@ -233,15 +233,30 @@ impl OpendalStore {
         false
     }
 
-    /// Reads `range`, or all of it. More than was asked for is an error, less is not.
+    /// Reads a range. More than was asked for is an error, less is not.
+    async fn read_range(
+        &self,
+        operation: &'static str,
+        key: &Key,
+        range: &Range<u64>,
+    ) -> Result<Bytes, StorageError> {
+        match self.read(operation, key, Some(range), range.end - range.start).await {
+            Err(error) if error.kind == StorageErrorKind::TooLarge => {
+                Err(self.site.strange(operation, key, "sent more than was asked for"))
+            }
+            done => done,
+        }
+    }
+
+    /// Reads `range`, or all of it; gives up as soon as that has more than `most` bytes.
     async fn read(
         &self,
         operation: &'static str,
         key: &Key,
         range: Option<&Range<u64>>,
+        most: u64,
     ) -> Result<Bytes, StorageError> {
         let time = self.limits.timeout;
-        let expected = range.map(|range| range.end - range.start);
         let stream = async {
             let reader = self.hot.reader(key.as_str()).await?;
             match range {
@@ -250,13 +265,13 @@ impl OpendalStore {
             }
         };
         let mut stream = self.limited(operation, key.as_str(), time, stream).await?;
-        let mut body =
-            BytesMut::with_capacity(usize::try_from(expected.unwrap_or(0)).unwrap_or(0).min(64 << 20));
+        let expected = range.map_or(0, |range| usize::try_from(range.end - range.start).unwrap_or(0));
+        let mut body = BytesMut::with_capacity(expected.min(64 << 20));
         while let Some(piece) =
             self.limited(operation, key.as_str(), time, async { stream.next().await.transpose() }).await?
         {
-            if expected.is_some_and(|expected| (body.len() + piece.len()) as u64 > expected) {
-                return Err(self.site.strange(operation, key, "sent more than was asked for"));
+            if (body.len() + piece.len()) as u64 > most {
+                return Err(StorageError::too_large(key, most));
             }
             for part in piece {
                 body.extend_from_slice(&part);
@@ -267,7 +282,7 @@ impl OpendalStore {
 
     /// Tells a missing object from a missing bucket, which the answer to `head` does not.
     async fn missing(&self, operation: &'static str, key: &Key) -> StorageError {
-        match self.read(operation, key, Some(&(0..1))).await {
+        match self.read_range(operation, key, &(0..1)).await {
             Err(error) if error.kind != StorageErrorKind::OutOfRange => error,
             // Somebody has stored it between the two questions, perhaps without a byte.
             _ => {
@@ -329,17 +344,21 @@ impl ObjectStore for OpendalStore {
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
+        self.get_at_most(key, u64::MAX).await
+    }
+
+    async fn get_at_most(&self, key: &Key, most: u64) -> Result<Bytes, StorageError> {
         if self.site.service.has_directories() {
             self.size("get", key).await?; // a directory may answer with a page for people
         }
-        self.read("get", key, None).await
+        self.read("get", key, None, most).await
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StorageError> {
         const OPERATION: &str = "get range";
         let mut strange = None;
         if range.start < range.end && !self.site.service.has_directories() {
-            match self.read(OPERATION, key, Some(&range)).await {
+            match self.read_range(OPERATION, key, &range).await {
                 Ok(bytes) if bytes.len() as u64 == range.end - range.start => return Ok(bytes),
                 Ok(_) => {}
                 Err(error) if error.kind == StorageErrorKind::OutOfRange => {}
@@ -355,7 +374,7 @@ impl ObjectStore for OpendalStore {
         } else if range.is_empty() {
             Ok(Bytes::new())
         } else if self.site.service.has_directories() {
-            self.read(OPERATION, key, Some(&range)).await
+            self.read_range(OPERATION, key, &range).await
         } else if let Some(error) = strange {
             Err(error)
         } else {

@@ -386,7 +386,14 @@ impl ObjectStore for SftpStore {
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes, StorageError> {
+        self.get_at_most(key, u64::MAX).await
+    }
+
+    async fn get_at_most(&self, key: &Key, most: u64) -> Result<Bytes, StorageError> {
         let size = self.size("get", key).await?;
+        if size > most {
+            return Err(StorageError::too_large(key, most));
+        }
         self.read("get", key, 0..size).await
     }
 

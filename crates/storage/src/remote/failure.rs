@@ -314,6 +314,12 @@ impl Site {
         StorageError::new(Kind::Unavailable, operation, subject, message)
     }
 
+    /// An answer comes so slowly that it is none.
+    pub(super) fn too_slow(&self, operation: &'static str, key: &Key) -> StorageError {
+        let message = format!("{} sends too slowly", self.server);
+        StorageError::new(Kind::Unavailable, operation, key, message)
+    }
+
     /// What the store did makes no sense.
     pub(super) fn strange(&self, operation: &'static str, key: &Key, what: &str) -> StorageError {
         StorageError::new(Kind::Other, operation, key, format!("{} {what}", self.server))

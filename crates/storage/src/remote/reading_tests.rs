@@ -43,6 +43,27 @@ impl HttpTransport for Endless {
     }
 }
 
+/// Sends a byte before each time limit ends, for most of a day.
+struct Dripping;
+
+impl HttpTransport for Dripping {
+    async fn fetch(&self, _: Request<Buffer>) -> opendal::Result<Response<HttpBody>> {
+        let drops = stream::unfold(0, |sent| async move {
+            tokio::time::sleep(Duration::from_secs(50)).await;
+            (sent < 1000).then(|| (Ok::<_, opendal::Error>(Buffer::from("x")), sent + 1))
+        });
+        Ok(answer(HttpBody::new(Box::pin(drops), None)))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_drips_is_given_up() {
+    let start = tokio::time::Instant::now();
+    let refused = store(Dripping).get(&key()).await.unwrap_err();
+    assert_eq!(refused.kind, StorageErrorKind::Unavailable, "{refused}");
+    assert!(start.elapsed() < Duration::from_secs(120), "{:?}", start.elapsed());
+}
+
 #[tokio::test]
 async fn of_an_endless_object_no_more_is_held_than_was_allowed() {
     let refused = store(Endless).get_at_most(&key(), 1 << 20).await.unwrap_err();

@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use md5::{Digest, Md5};
 use opendal::options::WriteOptions;
 use opendal::{HttpTransporter, Metadata, Operator, Writer};
+use tokio::time::Instant;
 
 use super::failure::Site;
 use super::listing::{self, Position};
@@ -24,6 +25,8 @@ use crate::{Capabilities, Control, Key, ObjectInfo, ObjectStore, Page, StorageEr
 
 /// Slowest upload that is not given up, in bytes per second.
 const UPLOAD_RATE_MIN: u64 = 32 << 10;
+/// Slowest download that is not given up: a byte now and then is no answer. Several share one line, so it is less.
+const DOWNLOAD_RATE_MIN: u64 = 4 << 10;
 /// S3 and GCS take at most 10,000 parts.
 const PARTS_MAX: u64 = 9_000;
 /// The objects that may have a storage class of their own begin with this.
@@ -267,9 +270,16 @@ impl OpendalStore {
         let mut stream = self.limited(operation, key.as_str(), time, stream).await?;
         let expected = range.map_or(0, |range| usize::try_from(range.end - range.start).unwrap_or(0));
         let mut body = BytesMut::with_capacity(expected.min(64 << 20));
-        while let Some(piece) =
-            self.limited(operation, key.as_str(), time, async { stream.next().await.transpose() }).await?
-        {
+        let begun = Instant::now();
+        loop {
+            let patience = time + Duration::from_secs(body.len() as u64 / DOWNLOAD_RATE_MIN);
+            let Some(left) = patience.checked_sub(begun.elapsed()) else {
+                return Err(self.site.too_slow(operation, key));
+            };
+            let next = async { stream.next().await.transpose() };
+            let Some(piece) = self.limited(operation, key.as_str(), time.min(left), next).await? else {
+                return Ok(body.freeze());
+            };
             if (body.len() + piece.len()) as u64 > most {
                 return Err(StorageError::too_large(key, most));
             }
@@ -277,7 +287,6 @@ impl OpendalStore {
                 body.extend_from_slice(&part);
             }
         }
-        Ok(body.freeze())
     }
 
     /// Tells a missing object from a missing bucket, which the answer to `head` does not.

@@ -147,6 +147,21 @@ async fn what_intelligent_tiering_archived_is_asked_for_without_days() {
 }
 
 #[tokio::test]
+async fn a_listing_of_names_that_nobody_asked_for_makes_no_sense() {
+    let (endpoint, _) = serve(|_| {
+        let contents = "<Contents><Key>x</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>x</ETag>\
+            <Size>1</Size></Contents>";
+        let xml = format!("<ListBucketResult><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>");
+        answer("200 OK", "content-type: application/xml\r\n", &xml)
+    });
+    let location: Location = format!("s3://bucket/long/prefix?endpoint={endpoint}").parse().unwrap();
+    let store = crate::connect(&location, &options(), Purpose::Open).await.unwrap();
+    let error = store.list_page("", None).await.unwrap_err();
+    assert_eq!(error.kind, crate::StorageErrorKind::Other, "{error}");
+    assert!(error.to_string().contains("makes no sense"), "{error}");
+}
+
+#[tokio::test]
 async fn what_appears_between_two_questions_is_asked_for_again() {
     for (status, range) in [
         ("206 Partial Content", "content-range: bytes 0-0/1\r\n"),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use md5::{Digest, Md5};
 use opendal::options::WriteOptions;
 use opendal::{HttpTransporter, Metadata, Operator, Writer};
@@ -105,7 +106,8 @@ impl OpendalStore {
         self.cold.as_ref().filter(|_| is_cold(key, size)).unwrap_or(&self.hot)
     }
 
-    /// One call with a time limit.
+    /// One call with a time limit. OpenDAL cuts what a listing says at the length of our prefix, without a look at it, and
+    /// panics over names that are shorter: that is an answer that makes no sense, and nothing of the call is used again.
     pub(super) async fn limited<T>(
         &self,
         operation: &'static str,
@@ -113,9 +115,13 @@ impl OpendalStore {
         time: Duration,
         call: impl Future<Output = opendal::Result<T>>,
     ) -> Result<T, StorageError> {
-        match tokio::time::timeout(time, call).await {
-            Ok(Ok(done)) => Ok(done),
-            Ok(Err(error)) => Err(self.site.failure(operation, subject, &error)),
+        match tokio::time::timeout(time, AssertUnwindSafe(call).catch_unwind()).await {
+            Ok(Ok(Ok(done))) => Ok(done),
+            Ok(Ok(Err(error))) => Err(self.site.failure(operation, subject, &error)),
+            Ok(Err(_)) => {
+                let message = format!("the answer of {} makes no sense", self.site.server);
+                Err(StorageError::new(StorageErrorKind::Other, operation, subject, message))
+            }
             Err(_) => Err(self.site.timed_out(operation, subject, time.as_secs())),
         }
     }

@@ -9,7 +9,7 @@ use opendal::{Lister, Metadata};
 use super::Service;
 use super::store::OpendalStore;
 use crate::tree::{self, Child, Directories};
-use crate::{Key, LIST_PAGE_MAX, ObjectInfo, Page, StorageError};
+use crate::{Key, LIST_PAGE_MAX, ObjectInfo, Page, StorageError, StorageErrorKind};
 
 /// Listings kept for their next page; the oldest is given up first.
 const POSITIONS_MAX: usize = 16;
@@ -130,23 +130,39 @@ impl Directories for OpendalStore {
             Err(error) if error.is_not_found() => return Ok(Vec::new()),
             lister => lister?,
         };
-        let mut children = Vec::new();
+        let (mut children, mut shows_itself) = (Vec::new(), false);
         loop {
             let next = async { lister.next().await.transpose() };
             let entry = match self.limited("list", directory, time, next).await {
                 Ok(Some(entry)) => entry,
+                Ok(None) if self.site.service == Service::Webdav && !shows_itself && !children.is_empty() => {
+                    return Err(under_other_names(self, directory));
+                }
                 Ok(None) => return Ok(children),
                 Err(error) if error.is_not_found() => return Ok(children),
                 Err(error) if self.is_beneath_object(directory, &error).await => return Ok(children),
                 Err(error) => return Err(error),
             };
-            let Some(name) = entry.path().strip_prefix(directory).filter(|name| !name.is_empty()) else {
+            let name = entry.path().strip_prefix(directory);
+            if entry.path() == path || name == Some("") {
+                shows_itself = true;
                 continue;
-            };
+            }
+            let Some(name) = name else { continue };
             let size = entry.metadata().content_length();
             children.push(Child { name: name.to_owned(), size, modified: modified(entry.metadata()) });
         }
     }
+}
+
+/// A WebDAV server shows a directory among what is in it. Where it does not, what it lists has other addresses than were
+/// asked for, whole URLs for example, or paths from before a proxy: OpenDAL makes nonsense of these, which would look like
+/// an empty directory.
+fn under_other_names(store: &OpendalStore, directory: &str) -> StorageError {
+    let message = format!("{} lists it under another path than it was asked for", store.site.server);
+    StorageError::new(StorageErrorKind::Invalid, "list", directory, message).with_hint(
+        "The server must name what it lists by its path, and a proxy before it must leave paths as they are.",
+    )
 }
 
 #[cfg(test)]

@@ -193,6 +193,35 @@ mod tests {
 
     #[cfg(feature = "webdav")]
     #[tokio::test]
+    async fn a_webdav_directory_under_another_path_is_not_an_empty_one() {
+        for paths in [&["/backup/trust/"][..], &["/inside/backup/", "/inside/backup/trust/"]] {
+            let response = |path: &&str| {
+                format!(
+                    "<D:response><D:href>{path}</D:href><D:propstat><D:prop>\
+                     <D:getlastmodified>Sat, 07 May 2022 06:39:47 GMT</D:getlastmodified>\
+                     <D:resourcetype><D:collection/></D:resourcetype></D:prop><D:status>HTTP/1.1 200 OK</D:status>\
+                     </D:propstat></D:response>"
+                )
+            };
+            let listed: String = paths.iter().map(response).collect();
+            let body =
+                format!("<?xml version=\"1.0\"?><D:multistatus xmlns:D=\"DAV:\">{listed}</D:multistatus>");
+            let headers = "content-type: application/xml\r\n";
+            let (endpoint, _) =
+                test_server::serve(move |_| test_server::answer("207 Multi-Status", headers, &body));
+            let place = format!("{}/backup", endpoint.replace("http://", "webdav://"));
+            let opened =
+                crate::connect(&place.parse().unwrap(), &ConnectOptions::default(), Purpose::Open).await;
+            let listed = match opened {
+                Ok(store) => store.list_page("", None).await,
+                Err(error) => Err(error),
+            };
+            assert!(listed.is_err(), "{listed:?}");
+        }
+    }
+
+    #[cfg(feature = "webdav")]
+    #[tokio::test]
     async fn no_option_of_a_service_leads_to_plain_http() {
         let location: Location = "opendal:webdav?endpoint=http://192.0.2.2:9".parse().unwrap();
         let store = crate::connect(&location, &ConnectOptions::default(), Purpose::Create).await.unwrap();

@@ -81,7 +81,12 @@ impl<C: SigningCredential> Link<C> {
             StorageError::new(kind, operation, subject, message).with_source(source)
         };
         let (mut parts, body) = request.clone().into_parts();
-        self.signer.sign(&mut parts, None).await.map_err(|error| {
+        // It may ask a service of the machine or the cloud for credentials.
+        let signing = tokio::time::timeout(self.timeout, self.signer.sign(&mut parts, None));
+        let signed = signing.await.map_err(|late| {
+            failed(StorageErrorKind::Unavailable, "nobody handed out credentials in time", late.into())
+        })?;
+        signed.map_err(|error| {
             let kind = if error.is_retryable() {
                 StorageErrorKind::Unavailable
             } else {

@@ -1,12 +1,15 @@
-//! What is made of a server whose answers do not end.
+//! What is made of a server whose answers do not end, or do not come.
 #![allow(clippy::unwrap_used)]
 
 use futures_util::stream;
 use http::{Request, Response, header};
 use opendal::{Buffer, HttpBody, HttpTransport, HttpTransporter};
+use reqsign_aws_v4::{Credential, RequestSigner};
+use reqsign_core::{Context, ProvideCredential};
 
 use super::store::OpendalStore;
 use super::*;
+use crate::signed::Link;
 use crate::{Credentials, Key, StorageErrorKind};
 
 /// The length that every answer is said to have.
@@ -68,4 +71,26 @@ async fn an_answer_that_drips_is_given_up() {
 async fn of_an_endless_object_no_more_is_held_than_was_allowed() {
     let refused = store(Endless).get_at_most(&key(), 1 << 20).await.unwrap_err();
     assert_eq!(refused.kind, StorageErrorKind::TooLarge, "{refused}");
+}
+
+/// Hands out credentials, and does not answer.
+#[derive(Debug)]
+struct Silent;
+
+impl ProvideCredential for Silent {
+    type Credential = Credential;
+
+    async fn provide_credential(&self, _: &Context) -> reqsign_core::Result<Option<Credential>> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_hands_out_no_credentials_is_given_up() {
+    let time = Duration::from_secs(60);
+    let http = transport::client(&Settings::default(), false, time).unwrap();
+    let link = Link::new(http, time, Silent, RequestSigner::new("s3", "eu-1"));
+    let request = Request::get("http://127.0.0.1:1/x").body(bytes::Bytes::new()).unwrap();
+    let asked = tokio::time::timeout(10 * time, link.send("probe", "bucket", &request)).await;
+    assert_eq!(asked.unwrap().unwrap_err().kind, StorageErrorKind::Unavailable);
 }

@@ -307,14 +307,15 @@ fn prove_pack(
         for (id, length) in &frame.chunks {
             chunk_from_frame(plain, offset, *length, id, kind, key)?;
             let mut placed = false;
-            for location in index.find(id)?.into_iter().filter(|l| l.pack.name == pack.name) {
+            index.visit(id, |location| {
                 let entry = location.entry;
-                let is_here = entry.frame_offset == at && entry.offset == offset;
+                let is_here =
+                    location.pack.name == pack.name && entry.frame_offset == at && entry.offset == offset;
                 if is_here && entry.frame_length == frame.stored && entry.length == *length {
                     placed = true;
                     unproved.entry(location.segment).and_modify(|count| *count = count.saturating_sub(1));
                 }
-            }
+            })?;
             if !placed {
                 return Err(Error::Invalid(format!("the index does not place chunk {id} where it is")));
             }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use keepwell_catalog::names::{self, ObjectName};
-use keepwell_catalog::{ContentName, Location, PackRef};
+use keepwell_catalog::{ContentName, IndexSet, Location, PackRef};
 use keepwell_crypto::{ChunkId, ChunkKind};
 
 use super::frames::{FrameReader, fetch_stored};
@@ -16,6 +16,8 @@ use crate::transfer::is_of;
 
 /// So many places in one pack are tried. A true index claims one.
 pub(super) const TRIED_MAX: usize = 4;
+// Of very many the index gives a few: enough to see that there are more than are tried.
+const _: () = assert!(TRIED_MAX < IndexSet::PLACES_IN_A_PACK_MAX);
 
 /// So many packs are asked for without looking whether they are there. A true index names one, or as many more as there were
 /// hosts that stored the chunk at the same time, and repacks that are not over: mostly two or three.

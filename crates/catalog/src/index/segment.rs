@@ -133,24 +133,30 @@ impl Segment {
     /// Every entry with this id, each with its position in the segment. Reads and decodes one block, rarely more,
     /// unless the filter excludes the id.
     pub fn find(&self, id: &ChunkId) -> Result<Vec<(u64, IndexEntry)>, CatalogError> {
-        self.find_with(id, |segment, number| segment.load_block(number))
+        let mut found = Vec::new();
+        let load = |segment: &Self, number| segment.load_block(number);
+        self.visit_with(id, load, &mut |ordinal, entry| found.push((ordinal, entry)))?;
+        Ok(found)
     }
 
-    /// As [`Segment::find`], through the blocks that `cache` keeps for segment `number` of an index.
-    pub(crate) fn find_cached(
+    /// Calls `visit` with what [`Segment::find`] gives, through the blocks that `cache` keeps for segment `number` of an
+    /// index. Holds one block at a time: how many entries there are, whoever signed the segment decides.
+    pub(crate) fn visit_cached(
         &self,
         id: &ChunkId,
         number: usize,
         cache: &BlockCache,
-    ) -> Result<Vec<(u64, IndexEntry)>, CatalogError> {
-        self.find_with(id, |segment, block_number| {
+        visit: &mut dyn FnMut(u64, IndexEntry),
+    ) -> Result<(), CatalogError> {
+        let load = |segment: &Self, block_number| -> Result<_, CatalogError> {
             if let Some(block) = cache.get((number, block_number)) {
                 return Ok(block);
             }
             let block = segment.load_block(block_number)?;
             cache.insert((number, block_number), &block);
             Ok(block)
-        })
+        };
+        self.visit_with(id, load, visit)
     }
 
     /// All entries in order, each with its position. Holds one block at a time.
@@ -182,33 +188,38 @@ impl Segment {
         }
     }
 
-    fn find_with(
+    fn visit_with(
         &self,
         id: &ChunkId,
         load: impl Fn(&Self, usize) -> Result<Arc<Block>, CatalogError>,
-    ) -> Result<Vec<(u64, IndexEntry)>, CatalogError> {
+        visit: &mut dyn FnMut(u64, IndexEntry),
+    ) -> Result<(), CatalogError> {
         match &self.body {
-            Body::Memory(entries) => Ok(find_in_memory(entries, id)),
+            Body::Memory(entries) => {
+                find_in_memory(entries, id).for_each(|(ordinal, entry)| visit(ordinal, entry));
+            }
             Body::Stored { source, blocks, filter } => {
-                let mut found = Vec::new();
                 if filter.get(source.as_ref())?.is_some_and(|filter| !filter.may_contain(id)) {
-                    return Ok(found);
+                    return Ok(());
                 }
+                let mut last_pack = 0;
                 for number in candidates(blocks, id) {
                     let block = load(self, number)?;
-                    self.find_in_block(&block, blocks[number].first_ordinal, id, &mut found)?;
+                    self.visit_block(&block, blocks[number].first_ordinal, id, &mut last_pack, visit)?;
                 }
-                Ok(found)
             }
         }
+        Ok(())
     }
 
-    fn find_in_block(
+    /// Those of one block. `last_pack` is that of the entry before.
+    fn visit_block(
         &self,
         block: &Block,
         first_ordinal: u64,
         id: &ChunkId,
-        found: &mut Vec<(u64, IndexEntry)>,
+        last_pack: &mut u32,
+        visit: &mut dyn FnMut(u64, IndexEntry),
     ) -> Result<(), CatalogError> {
         let mut position = block.lower_bound(id);
         if !block.is_at(position, id) {
@@ -218,7 +229,12 @@ impl Segment {
         entries.skip_entries(position)?;
         while block.is_at(position, id) {
             let Some(entry) = entries.next() else { break };
-            found.push((first_ordinal + position as u64, self.checked(entry?)?));
+            let entry = self.checked(entry?)?;
+            if entry.pack < *last_pack {
+                return Err(malformed("its entries are out of order"));
+            }
+            *last_pack = entry.pack;
+            visit(first_ordinal + position as u64, entry);
             position += 1;
         }
         Ok(())
@@ -371,10 +387,10 @@ fn candidates(blocks: &[BlockRef], id: &ChunkId) -> std::ops::Range<usize> {
     from..to.max(from)
 }
 
-fn find_in_memory(entries: &[IndexEntry], id: &ChunkId) -> Vec<(u64, IndexEntry)> {
+fn find_in_memory(entries: &[IndexEntry], id: &ChunkId) -> impl Iterator<Item = (u64, IndexEntry)> {
     let from = entries.partition_point(|entry| entry.id < *id);
-    let same = entries[from..].iter().take_while(|entry| entry.id == *id);
-    (from as u64..).zip(same.copied()).collect()
+    let same = entries[from..].iter().take_while(move |entry| entry.id == *id);
+    (from as u64..).zip(same.copied())
 }
 
 fn read_trailer(source: &dyn ReadAt) -> Result<Trailer, CatalogError> {

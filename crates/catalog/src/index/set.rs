@@ -90,6 +90,8 @@ pub struct Location {
 }
 
 impl IndexSet {
+    /// So many places of a chunk in one pack are given of what a stored segment claims. A true one claims one.
+    pub const PLACES_IN_A_PACK_MAX: usize = 8;
     /// Memory that suits most hosts: 48 MiB, of which a third holds about 250 000 chunks.
     pub const DEFAULT_MEMORY_BUDGET_BYTES: u64 = 48 << 20;
 
@@ -137,17 +139,32 @@ impl IndexSet {
         Ok(number)
     }
 
-    /// Every location of a chunk. A reader tries them all before it reports damage.
+    /// The locations of a chunk. A reader tries them all before it reports damage.
     ///
     /// There are as many as segments claim, about 130 bytes each: one to three, unless somebody who may sign segments claims
-    /// more for a chunk, who so decides how much memory a lookup of that chunk takes. None is left out all the same: the one
-    /// beyond a bound could be the only true one.
+    /// more for a chunk. Of what a stored segment claims in one pack only the first
+    /// [`IndexSet::PLACES_IN_A_PACK_MAX`] are given: of more than a few the pack alone can say which is true, and any of them
+    /// leads to it. So a lookup takes memory by the number of packs, whose tables are held anyway, and not by that of entries.
+    /// No pack is left out: the one beyond a bound could be the only one that is there.
     pub fn find(&self, id: &ChunkId) -> Result<Vec<Location>, CatalogError> {
         let (mut found, stored) = self.find_in_memory(id);
         for (number, segment) in stored.iter() {
             self.find_stored(id, *number, segment, &mut found)?;
         }
         Ok(found)
+    }
+
+    /// Calls `visit` with every location of a chunk, also with those that [`IndexSet::find`] leaves out. For whoever knows
+    /// the true one, and holds none.
+    pub fn visit(&self, id: &ChunkId, mut visit: impl FnMut(Location)) -> Result<(), CatalogError> {
+        let (found, stored) = self.find_in_memory(id);
+        found.into_iter().for_each(&mut visit);
+        for (number, segment) in stored.iter() {
+            segment.visit_cached(id, *number, &self.cache, &mut |ordinal, entry| {
+                visit(location(*number, segment, ordinal, entry));
+            })?;
+        }
+        Ok(())
     }
 
     /// The locations of a chunk in packs of a class, in all segments that are near or, if there are none, in the first of the
@@ -187,9 +204,15 @@ impl IndexSet {
         segment: &Segment,
         found: &mut Vec<Location>,
     ) -> Result<(), CatalogError> {
-        let entries = segment.find_cached(id, number, &self.cache)?;
-        found.extend(entries.into_iter().map(|(ordinal, entry)| location(number, segment, ordinal, entry)));
-        Ok(())
+        let (mut last_pack, mut places) = (None, 0);
+        segment.visit_cached(id, number, &self.cache, &mut |ordinal, entry| {
+            // Entries of one id are sorted by pack.
+            places = if last_pack == Some(entry.pack) { places + 1 } else { 1 };
+            last_pack = Some(entry.pack);
+            if places <= Self::PLACES_IN_A_PACK_MAX {
+                found.push(location(number, segment, ordinal, entry));
+            }
+        })
     }
 
     /// Whether the chunk lies in a pack that is not in `dead`: whether a writer may refer to it instead of storing
@@ -216,10 +239,12 @@ impl IndexSet {
         let recent = self.recent.load(Ordering::Relaxed).min(stored.len());
         for at in (recent..stored.len()).chain(0..recent) {
             let (number, segment) = &stored[at];
-            let entries = segment.find_cached(id, *number, &self.cache)?;
-            let pack = |entry: &IndexEntry| segment.packs()[entry.pack as usize].name;
-            let is_live = |entry: &IndexEntry| !dead.contains(segment.class(), &pack(entry));
-            if entries.iter().any(|(_, entry)| is_live(entry)) {
+            let mut is_live = false;
+            segment.visit_cached(id, *number, &self.cache, &mut |_, entry| {
+                let name = &segment.packs()[entry.pack as usize].name;
+                is_live = is_live || !dead.contains(segment.class(), name);
+            })?;
+            if is_live {
                 self.recent.store(at, Ordering::Relaxed);
                 return Ok(true);
             }

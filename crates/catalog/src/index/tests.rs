@@ -142,6 +142,28 @@ fn an_id_with_thousands_of_locations_spans_blocks() {
     assert!((10..1010).all(|n| segment.find(&id(n)).unwrap().len() == 1));
 }
 
+/// Whoever may write decides how many places a segment claims. What a lookup holds follows the number of packs.
+#[test]
+fn a_lookup_holds_few_of_the_places_that_are_claimed_in_one_pack() {
+    let mut builder = SegmentBuilder::new(GROUP, PackClass::Data);
+    let ordinals = [pack(0), pack(1)].map(|pack| builder.add_pack(pack));
+    for frame_offset in 0..20_000 {
+        builder.add(IndexEntry { frame_offset, ..entry(3, ordinals[0]) });
+    }
+    builder.add(entry(3, ordinals[1]));
+    let set = IndexSet::new(0);
+    set.add("a", open(builder.finish(REPOSITORY, &signer(), Vec::new()).unwrap()).unwrap()).unwrap();
+
+    let found = set.find(&id(3)).unwrap();
+    assert_eq!(found.len(), IndexSet::PLACES_IN_A_PACK_MAX + 1);
+    assert_eq!(found.last().map(|location| location.pack), Some(pack(1)), "no pack is left out");
+    let mut all = 0;
+    set.visit(&id(3), |location| all += usize::from(location.entry.id == id(3))).unwrap();
+    assert_eq!(all, 20_001);
+    let dead = PackSet::from_iter([(PackClass::Data, pack(0).name)]);
+    assert!(set.contains_live(&id(3), &dead).unwrap(), "the last place is asked about as well");
+}
+
 #[test]
 fn a_cut_segment_is_refused() {
     let plain = build(0..3000);

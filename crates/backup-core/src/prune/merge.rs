@@ -21,6 +21,9 @@ const SEGMENTS_MAX: usize = 8;
 const ENTRIES_MAX: u64 = 500_000;
 /// … nor into more than a quarter of our own memory limit has room for.
 const MEMORY_SHARE: u64 = 4;
+/// A segment that is stale and has more entries than this stays as it is: no merge makes one of a quarter as many, and whoever
+/// signed it decides how many of them are of one chunk, which are all held at once.
+const ALONE_ENTRIES_MAX: u64 = 4 * ENTRIES_MAX;
 /// What an entry takes in a sealed segment, with its part of filter and tables.
 const ENTRY_BYTES: u64 = 48;
 
@@ -57,7 +60,8 @@ pub(super) async fn merge_up_to(
         let (small, large): (Vec<_>, Vec<_>) = of_class.partition(|(_, s)| s.len() < entries_max / 2);
         let is_dead = |p: &&PackRef| dead.contains(class, &p.name);
         let stale = |s: &Segment| s.packs().iter().filter(is_dead).count() * 4 > s.packs().len();
-        for alone in large.into_iter().filter(|(_, s)| stale(s)) {
+        let may_be_rewritten = |s: &Segment| s.len() <= ALONE_ENTRIES_MAX && stale(s);
+        for alone in large.into_iter().filter(|(_, s)| may_be_rewritten(s)) {
             merged += 1;
             merge_these(repository, class, vec![alone], dead.clone()).await?;
         }

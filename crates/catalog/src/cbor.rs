@@ -42,6 +42,11 @@ impl<'b> Reader<'b> {
         self.position
     }
 
+    /// Length of everything that it reads from.
+    pub(crate) fn input_len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Refuses trailing bytes.
     pub(crate) fn finish(&self) -> Result<(), Malformed> {
         if self.position == self.bytes.len() { Ok(()) } else { Err(Malformed("bytes follow its end")) }

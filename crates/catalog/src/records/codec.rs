@@ -7,6 +7,11 @@ use keepwell_crypto::{Digest, MemberId};
 use crate::cbor::{self, Malformed, put_array, put_bool, put_bytes, put_int, put_map, put_text, put_uint};
 use crate::error::CatalogError;
 
+/// So much memory an array may take in any case …
+const ITEMS_BYTES_FREE: usize = 1 << 20;
+/// … and beyond it so many times what the record itself takes. Names, ids and hashes take less than twice that.
+const ITEMS_SHARE: usize = 4;
+
 /// Writes one map. Keys must come in ascending order. Fields without a value are left out, everything else is written.
 #[derive(Default)]
 pub(crate) struct MapWriter {
@@ -148,13 +153,18 @@ impl<'b> Reader<'b> {
         text.parse().map_err(|_| self.malformed(format!("`{}` is no valid id or name", text.escape_debug())))
     }
 
-    /// An array of items that `read` decodes. The promised length reserves no memory.
+    /// An array of items that `read` decodes. The promised length reserves no memory, and empty texts by the million, of a
+    /// byte each and two dozen in memory, are refused.
     pub(crate) fn array<T>(
         &mut self,
         mut read: impl FnMut(&mut Self) -> Result<T, CatalogError>,
     ) -> Result<Vec<T>, CatalogError> {
+        let bytes_max = ITEMS_SHARE * self.input.input_len() + ITEMS_BYTES_FREE;
         let mut items = Vec::new();
         for _ in 0..self.item(cbor::Reader::array)? {
+            if items.len() * size_of::<T>() > bytes_max {
+                return Err(self.malformed("an array has more items than its length bears"));
+            }
             items.push(read(self)?);
         }
         Ok(items)

@@ -109,6 +109,28 @@ fn commit() -> Commit {
 }
 
 #[test]
+fn empty_items_by_the_million_are_refused_and_long_lists_are_not() {
+    let plan = |condemned| Plan {
+        store: STORE,
+        name: PlanName::new(1, SUFFIX),
+        time: TIME,
+        condemned,
+        merged: Vec::new(),
+    };
+    let long = plan(vec![format!("data/7b/{}", name(0x7b)); 100_000]);
+    assert_eq!(Plan::decode(&long.encode()).unwrap(), long);
+    let bomb = plan(vec![String::new(); 1 << 20]).encode();
+    assert!(bomb.len() < 2 << 20);
+    assert!(matches!(Plan::decode(&bomb), Err(CatalogError::Malformed { .. })));
+
+    let objects = vec![ListedObject { name: String::new(), size: 0 }; 1 << 20];
+    let bomb = List { store: STORE, writer: WRITER, n: 1, objects }.encode();
+    assert!(matches!(List::decode(&bomb), Err(CatalogError::Malformed { .. })));
+    let superseding = Commit { supersedes: (0..100_000).collect(), ..commit() };
+    assert_eq!(Commit::decode(&superseding.encode()).unwrap(), superseding);
+}
+
+#[test]
 fn manifest_bytes() {
     let manifest = manifest();
     exact(&manifest, &manifest.encode(), Manifest::decode, MANIFEST);

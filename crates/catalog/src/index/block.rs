@@ -165,6 +165,9 @@ fn take_varint(bytes: &mut &[u8]) -> Result<u32, CatalogError> {
         let byte = *bytes.get(at).ok_or_else(|| malformed("it is cut short"))?;
         number |= u64::from(byte & 0x7f) << (7 * at);
         if byte & 0x80 == 0 {
+            if byte == 0 && at > 0 {
+                return Err(malformed("a number is not in its shortest form"));
+            }
             *bytes = &bytes[at + 1..];
             return u32::try_from(number).map_err(|_| malformed("a number is too large"));
         }
@@ -243,5 +246,9 @@ mod tests {
             assert!(read(&plain[..cut]).is_err());
         }
         assert!(read(&[&plain[..], &[0]].concat()).is_err());
+        let offset = plain.len() - 6; // 2, behind the length of five bytes
+        assert_eq!(plain[offset], 2);
+        let padded = [&plain[..offset], &[0x82, 0], &plain[offset + 1..]].concat();
+        assert!(read(&padded).is_err(), "a number is padded");
     }
 }

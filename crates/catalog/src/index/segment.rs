@@ -18,6 +18,11 @@ use crate::names::PackClass;
 
 /// The tables of the largest segment (256 MiB) stay far below this.
 const TABLES_BYTES_MAX: usize = 256 << 20;
+/// Ids and hashes do not compress, names in hex to half: tables decode to less than three times what they take. Anybody can
+/// seal to a group, and the signature is over what they decode to.
+const TABLES_EXPANSION_MAX: usize = 16;
+/// So much they may decode to in any case.
+const TABLES_BYTES_FREE: usize = 1 << 20;
 
 /// Decides whether a signature over the tables of a segment holds: signer, tables, signature.
 ///
@@ -291,7 +296,7 @@ pub struct SegmentEntries<'s> {
     next_block: usize,
     ordinal: u64,
     current: std::vec::IntoIter<IndexEntry>,
-    last: Option<(ChunkId, u32, u32)>,
+    last: Option<IndexEntry>,
 }
 
 impl SegmentEntries<'_> {
@@ -322,11 +327,10 @@ impl SegmentEntries<'_> {
                 None => return Ok(None),
             }
         };
-        let place = (entry.id, entry.pack, entry.frame_offset);
-        if self.last.is_some_and(|last| last > place) {
-            return Err(malformed("its entries are out of order"));
+        if self.last.is_some_and(|last| last >= entry) {
+            return Err(malformed("its entries are out of order, or one is there twice"));
         }
-        self.last = Some(place);
+        self.last = Some(entry);
         Ok(Some(entry))
     }
 
@@ -406,7 +410,9 @@ fn read_trailer(source: &dyn ReadAt) -> Result<Trailer, CatalogError> {
 fn read_tables(source: &dyn ReadAt, trailer: &Trailer) -> Result<Vec<u8>, CatalogError> {
     const WHAT: &str = "index tables";
     let stored = source.read_at(trailer.tables_offset, trailer.tables_len as usize)?;
-    frame::decompress(WHAT, frame::skippable_content(WHAT, TABLES_MAGIC, &stored)?, TABLES_BYTES_MAX)
+    let content = frame::skippable_content(WHAT, TABLES_MAGIC, &stored)?;
+    let most = content.len().saturating_mul(TABLES_EXPANSION_MAX).saturating_add(TABLES_BYTES_FREE);
+    frame::decompress(WHAT, content, most.min(TABLES_BYTES_MAX))
 }
 
 fn malformed(reason: &str) -> CatalogError {

@@ -10,7 +10,11 @@ use keepwell_crypto::{
 };
 use proptest::prelude::*;
 
-use super::layout::{SIGNED_KIND, TABLES_MAGIC, TRAILER_LEN, Tables, Trailer};
+use super::block::BlockBuilder;
+use super::filter::Filter;
+use super::layout::{
+    BlockRef, FILTER_MAGIC, SIGNED_KIND, TABLES_MAGIC, TRAILER_LEN, Tables, Trailer, hash16,
+};
 use super::*;
 use crate::names::{ContentName, PackClass, pack_key};
 use crate::{CatalogError, frame};
@@ -234,6 +238,72 @@ fn with_tables(plain: &[u8], change: impl Fn(&mut Tables)) -> Vec<u8> {
     let trailer = Trailer { tables_len: stored.len() as u32 + 8, signature, ..trailer };
     let header = frame::skippable_header(TABLES_MAGIC, stored.len() as u32);
     [rest, &header, &stored, &trailer.encode()].concat()
+}
+
+/// A segment of one pack and one block that has these entries in this order, behind tables that say so.
+fn with_entries(entries: &[IndexEntry]) -> Vec<u8> {
+    let (mut block, mut filter, mut plain) = (BlockBuilder::default(), Filter::for_entries(1), Vec::new());
+    for entry in entries {
+        block.push(entry);
+        filter.insert(&entry.id);
+    }
+    block.take(&mut plain);
+    let stored = frame::compress(&plain, 1).unwrap();
+    let filter_header = frame::skippable_header(FILTER_MAGIC, filter.as_bytes().len() as u32);
+    let filter_frame = [&filter_header[..], filter.as_bytes()].concat();
+    let tables = Tables {
+        group: GROUP,
+        class: PackClass::Data,
+        entries: entries.len() as u64,
+        packs: vec![pack(0)],
+        blocks: vec![BlockRef {
+            first: entries[0].id,
+            offset: 0,
+            stored_len: stored.len() as u32,
+            entries: entries.len() as u32,
+            first_ordinal: 0,
+            hash: hash16(&stored),
+        }],
+        filter_hash: hash16(&filter_frame),
+        inputs: Vec::new(),
+    }
+    .encode();
+    signed(stored, filter_frame, &tables)
+}
+
+/// Blocks, filter frame and these tables, signed by the author.
+fn signed(blocks: Vec<u8>, filter_frame: Vec<u8>, tables: &[u8]) -> Vec<u8> {
+    let stored = frame::compress(tables, 3).unwrap();
+    let trailer = Trailer {
+        tables_offset: (blocks.len() + filter_frame.len()) as u64,
+        tables_len: stored.len() as u32 + 8,
+        filter_offset: blocks.len() as u64,
+        filter_len: filter_frame.len() as u32,
+        signature: sign_detached(&signer(), REPOSITORY, SIGNED_KIND, tables),
+        signer: signer().member_id(),
+    };
+    let header = frame::skippable_header(TABLES_MAGIC, stored.len() as u32);
+    [&blocks[..], &filter_frame, &header, &stored, &trailer.encode()].concat()
+}
+
+#[test]
+fn entries_that_come_twice_or_out_of_order_are_refused() {
+    let (small, large) = (IndexEntry { length: 7, ..entry(1, 0) }, entry(1, 0));
+    let read = |entries: &[IndexEntry]| {
+        let segment = open(with_entries(entries)).unwrap();
+        segment.iter().map(|item| item.map(|(_, entry)| entry)).collect::<Result<Vec<_>, _>>()
+    };
+    assert_eq!(read(&[small, large]).unwrap(), [small, large]);
+    for wrong in [[small, small], [large, small]] {
+        assert!(matches!(read(&wrong), Err(CatalogError::Malformed { .. })), "{wrong:?}");
+    }
+}
+
+#[test]
+fn tables_that_decode_to_far_more_than_they_take_are_refused_before_their_signature() {
+    let bomb = signed(Vec::new(), Vec::new(), &vec![0x60; 64 << 20]);
+    assert!(bomb.len() < 64 << 10);
+    assert!(matches!(open(bomb), Err(CatalogError::TooLarge { .. })));
 }
 
 #[test]

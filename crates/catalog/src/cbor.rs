@@ -1,7 +1,8 @@
 //! A strict reader and a small writer for the core deterministic encoding of CBOR (RFC 8949 §4.2).
 //!
-//! The reader accepts exactly what the writer can produce: definite lengths and shortest heads. It borrows from its
-//! input, never allocates, never recurses, and every step consumes at least one byte.
+//! The reader accepts exactly what the writer can produce: definite lengths, shortest heads, and, also in what it passes
+//! over, ascending keys, UTF-8 and no tags or floats. It borrows from its input, never allocates, nests no deeper than the
+//! format does, and every step consumes at least one byte.
 
 const UINT: u8 = 0;
 const NEGATIVE: u8 = 1;
@@ -9,10 +10,11 @@ const BYTES: u8 = 2;
 const TEXT: u8 = 3;
 const ARRAY: u8 = 4;
 const MAP: u8 = 5;
-const TAG: u8 = 6;
 const FALSE: u8 = 0xf4;
 const TRUE: u8 = 0xf5;
 const NULL: u8 = 0xf6;
+/// Nothing nests deeper; the map that a record is counts.
+const NESTING_MAX: usize = 16;
 
 /// What is wrong with some bytes, as a lower case fact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +80,7 @@ impl<'b> Reader<'b> {
 
     pub(crate) fn text(&mut self) -> Result<&'b str, Malformed> {
         let length = self.expect(TEXT)?;
-        std::str::from_utf8(self.take(length)?).map_err(|_| Malformed("a text is not UTF-8"))
+        self.take_text(length)
     }
 
     /// The number of items that follow. It is a claim: check it before allocating for it.
@@ -119,23 +121,41 @@ impl<'b> Reader<'b> {
         self.bytes.get(start..self.position).ok_or(TRUNCATED)
     }
 
-    /// Passes over one item with everything in it.
+    /// Passes over one item with everything in it: a field of a later version, which keeps to the same rules.
     pub(crate) fn skip(&mut self) -> Result<(), Malformed> {
-        let mut items: u64 = 1;
-        while items > 0 {
-            items -= 1;
-            let (major, value) = self.head()?;
-            let inner = match major {
-                BYTES | TEXT => {
-                    self.take(value)?;
-                    0
-                }
-                ARRAY => value,
-                MAP => value.saturating_mul(2),
-                TAG => 1,
-                _ => 0,
-            };
-            items = items.saturating_add(inner);
+        self.skip_at(1)
+    }
+
+    fn skip_at(&mut self, depth: usize) -> Result<(), Malformed> {
+        if depth > NESTING_MAX {
+            return Err(Malformed("it nests too deeply"));
+        }
+        if matches!(self.bytes.get(self.position), Some(&(FALSE | TRUE | NULL))) {
+            self.position += 1;
+            return Ok(());
+        }
+        let (major, value) = self.head()?;
+        match major {
+            UINT | NEGATIVE => Ok(()),
+            BYTES => self.take(value).map(drop),
+            TEXT => self.take_text(value).map(drop),
+            ARRAY => (0..value).try_for_each(|_| self.skip_at(depth + 1)),
+            MAP => self.skip_pairs(value, depth + 1),
+            _ => Err(Malformed("it has a tag or a float")),
+        }
+    }
+
+    fn skip_pairs(&mut self, pairs: u64, depth: usize) -> Result<(), Malformed> {
+        let mut previous: Option<&[u8]> = None;
+        for _ in 0..pairs {
+            let start = self.position;
+            self.skip_at(depth)?;
+            let key = self.bytes.get(start..self.position).unwrap_or_default();
+            if previous.is_some_and(|previous| previous >= key) {
+                return Err(Malformed("the keys of a map do not ascend"));
+            }
+            previous = Some(key);
+            self.skip_at(depth)?;
         }
         Ok(())
     }
@@ -171,6 +191,10 @@ impl<'b> Reader<'b> {
         let (bytes, _) = rest.split_first_chunk::<N>().ok_or(TRUNCATED)?;
         self.position += N;
         Ok(*bytes)
+    }
+
+    fn take_text(&mut self, length: u64) -> Result<&'b str, Malformed> {
+        std::str::from_utf8(self.take(length)?).map_err(|_| Malformed("a text is not UTF-8"))
     }
 
     fn take(&mut self, length: u64) -> Result<&'b [u8], Malformed> {
@@ -262,10 +286,26 @@ mod tests {
 
     #[test]
     fn skipping_deep_or_endless_claims_ends() {
-        let deep = vec![0x81; 1 << 20];
-        assert_eq!(Reader::new(&deep).skip(), Err(TRUNCATED));
+        let nested = |depth: usize| [vec![0x81; depth], vec![0]].concat();
+        assert_eq!(Reader::new(&nested(NESTING_MAX - 1)).skip(), Ok(()));
+        for deep in [nested(NESTING_MAX), vec![0x81; 1 << 20]] {
+            assert_eq!(Reader::new(&deep).skip(), Err(Malformed("it nests too deeply")));
+        }
         let claims = [0x9b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
         assert_eq!(Reader::new(&claims).skip(), Err(TRUNCATED));
+    }
+
+    #[test]
+    fn what_is_passed_over_keeps_to_the_rules_as_well() {
+        for fine in ["17", "3818", "4100", "62c3bc", "83f4f5f6", "a201000200", "a26161006162a0"] {
+            assert_eq!(Reader::new(&hex::decode(fine).unwrap()).skip(), Ok(()), "{fine}");
+        }
+        for foreign in ["c11a514b67b0", "f90000", "fb3ff199999999999a", "f7", "f0", "f814", "ff", "9fff"] {
+            assert!(Reader::new(&hex::decode(foreign).unwrap()).skip().is_err(), "{foreign}");
+        }
+        for wrong in ["1817", "62c328", "a202000100", "a201000100", "81a2616200616100"] {
+            assert!(Reader::new(&hex::decode(wrong).unwrap()).skip().is_err(), "{wrong}");
+        }
     }
 
     proptest! {

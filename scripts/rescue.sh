@@ -87,9 +87,30 @@ fixtures() {
     done
 }
 
+# What anybody who can write to the storage might leave there changes nothing: copies of genuine records in other places, and
+# garbage.
+planted() {
+    local repository=$work/planted key=$work/planted.toml before one other
+    cp -r tests/fixtures/repo/v1/repository "$repository"
+    install -m 600 tests/fixtures/repo/v1/key.toml "$key"
+    before=$("${reader[@]}" "$repository" "$key" list --verify)
+    read -r one other < <(cd "$repository/commits" && echo *)
+    cp "$repository/commits/$other/0000000000" "$repository/commits/$one/0000000099"
+    cp "$repository/commits/$other/0000000000" "$repository/commits/$other/0000000099"
+    cp "$repository/retired/$(ls "$repository/retired" | head -n 1)" "$repository/retired/0000000099"
+    echo garbage >"$repository/commits/$one/0000000100"
+    echo garbage >"$repository/retired/0000000100"
+    echo garbage >"$repository/keys/$one/0000000099"
+    echo garbage >"$(echo "$repository"/index/*)/garbage"
+    [ "$before" = "$("${reader[@]}" "$repository" "$key" list --verify 2>"$work/warnings")" ]
+    [ "$(grep -c 'does not count' "$work/warnings")" = 5 ]
+    "${reader[@]}" "$repository" "$key" restore latest "$work/planted.restored"
+}
+
 cargo build --locked --quiet --workspace --bins --tests
 keepwell=$(cargo metadata --locked --no-deps --format-version 1 | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/keepwell
 # `init` remembers a repository in the directory of the configuration.
 export KEEPWELL_CACHE_DIR=$work/cache KEEPWELL_CONFIG=/dev/null XDG_CONFIG_HOME=$work/config XDG_DATA_HOME=$work/data
 our_own
 fixtures
+planted

@@ -32,6 +32,10 @@ class Damage(Exception):
     """The repository does not say what it should; the text says where."""
 
 
+# What bytes raise that are not a record of this format.
+MALFORMED = (Damage, OSError, LookupError, ValueError, TypeError, AttributeError, struct.error)
+
+
 # -- CBOR (RFC 8949), the subset of docs/format.md §1 ------------------------------------------------------------------
 
 def cbor(data):
@@ -96,7 +100,9 @@ class Repository:
         pin = re.search(r"genesis\W+([0-9a-f]{64})", key_text)
         if not self.identities or not pin:
             raise Damage("the key names no AGE-SECRET-KEY-1… or no genesis fingerprint")
-        self.id_keys, self.members, self.owners, self.revoked_from = {}, {}, {}, {}
+        # Public keys by id: of owners in force, of who may sign commits, of who may or might sign retirements.
+        self.owners, self.writers, self.keepers = {}, {}, {}
+        self.id_keys, self.revoked_from = {}, {}
         self.read_trust(pin.group(1))
         self.read_keyrings()
         self.locations = None
@@ -123,13 +129,28 @@ class Repository:
             raise Damage(f"`{name}` is a record of kind `{envelope[0]}`, not `{kind}`")
         return envelope, cbor(envelope[1])
 
-    def check_signature(self, name, envelope, public_key):
+    def check_signature(self, name, envelope, public_keys):
+        if envelope[2] not in public_keys:
+            raise Damage(f"`{name}` is signed by nobody who may")
         if self.verify is None:
             return
         kind = envelope[0].encode()
         message = b"keepwell.v1.signed\0" + self.id + struct.pack(">I", len(kind)) + kind + envelope[1]
-        if public_key is None or not self.verify.ed25519(public_key, message, envelope[3]):
+        if not self.verify.ed25519(public_keys[envelope[2]], message, envelope[3]):
             raise Damage(f"the signature of `{name}` does not verify")
+
+    def genuine(self, folder, kind, public_keys, place):
+        """(name, signer, payload) of the records that stand where they say and that somebody signed who may."""
+        for name in self.names(folder):
+            try:
+                envelope, payload = self.signed(name, kind)
+                if place(payload) != name:
+                    raise Damage(f"`{name}` belongs elsewhere")
+                self.check_signature(name, envelope, public_keys)
+            except MALFORMED as error:
+                print(f"warning: `{name}` does not count: {error!r}", file=sys.stderr)
+                continue
+            yield name, envelope[2], payload
 
     # -- trust chain and keys (§4, §5) ---------------------------------------------------------------------------------
 
@@ -147,14 +168,18 @@ class Repository:
                     raise Damage(f"this is not the repository of the key: its genesis is {previous.hex()}")
                 self.id = body[0]
                 self.owners = {owner[0]: owner[3] for owner in body[2]}
-            self.check_signature(name, envelope, self.owners.get(envelope[2]))
+            self.check_signature(name, envelope, self.owners)
             if tag == 1:
-                self.members[body[0][0]] = body[0][2]
+                # Roles are bits: 1 writer, 4 keeper, who may sign commits too.
+                self.writers.update({body[0][0]: body[0][2]} if body[0][4] & 5 else {})
+                self.keepers.update({body[0][0]: body[0][2]} if body[0][4] & 4 else {})
             elif tag == 2:
                 self.revoked_from[body[0]] = body[1]
             elif tag == 6 and 0 in body:
                 self.owners[body[0][0]] = body[0][3]
-            elif tag == 6:
+            # What an owner or keeper retired stays so when he has gone.
+            self.keepers.update(self.owners)
+            if tag == 6 and 1 in body:
                 self.owners.pop(body[1], None)
         if previous is None:
             raise Damage("there is no `trust/0000000000`: this is not a repository")
@@ -165,9 +190,9 @@ class Repository:
         for name in self.names("keys"):
             try:
                 content = cbor(unzstd(self.sealed(name)))
-            except Damage as error:
+            except MALFORMED as error:
                 if "no identity matched" not in str(error) and not name.startswith("keys/erasable/"):
-                    raise
+                    print(f"warning: `{name}` cannot be read: {error}", file=sys.stderr)
                 continue
             if name.startswith("keys/erasable/"):
                 domains.append(content)
@@ -188,17 +213,15 @@ class Repository:
     def snapshots(self):
         """(snapshot id, manifest) of every snapshot that is not retired, oldest first."""
         retired = set()
-        for name in self.names("retired"):
-            envelope, payload = self.signed(name, "retired")
-            self.check_signature(name, envelope, self.owners.get(envelope[2]) or self.members.get(envelope[2]))
-            retired |= {(writer, number) for writer, number, _ in payload[3]}
-            retired -= {(writer, number) for writer, number in payload.get(4, [])}
+        for _, _, payload in self.genuine("retired", "retired", self.keepers, lambda p: f"retired/{p[1]:010}"):
+            retired |= {(payload[0], writer, number) for writer, number, _ in payload[3]}
         found = []
-        for name in self.names("commits"):
-            envelope, commit = self.signed(name, "commit")
-            self.check_signature(name, envelope, self.members.get(envelope[2]))
-            refused = commit[2] >= self.revoked_from.get(commit[1], commit[2] + 1)
-            if commit[3] != 0 or refused or (commit[1], commit[2]) in retired:
+        ends = self.genuine("commits", "commit", {**self.keepers, **self.writers}, lambda p: f"commits/{p[1].hex()}/{p[2]:010}")
+        for name, signer, commit in ends:
+            if commit[3] != 0 or (commit[0], commit[1], commit[2]) in retired:
+                continue
+            if signer != commit[1] or signer not in self.writers or commit[2] >= self.revoked_from.get(signer, commit[2] + 1):
+                print(f"warning: `{name}` does not count: its signer may not write it, or is revoked", file=sys.stderr)
                 continue
             try:
                 plain = unzstd(self.sealed(commit[7] if "/" in commit[7] else "manifests/" + commit[7]))
@@ -215,13 +238,19 @@ class Repository:
     def read_index(self):
         self.locations = collections.defaultdict(list)
         for name in self.names("index"):
-            plain = self.sealed(name)
-            if plain[-8:] != b"KWINDX\0\x01":
-                raise Damage(f"`{name}` is not an index segment of version 1")
-            offset, length = struct.unpack_from("<QI", plain, len(plain) - 104)
-            tables = cbor(unzstd(plain[offset + 8:offset + length]))
-            for _, block_offset, stored, entries, _ in tables[4]:
-                self.read_block(unzstd(plain[block_offset:block_offset + stored]), entries, tables[3])
+            try:
+                self.read_segment(name)
+            except MALFORMED as error:
+                print(f"warning: `{name}` cannot be read, chunks may be missing: {error}", file=sys.stderr)
+
+    def read_segment(self, name):
+        plain = self.sealed(name)
+        if plain[-8:] != b"KWINDX\0\x01":
+            raise Damage(f"`{name}` is not an index segment of version 1")
+        offset, length = struct.unpack_from("<QI", plain, len(plain) - 104)
+        tables = cbor(unzstd(plain[offset + 8:offset + length]))
+        for _, block_offset, stored, entries, _ in tables[4]:
+            self.read_block(unzstd(plain[block_offset:block_offset + stored]), entries, tables[3])
 
     def read_block(self, block, entries, packs):
         if struct.unpack_from("<I", block)[0] != entries:
@@ -266,28 +295,32 @@ class Repository:
 
     # -- the tree (§9) -------------------------------------------------------------------------------------------------
 
-    def records(self, node_id):
-        """(key, value) of every record below a node, in order."""
-        level, records = cbor(self.chunk(node_id, 1))
+    def records(self, node_id, broken):
+        """(key, value) of every record below a node, in order. What is wrong with one that cannot be read, `broken` hears."""
+        try:
+            level, records = cbor(self.chunk(node_id, 1))
+        except MALFORMED as error:
+            broken(error)
+            return
         key = b""
         for record in records:
             key = key[:record[0]] + record[1]
             if level == 0:
                 yield key, record[2]
             else:
-                yield from self.records(record[2])
+                yield from self.records(record[2], broken)
 
 
 def split_key(key):
-    """Components of a key, and whether a sub-key follows them."""
+    """Components of a key, and the tag of the sub-key that follows them, if one does."""
     components, at = [], 0
     while at < len(key):
         end = key.index(0, at)
         if end == at:
-            return tuple(components), True
+            return tuple(components), key[at + 1]
         components.append(key[at:end].replace(b"\1\1", b"\0").replace(b"\1\2", b"\1"))
         at = end + 1
-    return tuple(components), False
+    return tuple(components), None
 
 
 # -- restore -----------------------------------------------------------------------------------------------------------
@@ -301,19 +334,36 @@ class Restore:
         os.makedirs(self.target, exist_ok=True)
         if os.listdir(self.target):
             raise Damage(f"`{os.fsdecode(self.target)}` is not empty")
-        records = self.repository.records(root_node)
-        for key, value in records:
-            components, _ = split_key(key)
-            entry = cbor(value)
-            extents = entry.get(6, []) + [e for _ in range(entry.get(13, 0)) for e in cbor(next(records)[1])]
-            try:
-                self.entry(self.path(components), components, entry, extents)
-            except (Damage, OSError, LookupError, ValueError, TypeError) as error:
-                self.problems += 1
-                print(f"not restored: `{b'/'.join(components).decode(errors='replace')}`: {error}", file=sys.stderr)
+        entry = None
+        for key, value in self.repository.records(root_node, lambda error: self.problem("a part of the tree", error)):
+            components, tag = split_key(key)
+            if tag is None:
+                self.finish(entry)
+                entry = components, value, []
+            elif tag == 1 and entry and entry[0] == components:
+                entry[2].append(value)
+        self.finish(entry)
         for components, entry in reversed(list(self.directories.items())):
             if entry is not None:
                 self.attributes(os.path.join(self.target, *components), entry)
+
+    def problem(self, what, error):
+        self.problems += 1
+        print(f"not restored: {what}: {error}", file=sys.stderr)
+
+    def finish(self, found):
+        """Restores an entry, of which all records of extents have been met."""
+        if found is None:
+            return
+        components, value, more = found
+        try:
+            entry = cbor(value)
+            extents = entry.get(6, []) + [extent for record in more for extent in cbor(record)]
+            if len(more) != entry.get(13, 0) or sum(extent[1] for extent in extents) != entry.get(5, 0):
+                raise Damage("its extents do not add up to its size")
+            self.entry(self.path(components), components, entry, extents)
+        except MALFORMED as error:
+            self.problem(f"`{b'/'.join(components).decode(errors='replace')}`", error)
 
     def path(self, components):
         """The path of an entry; its parents become directories, never links."""
@@ -332,7 +382,7 @@ class Restore:
                 os.mkdir(path, 0o700)
             self.directories[components] = entry
             return
-        if kind == 0:
+        if kind in (0, 8):
             self.file(path, entry, extents)
         elif kind == 2:
             os.symlink(entry[7], path)
@@ -368,7 +418,8 @@ class Restore:
         if os.geteuid() == 0:
             os.chown(path, entry.get(2, 0), entry.get(3, 0), follow_symlinks=False)
         if not link:
-            os.chmod(path, entry.get(1, 0))
+            # An object of an object store (8) may have none.
+            os.chmod(path, entry.get(1, 0o644 if entry[0] == 8 else 0))
         for name, value in entry.get(8, []):
             try:
                 os.setxattr(path, name, value, follow_symlinks=False)
@@ -426,5 +477,5 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     except (Damage, OSError) as error:
         sys.exit(f"error: {error}")
-    except (LookupError, ValueError, TypeError, struct.error) as error:
+    except MALFORMED as error:
         sys.exit(f"error: a record is damaged, or newer than this reader: {error!r}")

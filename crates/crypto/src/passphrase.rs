@@ -20,7 +20,12 @@ const BEGIN: &str = "-----BEGIN AGE ENCRYPTED FILE-----";
 
 /// Whether a text is an armored age file.
 pub(crate) fn is_armored(text: &str) -> bool {
-    text.trim_start().starts_with(BEGIN)
+    without_mark(text).trim_start().starts_with(BEGIN)
+}
+
+/// Without the mark that some editors put before a text in UTF-8.
+fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 /// Seals a text under a passphrase; `age -d` opens it.
@@ -63,9 +68,13 @@ pub(crate) fn unprotect(armored: &str, passphrase: &Secret) -> Result<Secret, Cr
     Ok(Secret::from(text))
 }
 
+/// What was printed, mailed or copied from a window may have blanks around its lines, and empty lines between them: neither
+/// is part of an armor, and the age library refuses them.
 fn dearmor(armored: &str) -> Result<Vec<u8>, CryptoError> {
+    let lines = without_mark(armored).lines().map(str::trim).filter(|line| !line.is_empty());
+    let text = lines.collect::<Vec<_>>().join("\n");
     let mut binary = Vec::new();
-    let mut reader = armor::ArmoredReader::new(armored.trim().as_bytes());
+    let mut reader = armor::ArmoredReader::new(text.as_bytes());
     reader.read_to_end(&mut binary).map_err(|_| CryptoError::damaged("the armor is malformed"))?;
     Ok(binary)
 }
@@ -90,6 +99,22 @@ mod tests {
         for wrong in ["", "Right", "right "] {
             let error = unprotect(&armored, &Secret::from(wrong)).unwrap_err();
             assert!(matches!(error, CryptoError::WrongPassphrase), "{error:?}");
+        }
+    }
+
+    /// A text on paper is typed or copied back by somebody in a hurry.
+    #[test]
+    fn blanks_around_lines_lose_nothing() {
+        let armored = cheap("kit");
+        let spread = [
+            armored.replace('\n', "\r\n"),
+            armored.replace('\n', "  \n"),
+            armored.replace('\n', "\n\n\t"),
+            format!("\u{feff}  {armored}"),
+        ];
+        for text in spread {
+            assert!(is_armored(&text), "{text:?}");
+            assert_eq!(unprotect(&text, &Secret::from("right")).unwrap().expose(), "kit", "{text:?}");
         }
     }
 

@@ -12,6 +12,8 @@ use crate::error::CatalogError;
 /// The repository format that this version reads and writes.
 pub const FORMAT_VERSION: u64 = 1;
 
+/// Most pairs of `extra`, and most fields of later versions, that are read: each takes many times its bytes in memory.
+const PAIRS_MAX: usize = 10_000;
 const WHAT: &str = "manifest";
 
 /// Everything that is known about a snapshot except its content, which `root` leads to.
@@ -185,7 +187,11 @@ fn encode_extra(extra: &BTreeMap<String, Vec<u8>>, out: &mut Vec<u8>) {
 fn decode_extra(reader: &mut Reader<'_>) -> Result<BTreeMap<String, Vec<u8>>, CatalogError> {
     let mut extra = BTreeMap::new();
     let mut last = (0, String::new());
-    for at in 0..reader.map_len()? {
+    let pairs = reader.map_len()?;
+    if pairs > PAIRS_MAX as u64 {
+        return Err(reader.malformed("its extra map has too many keys"));
+    }
+    for at in 0..pairs {
         let name = reader.text()?;
         let place = (name.len(), name.clone());
         if at > 0 && place <= last {
@@ -258,6 +264,9 @@ impl Parts {
             23 => self.keep_forever = reader.bool()?,
             24 => self.description = reader.text()?,
             25 => self.extra = decode_extra(reader)?,
+            _ if self.later.len() == PAIRS_MAX => {
+                return Err(reader.malformed("it has too many fields of later versions"));
+            }
             later => self.later.push((later, reader.raw()?.to_vec())),
         }
         Ok(true)

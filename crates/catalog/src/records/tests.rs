@@ -126,6 +126,13 @@ fn empty_items_by_the_million_are_refused_and_long_lists_are_not() {
     let objects = vec![ListedObject { name: String::new(), size: 0 }; 1 << 20];
     let bomb = List { store: STORE, writer: WRITER, n: 1, objects }.encode();
     assert!(matches!(List::decode(&bomb), Err(CatalogError::Malformed { .. })));
+    let many = (0..1 << 20).map(|n: u32| (n.to_string(), Vec::new())).collect();
+    let bomb = Manifest { extra: many, ..manifest() }.encode();
+    assert!(matches!(Manifest::decode(&bomb), Err(CatalogError::Malformed { .. })));
+    let many = (26..1 << 20).map(|key| (key, vec![0])).collect();
+    let bomb = Manifest { later: many, ..manifest() }.encode();
+    assert!(matches!(Manifest::decode(&bomb), Err(CatalogError::Malformed { .. })));
+
     let superseding = Commit { supersedes: (0..100_000).collect(), ..commit() };
     assert_eq!(Commit::decode(&superseding.encode()).unwrap(), superseding);
 }

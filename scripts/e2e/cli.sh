@@ -827,6 +827,7 @@ step "a reader, another owner, a recovery kit alone on a fresh machine"
 expect 0 key enroll --name desk --role reader --output "$work/reader.key"
 expect 0 --key-file "$work/reader.key" restore "latest:$tree/odd" --target "$work/by-reader"
 expect 12 --key-file "$work/reader.key" backup "$tree/odd"
+says "a writer or keeper backs up"
 touch "$work/by-reader/stray"
 expect 1 --key-file "$work/reader.key" restore "latest:$tree/odd" --target "$work/by-reader" --yes
 says "this credential cannot back up what stands in the target"

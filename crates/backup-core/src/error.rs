@@ -222,9 +222,9 @@ impl Error {
             Self::TrustAhead { .. } => Some(
                 "Owners have changed the keys in the copy, or the origin was set back. `keepwell repair --from COPY` brings the origin as far; from then on change keys there.".into(),
             ),
-            Self::NotAllowed { .. } => {
-                Some("Use a key whose role allows it: an owner's, a reader's or a keeper's.".into())
-            }
+            Self::NotAllowed { .. } => Some(
+                "Use a key whose role allows it: a writer or keeper backs up; a reader, keeper or owner reads; a keeper forgets, prunes and repairs; an owner changes keys.".into(),
+            ),
             Self::Fenced { .. } => {
                 Some("A prune took this host for dead, or another process that works with the same key had the same number. Nothing is lost; run the command again.".into())
             }
@@ -270,6 +270,15 @@ mod tests {
     fn sizes_are_said_as_people_read_them() {
         let full = Error::NoSpace { needed: 3_000_019, free: 1 << 20, place: "the target".to_owned() };
         assert_eq!(full.to_string(), "the restore needs 2.86 MiB, and the target has 1.00 MiB free");
+    }
+
+    /// Who was refused a backup or a prune once was told to take a reader's key.
+    #[test]
+    fn who_may_not_is_told_which_role_may() {
+        let hint = Error::NotAllowed { action: "prune", role: "reader".to_owned() }.hint().unwrap();
+        for told in ["a writer or keeper backs up", "a keeper forgets, prunes", "an owner changes keys"] {
+            assert!(hint.contains(told), "{hint}");
+        }
     }
 
     /// `cache clear` alone keeps what this host has seen of the trust chain.

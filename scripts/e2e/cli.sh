@@ -525,10 +525,25 @@ chmod u+w "$victim"
 printf rot | dd of="$victim" bs=1 seek=1000 conv=notrunc status=none
 expect 0 check
 expect 13 check --read-data
+says "keepwell repair --from COPY"
 expect 13 check
 expect 0 repair --from "$work/copy" --yes
 says "replaced 1 pack"
 expect 0 check --read-data
+
+step "one damaged pack of many files does not bury what is wrong"
+mkdir "$work/many"
+for number in $(seq 30); do seq "$number" 300 >"$work/many/$number"; done
+expect 0 -r "$work/many-repository" init
+expect 0 -r "$work/many-repository" backup "$work/many"
+victim=$(find "$work/many-repository/data" -type f)
+chmod u+w "$victim"
+printf rot | dd of="$victim" bs=1 seek=400 conv=notrunc status=none
+expect 13 -r "$work/many-repository" check --read-data
+[ "$(grep -c "  affected: " "$work/out")" = 20 ] || fail "20 affected paths were expected"
+says "and others"
+expect 13 -r "$work/many-repository" check --verbose
+[ "$(grep -c "  affected: " "$work/out")" = 30 ] || fail "30 affected paths were expected"
 
 step "copies of a profile: what goes where, what is away, what is too old"
 mkdir -p "$HOME/.config/keepwell" "$work/desk"

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::exit::Exit;
+use crate::printer::Volume;
 use crate::retention::Age;
 use crate::{open, text};
 
@@ -19,6 +20,9 @@ Examples:
   keepwell check --without-key                hashes and signatures only, where no key may be
 
 Exit code 13 means: damage was found. Nothing is changed.";
+
+/// So many affected paths are shown to who does not ask for more.
+const PATHS_SHOWN: usize = 20;
 
 /// Verify that every snapshot can be restored
 #[derive(Debug, clap::Args)]
@@ -64,7 +68,12 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     opened.progress.end();
     let report = report?;
     print(ctx, &report);
-    Ok(if report.is_sound() { Exit::Done } else { Exit::Damage })
+    if report.is_sound() {
+        return Ok(Exit::Done);
+    }
+    ctx.printer
+        .say("Next: `keepwell repair`, or `keepwell repair --from COPY` for what only a copy still has.");
+    Ok(Exit::Damage)
 }
 
 /// How long a length of calendar time has been, counted back from now.
@@ -77,10 +86,7 @@ pub fn length(ctx: &Context, age: Age) -> Result<Duration> {
 pub fn print(ctx: &Context, report: &CheckReport) {
     let printer = &ctx.printer;
     findings(ctx, report.findings.iter());
-    for path in &report.damaged_paths {
-        printer.line(format_args!("  affected: {path}"));
-        printer.json("damaged_path", json!({ "path": path }));
-    }
+    affected(ctx, &report.damaged_paths);
     printer.line(format_args!(
         "checked {}: {}, {}, {} of them read",
         text::count(report.snapshots, "snapshot", "snapshots"),
@@ -89,12 +95,12 @@ pub fn print(ctx: &Context, report: &CheckReport) {
         text::bytes(report.bytes_read),
     ));
     if report.erased_snapshots > 0 {
-        let erased = text::count(report.erased_snapshots, "snapshot", "snapshots");
-        printer.say(format_args!("  {erased} lie in erased domains; nobody can read them"));
+        let erased = text::count(report.erased_snapshots, "snapshot lies", "snapshots lie");
+        printer.say(format_args!("  {erased} in erased domains; their data is gone"));
     }
     if report.orphans > 0 {
-        let orphans = text::count(report.orphans, "pack", "packs");
-        printer.say(format_args!("  {orphans} belong to nothing; the next prune removes them"));
+        let orphans = text::count(report.orphans, "pack belongs", "packs belong");
+        printer.say(format_args!("  {orphans} to nothing; a prune removes such packs"));
     }
     if report.open_sessions > 0 {
         let sessions = text::count(report.open_sessions, "session is", "sessions are");
@@ -124,6 +130,21 @@ pub fn print(ctx: &Context, report: &CheckReport) {
         "damaged_snapshots": report.damaged_snapshots,
     });
     printer.json("check", fields);
+}
+
+/// One pack may have a thousand files: what is wrong must not scroll away.
+fn affected(ctx: &Context, paths: &[String]) {
+    let printer = &ctx.printer;
+    let shown = if printer.volume() > Volume::Normal { paths.len() } else { PATHS_SHOWN };
+    for path in paths.iter().take(shown) {
+        printer.line(format_args!("  affected: {path}"));
+    }
+    if paths.len() > shown {
+        printer.line("  and others: `--verbose` names more of them");
+    }
+    for path in paths {
+        printer.json("damaged_path", json!({ "path": path }));
+    }
 }
 
 fn findings<'f>(ctx: &Context, findings: impl Iterator<Item = &'f Finding>) {

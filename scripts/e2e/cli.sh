@@ -656,6 +656,8 @@ says "here, own-keys, near"
 cp "$work/config.before" "$HOME/.config/keepwell/config.toml"
 
 step "copies of a profile, and what is refused"
+expect 2 copy --to naer
+says "Did you mean \`near\`?"
 expect 2 copy --to near latest
 mkdir -p "$work/safe" && cp -r "$work/near" "$work/safe/copy"
 expect 0 copy --to safe

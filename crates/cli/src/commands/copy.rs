@@ -99,6 +99,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         return all::run(ctx, &configured, args.wait, args.dry_run).await;
     }
     let place = Location::parse(to)?;
+    refuse_misspelt(ctx, to, &place)?;
     let credential = open::credential(ctx).await?;
     let key = Key { file: credential.key.clone(), path: credential.key_file.clone() };
     let opened = credential.open(ctx).await?;
@@ -124,6 +125,24 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
 /// The copies of the profile that are called so; several where a place without a name is there once for each dataset.
 fn configured<'c>(ctx: &'c Context, to: &str) -> Vec<&'c CopyConfig> {
     ctx.profile.copies.iter().filter(|copy| copy.name() == to).collect()
+}
+
+/// A bare word that is neither the name of a copy nor a directory is a slip: it would become a first copy in the directory
+/// where somebody happens to be.
+fn refuse_misspelt(ctx: &Context, to: &str, place: &Location) -> Result<()> {
+    let is_there = place.path().is_none_or(|path| path.symlink_metadata().is_ok());
+    if ctx.profile.copies.is_empty() || to.contains('/') || is_there {
+        return Ok(());
+    }
+    let names: Vec<&str> = ctx.profile.copies.iter().map(CopyConfig::name).collect();
+    let meant = match text::closest(to, names.iter().copied()) {
+        Some(close) => format!("Did you mean `{close}`?"),
+        None => format!("There are: {}.", names.join(", ")),
+    };
+    Err(Complaint::usage(format!("the profile has no copy `{to}`, and there is no directory of that name"))
+        .hint(meant)
+        .hint(format!("For a first copy in a new directory write `--to ./{to}`."))
+        .into())
 }
 
 /// What is copied to a configured copy is configured.
@@ -241,6 +260,24 @@ fn print(ctx: &Context, place: &Location, sums: &Sums) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::{exit_of, hints_of};
+
+    #[test]
+    fn a_misspelt_name_makes_no_copy() {
+        let ctx = Context::of_profiles("[[profile.default.copy]]\nname = \"safe\"\nto = \"/mnt/safe\"\n");
+        let refused = |ctx: &Context, to: &str| {
+            let place = Location::parse(to).unwrap();
+            refuse_misspelt(ctx, to, &place).err()
+        };
+        let error = refused(&ctx, "saef-of-nobody").unwrap();
+        assert_eq!(exit_of(&error), Exit::Usage);
+        assert!(hints_of(&error).concat().contains("`--to ./saef-of-nobody`"), "{error:?}");
+        assert!(hints_of(&refused(&ctx, "saef").unwrap())[0].contains("`safe`"));
+        for to in ["./saef", "/mnt/saef", "s3://saef", "src"] {
+            assert!(refused(&ctx, to).is_none(), "{to}");
+        }
+        assert!(refused(&Context::of_profiles("[profile.default]\n"), "saef").is_none());
+    }
 
     #[test]
     fn all_copies_of_a_name_are_meant() {

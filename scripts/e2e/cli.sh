@@ -946,6 +946,10 @@ expect 0 --profile odd forget --dry-run
 KEEPWELL_PROFILE=odd expect 0 snapshots
 expect 2 --profile odx backup
 says "Did you mean \`odd\`?"
+expect 2 --profile odd backup --dataset ""
+sed -i 's/^tags = .*/dataset = ""/' "$HOME/.config/keepwell/config.toml"
+expect 2 --profile odd backup
+says "the name of the dataset is empty"
 sed -i 's/^paths/pahts/' "$HOME/.config/keepwell/config.toml"
 expect 2 --profile odd backup
 says "config.toml:3:1: the key \`pahts\` is unknown"

@@ -11,6 +11,7 @@ use anyhow::Result;
 use backup_core::env::SystemClock;
 use backup_core::source::Source;
 use backup_core::{BackupOptions, BackupReport, Repository, one_line};
+use clap::builder::NonEmptyStringValueParser;
 use keepwell_source_files::{FileOptions, FileSource};
 use serde_json::{Value, json};
 
@@ -66,7 +67,7 @@ pub struct Args {
     #[arg(short = 'x', long)]
     one_file_system: bool,
     /// Name of what is backed up, by which snapshots are compared and counted [default: the profile, or the paths]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     dataset: Option<String>,
     /// Read every file, also those that look unchanged
     #[arg(long, visible_alias = "force")]

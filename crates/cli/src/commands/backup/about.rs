@@ -6,13 +6,14 @@ use clap::builder::NonEmptyStringValueParser;
 
 use crate::commands::key;
 use crate::context::Context;
+use crate::exit::Complaint;
 use crate::text;
 
 /// Options of every kind of backup.
 #[derive(Debug, clap::Args)]
 pub struct About {
     /// Name of the host that the data belongs to [default: this machine]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     host: Option<String>,
     /// A label for the snapshot; may be repeated
     #[arg(long, value_name = "TAG", value_parser = NonEmptyStringValueParser::new())]
@@ -45,10 +46,20 @@ impl About {
             .compression_level
             .or(profile.compression_level)
             .unwrap_or(BackupOptions::default().compression_level);
+        let host = self.host.clone().unwrap_or_else(|| ctx.host());
+        let tags = [profile.tags.as_slice(), &self.tag].concat();
+        // Nobody could name it, and no rule or filter would mean it.
+        for (what, name) in
+            [("dataset", &dataset), ("host", &host)].into_iter().chain(tags.iter().map(|tag| ("tag", tag)))
+        {
+            if name.is_empty() {
+                return Err(Complaint::usage(format!("the name of the {what} is empty")).into());
+            }
+        }
         Ok(BackupOptions {
             dataset,
-            host: self.host.clone().unwrap_or_else(|| ctx.host()),
-            tags: [profile.tags.as_slice(), &self.tag].concat(),
+            host,
+            tags,
             description: self.description.clone(),
             time_zone: jiff::tz::TimeZone::system().iana_name().unwrap_or("UTC").to_owned(),
             compression_level: level,

@@ -1,5 +1,6 @@
 //! [`FileSource`]: files as a source of snapshots.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
@@ -80,19 +81,32 @@ impl FileSource {
         self
     }
 
-    /// A sentence for each path that is there and left out whatever the patterns say.
+    /// A sentence for each path that is there and left out whatever the patterns say; one for three
+    /// and more in the same directory, since a cache has a directory for every repository.
     fn excepted(&self) -> Vec<String> {
         let given = self.paths();
         let is_beneath = |path: &Path| given.iter().any(|given| path.starts_with(OsStr::from_bytes(given)));
         let excepted = self.tree.rules.except().iter().filter(|except| !given.contains(except));
         let paths = excepted.map(|except| Path::new(OsStr::from_bytes(except)));
-        paths
-            .filter(|path| is_beneath(path) && path.symlink_metadata().is_ok())
-            .map(|path| {
-                let path = readable(path.as_os_str().as_bytes());
-                format!("`{path}` is left out: it belongs to the backups themselves.")
-            })
-            .collect()
+        let mut siblings: BTreeMap<Option<&Path>, Vec<&Path>> = BTreeMap::new();
+        for path in paths.filter(|path| is_beneath(path) && path.symlink_metadata().is_ok()) {
+            siblings.entry(path.parent()).or_default().push(path);
+        }
+        let named = |path: &Path| readable(path.as_os_str().as_bytes());
+        let sentences = siblings.into_iter().flat_map(|(parent, paths)| match (parent, paths.as_slice()) {
+            (Some(parent), [_, _, _, ..]) => vec![format!(
+                "{} directories in `{}` are left out: they belong to the backups themselves.",
+                paths.len(),
+                named(parent)
+            )],
+            (_, paths) => {
+                let sentence = |path: &&Path| {
+                    format!("`{}` is left out: it belongs to the backups themselves.", named(path))
+                };
+                paths.iter().map(sentence).collect()
+            }
+        });
+        sentences.collect()
     }
 
     fn open_file(&self, path: &[u8]) -> Result<(Look, Handle)> {

@@ -116,6 +116,21 @@ fn what_is_excepted_is_left_out_and_named_unless_it_was_asked_for() {
 }
 
 #[test]
+fn many_excepted_directories_of_one_cache_are_named_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().canonicalize().unwrap();
+    tree(&top, &["a", "cache/1/x", "cache/2/x", "cache/3/x", "cache/mine"]);
+    let ours = ["cache/1", "cache/2", "cache/3"].map(|name| top.join(name));
+    let source = source(&options(&top)).without(&ours);
+    assert_eq!(names(&source, &top), ["a", "cache", "cache/mine"]);
+    let together = format!(
+        "3 directories in `{}` are left out: they belong to the backups themselves.",
+        top.join("cache").display()
+    );
+    assert_eq!(source.preflight().unwrap().notes, [together]);
+}
+
+#[test]
 fn patterns_ignore_files_caches_and_size_leave_things_out() {
     let dir = tempfile::tempdir().unwrap();
     let files = [

@@ -8,7 +8,7 @@ use crate::{StorageError, StorageErrorKind};
 
 pub(super) const SUSPECT_HINT: &str = "The disk, its controller or its connection may be failing: read the kernel log (`dmesg`), \
      then check the repository before trusting it with more.";
-const NO_SPACE_HINT: &str = "Nothing was left behind. Free space on the disk that holds the repository, or prune with a stricter policy.";
+const NO_SPACE_HINT: &str = "Snapshots that are there are not harmed. Free space on the disk that holds the repository and run the command again: it goes on with what was stored. `keepwell forget --prune` with stricter rules frees some.";
 const PERMISSION_HINT: &str = "Objects are private to the user who created the repository: run as that user.";
 const READ_ONLY_HINT: &str = "The disk is mounted read-only; the kernel does that by itself after an error: read `dmesg` before remounting it.";
 const DEVICE_HINT: &str = "The disk or its connection is failing, or the server of a `soft` mount does not answer: read the kernel log (`dmesg`), then check the repository.";

@@ -26,9 +26,9 @@ pub(super) fn check_mounted(
 ) -> Result<(), StorageError> {
     if let Some(mount) = &options.require_mount {
         if !given.starts_with(mount) && !resolved.starts_with(resolve(operation, mount)?) {
-            let message =
-                format!("it does not lie on `{}`, which it requires to be mounted", mount.display());
-            return Err(StorageError::new(StorageErrorKind::Invalid, operation, given.display(), message));
+            let message = format!("it does not lie on `{}`, which has to be mounted for it", mount.display());
+            let error = StorageError::new(StorageErrorKind::Invalid, operation, given.display(), message);
+            return Err(error.with_hint("Correct `require-mount`, or the place of the repository."));
         }
         check_mount_point(operation, given, mount)?;
     }

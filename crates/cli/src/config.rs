@@ -257,8 +257,29 @@ fn explain(message: &str) -> (String, Option<String>) {
             };
             (format!("the key `{given}` is unknown"), Some(hint))
         }
-        _ => (message.trim_end().replace('\n', ", "), None),
+        _ => (wrong_type(message).unwrap_or_else(|| message.trim_end().replace('\n', ", ")), None),
     }
+}
+
+/// The same for a value of the wrong type, without words of Rust.
+fn wrong_type(message: &str) -> Option<String> {
+    let (found, expected) = message.trim_end().strip_prefix("invalid type: ")?.split_once(", expected ")?;
+    let expected = match expected {
+        "a sequence" if found == "map" => "a list of tables, as `[[profile.NAME.copy]]` begins one",
+        "a sequence" => "a list, such as `[\"one\", \"two\"]`",
+        "a boolean" => "`true` or `false`",
+        "i32" | "u16" => "a whole number",
+        "a string" | "path string" => "a text in quotes",
+        "a map" => "a table",
+        other if other.starts_with("struct ") => "a table",
+        other => other,
+    };
+    let found = match found {
+        "map" => "a table",
+        "sequence" => "a list",
+        other => other,
+    };
+    Some(format!("expected {expected}, and found {found}"))
 }
 
 /// `FILE:LINE:COLUMN: MESSAGE` with the line and a mark under the place.
@@ -390,7 +411,11 @@ secret-key-file = "~/secret"
     fn mistakes_are_shown_where_they_are() {
         for (text, place, message, hint) in [
             ("[profile.a]\nrepositry = \"/x\"\n", ":2:1:", "the key `repositry` is unknown", "`repository`"),
-            ("[profile.a]\ncompression-level = \"high\"\n", ":2:21:", "invalid type", ""),
+            ("[profile.a]\ncompression-level = \"high\"\n", ":2:21:", "expected a whole number", ""),
+            ("[profile.a]\npaths = \"/etc\"\n", ":2:9:", "expected a list, such as `[", ""),
+            ("[profile.a]\nexclude-caches = \"yes\"\n", ":2:18:", "expected `true` or `false`", ""),
+            ("[profile.a.copy]\nto = \"/x\"\n", ":1:1:", "`[[profile.NAME.copy]]`", ""),
+            ("[profile]\nrepository = \"/x\"\n", ":2:14:", "expected a table, and found string", ""),
             ("[profile.a]\ncompression-level = 99\n", ":2:21:", "99 is not from 1 to 22", ""),
             ("[profile.a\n", ":1:11:", "", ""),
             ("[profile.a.retention]\ndaily = \"many\"\n", ":2:9:", "`many` is no number", ""),

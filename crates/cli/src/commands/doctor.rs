@@ -40,7 +40,7 @@ struct Findings<'a> {
 impl Findings<'_> {
     fn good(&self, text: String) {
         self.ctx.printer.line(format_args!("{} {text}", self.ctx.printer.colored("32", "ok      ")));
-        self.ctx.printer.json("finding", json!({ "ok": true, "message": text }));
+        self.ctx.printer.json("finding", json!({ "ok": true, "note": false, "message": text }));
     }
 
     fn note(&self, text: String) {
@@ -50,7 +50,7 @@ impl Findings<'_> {
 
     fn bad(&mut self, exit: Exit, text: String) {
         self.ctx.printer.line(format_args!("{} {text}", self.ctx.printer.colored("31;1", "problem ")));
-        self.ctx.printer.json("finding", json!({ "ok": false, "message": text }));
+        self.ctx.printer.json("finding", json!({ "ok": false, "note": false, "message": text }));
         // What keeps the repository from being opened says more than that something is wrong.
         if matches!(self.worst, Exit::Done | Exit::Failed) {
             self.worst = exit;

@@ -8,12 +8,17 @@ set -euo pipefail
 root=$(realpath "$(dirname "$0")/../..")
 keepwell=${KEEPWELL:-${CARGO_TARGET_DIR:-$root/target}/debug/keepwell}
 [ -x "$keepwell" ] || (cd "$root" && cargo build --locked --workspace --bins)
-if [ $# -gt 0 ]; then
-    work=$(realpath "$1")
-else
-    work=$(mktemp -d)
-    trap 'chmod -R u+rwX "$work" && rm -rf "$work"' EXIT
-fi
+if [ $# -gt 0 ]; then work=$(realpath "$1") ours=; else work=$(mktemp -d) ours=yes; fi
+
+# However it ends: no backup goes on in a directory that is gone, and nothing stays mounted.
+end() {
+    local job place
+    for job in $(jobs -p); do kill "$job" 2>/dev/null || true; done
+    wait || true
+    for place in "$work/disks/m" "$work/small"; do umount "$place" 2>/dev/null || true; done
+    [ -z "$ours" ] || { chmod -R u+rwX "$work" && rm -rf "$work"; }
+}
+trap end EXIT
 
 # Nothing of the caller's settings may reach the command.
 while read -r name; do unset "$name"; done < <(compgen -e | grep -E '^(KEEPWELL_|XDG_|CREDENTIALS_DIRECTORY)' || true)

@@ -46,7 +46,7 @@ one_at_a_time() {
     ) 9>"$CACHE/lock"
 }
 
-# Installs the Debian packages that are missing, without starting their services.
+# Installs the Debian packages that are missing, without starting their services. In a subshell of its own, for its trap.
 packages() { one_at_a_time install_packages "$@"; }
 
 install_packages() {
@@ -55,19 +55,14 @@ install_packages() {
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
     done
     ((${#missing[@]})) || return 0
-    local ours=0
     if [ ! -e $policy ]; then
+        # However it ends, by Ctrl-C too: while the file is there no package starts its service on this machine.
+        trap "as_root rm -f $policy" EXIT
         printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null
         as_root chmod 755 $policy
-        ours=1
     fi
-    local status=0
-    {
-        as_root apt-get update -qq &&
-            as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-    } || status=$?
-    [ $ours = 0 ] || as_root rm -f $policy
-    return $status
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 # Makes the Python environment NAME with the given requirements and leaves its path in $VENV.

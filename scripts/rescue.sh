@@ -77,7 +77,8 @@ fixtures() {
         cp -r "$fixture/repository" "$work/$name"
         install -m 600 "$fixture/key.toml" "$key"
         snapshots=$("${reader[@]}" "$work/$name" "$key" list | cut -d ' ' -f 1)
-        [ "$(wc -w <<<"$snapshots")" = "$(ls "$fixture/expected" | wc -l)" ]
+        [ "$(wc -w <<<"$snapshots")" = "$(ls "$fixture/expected" | wc -l)" ] ||
+            { echo "$fixture: the reader lists other snapshots than there should be: $snapshots" >&2; return 1; }
         for snapshot in $snapshots; do
             restored=$work/$name.$snapshot
             "${reader[@]}" "$work/$name" "$key" restore "$snapshot" "$restored" --verify

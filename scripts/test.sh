@@ -21,7 +21,7 @@ STAGES=(tools fmt clippy deny test doctest api e2e embed bench fuzz stores)
 # Installs the Debian packages, Rust components and cargo tools that the other stages use, if they are missing.
 stage_tools() {
     local package missing=()
-    for package in build-essential ca-certificates git age zstd rsync acl attr python3 tmux time; do
+    for package in build-essential ca-certificates git age zstd rsync acl attr python3 procps tmux time; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
     done
     if ((${#missing[@]})); then
@@ -144,6 +144,8 @@ stage_e2e() {
     rescued=$(mktemp)
     stage_rescue >"$rescued" 2>&1 &
     rescue=$!
+    # Ctrl-C does not reach what runs in the background.
+    trap "kill $rescue 2>/dev/null || true; rm -f '$rescued'" EXIT
     for script in scripts/e2e/*.sh; do
         [ -e "$script" ] || { echo "no end-to-end scripts"; break; }
         echo "-- $script"
@@ -153,7 +155,7 @@ stage_e2e() {
     KEEPWELL=${CARGO_TARGET_DIR:-target}/debug/keepwell scripts/first-run.sh /usr/share/doc >/dev/null || failed=1
     echo "-- scripts/rescue.sh"
     wait "$rescue" || { echo "failed: scripts/rescue.sh"; failed=1; }
-    cat "$rescued" && rm "$rescued"
+    cat "$rescued"
     return $failed
 }
 

@@ -55,8 +55,10 @@ apt_of() { # DIR SOURCES-LINE ARG…
 
 mirror_of() { # deb|deb-src SUITE: a line of sources.list
     local mirror
-    mirror=$(awk '/^URIs:/{print $2; exit}' /etc/apt/sources.list.d/*.sources 2>/dev/null || true)
-    echo "$1 [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:?no mirror of Debian in /etc/apt/sources.list.d/*.sources} $2 main"
+    # An installed Debian has one-line sources, an image the newer kind; beside them may be those of others.
+    mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.{sources,list} 2>/dev/null |
+        awk '/^(URIs:|deb )/ { for (i = 2; i <= NF; i++) if ($i ~ /^https?:\/\/[^\/]+\/debian\/?$/ && !found) found = $i } END { print found }' || true)
+    echo "$1 [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:-http://deb.debian.org/debian} $2 main"
 }
 
 # Packages of another suite, unpacked; loader and library path of the programs point at the libraries that came along.

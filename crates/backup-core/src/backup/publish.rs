@@ -1,9 +1,6 @@
 //! The publishing side of a backup: its sessions, its parent, its manifest, its commit.
 
-use keepwell_catalog::{
-    CommitKind, ContentName, Manifest, MapKey, Problem, RecipeReader, dataset_tag, names, seal_record,
-    snapshot_id,
-};
+use keepwell_catalog::{CommitKind, ContentName, Manifest, MapKey, Problem, RecipeReader, dataset_tag};
 use keepwell_crypto::SnapshotId;
 use tokio::runtime::Handle;
 
@@ -117,7 +114,7 @@ impl Publisher {
         handle.block_on(async {
             self.uploads.flush().await?;
             self.prove(&so_far).await?;
-            let manifest = self.put_manifest(&so_far).await?;
+            let manifest = self.uploads.put_manifest(&self.manifest(&so_far)).await?;
             // The next session begins before this one ends: as long as a capture is alive, one of its sessions is open.
             let next = Session::claim(&self.repository).await?;
             let session = self.session.replace(next).ok_or(Error::Cancelled)?;
@@ -170,7 +167,7 @@ impl Publisher {
         assembled.counts.new_stored_bytes = stored.pack_bytes;
         self.prove(&assembled).await?;
         let state = self.keep_recipes(&assembled, recipes_out, changed).await?;
-        let (name, snapshot) = self.put_manifest(&assembled).await?;
+        let (name, snapshot) = self.uploads.put_manifest(&self.manifest(&assembled)).await?;
         let ending = self.ending(CommitKind::Snapshot, (name, snapshot), &assembled, state);
         let session = self.session.take().ok_or(Error::Cancelled)?;
         let n = session.n();
@@ -241,17 +238,6 @@ impl Publisher {
     fn note_cache(&self, error: &Error) {
         let what = "the next backup may read every file: the local cache does not keep what this one found";
         self.repository.note_useless_cache(what, error);
-    }
-
-    async fn put_manifest(&self, assembled: &Assembled) -> Result<(ContentName, SnapshotId), Error> {
-        let cbor = self.manifest(assembled).encode();
-        let recipient = &self.repository.domain().recipient;
-        let sealed = seal_record(std::slice::from_ref(recipient), &cbor)?;
-        let size = sealed.len() as u64;
-        let (name, key) = self.repository.put_content(names::manifest_key, sealed.clone()).await?;
-        self.repository.records().keep(&key, &sealed);
-        self.uploads.created(key.to_string(), size);
-        Ok((name, snapshot_id(&cbor)))
     }
 
     fn manifest(&self, assembled: &Assembled) -> Manifest {

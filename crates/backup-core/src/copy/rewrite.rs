@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use keepwell_catalog::{
     Entry, EntryKind, Extent, Manifest, MapBuilder, MapKey, PackClass, Problem, Root, Statistics,
-    dataset_tag, names, push_entry, record_extents, seal_record, snapshot_id,
+    dataset_tag, push_entry, record_extents, snapshot_id,
 };
 use keepwell_crypto::{ChunkId, ChunkKind, DomainId};
 
@@ -136,11 +136,7 @@ impl Repository {
         if let Some(twin) = self.twin_of(&rewritten).await? {
             return Ok(Rewriting::Old(Box::new(twin)));
         }
-        let sealed = seal_record(std::slice::from_ref(&self.domain().recipient), &rewritten.encode())?;
-        let size = sealed.len() as u64;
-        let (name, key) = self.put_content(names::manifest_key, sealed).await?;
-        uploads.created(key.to_string(), size);
-        ending.manifest = Some((name, snapshot_id(&rewritten.encode())));
+        ending.manifest = Some(uploads.put_manifest(&rewritten).await?);
         ending.logical_bytes = rewritten.statistics.logical_bytes;
         ending.created = uploads.take_created();
         if is_newest {

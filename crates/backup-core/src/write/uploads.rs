@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use keepwell_catalog::{ContentName, IndexEntry, PackClass, SegmentBuilder, names};
-use keepwell_crypto::{ChunkId, Digest};
+use keepwell_catalog::{
+    ContentName, IndexEntry, Manifest, PackClass, SegmentBuilder, names, seal_record, snapshot_id,
+};
+use keepwell_crypto::{ChunkId, Digest, SnapshotId};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
@@ -163,6 +165,20 @@ impl Uploads {
     /// Adds an object that was stored by other means to what the session created.
     pub fn created(&self, key: String, size: u64) {
         self.state().created.push((key, size));
+    }
+
+    /// Stores a manifest, for a commit to name. One that no reader would take, as of ten thousand keys of others, is
+    /// refused.
+    pub async fn put_manifest(&self, manifest: &Manifest) -> Result<(ContentName, SnapshotId), Error> {
+        let cbor = manifest.encode();
+        Manifest::decode(&cbor)?;
+        let repository = &self.0.repository;
+        let sealed = seal_record(std::slice::from_ref(&repository.domain().recipient), &cbor)?;
+        let size = sealed.len() as u64;
+        let (name, key) = repository.put_content(names::manifest_key, sealed.clone()).await?;
+        repository.records().keep(&key, &sealed);
+        self.created(key.to_string(), size);
+        Ok((name, snapshot_id(&cbor)))
     }
 
     /// Everything so far.
@@ -374,6 +390,23 @@ mod tests {
             index.refresh_index().await.unwrap();
             let classes: Vec<PackClass> = index.index().segments().iter().map(|(_, s)| s.class()).collect();
             assert_eq!(classes, [PackClass::Data]);
+        });
+    }
+
+    #[test]
+    fn a_manifest_that_no_reader_takes_is_not_committed() {
+        block_on(async {
+            let world = World::new().await;
+            let repository = world.open(&world.key).await;
+            let tree = TreeModel::default().with("a", Thing::file("a"));
+            let extra = |keys: u32| (0..keys).map(|n| (n.to_string(), Vec::new())).collect();
+            for (keys, is_read) in [(10_001, false), (10_000, true)] {
+                let source = Arc::new(MemorySource::new(tree.clone()));
+                let options = crate::BackupOptions { extra: extra(keys), ..options("data") };
+                let made = repository.backup(source, options).await;
+                assert_eq!(made.is_ok(), is_read, "{made:?}");
+                assert_eq!(repository.snapshots().await.unwrap().len(), usize::from(is_read));
+            }
         });
     }
 

@@ -74,7 +74,7 @@ pub(super) async fn extend(
     };
     let (now, length) = (control.server_time().await?, DAY * days);
     let until = now + length;
-    let Remembered { mut known, default, extended } = load(repository.cache());
+    let Remembered { mut known, default, .. } = load(repository.cache());
     // What was stored under another default is not locked as long as this one says.
     let since = default.filter(|(then, _)| *then == days).map_or(seconds(now), |(_, since)| since);
     let mut short = Vec::new();
@@ -100,7 +100,7 @@ pub(super) async fn extend(
     let locked = std::mem::take(&mut *locked.lock().unwrap_or_else(PoisonError::into_inner));
     known.retain(|_, end| *end > seconds(now));
     known.extend(locked.iter().map(|key| (key.to_string(), seconds(until))));
-    let extended = if asked.is_ok() { Some(seconds(now)) } else { extended };
+    let extended = asked.is_ok().then(|| seconds(now));
     let remembered = Remembered { known, default: Some((days, since)), extended };
     if let Err(error) = save(repository.cache(), &remembered) {
         let what =
@@ -111,9 +111,9 @@ pub(super) async fn extend(
     Ok(locked.len() as u64)
 }
 
-/// Whether the bucket locks new objects, and this host has not looked after the locks there for a quarter of that time:
-/// what newer snapshots share with old ones would lapse. Never where the key may not prune. Costs a few requests where the
-/// store knows locks.
+/// Whether the bucket locks new objects, and this host has not looked after all locks there for a quarter of that time, or
+/// since it was another time: what newer snapshots share with old ones would lapse. Never where the key may not prune.
+/// Costs a few requests where the store knows locks.
 pub(super) async fn are_due(repository: &Repository) -> Result<bool, Error> {
     if !repository.access().is_keeper() || !repository.can_read() {
         return Ok(false);
@@ -123,8 +123,9 @@ pub(super) async fn are_due(repository: &Repository) -> Result<bool, Error> {
     };
     let ObjectLock::Default { days, .. } = bucket_lock(&control).await? else { return Ok(false) };
     let now = seconds(control.server_time().await?);
-    let extended = load(repository.cache()).extended;
-    Ok(extended.is_none_or(|then| now.saturating_sub(then) >= (DAY * days).as_secs() / 4))
+    let Remembered { default, extended, .. } = load(repository.cache());
+    let is_another = default.is_none_or(|(then, _)| then != days);
+    Ok(is_another || extended.is_none_or(|then| now.saturating_sub(then) >= (DAY * days).as_secs() / 4))
 }
 
 /// What was to go and is needed after all was not looked after: the next prune for the sake of locks is due at once.

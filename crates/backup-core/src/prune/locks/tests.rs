@@ -316,6 +316,11 @@ async fn a_copy_that_forgets_nothing_stays_locked() {
     }
     CopyRules::default().retire(copy.now(), &copy, None, &mut prunes).await.unwrap();
     assert_eq!(prunes.0, 2, "nobody wants it pruned");
+    // What was left alone with half of the shorter time may lapse before a quarter of the longer one is over.
+    vault.set(locking(90));
+    CopyRules::default().retire(copy.now(), &copy, Some(thorough()), &mut prunes).await.unwrap();
+    assert_eq!(prunes.0, 3);
+    assert!(packs.iter().all(|pack| vault.until(pack) > Some(vault.now() + DAY * 44)));
 }
 
 #[tokio::test]

@@ -288,10 +288,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_path_that_the_snapshot_lacks_stays_within_another_also_where_it_names_others() {
-        let options = CreateOptions { owner: "o".into(), member: "m".into(), store_hint: None, probe: None };
-        let store = Memory::new();
-        let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
-        let repository = Repository::builder(Arc::new(store)).open(key).await.unwrap();
+        let repository = testing::repository(&Memory::new()).await;
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().canonicalize().unwrap();
         // More than a snapshot names, and before the path.

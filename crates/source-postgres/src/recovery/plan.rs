@@ -1,89 +1,21 @@
 //! Choosing base backup and timeline for a target, and refusing what cannot be reached.
 
+mod error;
+mod timelines;
+
 use backup_core::Repository;
 use backup_core::wal::WalReader;
 
+use self::timelines::{last_end, narrowed, refuse_two_pasts, stretches, undisputed};
 use super::backups::BaseBackup;
-use super::target::{Bound, Target, TargetTime, sql_time};
-use crate::archive::{ArchiveError, Asker};
-use crate::cluster::ClusterError;
+use super::target::{Bound, Target, sql_time};
+use crate::archive::Asker;
 use crate::history::History;
 use crate::log::{Gap, LogMap, LogReader, Reach, Record, RecordKind};
 use crate::lsn::{Lsn, Timeline};
 use crate::replication::SystemId;
 
-/// Why there is no plan.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PlanError {
-    /// The repository.
-    #[error(transparent)]
-    Repository(#[from] backup_core::Error),
-    /// The archived log.
-    #[error(transparent)]
-    Archive(#[from] ArchiveError),
-    /// A base backup does not say what it is.
-    #[error(transparent)]
-    Cluster(#[from] ClusterError),
-    /// `cluster.json` is no file, or larger than any.
-    #[error("`cluster.json` is no description of a base backup")]
-    NoDescription,
-    /// There is nothing to begin with.
-    #[error("there is no base backup of a PostgreSQL cluster here")]
-    NoBackup,
-    /// The base backups are of several clusters, and nothing says which is meant.
-    #[error("there are base backups of {} clusters here: {}", clusters.len(), shown(clusters))]
-    SeveralClusters {
-        /// Each with the datasets, as `HOST/DATASET`, that have it; the newest first.
-        clusters: Vec<(SystemId, Vec<String>)>,
-    },
-    /// At that time the cluster lived on a timeline that was left since.
-    #[error("at {time} the cluster was on timeline {left}, which was left for timeline {newest}")]
-    TwoPasts {
-        /// What was wanted.
-        time: TargetTime,
-        /// Where it was then.
-        left: Timeline,
-        /// The timeline that would be followed.
-        newest: Timeline,
-    },
-    /// The target cannot be reached.
-    #[error("{target} cannot be reached: {reason}")]
-    Unreachable {
-        /// What was wanted.
-        target: Box<Target>,
-        /// Why not.
-        reason: String,
-        /// The nearest that can be reached, as options of the command.
-        nearest: Option<String>,
-    },
-}
-
-fn shown(clusters: &[(SystemId, Vec<String>)]) -> String {
-    let each = clusters.iter().map(|(system, places)| format!("{system} (`{}`)", places.join("`, `")));
-    each.collect::<Vec<_>>().join(", ")
-}
-
-impl PlanError {
-    /// What the operator may do about it.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Repository(error) => error.hint(),
-            Self::Archive(error) => error.hint(),
-            Self::Cluster(_) | Self::NoDescription => None,
-            Self::SeveralClusters { .. } => {
-                Some("Say which: `--dataset NAME` or `--host NAME`, or name a snapshot.".to_owned())
-            }
-            Self::NoBackup => Some("Take one with `keepwell pg backup`.".to_owned()),
-            Self::TwoPasts { left, newest, .. } => Some(format!(
-                "Say `--timeline {left}` for what it was then, or `--timeline {newest}` for where the timelines part."
-            )),
-            Self::Unreachable { nearest, .. } => {
-                nearest.as_ref().map(|nearest| format!("The nearest that can be reached: {nearest}"))
-            }
-        }
-    }
-}
+pub use self::error::PlanError;
 
 /// How a target is reached.
 #[derive(Debug, Clone)]
@@ -430,94 +362,6 @@ fn clusters(backups: &[BaseBackup]) -> Vec<(SystemId, Vec<String>)> {
         }
     }
     clusters
-}
-
-/// The history of a timeline. Fails where there are two of it, or of one on the way: two servers were promoted to it.
-fn undisputed(map: &LogMap, timeline: Timeline) -> Result<History, PlanError> {
-    let history = map.history(timeline);
-    match map.disputed(&history) {
-        Some(disputed) => Err(ArchiveError::Conflict { file: disputed.history_file() }.into()),
-        None => Ok(history),
-    }
-}
-
-/// The history of the timeline that holds the target: a server that is told of a later one writes a history for its own
-/// timeline that goes back.
-async fn narrowed(
-    map: &LogMap,
-    reader: &LogReader,
-    backup: &BaseBackup,
-    history: &History,
-    target: &Target,
-    position: Option<Lsn>,
-) -> Result<History, ArchiveError> {
-    let (from, stop) = (backup.cluster.start_lsn, backup.cluster.stop_lsn);
-    for (timeline, switch) in history.ancestors() {
-        if *timeline < backup.cluster.timeline {
-            continue;
-        }
-        let ends_before = match target {
-            Target::Latest => false,
-            Target::Immediate => *timeline == backup.cluster.timeline && stop <= *switch,
-            Target::Xid(..) | Target::Name(_) => position.is_some_and(|at| at < *switch),
-            // The server stops at a record there or behind it, which must not be one of a branch that was left.
-            Target::Lsn(at, _) => !reader.find_last(*at, *switch, |_| true).await?.is_empty(),
-            Target::Time(time, bound) => {
-                last_end(reader, from, *switch).await?.is_some_and(|end| bound.ends(*time, end))
-            }
-        };
-        if ends_before {
-            return Ok(map.history(*timeline));
-        }
-    }
-    Ok(history.clone())
-}
-
-/// Fails when the cluster lived on another timeline at that time: one that was left for the past, be it for this history or
-/// for another timeline that was left itself.
-async fn refuse_two_pasts(
-    wal: &WalReader,
-    map: &LogMap,
-    history: &History,
-    time: TargetTime,
-    from: Lsn,
-) -> Result<(), PlanError> {
-    for left in map.timelines().into_iter().filter(|timeline| *timeline != history.timeline()) {
-        let own = undisputed(map, left)?;
-        let Some(parting) = own.parting(history) else { continue };
-        let end = map.last_segment(&own).map_or(parting, |last| map.segment_size().start_of(last + 1));
-        let reader = LogReader::new(wal.clone(), map.clone(), own, None);
-        let Some(last) = last_end(&reader, parting, end).await? else { continue };
-        let before = last_end(&reader, from, parting).await?;
-        if time.get() <= last && before.is_none_or(|before| time.get() > before) {
-            return Err(PlanError::TwoPasts { time, left, newest: history.timeline() });
-        }
-    }
-    Ok(())
-}
-
-async fn last_end(reader: &LogReader, from: Lsn, end: Lsn) -> Result<Option<i64>, ArchiveError> {
-    let ends = reader.last_ends(from, end).await?;
-    let times = ends.iter().filter_map(|record| match record.kind {
-        RecordKind::End { time, .. } => Some(time),
-        _ => None,
-    });
-    Ok(times.max())
-}
-
-/// Which timeline contributes what between two positions.
-fn stretches(history: &History, from: Lsn, to: Lsn) -> Vec<(Timeline, Lsn, Lsn)> {
-    let mut begin = from;
-    let mut found = Vec::new();
-    let ends = history.ancestors().iter().copied().chain([(history.timeline(), Lsn::new(u64::MAX))]);
-    for (timeline, end) in ends {
-        let end = end.min(to);
-        if end > begin {
-            found.push((timeline, begin, end));
-            begin = end;
-        }
-    }
-    found
 }
 
 #[cfg(test)]

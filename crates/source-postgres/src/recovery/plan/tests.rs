@@ -4,7 +4,8 @@ use bytes::Bytes;
 use keepwell_catalog::wal::WalPlace;
 
 use super::*;
-use crate::recovery::Bound;
+use crate::archive::ArchiveError;
+use crate::recovery::TargetTime;
 use crate::testing::{Made, SYSTEM, World, content, put_by, put_committed, put_history, segment, size};
 
 fn lsn(segment: u64, offset: u64) -> Lsn {

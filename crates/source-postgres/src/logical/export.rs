@@ -12,7 +12,7 @@ use super::load::{LoadOptions, Loaded, chosen, sequence_commands, without_of};
 use super::names::{literal, qualified};
 use super::programs::Running;
 use super::snapshot::DumpSnapshot;
-use super::source::columns;
+use super::tables::columns;
 
 /// The settings of a script of `pg_restore` are shorter.
 const SETTINGS_BYTES: u64 = 4096;

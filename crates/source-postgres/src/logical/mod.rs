@@ -19,6 +19,7 @@ mod server;
 mod session;
 mod snapshot;
 mod source;
+mod tables;
 mod tally;
 
 use std::io;

@@ -10,7 +10,7 @@ use super::describe::{
     DATABASE_FILE, DATABASES, DESCRIPTION_BYTES_MAX, DUMP_FILE, DatabaseDump, Dump, GLOBALS_FILE, Table,
 };
 use super::names::component;
-use super::source::{part_name, table_path};
+use super::tables::{part_name, table_path};
 
 /// A snapshot of databases, open for reading. Cheap to clone.
 #[derive(Debug, Clone)]

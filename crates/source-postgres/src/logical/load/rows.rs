@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use super::super::describe::Table;
 use super::super::names::qualified;
 use super::super::snapshot::DumpSnapshot;
-use super::super::source::columns;
+use super::super::tables::columns;
 use super::super::tally::{Counted, Tally};
 use super::super::{DumpError, session};
 use super::Proof;

@@ -185,6 +185,8 @@ fn opendal(rest: &str, fail: &dyn Fn(String) -> InvalidLocation) -> Result<Locat
             set(&mut settings, &key, &value, fail)?;
         } else if is_secret(&key.replace('_', "-")) && !key.ends_with("_id") {
             return Err(secret(&key, fail));
+        } else if has_login(&value) {
+            return Err(login(&key, fail));
         } else {
             options.insert(key.into_owned(), value.into_owned());
         }
@@ -201,7 +203,9 @@ fn settings(
     let mut settings = Settings::default();
     for (key, value) in url.query_pairs() {
         let all = || known.iter().chain(common).copied();
-        if all().any(|name| name == key) {
+        if all().any(|name| name == key) && has_login(&value) {
+            return Err(login(&key, fail));
+        } else if all().any(|name| name == key) {
             set(&mut settings, &key, &value, fail)?;
         } else if is_secret(&key) {
             return Err(secret(&key, fail));
@@ -240,6 +244,16 @@ fn is_secret(key: &str) -> bool {
 
 fn secret(key: &str, fail: &dyn Fn(String) -> InvalidLocation) -> InvalidLocation {
     let reason = format!("the parameter `{}` looks like a secret", key.escape_debug());
+    InvalidLocation { hint: Some(SECRETS_BELONG.into()), ..fail(reason) }
+}
+
+/// Whether a value is a URL with a user or a password in it.
+fn has_login(value: &str) -> bool {
+    Url::parse(value).is_ok_and(|url| !url.username().is_empty() || url.password().is_some())
+}
+
+fn login(key: &str, fail: &dyn Fn(String) -> InvalidLocation) -> InvalidLocation {
+    let reason = format!("the parameter `{}` holds a user or a password", key.escape_debug());
     InvalidLocation { hint: Some(SECRETS_BELONG.into()), ..fail(reason) }
 }
 

@@ -80,6 +80,8 @@ fn secrets_are_refused_and_not_repeated() {
         "azblob://c?account_key=hunter2",
         "webdavs://host/x?password=hunter2",
         "opendal:s3?bucket=b&secret_access_key=hunter2",
+        "s3://bucket?endpoint=https://me:hunter2@s3.example.org",
+        "opendal:webdav?endpoint=https://hunter2@dav.example.org/x",
     ] {
         let error = text.parse::<Location>().expect_err(text);
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");

@@ -130,6 +130,11 @@ pub(super) fn client(settings: &Settings, ambient: bool, timeout: Duration) -> R
 /// Refuses plain http, but to this host, or if it was asked for.
 pub(super) fn check_protocol(url: &str, settings: &Settings) -> Result<Url, StorageError> {
     let parsed = Url::parse(url).map_err(|error| invalid(&format!("`{url}` is no URL"), &error))?;
+    if !parsed.username().is_empty() || parsed.password().is_some() {
+        let message = "its address holds a user or a password, and addresses are shown and logged";
+        return Err(StorageError::new(StorageErrorKind::Invalid, "open", "the store", message)
+            .with_hint("Put them into the table `credentials`."));
+    }
     match parsed.scheme() {
         "https" => Ok(parsed),
         "http" if settings.allow_http == Some(true) || is_here(&parsed) => Ok(parsed),
@@ -379,6 +384,10 @@ mod tests {
             assert!(check_protocol(url, &settings(true)).is_ok(), "{url}");
         }
         assert!(check_protocol("ftp://localhost", &settings(true)).is_err());
+        for url in ["https://me:hunter2@example.org", "https://hunter2@example.org"] {
+            let refused = check_protocol(url, &settings(true)).unwrap_err();
+            assert!(!format!("{refused:?}").contains("hunter2"), "{refused:?}");
+        }
         assert!(check_protocol("localhost:9000", &settings(true)).is_err());
     }
 

@@ -1,5 +1,6 @@
 //! The connection: an `ssh` process that runs the `sftp` subsystem of the server.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -45,11 +46,11 @@ impl Target {
             option(fixed.to_owned());
         }
         if let Some(file) = &settings.identity_file {
-            option(format!("IdentityFile={}", file.display()));
+            option(format!("IdentityFile={}", quoted(file)));
             option("IdentitiesOnly=yes".to_owned());
         }
         if let Some(file) = &settings.known_hosts_file {
-            option(format!("UserKnownHostsFile={}", file.display()));
+            option(format!("UserKnownHostsFile={}", quoted(file)));
             option("StrictHostKeyChecking=yes".to_owned());
         }
         arguments.extend(port.iter().flat_map(|port| ["-p".to_owned(), port.to_string()]));
@@ -128,6 +129,11 @@ impl Target {
     }
 }
 
+/// A path as `ssh` takes it in an option: what stands behind a space would be another argument, or another file.
+fn quoted(path: &Path) -> String {
+    format!("\"{}\"", path.display())
+}
+
 type Words = Arc<Mutex<String>>;
 
 /// Keeps the beginning of what `ssh` says, and reads on so that it never waits for us.
@@ -144,4 +150,20 @@ fn listen(mut stderr: ChildStderr) -> Words {
         }
     });
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Location;
+
+    #[test]
+    fn a_path_with_a_space_is_one_path() {
+        let location: Location =
+            "sftp://me@host/x?identity-file=/my%20keys/id&known-hosts-file=/my%20keys/hosts".parse().unwrap();
+        let target = Target::new(&location.place, &location.settings, Duration::from_secs(1)).unwrap();
+        for option in ["IdentityFile=\"/my keys/id\"", "UserKnownHostsFile=\"/my keys/hosts\""] {
+            assert!(target.arguments.iter().any(|argument| argument == option), "{:?}", target.arguments);
+        }
+    }
 }

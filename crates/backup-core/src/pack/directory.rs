@@ -89,6 +89,9 @@ impl PackDirectory {
                 sum += u64::from(length);
                 chunks.push((ChunkId::from_bytes(id), length));
             }
+            if chunks.is_empty() {
+                return Err(PackError::Malformed("a frame holds no chunk"));
+            }
             if sum != u64::from(plain) {
                 return Err(PackError::Malformed("the chunks of a frame do not add up"));
             }
@@ -175,4 +178,18 @@ fn le_u32(bytes: &[u8]) -> u32 {
 
 fn le_u64(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(bytes.try_into().expect("eight bytes were sliced"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Four bytes each in a directory, and eight times that in memory.
+    #[test]
+    fn a_frame_without_chunks_is_refused() {
+        let with = |chunks| PackDirectory { frames: vec![FrameInfo { stored: 9, plain: 0, chunks }] };
+        let sound = with(vec![(ChunkId::from_bytes([1; 32]), 0)]);
+        assert_eq!(PackDirectory::decode(&sound.encode()).unwrap(), sound);
+        assert!(PackDirectory::decode(&with(Vec::new()).encode()).is_err());
+    }
 }

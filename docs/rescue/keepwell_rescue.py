@@ -295,10 +295,12 @@ class Repository:
 
     # -- the tree (§9) -------------------------------------------------------------------------------------------------
 
-    def records(self, node_id, broken):
+    def records(self, node_id, broken, wanted_level=None):
         """(key, value) of every record below a node, in order. What is wrong with one that cannot be read, `broken` hears."""
         try:
             level, records = cbor(self.chunk(node_id, 1))
+            if level > 63 or wanted_level not in (None, level):
+                raise Damage(f"node {node_id.hex()} is of another level")
         except MALFORMED as error:
             broken(error)
             return
@@ -308,7 +310,7 @@ class Repository:
             if level == 0:
                 yield key, record[2]
             else:
-                yield from self.records(record[2], broken)
+                yield from self.records(record[2], broken, level - 1)
 
 
 def split_key(key):

@@ -56,7 +56,7 @@ pub struct Verdict<'s> {
     pub reasons: Vec<String>,
 }
 
-/// Decides about snapshots: each dataset of each host by itself, in the time zone of its newest snapshot.
+/// Decides about snapshots: each dataset of each host by itself, in the time zone of its newest snapshot that counts.
 ///
 /// `snapshots` may come in any order, and from several stores; they are put into that of
 /// [`Repository::snapshots`](crate::Repository::snapshots). One whose manifest cannot be read stays. The rules are those of
@@ -95,12 +95,11 @@ pub(crate) fn retain_in_order<'s>(
         }
     }
     for members in groups.into_values() {
-        let zone =
-            members.last().and_then(|(_, m)| TimeZone::get(&m.time_zone).ok()).unwrap_or(TimeZone::UTC);
         let candidates: Vec<Candidate> = (0..)
             .zip(&members)
             .map(|(order, (snapshot, m))| candidate(snapshot, m, order, known(snapshot)))
             .collect();
+        let zone = zone_of(&members, &candidates, now);
         let decisions = decide(policy, &zone, now, &candidates);
         verdicts.extend(members.into_iter().zip(decisions).map(|((snapshot, _), decision)| Verdict {
             snapshot,
@@ -111,6 +110,21 @@ pub(crate) fn retain_in_order<'s>(
         }));
     }
     verdicts
+}
+
+/// The zone of the newest snapshot that is complete and not flagged: another one moves no midnight, which could bring two
+/// others into one day. Of the newest at all, if there is none; zones that this host does not know are passed over.
+fn zone_of(members: &[(&Snapshot, &Manifest)], candidates: &[Candidate], now: Timestamp) -> TimeZone {
+    // What is flagged does not depend on the zone, nor on the rules.
+    let judged = decide(&RetentionPolicy::default(), &TimeZone::UTC, now, candidates);
+    let counts = candidates.iter().zip(&judged).map(|(it, judged)| it.complete && judged.anomaly.is_none());
+    let named: Vec<(&str, bool)> =
+        members.iter().map(|(_, manifest)| manifest.time_zone.as_str()).zip(counts).collect();
+    let newest = |any: bool| {
+        let mut zones = named.iter().rev().filter(|(_, counts)| any || *counts);
+        zones.find_map(|(name, _)| TimeZone::get(name).ok())
+    };
+    newest(false).or_else(|| newest(true)).unwrap_or(TimeZone::UTC)
 }
 
 fn candidate(snapshot: &Snapshot, manifest: &Manifest, order: u64, known: Proof) -> Candidate {

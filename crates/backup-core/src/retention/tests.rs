@@ -8,7 +8,7 @@ use keepwell_storage::Memory;
 use super::*;
 use crate::env::{Clock, SystemClock};
 use crate::testing::{MemorySource, SetClock, Thing, TreeModel, World, back_up, noise, options};
-use crate::{Repository, RewriteOptions};
+use crate::{BackupOptions, Repository, RewriteOptions};
 
 const DAY: i64 = 24 * 3600 * 1_000_000_000;
 const YEAR: i64 = 365 * DAY;
@@ -48,6 +48,28 @@ async fn a_wrong_clock_changes_no_order_and_makes_nothing_go() {
     let anomalies: Vec<bool> = verdicts.iter().map(|verdict| verdict.anomaly.is_some()).collect();
     assert_eq!(anomalies, [false, false, true, true, false, false]);
     assert_eq!(kept(&verdicts), [false, true, true, true, true, true], "{verdicts:?}");
+}
+
+/// Two hours around midnight in UTC are one morning in Tokyo.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_zone_of_a_flagged_snapshot_brings_no_others_into_one_day() {
+    let world = World::new().await;
+    let clock = Arc::new(SetClock::default());
+    let repository = world.open_with(clock.clone()).await;
+    let hour = DAY / 24;
+    back_up_at(&repository, &clock, &[YEAR - hour, YEAR + hour, YEAR + 5 * DAY]).await;
+    clock.0.store(20 * YEAR, Ordering::SeqCst);
+    let source = Arc::new(MemorySource::new(tree(5000)));
+    let elsewhere = BackupOptions { time_zone: "Asia/Tokyo".into(), ..options("data") };
+    repository.backup(source, elsewhere).await.unwrap();
+
+    let snapshots = repository.snapshots().await.unwrap();
+    let policy = RetentionPolicy { daily: Some(Slots::Forever), ..RetentionPolicy::default() };
+    let verdicts = retain(&policy, YEAR + 6 * DAY, &snapshots, &Checked::default());
+    assert!(verdicts[3].anomaly.is_some(), "{verdicts:?}");
+    assert_eq!(kept(&verdicts), [true; 4], "{verdicts:?}");
+    let later = retain(&policy, 21 * YEAR, &snapshots, &Checked::default());
+    assert_eq!(kept(&later), [true, false, true, true], "now it counts: {later:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

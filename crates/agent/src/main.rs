@@ -25,7 +25,7 @@ use crate::stop::Stop;
 
 /// Back up by a schedule
 ///
-/// Runs the jobs of the configuration when they are due, until it gets SIGTERM or SIGINT.
+/// Runs the jobs of the configuration when they are due, until it gets SIGTERM, SIGINT or SIGHUP.
 #[derive(Debug, Parser)]
 #[command(
     version,

@@ -11,15 +11,17 @@ use tokio::signal::unix::{SignalKind, signal};
 pub struct Stop(Cancel);
 
 impl Stop {
-    /// Listens to SIGTERM and SIGINT from now on. The second one ends the process at once.
+    /// Listens to SIGTERM, SIGINT and SIGHUP from now on. The second one ends the process at once.
     pub fn on_signals() -> anyhow::Result<Self> {
         let mut terminate = signal(SignalKind::terminate()).context("listen to SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listen to SIGINT")?;
+        // A terminal that is closed, or somebody who means "read your configuration anew".
+        let mut hangup = signal(SignalKind::hangup()).context("listen to SIGHUP")?;
         let cancel = Cancel::default();
         let stop = Self(cancel.clone());
         tokio::spawn(async move {
             loop {
-                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {}, _ = hangup.recv() => {} }
                 if cancel.is_cancelled() {
                     exit(130);
                 }

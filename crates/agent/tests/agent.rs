@@ -247,6 +247,18 @@ async fn an_unknown_key_is_refused_with_its_position() {
     assert!(log.contains("config:7:1: unknown field `exclude`"), "{log}");
 }
 
+/// SIGHUP too: systemd takes a death by it for a clean end, and a unit with `Restart=on-failure` would not start again.
+#[tokio::test]
+async fn a_hangup_ends_the_agent_in_order() {
+    let place = Place::new().await;
+    let mut child = place.start("1h", "", &[]);
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("backed up"));
+    kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(lines.next().unwrap().unwrap().contains("ending"));
+}
+
 #[tokio::test]
 async fn a_signal_ends_the_agent_after_several_runs() {
     let place = Place::new().await;

@@ -20,8 +20,8 @@ pub struct Config {
     /// Where the agent remembers when jobs succeeded, and keeps its cache.
     #[serde(default = "default_state_directory")]
     pub state_directory: AbsolutePath,
-    /// Jobs by name.
-    #[serde(rename = "job")]
+    /// Jobs by name; at least one.
+    #[serde(rename = "job", deserialize_with = "some")]
     pub jobs: BTreeMap<JobName, Job>,
 }
 
@@ -278,6 +278,15 @@ impl Retention {
     }
 }
 
+/// An agent without a job would end at once, and nobody would be told that nothing is backed up.
+fn some<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<JobName, Job>, D::Error> {
+    let jobs = BTreeMap::<JobName, Job>::deserialize(deserializer)?;
+    if jobs.is_empty() {
+        return Err(D::Error::custom("there is no job: `[job.NAME]` begins one"));
+    }
+    Ok(jobs)
+}
+
 /// Copies whose names differ: by its name it is remembered how new each is.
 fn distinct<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<CopyJob>, D::Error> {
     let copies = Vec::<CopyJob>::deserialize(deserializer)?;
@@ -401,6 +410,7 @@ secret-key-file = "/etc/keepwell/s3"
             ("[jobs.a]\n".to_owned(), "1:2: unknown field `jobs`"),
             ("[job.a\n".to_owned(), "1:7: "),
             (String::new(), "1:1: missing field `job`"),
+            ("[job]\n".to_owned(), "1:1: there is no job"),
         ] {
             let error = parse(&text).unwrap_err();
             assert!(error.starts_with(expected), "{error} instead of {expected}");

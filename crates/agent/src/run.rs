@@ -1,7 +1,8 @@
 //! One run of a job: a snapshot, then the rules about the job's older ones.
 
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,6 +101,7 @@ fn ours(job: &Job, state: &State) -> Result<Vec<PathBuf>> {
 }
 
 async fn open(job: &Job, state: &State, stop: &Stop) -> Result<Repository> {
+    warn_if_public(job.key_file.as_path());
     let options = ConnectOptions {
         settings: job.storage.clone(),
         credentials: job.credentials.read()?,
@@ -109,6 +111,17 @@ async fn open(job: &Job, state: &State, stop: &Stop) -> Result<Repository> {
     let store = connect(&job.repository.location()?, &options, Purpose::Open).await?;
     let store = Arc::new(Throttled::new(store, job.limits.rates()));
     open_store(store, job, state, stop).await
+}
+
+/// Whoever reads the key reads every backup.
+fn warn_if_public(key_file: &Path) {
+    if let Ok(metadata) = fs::metadata(key_file)
+        && metadata.mode() & 0o077 != 0
+        && metadata.is_file()
+    {
+        let (key_file, mode) = (key_file.display().to_string(), format!("{:04o}", metadata.mode() & 0o777));
+        tracing::warn!(key_file, mode, "the key can be read by others: `chmod 600` it");
+    }
 }
 
 /// Opens the repository in a store with the key of the job.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use backup_core::env::{Clock, Timestamp};
+use keepwell_storage::StorageError;
 use tokio::task::JoinSet;
 
 use crate::config::{Config, Job, JobName, Place};
@@ -189,7 +190,9 @@ impl Line {
             Err(error) => {
                 planned.history.failed = Some(now);
                 outcome.failed = true;
-                tracing::error!(job = planned.name.as_str(), seconds, error = format!("{error:#}"), "failed");
+                let (job, hint) = (planned.name.as_str(), hint(&error));
+                let (error, hint) = (format!("{error:#}"), hint.as_deref());
+                tracing::error!(job, seconds, error, hint, "failed");
             }
         }
     }
@@ -219,7 +222,8 @@ fn say_copied(job: &JobName, copy: &str, copied: &Result<Copied>) -> bool {
     let copied = match copied {
         Ok(copied) => copied,
         Err(error) => {
-            tracing::error!(job, copy, error = format!("{error:#}"), "not copied");
+            let hint = hint(error);
+            tracing::error!(job, copy, error = format!("{error:#}"), hint = hint.as_deref(), "not copied");
             return false;
         }
     };
@@ -255,8 +259,22 @@ fn say(name: &JobName, done: &Done, seconds: f64) {
         "backed up"
     );
     if let Err(error) = &done.forgotten {
-        tracing::error!(job = name.as_str(), error = format!("{error:#}"), "not forgotten");
+        let hint = hint(error);
+        tracing::error!(
+            job = name.as_str(),
+            error = format!("{error:#}"),
+            hint = hint.as_deref(),
+            "not forgotten"
+        );
     }
+}
+
+/// What may help, of the outermost cause that knows something.
+fn hint(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|cause| match cause.downcast_ref::<backup_core::Error>() {
+        Some(error) => error.hint(),
+        None => cause.downcast_ref::<StorageError>().and_then(|error| error.hint.clone()),
+    })
 }
 
 #[cfg(test)]
@@ -271,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_copy_whose_store_did_not_answer_is_tried_again_and_one_that_was_refused_is_not() {
-        use keepwell_storage::{StorageError, StorageErrorKind as Kind};
+        use keepwell_storage::StorageErrorKind as Kind;
         let failed = |kind| StorageError::new(kind, "get", "keepwell.json", "no");
         let of_engine = |kind| -> Result<Copied> { Err(backup_core::Error::from(failed(kind)).into()) };
         let now = 1_795_000_000_000_000_000;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -26,6 +27,7 @@ impl Place {
             CreateOptions { owner: "test".into(), member: "test".into(), store_hint: None, probe: None };
         let key = Created::generate(&options, 1).unwrap().store(&store).await.unwrap();
         fs::write(place.path("key"), key.to_toml().expose()).unwrap();
+        fs::set_permissions(place.path("key"), fs::Permissions::from_mode(0o600)).unwrap();
         fs::create_dir(place.path("tree")).unwrap();
         fs::write(place.path("tree/file"), "content").unwrap();
         place
@@ -96,6 +98,24 @@ async fn once_runs_what_is_due_and_nothing_else() {
     let (code, log) = place.once("1h", "");
     assert_eq!((code, log.as_str()), (Some(0), ""));
     assert_eq!(place.commits(), 1);
+}
+
+#[tokio::test]
+async fn a_key_that_others_can_read_is_warned_of() {
+    let place = Place::new().await;
+    fs::set_permissions(place.path("key"), fs::Permissions::from_mode(0o644)).unwrap();
+    let (code, log) = place.once("1h", "");
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("the key can be read by others") && log.contains("0644"), "{log}");
+}
+
+#[tokio::test]
+async fn a_failure_says_what_may_help() {
+    let place = Place::new().await;
+    fs::remove_file(place.path("repository/keepwell.json")).unwrap();
+    let (code, log) = place.once("1h", "");
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("hint=\"`keepwell init` makes one"), "{log}");
 }
 
 #[tokio::test]

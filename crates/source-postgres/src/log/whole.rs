@@ -17,7 +17,8 @@ const SWITCH: u8 = 0x40;
 /// A standby that archives (`archive_mode = always`) hands over what it has not received to its end, when its server shuts
 /// down, ends its timeline, or gave it a file that is filled up with zeros. Behind the end are zeros then, or what the file
 /// held before. So every page must have its place in the log, and every record name the one before it, as they have for a
-/// server that recovers; behind a switch of segments is nothing. What the last record has on the last page is not looked at.
+/// server that recovers; behind a switch of segments is nothing but zeros. What the last record has on the last page is not
+/// looked at.
 pub(crate) fn unfinished(content: &[u8]) -> Option<Lsn> {
     let start = u64_at(content, 8).unwrap_or_default();
     let page_bytes = u32_at(content, LONG_HEADER - 4).unwrap_or_default() as usize;
@@ -29,6 +30,10 @@ pub(crate) fn unfinished(content: &[u8]) -> Option<Lsn> {
         match walk.page(Lsn::new(start).plus((index * page_bytes) as u64), page) {
             Page::GoesOn => {}
             Page::Switched => return None,
+            Page::MaySwitch(at) => {
+                let rest = content.get(index * page_bytes + at..).unwrap_or_default();
+                return rest.iter().any(|byte| *byte != 0).then(|| Lsn::new(start).plus(at as u64));
+            }
             Page::Ends(at) => return Some(at),
         }
     }
@@ -40,6 +45,8 @@ enum Page {
     GoesOn,
     /// The next segment follows.
     Switched,
+    /// So far into this page it does not, behind a record whose header begins in the segment before: that may be a switch.
+    MaySwitch(usize),
     /// Here is nothing of this place in the log.
     Ends(Lsn),
 }
@@ -57,6 +64,8 @@ struct Open {
 #[derive(Default)]
 struct Walk {
     begun: bool,
+    /// Whether the only record so far is one whose header began in the segment before.
+    is_within_header: bool,
     open: Option<Open>,
     /// Where the record before began, as far as that was seen.
     previous: Option<Lsn>,
@@ -88,6 +97,9 @@ impl Walk {
                 at = (at + here.len()).next_multiple_of(8);
             }
             let Some(left) = u32_at(page, at) else { return Page::GoesOn };
+            if std::mem::take(&mut self.is_within_header) && left == 0 {
+                return Page::MaySwitch(at);
+            }
             let start = base.plus(at as u64);
             if !(RECORD_HEADER as u32..=RECORD_BYTES_MAX).contains(&left) {
                 return Page::Ends(start);
@@ -103,6 +115,7 @@ impl Walk {
         match (left, info & FIRST_IS_CONTINUATION != 0) {
             (None, true) if is_first => {
                 self.open = Some(Open::new(None, rest));
+                self.is_within_header = (rest as usize) < RECORD_HEADER;
                 true
             }
             (None, goes_on) => !goes_on,
@@ -229,6 +242,20 @@ mod tests {
         assert_eq!(unfinished(&switched), None);
         switched[starts[3] + 17] = 1;
         assert_eq!(unfinished(&switched), end(starts[3] + 24), "another kind of record");
+    }
+
+    #[test]
+    fn a_switch_whose_header_began_in_the_segment_before_ends_this_one() {
+        let mut log = Vec::new();
+        begin_page(&mut log, 16);
+        log.resize(LONG_HEADER + 16, 9);
+        log.resize(MIB, 0);
+        assert_eq!(unfinished(&log), None);
+        log[MIB - 1] = 1;
+        assert_eq!(unfinished(&log), end(LONG_HEADER + 16), "what the file held before lies there");
+        log[MIB - 1] = 0;
+        log[16] = 24;
+        assert_eq!(unfinished(&log), end(LONG_HEADER + 24), "all of its header is here, and it is none");
     }
 
     #[test]

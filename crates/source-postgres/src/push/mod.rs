@@ -24,6 +24,7 @@ pub use follow::is_followed;
 use memory::Buffers;
 
 use crate::history::{HISTORY_BYTES_MAX, History, HistoryError};
+use crate::log::unfinished;
 use crate::lsn::{Lsn, Segment, SegmentSize, Timeline};
 
 /// Files that are on their way at once. Of these as many are read and sealed as there are threads.
@@ -85,9 +86,7 @@ impl PushError {
             ),
             Self::Repository(error) => error.hint(),
             Self::Unfinished { .. } => Some(
-                "A standby with `archive_mode = always` hands over what it has not received to its end, and asks again when it \
-                 has. On a primary the file is damaged, and recovery ends there: take a base backup, and rename the file's \
-                 `.ready` in `pg_wal/archive_status` to `.done`."
+                "A standby with `archive_mode = always` hands over what it has not received to its end, and asks again when it has."
                     .into(),
             ),
             Self::Different { .. } => Some(
@@ -140,7 +139,7 @@ impl Pusher {
     /// Archives a file of a server's `pg_wal`. Returns when it is durable, together with those that were ready behind it.
     ///
     /// May be called again for the same file. `system` is the cluster that the data directory says it is. Files of another
-    /// cluster, other content for a stretch that is archived, and segments that are not received to their end are refused.
+    /// cluster, other content for a stretch that is archived, and segments that a standby has not received to their end are refused.
     /// What is stored ahead may fail: then it is tried again when it is asked for.
     pub async fn push(&self, path: &Path, system: u64) -> Result<Pushed, PushError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -214,6 +213,13 @@ fn is_past(path: &Path) -> bool {
     })
 }
 
+/// Whether a server writes what others have sent it: then it lies beside a signal that it recovers. A primary hands over what
+/// it has written to the end; to refuse that for a doubt of ours would fill its disk.
+fn is_received(path: &Path) -> bool {
+    let data = path.parent().and_then(Path::parent);
+    data.is_some_and(|data| ["standby.signal", "recovery.signal"].iter().any(|name| data.join(name).exists()))
+}
+
 fn history_in(path: &Path) -> Option<History> {
     let timeline = timeline_of(path.file_name()?.to_str()?.strip_suffix(".history")?)?;
     let content = bounded(path, HISTORY_BYTES_MAX as u64, |path| fs::read(path)).ok()?;
@@ -230,7 +236,8 @@ fn bounded<T>(path: &Path, most: u64, read: impl FnOnce(&Path) -> io::Result<T>)
     read(path).map_err(failed)
 }
 
-/// Reads a segment and proves that it is one of this cluster at this place, to its end.
+/// Reads a segment and proves by its first page that it is one of this cluster at this place; of one that was sent to this
+/// server, that it came to its end.
 async fn read(
     buffers: &Buffers,
     path: &Path,
@@ -246,7 +253,7 @@ async fn read(
         let segment = Segment::parse(&name, size).map_err(|error| wrong(error.to_string()))?;
         let file = segment.file_number(size);
         crate::archive::check_first_page(&content, system, segment.timeline, file, size).map_err(wrong)?;
-        match crate::log::unfinished(&content) {
+        match unfinished(&content).filter(|_| is_received(&path) || is_past(&path)) {
             Some(end) => Err(PushError::Unfinished { path: path.display().to_string(), end }),
             None => Ok((content, segment, size)),
         }

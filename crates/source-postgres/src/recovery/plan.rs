@@ -3,13 +3,14 @@
 mod error;
 mod timelines;
 
-use backup_core::Repository;
 use backup_core::wal::WalReader;
+use backup_core::{Repository, Tree};
+use keepwell_catalog::MapKey;
 
 use self::timelines::{last_end, narrowed, refuse_two_pasts, stretches, undisputed};
 use super::backups::BaseBackup;
 use super::target::{Bound, Target, sql_time};
-use crate::archive::Asker;
+use crate::archive::{ArchiveError, Asker};
 use crate::history::History;
 use crate::log::{Gap, LogMap, LogReader, Reach, Record, RecordKind};
 use crate::lsn::{Lsn, Timeline};
@@ -40,6 +41,9 @@ pub struct RecoveryPlan {
     pub last_end: Option<i64>,
     /// Where the target is, if it is a place in the log.
     pub position: Option<Lsn>,
+    /// The end of the log, if it is where a timeline was left that goes on in the archive, and nothing is there of the next one:
+    /// a server that is not told to stop here reads on in the branch that was left.
+    pub left_at: Option<Lsn>,
     /// The archive lacks WAL up to here that the base backup brings with it.
     pub own_until: Option<Lsn>,
 }
@@ -54,17 +58,19 @@ impl RecoveryPlan {
     pub fn asker(&self) -> Asker {
         Asker {
             // Without a target it opens wherever the log ends.
-            to_gap: self.target != Target::Latest,
+            to_gap: self.stop() != Target::Latest,
             follows: Some(self.history.timeline()),
         }
     }
 
     /// Where the server is told to stop. A name may have been given several times: the last is meant, and a server that is
-    /// told the name stops at the first that it meets.
+    /// told the name stops at the first that it meets. Nor does it know where a timeline was left: of a segment that the next
+    /// one does not have it takes that of the one before, with all that is in it.
     pub fn stop(&self) -> Target {
-        match (&self.target, self.position) {
-            (Target::Name(_), Some(at)) => Target::Lsn(at, Bound::Inclusive),
-            (target, _) => target.clone(),
+        match (&self.target, self.position, self.left_at) {
+            (Target::Name(_), Some(at), _) => Target::Lsn(at, Bound::Inclusive),
+            (Target::Latest, _, Some(at)) => Target::Lsn(at, Bound::Exclusive),
+            (target, ..) => target.clone(),
         }
     }
 }
@@ -255,8 +261,11 @@ impl Planner {
             )));
         }
         let own = Some((tree, backup.wal_directory()?));
-        let mut reader = LogReader::new(self.wal.clone(), map.clone(), history.clone(), own);
-        if *target != Target::Latest {
+        let mut reader = LogReader::new(self.wal.clone(), map.clone(), history.clone(), own.clone());
+        let mut left_at = None;
+        if *target == Target::Latest {
+            left_at = self.left_at(&map, own, history, &reach).await?;
+        } else {
             reader = reader.passing_conflicts();
         }
         // The server goes by its own clock, which may differ from that of the host that took the backup.
@@ -284,8 +293,26 @@ impl Planner {
             gap: reach.gap,
             last_end,
             position,
+            left_at,
             own_until: (!archived).then_some(cluster.stop_lsn),
         })))
+    }
+
+    /// Where the timeline with the end of the log was left, if it goes on behind that.
+    async fn left_at(
+        &self,
+        map: &LogMap,
+        own: Option<(Tree, MapKey)>,
+        history: &History,
+        reach: &Reach,
+    ) -> Result<Option<Lsn>, ArchiveError> {
+        let Some(switch) = history.end_of(reach.timeline).filter(|switch| *switch == reach.end) else {
+            return Ok(None);
+        };
+        let branch = map.history(reach.timeline);
+        let end = map.reach(&branch, switch).end;
+        let reader = LogReader::new(self.wal.clone(), map.clone(), branch, own).passing_conflicts();
+        Ok(reader.last_record(switch, end).await?.map(|_| switch))
     }
 
     /// Fails when recovery would end before the target.

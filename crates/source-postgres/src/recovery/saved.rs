@@ -55,6 +55,7 @@ impl RecoveryPlan {
             gap: None,
             last_end: None,
             position: None,
+            left_at: None,
             own_until: Some(to),
             backup,
         })

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use backup_core::RestorePlan;
 use keepwell_source_postgres::archive::Asker;
 use keepwell_source_postgres::recovery::{
-    self, Archiving, Binaries, Layout, Mode, Planner, RecoveryPlan, RecoverySettings, Until,
+    self, Archiving, Binaries, Layout, Mode, Planner, RecoveryPlan, RecoverySettings, Target, Until,
 };
 use keepwell_source_postgres::replication::SystemId;
 
@@ -197,6 +197,16 @@ async fn prepare(
     let cluster = &plan.backup.cluster;
     let layout = places::layout(ctx, cluster, &args.directory, &args.tablespace, args.owner.as_deref())?;
     layout.check_place()?;
+    if let (true, Some(at)) = (args.standby, plan.left_at) {
+        return Err(Complaint::failed(format!(
+            "the log of timeline {} is not archived yet, and that of the one before goes on behind {at}, where it was left",
+            plan.history.timeline()
+        ))
+        .hint("A standby would go on there. Wait until the new primary has archived a segment; its log may be on its way.")
+        .into());
+    }
+    // To the end of the log a server goes and opens, also where it is told of the place.
+    let action = if plan.target == Target::Latest { "promote" } else { args.action.as_str() };
     // A standby follows every timeline, and has no target.
     let asker = if args.standby { Asker::default() } else { plan.asker() };
     let settings = RecoverySettings {
@@ -205,7 +215,7 @@ async fn prepare(
             false => Mode::Recover {
                 target: plan.stop(),
                 timeline: plan.history.timeline(),
-                action: args.action.clone(),
+                action: action.to_owned(),
             },
         },
         restore_command: helper::lasting_command(ctx, opened, &plan, asker)?,

@@ -118,6 +118,29 @@ async fn a_conflict_at_the_end_of_the_log_is_in_the_way_of_the_end_alone() {
     assert!(matches!(refused, PlanError::Archive(ArchiveError::Conflict { .. })), "{refused}");
 }
 
+#[tokio::test]
+async fn the_end_of_the_log_is_where_a_timeline_was_left_and_not_behind_it() {
+    // Segment 4 of the first timeline has records at 40 and 80.
+    for (switch, left_at) in [(lsn(4, 80), Some(lsn(4, 80))), (lsn(4, 120), None)] {
+        let world = World::new().await;
+        let by = &world.repository;
+        let backup = Made::new(SYSTEM, lsn(3, 40), lsn(3, 80), NINE, "").back_up(&world, "db").await;
+        put_committed(by, 1, 3, &[NINE, NINE + 60]).await;
+        put_committed(by, 1, 4, &[NINE + 120, NINE + 180]).await;
+        put_history(by, 2, &format!("1\t{switch}\tx\n")).await;
+        let planner = Planner::new(world.repository.clone(), vec![backup]).unwrap();
+        let plan = planner.plan(&Target::Latest, None).await.unwrap();
+        assert_eq!((plan.history.timeline().get(), plan.to, plan.left_at), (2, switch, left_at));
+        let stop = left_at.map_or(Target::Latest, |at| Target::Lsn(at, Bound::Exclusive));
+        assert_eq!((plan.asker().to_gap, plan.stop()), (left_at.is_some(), stop));
+        let first = planner.plan(&Target::Latest, Some(Timeline::FIRST)).await.unwrap();
+        assert_eq!((first.left_at, first.to), (None, lsn(5, 0)), "the branch itself");
+        put_committed(by, 2, 4, &[NINE + 120, NINE + 240]).await;
+        let plan = planner.plan(&Target::Latest, None).await.unwrap();
+        assert_eq!((plan.left_at, plan.to), (None, lsn(5, 0)), "the next timeline has its own");
+    }
+}
+
 /// Archives a segment whose first record gives this name to its place.
 async fn put_named(by: &Repository, number: u64, name: &str) {
     let mut content = content(SYSTEM, number, 0);

@@ -32,6 +32,12 @@ pub(super) fn describe(ctx: &Context, prepared: &Prepared, args: &Args) {
     for (timeline, from, to) in &plan.timelines {
         printer.say(format_args!("  log of timeline {timeline} from {from} to {to}"));
     }
+    if let Some(at) = plan.left_at {
+        printer.say(format_args!(
+            "  nothing of timeline {} is archived yet: the server stops at {at}, where the one before was left",
+            plan.history.timeline()
+        ));
+    }
     let last = plan.last_end.map_or_else(
         || "no transaction ended in it".to_owned(),
         |end| format!("the last transaction that can be reached ended {}", text::time(end)),

@@ -89,6 +89,12 @@ pub(crate) async fn fetch_segment_for(
     if found.as_ref().is_some_and(SegmentFile::is_whole) {
         return Ok(found);
     }
+    if let Some(part) = &found
+        && (asker.to_gap || !later)
+        && is_copy(reader, &writers, timeline, file, part).await?
+    {
+        return Ok(None);
+    }
     let wanted_by = match later {
         true => Some(timeline),
         false => descendant(reader, &writers, (timeline, file), found.as_ref(), asker.follows).await?,
@@ -240,6 +246,51 @@ async fn descendant(
         }
     }
     Ok(None)
+}
+
+/// Whether what is there of a file is no more than what an earlier timeline has of it too, up to where this one begins: a server
+/// that does not get this one asks for that one, which may go on.
+async fn is_copy(
+    reader: &WalReader,
+    writers: &[MemberId],
+    timeline: Timeline,
+    file: u64,
+    found: &SegmentFile,
+) -> Result<bool, ArchiveError> {
+    let Some(size) = SegmentSize::new(found.content.len() as u64) else { return Ok(false) };
+    let Some(segment) = Segment::of_file(timeline, file, size) else { return Ok(false) };
+    let end = size.start_of(segment.number).plus(found.end.into());
+    for writer in writers {
+        for history in reader.histories(*writer, timeline.get()).await? {
+            let Ok(history) = History::parse(timeline, &history.plaintext) else { continue };
+            if end > history.begin() {
+                continue;
+            }
+            for (ancestor, _) in history.ancestors() {
+                if covered(reader, writers, *ancestor, file).await? >= found.end {
+                    return Ok(true);
+                }
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// How far somebody archived a file.
+async fn covered(
+    reader: &WalReader,
+    writers: &[MemberId],
+    timeline: Timeline,
+    file: u64,
+) -> Result<u32, ArchiveError> {
+    let mut end = 0;
+    for writer in writers {
+        let (pieces, _) = pieces_of(reader, *writer, timeline, file).await?;
+        if let Covered::One(coverage) = Coverage::of(&pieces) {
+            end = end.max(coverage.end);
+        }
+    }
+    Ok(end)
 }
 
 /// Whether this file, or any, is archived of a timeline that comes after `timeline` in a history.

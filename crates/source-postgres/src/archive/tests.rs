@@ -50,6 +50,22 @@ async fn what_cannot_be_read_is_trouble_also_when_somebody_has_a_part() {
     assert_eq!(asked(&world, 1, 3).await.unwrap(), Fetched::Found(content(SYSTEM, 3, 1)));
 }
 
+#[tokio::test]
+async fn of_a_first_file_that_ends_before_its_timeline_begins_the_one_before_is_read() {
+    let (world, second) = world().await;
+    put_history(&world.repository, 2, &format!("1\t{}\tx\n", size().start_of(4).plus(5000))).await;
+    put_by(&second, 2, 4, 1, 3000).await;
+    assert!(matches!(asked(&world, 2, 4).await, Ok(Fetched::Found(_))), "nobody has more");
+    world.put(3, 1, MIB).await;
+    world.put(4, 1, 2000).await;
+    assert!(matches!(asked(&world, 2, 4).await, Ok(Fetched::Found(_))), "the one before has less");
+    world.put(4, 1, 5000).await;
+    assert_eq!(asked(&world, 2, 4).await.unwrap(), Fetched::Missing);
+    assert!(matches!(asked(&world, 1, 4).await, Ok(Fetched::Found(_))));
+    put_by(&second, 2, 4, 1, 6000).await;
+    assert!(matches!(asked(&world, 2, 4).await, Ok(Fetched::Found(_))), "it has begun");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_gap_between_two_writers_is_not_the_end_of_the_log() {
     let (world, second) = world().await;

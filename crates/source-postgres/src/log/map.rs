@@ -182,12 +182,23 @@ impl LogMap {
     }
 
     /// The file that a server recovering along `history` reads for a segment, and how far it goes: that of the newest
-    /// timeline that has it and had begun by then.
+    /// timeline that has it and had begun by then. Of a first file that ends before its timeline begins, the same one of the
+    /// timeline before, if that goes as far: it is not given to a server ([`crate::archive::fetch_for`]).
     pub fn file_for(&self, history: &History, number: u64) -> Option<(Timeline, u32)> {
-        line(history).into_iter().rev().find_map(|(timeline, begin)| {
-            let file = self.files.get(&timeline)?.get(&number)?;
-            (number >= self.size.number_at(begin)).then_some((timeline, *file))
-        })
+        let mut found: Option<(Timeline, u32)> = None;
+        for (timeline, begin) in line(history).into_iter().rev() {
+            let Some(end) = self.files.get(&timeline).and_then(|files| files.get(&number)).copied() else {
+                continue;
+            };
+            if number < self.size.number_at(begin) || found.is_some_and(|(_, copied)| end < copied) {
+                continue;
+            }
+            found = Some((timeline, end));
+            if self.size.start_of(number).plus(end.into()) > begin {
+                break;
+            }
+        }
+        found
     }
 
     /// How far recovery gets from `from` on. The end may lie before `from`, when nothing of the log is there.
@@ -304,6 +315,21 @@ mod tests {
         assert_eq!(both.reach(&History::root(t(1)), at(3, 0)).end, at(6, 0));
         let on_the_boundary = map(&[(1, 3, MIB), (1, 4, MIB), (2, 4, MIB)]);
         assert_eq!(on_the_boundary.reach(&second(at(4, 0)), at(3, 0)).end, at(5, 0));
+    }
+
+    #[test]
+    fn what_is_there_of_a_first_file_before_its_timeline_begins_is_that_of_the_one_before() {
+        let history = second(at(4, 500));
+        for (first, copied, expected) in
+            [(MIB, 400, (1, MIB)), (500, 500, (1, 500)), (300, 400, (2, 400)), (MIB, 501, (2, 501))]
+        {
+            let map = map(&[(1, 3, MIB), (1, 4, first), (2, 4, copied)]);
+            let (timeline, end) = map.file_for(&history, 4).unwrap();
+            assert_eq!((timeline.get(), end), expected, "{first} {copied}");
+            let reached = expected.1.min(if expected.0 == 1 { 500 } else { MIB });
+            assert_eq!(map.reach(&history, at(3, 0)).end, at(4, reached));
+        }
+        assert_eq!(map(&[(2, 4, 400)]).file_for(&history, 4), Some((t(2), 400)));
     }
 
     #[test]

@@ -209,7 +209,12 @@ impl Receiver {
         };
         flow.last_words(&over).await?;
         match over {
-            Over::Server if flow.uploads.is_empty() => Ok(Some(flow.stream.end(true).await?)),
+            Over::Server if flow.uploads.is_empty() => {
+                let received = flow.block.end();
+                let end = flow.stream.end(true).await?;
+                all_of_it(&end, received)?;
+                Ok(Some(end))
+            }
             // We are told to stop, and gave up what the store did not take: nobody may hear on the next timeline that all of
             // this one is durable.
             Over::Server => Ok(None),
@@ -219,6 +224,16 @@ impl Receiver {
                 Ok(None)
             }
         }
+    }
+}
+
+/// On the next timeline all of this one counts as durable: a server must not end it behind what it sent.
+fn all_of_it(end: &StreamEnd, received: Lsn) -> Result<(), PgError> {
+    match end {
+        StreamEnd::Switch { at, .. } if *at > received => {
+            Err(PgError::Protocol(format!("a timeline ends at {at}, and it sent WAL only up to {received}")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -35,6 +35,8 @@ enum Then {
     Dies,
     /// The timeline ends here, and the store is away.
     Ends,
+    /// The timeline is said to end behind what was sent.
+    Skips,
     /// What follows was removed.
     Gone,
     /// It goes on.
@@ -101,8 +103,9 @@ async fn serve(listener: UnixListener, plays: Vec<Play>, store: Arc<Store>) {
                         heard(&mut stream).await;
                         return;
                     }
-                    Then::Ends => {
-                        switch = Some(play.from.plus(play.wal.len() as u64));
+                    Then::Ends | Then::Skips => {
+                        let skipped = if play.then == Then::Skips { 8 } else { 0 };
+                        switch = Some(play.from.plus(play.wal.len() as u64 + skipped));
                         stream.write_all(&message(b'c', b"")).await.unwrap();
                         continue;
                     }
@@ -269,6 +272,15 @@ async fn a_server_that_lets_nobody_in_is_not_waited_for_without_end_nor_by_who_i
     stop.send(true).unwrap();
     let ended = tokio::time::timeout(CONNECT_MAX / 2, running).await.expect("it must not hang");
     ended.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_timeline_does_not_end_behind_what_was_sent_of_it() {
+    let world = archived([1, 2, 3, 4]).await;
+    let running = start(&world, vec![Play { from: at(5, 0), wal: whole(5..6), then: Then::Skips }]);
+    let ended = running.receiver.await.unwrap().unwrap_err();
+    assert!(matches!(ended, ReceiveError::Server(PgError::Protocol(_))), "{ended}");
+    assert_eq!(running.progress.borrow().durable, at(6, 0));
 }
 
 #[tokio::test]

@@ -365,7 +365,8 @@ async fn history(reader: &WalReader, timeline: Timeline, asker: Asker) -> Result
     Ok(found.map_or(Fetched::Missing, Fetched::Found))
 }
 
-/// Puts one writer's pieces of a file together, as far as they continue each other.
+/// Puts one writer's pieces of a file together, as far as they continue each other. Where they overlap they must be equal: one
+/// credential may have archived from two servers at once.
 async fn assemble(
     reader: &WalReader,
     pieces: &[WalName],
@@ -380,7 +381,7 @@ async fn assemble(
     let first = reader.read(first).await?;
     let size = segment_size(name, &first.header)?;
     let mut content = vec![0; size.get() as usize];
-    let mut read = Some(first.plaintext);
+    let (mut read, mut reached) = (Some(first.plaintext), 0_u32);
     for (from, to, piece) in &coverage.pieces {
         let bytes = match read.take() {
             Some(bytes) => bytes,
@@ -391,7 +392,13 @@ async fn assemble(
             file: name.to_owned(),
             reason: "a piece reaches past its end".into(),
         };
-        fits.ok_or_else(wrong)?.copy_from_slice(&bytes);
+        let part = fits.ok_or_else(wrong)?;
+        let again = part.len().min(reached.saturating_sub(*from) as usize);
+        if part[..again] != bytes[..again] {
+            return Err(ArchiveError::Conflict { file: name.to_owned() });
+        }
+        part.copy_from_slice(&bytes);
+        reached = *to;
     }
     check_first_page(&content, reader.system(), timeline, file, size)
         .map_err(|reason| ArchiveError::NotThatWal { file: name.to_owned(), reason })?;

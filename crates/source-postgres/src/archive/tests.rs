@@ -51,6 +51,24 @@ async fn what_cannot_be_read_is_trouble_also_when_somebody_has_a_part() {
 }
 
 #[tokio::test]
+async fn pieces_of_one_writer_that_overlap_and_differ_are_a_conflict() {
+    let world = World::new().await;
+    world.put(3, 1, 3000).await;
+    let log = world.archive().await;
+    let put = async |fill: u8, from: u32, to: u32| {
+        let place = WalPlace::Bytes { file: segment(3).file_number(size()), from, to };
+        let bytes = content(SYSTEM, 3, fill)[from as usize..to as usize].to_vec();
+        log.put(1, place, Bytes::from(bytes), None).await.unwrap();
+    };
+    put(1, 2000, 4000).await;
+    assert!(matches!(asked(&world, 1, 3).await, Ok(Fetched::Found(_))), "they are equal there");
+    // From another server, which wrote something else.
+    put(2, 3500, 5000).await;
+    let answer = asked(&world, 1, 3).await;
+    assert!(matches!(answer, Err(ArchiveError::Conflict { .. })), "{answer:?}");
+}
+
+#[tokio::test]
 async fn of_a_first_file_that_ends_before_its_timeline_begins_the_one_before_is_read() {
     let (world, second) = world().await;
     put_history(&world.repository, 2, &format!("1\t{}\tx\n", size().start_of(4).plus(5000))).await;

@@ -162,6 +162,18 @@ async fn a_listing_of_names_that_nobody_asked_for_makes_no_sense() {
 }
 
 #[tokio::test]
+async fn an_object_that_was_compressed_on_the_way_is_not_taken_for_a_damaged_one() {
+    for (encoding, taken) in [("gzip", false), ("BR", false), ("identity", true), ("aws-chunked", true)] {
+        let headers = format!("content-encoding: {encoding}\r\n");
+        let (endpoint, _) = serve(move |_| answer("200 OK", &headers, "bytes"));
+        let location: Location = format!("s3://bucket/p?endpoint={endpoint}").parse().unwrap();
+        let store = crate::connect(&location, &options(), Purpose::Open).await.unwrap();
+        let got = store.get(&"data/x".parse().unwrap()).await;
+        assert_eq!(got.is_ok(), taken, "{encoding}: {got:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_appears_between_two_questions_is_asked_for_again() {
     for (status, range) in [
         ("206 Partial Content", "content-range: bytes 0-0/1\r\n"),

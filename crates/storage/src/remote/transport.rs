@@ -287,6 +287,9 @@ impl HttpTransport for Bounded {
         tracing::trace!(%method, %path, status = status.as_u16(), "request");
         let limit = match (status.is_success(), is_object) {
             (false, _) => ERROR_BYTES_MAX,
+            (true, true) if is_compressed(response.headers()) => {
+                return Err(Error::new(ErrorKind::Unexpected, "something on the way compresses objects"));
+            }
             (true, true) => return Ok(response),
             (true, false) => ANSWER_BYTES_MAX,
         };
@@ -305,6 +308,15 @@ fn is_from_elsewhere(asked: &str, response: &Response<HttpBody>) -> bool {
 fn asks_for_object(request: &Request<Buffer>) -> bool {
     let query = request.uri().query().unwrap_or_default();
     request.method() == Method::GET && !LISTING_WORDS.iter().any(|word| query.contains(word))
+}
+
+/// Whether what comes are other bytes than were stored: we store nothing under an encoding, and ask for none. They would be
+/// taken for damage.
+fn is_compressed(headers: &HeaderMap) -> bool {
+    let encoding = headers.get(header::CONTENT_ENCODING).map_or(&b""[..], |value| value.as_bytes());
+    ["gzip", "x-gzip", "deflate", "br", "zstd"]
+        .iter()
+        .any(|name| encoding.eq_ignore_ascii_case(name.as_bytes()))
 }
 
 fn bounded(body: HttpBody, limit: u64) -> HttpBody {

@@ -209,7 +209,9 @@ impl Site {
             _ if operation == "get range" && error.message().contains("too little data") => {
                 new(Kind::OutOfRange, "the object is shorter".into())
             }
-            ErrorKind::RateLimited => new(Kind::Throttled, format!("the {place} asks to slow down{said}")),
+            kind if kind == ErrorKind::RateLimited || facts.status == Some(429) => {
+                new(Kind::Throttled, format!("the {place} asks to slow down{said}"))
+            }
             ErrorKind::PermissionDenied => self.denied(operation, subject, facts),
             ErrorKind::Unexpected if denied => self.denied(operation, subject, facts),
             ErrorKind::Conflict if operation == "put" => new(
@@ -238,7 +240,9 @@ impl Site {
                 new(Kind::Unavailable, format!("{} is not found{said}", self.server))
                     .with_hint("Check the name in the location, and whether this machine can look names up.")
             }
-            _ if error.is_temporary() || facts.status.is_some_and(|status| status >= 500) => {
+            _ if error.is_temporary()
+                || facts.status.is_some_and(|status| status == 408 || status >= 500) =>
+            {
                 new(Kind::Unavailable, format!("{} did not do it{said}", self.server))
             }
             _ => new(Kind::Other, format!("the {place} refused{said}")),

@@ -184,7 +184,9 @@ fn the_status_counts_where_there_is_no_code() {
     for (status, kind) in [
         (401, Kind::PermissionDenied),
         (403, Kind::PermissionDenied),
+        (408, Kind::Unavailable),
         (416, Kind::OutOfRange),
+        (429, Kind::Throttled),
         (502, Kind::Unavailable),
         (507, Kind::NoSpace),
         (418, Kind::Other),

@@ -179,6 +179,7 @@ mod tests {
             ("207 Multi-Status", THERE, None),
             ("404 Not Found", "", Some(crate::StorageErrorKind::NotFound)),
             ("401 Unauthorized", "", Some(crate::StorageErrorKind::PermissionDenied)),
+            ("200 OK", "<html><body>log in</body></html>", Some(crate::StorageErrorKind::Other)),
         ] {
             let headers = "content-type: application/xml\r\n";
             let (endpoint, heads) = test_server::serve(move |_| test_server::answer(status, headers, body));

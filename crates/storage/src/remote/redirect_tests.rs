@@ -1,4 +1,4 @@
-//! What is made of a server that redirects.
+//! What is made of a server that redirects, or answers with a page.
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
@@ -55,6 +55,24 @@ async fn a_page_that_the_end_of_an_upload_is_led_to_is_no_success() {
     let body = Bytes::from(vec![7; PART_BYTES + 1]);
     let refused = store(&endpoint).await.put_new(&key(), body).await.unwrap_err();
     assert!(refused.to_string().contains("leads to a page"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_page_is_neither_an_empty_listing_nor_an_upload_that_is_done() {
+    for page in [
+        "<html><body>back soon</body></html>",
+        "<?xml version=\"1.0\"?><!DOCTYPE html><html xmlns=\"x\"><body/></html>",
+    ] {
+        let (endpoint, _) = serve(move |_| answer("200 OK", "etag: \"x\"\r\n", page));
+        let store = store(&endpoint).await;
+        let listed = store.list_page("", None).await;
+        assert!(listed.is_err(), "{listed:?}");
+        let put = store.put_new(&key(), Bytes::from_static(b"pack")).await;
+        assert!(put.is_err_and(|error| error.to_string().contains("answers with a page")), "{page}");
+    }
+    let (endpoint, _) = serve(|_| answer("200 OK", "", "<Error><Code>InternalError</Code></Error>"));
+    let listed = store(&endpoint).await.list_page("", None).await;
+    assert!(listed.is_err(), "{listed:?}");
 }
 
 #[tokio::test]

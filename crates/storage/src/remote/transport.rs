@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use opendal::{Buffer, Error, ErrorKind, HttpBody, HttpRedirect, HttpTransport, HttpTransporter};
 use opendal_http_transport_reqwest::ReqwestTransport;
@@ -21,6 +21,10 @@ use crate::{StorageError, StorageErrorKind, date};
 const ERROR_BYTES_MAX: u64 = 1 << 20;
 /// Most bytes of an answer that is neither that nor an object: a page of a listing has less than 2 MiB.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
+/// The elements that listings in XML are in, of buckets, of Azure and of WebDAV.
+const LISTINGS: [&str; 3] = ["ListBucketResult", "EnumerationResults", "multistatus"];
+/// Bytes of an answer that its outermost element is looked for in.
+const ROOT_BYTES: usize = 1 << 10;
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const REDIRECTS_MAX: usize = 5;
@@ -293,8 +297,45 @@ impl HttpTransport for Bounded {
             (true, true) => return Ok(response),
             (true, false) => ANSWER_BYTES_MAX,
         };
-        Ok(response.map(|body| bounded(body, limit)))
+        let response = response.map(|body| bounded(body, limit));
+        let is_listing = matches!(method.as_str(), "GET" | "PROPFIND");
+        // Apache says with a page of its own that it has created something; its status is another.
+        let may_mislead = status == StatusCode::OK || is_listing && status.is_success();
+        if may_mislead { refuse_page(response, is_listing).await } else { Ok(response) }
     }
+}
+
+/// Reads an answer, as who asked does in any case, and refuses one that answers something else. OpenDAL takes a page for
+/// people ("log in", "back soon") for a success without details: an empty listing, or an upload that is done.
+async fn refuse_page(response: Response<HttpBody>, is_listing: bool) -> opendal::Result<Response<HttpBody>> {
+    let (parts, mut body) = response.into_parts();
+    let whole = body.to_buffer().await?;
+    let beginning = whole.slice(..whole.len().min(ROOT_BYTES)).to_bytes();
+    let is_answer = match root(&String::from_utf8_lossy(&beginning)) {
+        Some(root) if is_listing => LISTINGS.contains(&root),
+        Some(root) => !root.eq_ignore_ascii_case("html"),
+        None => true,
+    };
+    if !is_answer {
+        return Err(Error::new(ErrorKind::Unexpected, "the server answers with a page about something else"));
+    }
+    Ok(Response::from_parts(parts, HttpBody::new(stream::iter([Ok(whole)]), None)))
+}
+
+/// The name of the outermost element of a document in XML or HTML; `None` for another one.
+fn root(text: &str) -> Option<&str> {
+    let mut rest = text.trim_start_matches('\u{feff}').trim_start();
+    loop {
+        let end = match rest {
+            _ if rest.starts_with("<!--") => "-->",
+            _ if rest.starts_with("<?") => "?>",
+            _ if rest.starts_with("<!") => ">",
+            _ => break,
+        };
+        rest = rest.split_once(end)?.1.trim_start();
+    }
+    let name = rest.strip_prefix('<')?.split([' ', '\t', '\r', '\n', '/', '>']).next()?;
+    Some(name.rsplit_once(':').map_or(name, |(_, local)| local))
 }
 
 /// Whether an answer came from another address than was asked. A `POST` that is redirected becomes a `GET`, as of old, and
@@ -401,6 +442,22 @@ mod tests {
             assert!(!format!("{refused:?}").contains("hunter2"), "{refused:?}");
         }
         assert!(check_protocol("localhost:9000", &settings(true)).is_err());
+    }
+
+    #[test]
+    fn a_document_is_known_by_its_outermost_element() {
+        for (text, name) in [
+            ("<ListBucketResult/>", Some("ListBucketResult")),
+            ("\u{feff}<?xml version=\"1.0\"?>\n<EnumerationResults a=\"b\">", Some("EnumerationResults")),
+            ("<?xml version=\"1.0\"?><!-- a > b --><D:multistatus xmlns:D=\"DAV:\">", Some("multistatus")),
+            ("\r\n <!DOCTYPE html>\n<HTML>", Some("HTML")),
+            ("{\"items\": [\"<html>\"]}", None),
+            ("<!-- without an end", None),
+            ("<", Some("")),
+            ("", None),
+        ] {
+            assert_eq!(root(text), name, "{text}");
+        }
     }
 
     fn read_head(stream: &mut TcpStream) {

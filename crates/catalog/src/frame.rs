@@ -13,6 +13,9 @@ thread_local! {
 
 /// First bytes of an ordinary zstd frame.
 const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
+/// Frames that do not say their plain length are read through a window of at most 8 MiB (2^23): what is larger would be
+/// taken at once, whatever the frame then holds.
+const WINDOW_LOG_MAX: u32 = 23;
 /// Bytes of a skippable frame before its content.
 pub(crate) const SKIPPABLE_HEADER_LEN: usize = 8;
 
@@ -65,6 +68,7 @@ fn decompress_unsized(
     use std::io::Read;
     let damaged = |_| CatalogError::malformed(what, "its zstd frame is damaged");
     let mut decoder = zstd::stream::read::Decoder::with_buffer(stored).map_err(damaged)?.single_frame();
+    decoder.window_log_max(WINDOW_LOG_MAX).map_err(damaged)?;
     let mut plain = Vec::new();
     decoder.by_ref().take(limit_bytes as u64 + 1).read_to_end(&mut plain).map_err(damaged)?;
     if plain.len() > limit_bytes { Err(CatalogError::TooLarge { what, limit_bytes }) } else { Ok(plain) }
@@ -128,6 +132,21 @@ mod tests {
         let stored = encoder.finish().unwrap();
         assert_eq!(decompress("record", &stored, 100_000).unwrap().len(), 100_000);
         assert!(matches!(decompress("record", &stored, 99_999), Err(CatalogError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn a_frame_that_asks_for_a_large_window_is_refused() {
+        use std::io::Write;
+        let with_window = |log: u32| {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+            encoder.include_contentsize(false).unwrap();
+            encoder.window_log(log).unwrap();
+            encoder.write_all(&[7; 300_000]).unwrap();
+            encoder.finish().unwrap()
+        };
+        assert_eq!(decompress("record", &with_window(WINDOW_LOG_MAX), 300_000).unwrap().len(), 300_000);
+        let large = decompress("record", &with_window(WINDOW_LOG_MAX + 1), 300_000);
+        assert!(matches!(large, Err(CatalogError::Malformed { .. })));
     }
 
     #[test]

@@ -43,8 +43,8 @@ impl MapReader<'_> {
         if offset < first {
             return Ok(Some(inline));
         }
-        let mean = entry.size.saturating_sub(first) / u64::from(entry.more_extents.max(1)) + 1;
-        let mut back = mean;
+        let mean = entry.size.saturating_sub(first) / u64::from(entry.more_extents.max(1));
+        let mut back = mean.max(1);
         loop {
             let from = offset.saturating_sub(back).max(first);
             if let Some(run) = self.last_run(key, from, offset)? {
@@ -136,6 +136,22 @@ mod tests {
             }
             assert_eq!(reader.extents_at(&key, &head, whole.size).unwrap(), None);
             assert_eq!(reader.extents_at(&key, &head, u64::MAX).unwrap(), None);
+        }
+    }
+
+    /// An entry may claim any size, and that one record covers it.
+    #[test]
+    fn a_file_without_end_is_looked_for_and_not_found() {
+        let id_key = IdKey::from_bytes([7; 32]);
+        let mut nodes = MemoryNodes::new(id_key.clone());
+        let mut builder = MapBuilder::new(id_key.boundary());
+        let key = MapKey::from_components(["b"]).unwrap();
+        let head = Entry { size: u64::MAX, more_extents: 1, ..Entry::new(EntryKind::File) };
+        builder.push(key.as_bytes(), &head.encode().unwrap(), &mut nodes).unwrap();
+        let root = builder.finish(&mut nodes).unwrap();
+        let reader = MapReader::new(&nodes, root.id);
+        for offset in [0, 1, u64::MAX - 1] {
+            assert!(reader.extents_at(&key, &head, offset).is_err(), "byte {offset}");
         }
     }
 

@@ -18,6 +18,8 @@ const ID_LEN: usize = ChunkId::LEN;
 /// Numbers stored with each id.
 const NUMBERS: usize = 5;
 const VARINT_U32_LEN_MAX: usize = 5;
+/// What a block takes in memory beside its bytes, with its place in a cache.
+pub(crate) const BLOCK_OVERHEAD_BYTES: usize = 160;
 /// No block has more entries than this: each takes an id and at least one byte per number.
 pub(crate) const BLOCK_ENTRIES_MAX: u32 = ((BLOCK_BYTES_MAX - COUNT_LEN) / (ID_LEN + NUMBERS)) as u32;
 
@@ -83,9 +85,9 @@ impl Block {
         Ok(Block { plain, count: count as usize })
     }
 
-    /// Bytes that it takes in memory.
+    /// Bytes that it takes in memory. Whoever signs a segment may make blocks of one entry, so what is beside them counts.
     pub(crate) fn weight(&self) -> usize {
-        self.plain.len()
+        self.plain.len() + BLOCK_OVERHEAD_BYTES
     }
 
     /// Position of the first entry whose id is not below `id`.

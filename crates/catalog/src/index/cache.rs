@@ -85,40 +85,41 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::block::BLOCK_OVERHEAD_BYTES;
 
-    fn block(len: usize) -> Arc<Block> {
-        Arc::new(Block::parse(vec![0; len], 0).unwrap())
+    fn block(weight: usize) -> Arc<Block> {
+        Arc::new(Block::parse(vec![0; weight - BLOCK_OVERHEAD_BYTES], 0).unwrap())
     }
 
     #[test]
     fn the_least_recently_used_block_goes_first() {
-        let cache = BlockCache::new(300);
+        let cache = BlockCache::new(3000);
         for key in 0..3 {
-            cache.insert((0, key), &block(100));
+            cache.insert((0, key), &block(1000));
         }
         assert!(cache.get((0, 0)).is_some());
-        cache.insert((1, 0), &block(100));
+        cache.insert((1, 0), &block(1000));
         assert!(cache.get((0, 1)).is_none());
         assert!(cache.get((0, 0)).is_some() && cache.get((0, 2)).is_some() && cache.get((1, 0)).is_some());
     }
 
     #[test]
     fn a_lower_limit_holds_at_once() {
-        let cache = BlockCache::new(300);
-        (0..3).for_each(|key| cache.insert((0, key), &block(100)));
-        cache.limit(150);
+        let cache = BlockCache::new(3000);
+        (0..3).for_each(|key| cache.insert((0, key), &block(1000)));
+        cache.limit(1500);
         assert!(cache.get((0, 2)).is_some());
-        assert_eq!(cache.bytes(), 100);
+        assert_eq!(cache.bytes(), 1000);
     }
 
     #[test]
     fn what_does_not_fit_is_not_kept() {
-        let cache = BlockCache::new(300);
-        cache.insert((0, 0), &block(301));
+        let cache = BlockCache::new(3000);
+        cache.insert((0, 0), &block(3001));
         assert!(cache.get((0, 0)).is_none());
-        cache.insert((0, 1), &block(300));
-        cache.insert((0, 1), &block(200));
-        cache.insert((0, 2), &block(100));
+        cache.insert((0, 1), &block(3000));
+        cache.insert((0, 1), &block(2000));
+        cache.insert((0, 2), &block(1000));
         assert!(cache.get((0, 1)).is_some() && cache.get((0, 2)).is_some());
     }
 }

@@ -83,7 +83,7 @@ impl Tables {
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, CatalogError> {
         let (mut group, mut class, mut entries, mut packs) = (None, None, None, None);
-        let (mut blocks, mut filter_hash, mut inputs) = (None, None, Vec::new());
+        let (mut blocks, mut filter_hash, mut inputs) = (None, None, None);
         read_map(WHAT, bytes, |reader, key| {
             match key {
                 0 => group = Some(reader.parsed()?),
@@ -92,7 +92,7 @@ impl Tables {
                 3 => packs = Some(reader.array(read_pack)?),
                 4 => blocks = Some(reader.array(read_block)?),
                 5 => filter_hash = Some(reader.exact()?),
-                6 => inputs = reader.texts()?,
+                6 => inputs = Some(reader.texts()?),
                 _ => return Ok(false),
             }
             Ok(true)
@@ -104,7 +104,7 @@ impl Tables {
             packs: required(WHAT, "array of packs", packs)?,
             blocks: required(WHAT, "array of blocks", blocks)?,
             filter_hash: required(WHAT, "hash of the filter", filter_hash)?,
-            inputs,
+            inputs: required(WHAT, "array of inputs", inputs)?,
         };
         tables.packs.shrink_to_fit();
         tables.blocks.shrink_to_fit();

@@ -191,19 +191,19 @@ struct Parts {
     n: Option<u64>,
     kind: Option<CommitKind>,
     time: Option<i64>,
-    previous: Vec<(u64, Digest)>,
-    seen: Vec<(MemberId, u64)>,
+    previous: Option<Vec<(u64, Digest)>>,
+    seen: Option<Vec<(MemberId, u64)>>,
     manifest: Option<ContentName>,
     snapshot: Option<SnapshotId>,
     list: Option<Digest>,
     group: Option<GroupId>,
-    complete: bool,
-    logical_bytes: u64,
+    complete: Option<bool>,
+    logical_bytes: Option<u64>,
     capture: Option<i64>,
     origin: Option<Vec<u8>>,
-    state: Vec<ContentName>,
+    state: Option<Vec<ContentName>>,
     dataset_tag: Option<[u8; 16]>,
-    supersedes: Vec<u64>,
+    supersedes: Option<Vec<u64>>,
 }
 
 impl Parts {
@@ -215,23 +215,23 @@ impl Parts {
             3 => self.kind = Some(CommitKind::from_code(reader.uint()?)?),
             4 => self.time = Some(reader.int()?),
             5 => {
-                self.previous = reader.array(|reader| {
+                self.previous = Some(reader.array(|reader| {
                     reader.tuple(2)?;
                     Ok((reader.uint()?, reader.digest()?))
-                })?;
+                })?);
             }
-            6 => self.seen = reader.array(Reader::member_uint)?,
+            6 => self.seen = Some(reader.array(Reader::member_uint)?),
             7 => self.manifest = Some(reader.parsed()?),
             8 => self.snapshot = Some(SnapshotId::from_bytes(reader.exact()?)),
             9 => self.list = Some(reader.digest()?),
             10 => self.group = Some(reader.parsed()?),
-            11 => self.complete = reader.bool()?,
-            12 => self.logical_bytes = reader.uint()?,
+            11 => self.complete = Some(reader.bool()?),
+            12 => self.logical_bytes = Some(reader.uint()?),
             13 => self.capture = Some(reader.int()?),
             14 => self.origin = Some(reader.bytes()?.to_vec()),
-            15 => self.state = reader.array(Reader::parsed)?,
+            15 => self.state = Some(reader.array(Reader::parsed)?),
             16 => self.dataset_tag = Some(reader.exact()?),
-            17 => self.supersedes = reader.array(Reader::uint)?,
+            17 => self.supersedes = Some(reader.array(Reader::uint)?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -244,19 +244,19 @@ impl Parts {
             n: required(Commit::WHAT, "number", self.n)?,
             kind: required(Commit::WHAT, "kind", self.kind)?,
             time: required(Commit::WHAT, "time", self.time)?,
-            previous: self.previous,
-            seen: self.seen,
+            previous: required(Commit::WHAT, "array of earlier ends", self.previous)?,
+            seen: required(Commit::WHAT, "array of seen ends", self.seen)?,
             manifest: self.manifest,
             snapshot: self.snapshot,
             list: self.list,
             group: self.group,
-            complete: self.complete,
-            logical_bytes: self.logical_bytes,
+            complete: required(Commit::WHAT, "completeness", self.complete)?,
+            logical_bytes: required(Commit::WHAT, "logical size", self.logical_bytes)?,
             capture: self.capture,
             origin: self.origin,
-            state: self.state,
+            state: required(Commit::WHAT, "array of recipes", self.state)?,
             dataset_tag: self.dataset_tag,
-            supersedes: self.supersedes,
+            supersedes: required(Commit::WHAT, "array of checkpoints", self.supersedes)?,
         })
     }
 }

@@ -56,7 +56,7 @@ impl Retired {
 
     /// Reads the payload of a retirement.
     pub fn decode(bytes: &[u8]) -> Result<Self, CatalogError> {
-        let (mut head, mut time, mut snapshots, mut undone) = (Head::default(), None, None, Vec::new());
+        let (mut head, mut time, mut snapshots, mut undone) = (Head::default(), None, None, None);
         read_map(Self::WHAT, bytes, |reader, key| {
             match key {
                 2 => time = Some(reader.int()?),
@@ -67,7 +67,7 @@ impl Retired {
                         Ok(RetiredSnapshot { writer, seq, reason: reader.text()? })
                     })?);
                 }
-                4 => undone = reader.array(Reader::member_uint)?,
+                4 => undone = Some(reader.array(Reader::member_uint)?),
                 _ => return head.read(reader, key),
             }
             Ok(true)
@@ -79,7 +79,7 @@ impl Retired {
             n,
             time,
             snapshots: required(Self::WHAT, "array of snapshots", snapshots)?,
-            undone,
+            undone: required(Self::WHAT, "array of what is undone", undone)?,
         })
     }
 }
@@ -120,13 +120,13 @@ impl Plan {
 
     /// Reads the payload of a prune plan.
     pub fn decode(bytes: &[u8]) -> Result<Self, CatalogError> {
-        let (mut head, mut time, mut condemned, mut merged) = (Head::default(), None, None, Vec::new());
+        let (mut head, mut time, mut condemned, mut merged) = (Head::default(), None, None, None);
         let mut suffix = None;
         read_map(Self::WHAT, bytes, |reader, key| {
             match key {
                 2 => time = Some(reader.int()?),
                 3 => condemned = Some(reader.texts()?),
-                4 => merged = reader.array(Reader::parsed)?,
+                4 => merged = Some(reader.array(Reader::parsed)?),
                 5 => suffix = Some(reader.exact()?),
                 _ => return head.read(reader, key),
             }
@@ -140,7 +140,7 @@ impl Plan {
             name,
             time,
             condemned: required(Self::WHAT, "array of objects", condemned)?,
-            merged,
+            merged: required(Self::WHAT, "array of merged plans", merged)?,
         })
     }
 }

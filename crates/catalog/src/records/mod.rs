@@ -2,9 +2,8 @@
 //!
 //! `encode` writes deterministic CBOR: the same record gives the same bytes for ever. Fields of type `Option` are left
 //! out when they are `None`; everything else is always written. `decode` refuses trailing bytes, keys out of order,
-//! a missing field and an unknown kind; it skips map keys that a later version may have added. (A field whose value can be
-//! empty, zero or false may be missing: the first plans had no `merged`.) So a decoded record may encode to other bytes
-//! than it came from: whoever copies a record copies its bytes.
+//! a missing field and an unknown kind; it skips map keys that a later version may have added. So a decoded record
+//! may encode to fewer bytes than it came from: whoever copies a record copies its bytes.
 //!
 //! The names that records carry are content names where the record says which folder they belong to (a commit's
 //! manifest and state, a segment's packs), and whole keys of the store where it does not (lists and prune plans).

@@ -1,5 +1,6 @@
 //! Golden bytes of every record, and what the decoders refuse.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use keepwell_crypto::{ChunkId, Digest, DomainId, GroupId, MemberId, RepositoryId, SnapshotId, StoreId};
@@ -223,6 +224,34 @@ fn a_commit_names_a_manifest_exactly_when_its_kind_has_one() {
         assert_eq!(Commit::decode(&with.encode()).is_ok(), kind.has_manifest());
         assert_eq!(Commit::decode(&without.encode()).is_ok(), !kind.has_manifest());
     }
+}
+
+/// What is empty is written all the same, so that there is one way to write each record.
+#[test]
+fn a_field_that_is_missing_is_refused() {
+    fn without_last<T: Debug>(encoded: &[u8], last: usize, decode: Decode<T>) {
+        let mut shorter = encoded[..encoded.len() - last].to_vec();
+        shorter[0] -= 1;
+        let error = decode(&shorter).unwrap_err();
+        assert!(error.to_string().ends_with("is missing"), "{error}");
+    }
+    let fence = Commit::fence(STORE, WRITER, 42, TIME).encode();
+    without_last(&fence, 2, Commit::decode); // supersedes
+    let plan = Plan {
+        store: STORE,
+        name: PlanName::from_parts(4, None),
+        time: TIME,
+        condemned: Vec::new(),
+        merged: Vec::new(),
+    };
+    without_last(&plan.encode(), 2, Plan::decode);
+    let retired = Retired { store: STORE, n: 3, time: TIME, snapshots: Vec::new(), undone: Vec::new() };
+    without_last(&retired.encode(), 2, Retired::decode);
+    let bytes = Manifest { extra: BTreeMap::new(), ..manifest() }.encode();
+    let mut shorter = bytes[..bytes.len() - 3].to_vec(); // extra
+    shorter[1] -= 1;
+    let error = Manifest::decode(&shorter).unwrap_err();
+    assert_eq!(error.to_string(), "manifest is malformed: its extra map is missing");
 }
 
 #[test]

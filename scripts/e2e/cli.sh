@@ -1031,18 +1031,18 @@ witness=$(json snapshot witness)
 expect 0 show latest
 says "$witness"
 expect 0 restore latest --target "$work/expected" --expect "$witness"
-says "no older one than expected"
+says "as new as expected"
 expect 13 -r "$work/set-back" restore latest --target "$work/not-expected" --expect "$witness"
 says "the store shows less than is known"
 [ ! -e "$work/not-expected" ] || fail "something was restored from a store that was set back"
 expect 0 -r "$work/set-back" restore latest --target "$work/set-back-restored"
-says "Nothing proves that there was no newer one"
+says "Whether there was a newer one was not checked"
 expect 2 restore latest --target "$work/not-expected" --expect latest
 expect 0 key enroll --name other --role writer --output "$work/other.key"
 expect 0 --key-file "$work/other.key" backup "$tree/odd" --dataset by-other
 expect 0 restore latest --dataset by-other --target "$work/expected-of-other" --expect "$witness"
-says "The newest snapshot of the expected writer here is $witness; no older one than expected."
-says "Nothing proves that there was no newer one than"
+says "The newest snapshot of the expected writer here is $witness: as new as expected."
+says "Whether there was a newer one was not checked"
 
 step "doctor, cache, completions, man, version"
 expect 0 doctor

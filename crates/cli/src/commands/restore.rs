@@ -70,8 +70,8 @@ pub struct Args {
     /// The snapshot is from somebody who must not gain rights here: leave out devices, setuid bits and security attributes
     #[arg(long)]
     untrusted: bool,
-    /// Refuse the store if its newest snapshot of this writer is older than this one, which is known to exist: SEQ is
-    /// the number of its commit. `show` says both
+    /// The witness of a snapshot, noted earlier (`show` prints it): refuse a store that has nothing as new by that writer,
+    /// because it was set back
     #[arg(long, value_name = "WRITER/SEQ")]
     expect: Option<Expected>,
     /// Do not back up what stands in the target

@@ -40,7 +40,10 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let erased = opened.repository.erase_domain(domain, &args.copy_at).await?;
     let gone = text::count(erased.gone.len() as u64, "key object is", "key objects are");
     ctx.printer.line(format_args!("erased {} ({domain}): {gone} proven gone", args.domain));
-    ctx.printer.say(format_args!("Nothing proves what these holders kept: {}", erased.holders.join(", ")));
+    ctx.printer.say(format_args!(
+        "These had the keys, and may have kept them elsewhere: {}",
+        erased.holders.join(", ")
+    ));
     let fields = json!({
         "id": domain.to_string(),
         "name": args.domain,

@@ -113,12 +113,12 @@ fn said(newest: Newest, checked: Option<Newest>) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(checked) = checked {
         let whose = if checked.writer == newest.writer { "its writer" } else { "the expected writer" };
-        lines.push(format!("The newest snapshot of {whose} here is {checked}; no older one than expected."));
+        lines.push(format!("The newest snapshot of {whose} here is {checked}: as new as expected."));
     }
     // What is known of one writer says nothing of another.
     if checked.is_none_or(|checked| checked.writer != newest.writer) {
         lines.push(format!(
-            "Nothing proves that there was no newer one than {newest}: `--expect WRITER/SEQ` refuses a store that was set back."
+            "The newest snapshot of its writer here is {newest}. Whether there was a newer one was not checked: see `--expect`."
         ));
     }
     lines
@@ -143,18 +143,18 @@ mod tests {
     fn what_was_checked_of_one_writer_proves_nothing_of_another() {
         let newest = |id: u8, seq| Newest { writer: MemberId::from_bytes([id; 8]), seq };
         let (chosen, other) = (newest(1, 5), newest(2, 7));
-        let proved =
-            "The newest snapshot of its writer here is 0101010101010101/5; no older one than expected.";
+        let proved = "The newest snapshot of its writer here is 0101010101010101/5: as new as expected.";
         assert_eq!(said(chosen, Some(chosen)), [proved]);
         let alone = said(chosen, None);
         assert!(
             alone.len() == 1
-                && alone[0].starts_with("Nothing proves that there was no newer one than 0101010101010101/5")
+                && alone[0].starts_with("The newest snapshot of its writer here is 0101010101010101/5. ")
+                && alone[0].contains("was not checked")
         );
         let [checked, unproved] = said(chosen, Some(other)).try_into().unwrap();
         assert_eq!(
             checked,
-            "The newest snapshot of the expected writer here is 0202020202020202/7; no older one than expected."
+            "The newest snapshot of the expected writer here is 0202020202020202/7: as new as expected."
         );
         assert_eq!(unproved, alone[0]);
     }

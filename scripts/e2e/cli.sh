@@ -170,6 +170,14 @@ says "free"
 [ ! -e "$work/nothing" ] || fail "a dry run made $work/nothing"
 expect 0 backup "$tree" --dry-run
 says "would back up"
+"$keepwell" backup / --dry-run --verbose >"$work/out" 2>"$work/err" &
+process=$!
+wait_for "the dry run does not begin" test -s "$work/err"
+kill -INT "$process"
+code=0
+wait "$process" || code=$?
+[ "$code" = 130 ] || fail "an interrupted dry run: exit code $code"
+silent_about "would back up"
 
 step "looking into snapshots"
 expect 0 ls latest

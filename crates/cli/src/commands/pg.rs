@@ -34,7 +34,7 @@ pub use helper::{ahead_note, helper_socket};
 const EXAMPLES: &str = "\
 Examples:
   keepwell pg backup 'host=db1 user=keepwell' --dataset orders   a base backup of a live server
-  keepwell pg restore /var/lib/postgresql/15/main --start        to the last commit that was archived
+  keepwell pg restore /var/lib/postgresql/15/main --start        to the last archived commit
   keepwell pg restore --to-time '2026-11-21 12:04:10+00' /srv/copy --dry-run
   keepwell pg restore latest~1 --to-immediate /srv/copy
   keepwell pg verify --level 4                                   prove it

@@ -23,12 +23,20 @@ const IGNORED_NAMES: [&str; 2] = [TEMP_DIRECTORY, "lost+found"];
 const STALE_AFTER_SECONDS: i64 = 24 * 60 * 60;
 
 pub(super) fn create(path: &Path, options: &LocalOptions) -> Result<LocalFs, StorageError> {
-    let fail = |error| storage_error("create", path.display(), error);
+    let fail = |error: Errno| match error {
+        Errno::NOTDIR => no_directory(
+            "create",
+            path,
+            StorageErrorKind::Invalid,
+            "it, or something on the way there, is a file and not a directory",
+        ),
+        error => storage_error("create", path.display(), error),
+    };
     let given = std::path::absolute(path).map_err(|error| fail(errno_of(&error)))?;
     let resolved = resolve("create", path)?;
     check_mounted("create", &given, &resolved, options)?;
     make_with_parents(&resolved).map_err(fail)?;
-    refuse_foreign(&resolved)?;
+    refuse_foreign(&resolved, fail)?;
     let store = open("create", path, options)?;
     make_directory(store.disk.root.as_fd(), TEMP_DIRECTORY).map_err(fail)?;
     sync_directory(store.disk.root.as_fd()).map_err(fail)?;
@@ -90,11 +98,11 @@ fn sync_directory(directory: BorrowedFd<'_>) -> Result<(), Errno> {
     }
 }
 
-fn refuse_foreign(path: &Path) -> Result<(), StorageError> {
+fn refuse_foreign(path: &Path, fail: impl Fn(Errno) -> StorageError) -> Result<(), StorageError> {
     if path.join(REPOSITORY_MARK).exists() {
         return Ok(());
     }
-    let fail = |error: std::io::Error| storage_error("create", path.display(), errno_of(&error));
+    let fail = |error: std::io::Error| fail(errno_of(&error));
     for entry in std::fs::read_dir(path).map_err(fail)? {
         let name = entry.map_err(fail)?.file_name();
         if !IGNORED_NAMES.iter().any(|ignored| name == *ignored) {

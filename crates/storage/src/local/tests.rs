@@ -257,6 +257,18 @@ async fn a_repository_on_a_mount_that_is_not_mounted_is_refused() {
 }
 
 #[tokio::test]
+async fn a_file_in_the_way_of_a_new_repository_is_said_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    for path in [file.clone(), file.join("repository")] {
+        let error = LocalFs::create(&path, &options()).await.unwrap_err();
+        assert_eq!(error.kind, StorageErrorKind::Invalid);
+        assert!(error.message.contains("a file and not a directory"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_required_mount_that_is_elsewhere_is_a_mistake() {
     let directory = tempfile::tempdir().unwrap();
     let elsewhere = LocalOptions { require_mount: Some("/proc".into()), ..options() };

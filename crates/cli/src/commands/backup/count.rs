@@ -8,7 +8,7 @@ use keepwell_catalog::EntryKind;
 use serde_json::json;
 
 use crate::context::Context;
-use crate::exit::Exit;
+use crate::exit::{Complaint, Exit};
 use crate::text;
 
 #[derive(Debug, Default)]
@@ -31,9 +31,12 @@ pub fn run(ctx: &Context, source: &dyn Source) -> Result<Exit> {
         if ctx.interrupt.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     source.walk(&mut visit).map_err(backup_core::Error::from)?;
+    if ctx.interrupt.is_requested() {
+        return Err(Complaint::new(Exit::Interrupted, "interrupted").into()); // what was counted so far is no answer
+    }
     let Counts { files, directories, others, bytes, problems } = counts;
     ctx.printer.line(format_args!(
-        "would back up {}, {}: {}, {} of other kinds",
+        "would back up {}, {}; {}, {} of other kinds",
         text::count(files, "file", "files"),
         text::bytes(bytes),
         text::count(directories, "directory", "directories"),

@@ -426,6 +426,11 @@ says "\`--prune\` is not"
 expect 2 forget --keep-last 1 --prune --max-unused 101
 expect 0 forget --keep-last 1 --dry-run
 says "would forget"
+expect 0 forget latest --dry-run
+says "would forget 1 snapshot"
+silent_about "keep 0"
+expect 0 forget --keep-last 1 --host nobody
+says "no snapshot matches"
 expect 0 forget --keep-last 1 --prune --dry-run
 says "as long as these are not forgotten"
 expect 0 rewrite latest --exclude no-such-name
@@ -600,9 +605,9 @@ expect 0 -r "$work/near" snapshots --json
 expect 0 -r "$work/far" snapshots --json
 [ "$(wc -l <"$work/out")" = 1 ] || fail "one of the year was to be kept far away"
 expect 0 forget --dry-run
-says "would forget 2 snapshots, kept 1"
+says "would forget 2 snapshots and keep 1"
 expect 0 -r "$work/near" forget --dry-run
-says "would forget 0 snapshots, kept 2"
+says "would forget 0 snapshots and keep 2"
 expect 2 -r "$work/far" forget --dry-run
 says "the copy far keeps everything"
 expect 0 copies

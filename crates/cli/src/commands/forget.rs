@@ -76,9 +76,17 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         confirm(ctx, &format!("Forget {count}?"), Unattended::Proceed)?;
         opened.repository.forget(&going).await?;
     }
-    let verb = if args.dry_run { "would forget" } else { "forgot" };
-    ctx.printer.line(format_args!("{verb} {count}, kept {}", verdicts.len() - going.len()));
     let kept = verdicts.len() - going.len();
+    // Of snapshots that were named, those that stay are nobody's question; "kept 0" would be a shock.
+    let rest = match (args.snapshots.is_empty(), args.dry_run) {
+        (false, _) => String::new(),
+        (true, true) => format!(" and keep {kept}"),
+        (true, false) => format!(", kept {kept}"),
+    };
+    ctx.printer.line(format_args!("{} {count}{rest}", if args.dry_run { "would forget" } else { "forgot" }));
+    if verdicts.is_empty() {
+        ctx.printer.warn("no snapshot matches");
+    }
     ctx.printer.json("forget", json!({ "forgotten": going.len(), "kept": kept, "dry_run": args.dry_run }));
     if !args.prune {
         opened.progress.end();

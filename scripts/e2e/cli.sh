@@ -910,6 +910,11 @@ cp "$work/passphrase" "$work/credentials/keepwell-passphrase" && chmod 600 "$wor
     CREDENTIALS_DIRECTORY=$work/credentials expect 12 snapshots
 ) || exit 1
 
+step "names that no trust record takes are refused before anything is made"
+expect 2 key domain ""
+expect 2 key enroll --name "" --role writer --output "$work/nameless.key"
+[ ! -e "$work/nameless.key" ] || fail "a key file without a name was written"
+
 step "a domain is erased: its data is gone, and only that"
 expect 0 key domain customer
 expect 0 backup "$tree/odd" --domain customer --dataset customer

@@ -34,6 +34,16 @@ pub fn count(n: u64, one: &str, many: &str) -> String {
     format!("{} {}", number(n), if n == 1 { one } else { many })
 }
 
+/// The name of an owner, a member or a domain. No trust record takes another, and it should be refused before anything is made.
+pub fn key_name(text: &str) -> Result<String, String> {
+    let fits = (1..=200).contains(&text.len()) && !text.chars().any(char::is_control);
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("a name has 1 to 200 bytes and no control characters".to_owned())
+    }
+}
+
 /// `3.2 s`, `4:05`, `1:02:03`.
 pub fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
@@ -155,6 +165,18 @@ pub fn closest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_no_trust_record_takes_is_refused_beforehand() {
+        let longest = "x".repeat(200);
+        for name in ["web1", "Ann\u{e9}", longest.as_str()] {
+            assert_eq!(key_name(name).unwrap(), name);
+        }
+        let too_long = "x".repeat(201);
+        for name in ["", "a\nb", "\u{9b}", too_long.as_str()] {
+            assert!(key_name(name).is_err(), "{name:?}");
+        }
+    }
 
     #[test]
     fn sizes_have_three_digits_and_can_be_read_back() {

@@ -13,6 +13,7 @@ use crate::exit::{Complaint, Exit};
 use crate::known;
 use crate::location::Location;
 use crate::secret::{self, Protection};
+use crate::text;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,7 +35,7 @@ pub struct Args {
     #[arg(long)]
     passphrase: bool,
     /// Name of the owner in the key file and on the recovery kit [default: user@host]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = text::key_name)]
     owner: Option<String>,
 }
 

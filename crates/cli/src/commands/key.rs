@@ -62,6 +62,7 @@ enum Action {
     #[command(after_help = DOMAIN_EXAMPLES)]
     Domain {
         /// Its name
+        #[arg(value_parser = text::key_name)]
         name: String,
     },
     Erase(erase::Args),

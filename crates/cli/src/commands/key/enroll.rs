@@ -14,13 +14,14 @@ use crate::context::Context;
 use crate::exit::{Complaint, Exit};
 use crate::open;
 use crate::secret::{self, NewPassphrase};
+use crate::text;
 
 const EXAMPLES: &str = "\
 Examples:
   keepwell key enroll --name web1 --role writer      backs up, cannot decrypt, cannot remove
   keepwell key enroll --name desk --role writer --role reader
   keepwell key enroll --name vault --role keeper     forgets and prunes; can read
-  keepwell key enroll --name bob --role owner        may do everything, also enroll
+  keepwell key enroll --name bob --role owner        reads everything, manages keys
   keepwell key enroll --name web2 --role writer --new-passphrase-file web2.txt
 
 Give the file that this writes to whom it is for, and delete it here. There is no other copy.";
@@ -30,7 +31,7 @@ Give the file that this writes to whom it is for, and delete it here. There is n
 #[command(visible_alias = "add", after_help = EXAMPLES)]
 pub struct Args {
     /// What it is for: a host, a person, a service
-    #[arg(long)]
+    #[arg(long, value_parser = text::key_name)]
     name: String,
     /// What it may do; may be repeated
     #[arg(long, required = true)]
@@ -53,7 +54,7 @@ enum Role {
     Reader,
     /// Forgets and prunes; can read
     Keeper,
-    /// Everything, also managing keys
+    /// Lists, restores, verifies; manages keys
     Owner,
 }
 

@@ -91,7 +91,8 @@ pub async fn execute(ctx: &Context, opened: Opened, options: &Options, dry_run: 
         return Ok(Exit::Done);
     }
     // With nothing to remove there is still something to do: dead sessions to end, locks to extend, indexes to merge.
-    if !is_idle(plan.report()) || !wal.is_idle() {
+    let idle = is_idle(plan.report()) && wal.is_idle();
+    if !idle {
         confirm(ctx, "Remove this?", Unattended::Proceed)?;
     }
     opened.progress.begin();
@@ -104,6 +105,10 @@ pub async fn execute(ctx: &Context, opened: Opened, options: &Options, dry_run: 
     opened.progress.end();
     let (report, wal) = pruned?;
     print(ctx, &report, &wal);
+    if idle && report.objects_deleted > 0 {
+        ctx.printer
+            .say("  This is what interrupted runs and forgotten snapshots left; no snapshot needs it.");
+    }
     Ok(Exit::Done)
 }
 

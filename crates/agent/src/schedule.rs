@@ -169,10 +169,15 @@ impl Line {
         let began = self.clock.monotonic();
         let done = run(&planned.name, &planned.job, &self.state, &self.stop, &*self.clock).await;
         let seconds = (self.clock.monotonic() - began).as_millis() as f64 / 1000.0;
-        let done = done.and_then(|done| self.state.remember(&planned.name, now).map(|()| done));
         match done {
             Ok(done) => {
                 planned.history = History { succeeded: Some(now), failed: None };
+                if let Err(error) = self.state.remember(&planned.name, now) {
+                    // The snapshot is there; after a restart the job runs once more.
+                    let (job, error) = (planned.name.as_str(), format!("{error:#}"));
+                    tracing::error!(job, error, "that the run succeeded cannot be remembered");
+                    outcome.failed = true;
+                }
                 outcome.skipped |= done.report.problem_count > 0;
                 outcome.failed |= done.forgotten.is_err();
                 say(&planned.name, &done, seconds);

@@ -110,6 +110,15 @@ async fn a_key_that_others_can_read_is_warned_of() {
 }
 
 #[tokio::test]
+async fn a_run_that_cannot_be_remembered_is_told_all_the_same() {
+    let place = Place::new().await;
+    fs::create_dir_all(place.path("state/.test.partial")).unwrap();
+    let (code, log) = place.once("1h", "");
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("backed up") && log.contains("cannot be remembered"), "{log}");
+}
+
+#[tokio::test]
 async fn a_failure_says_what_may_help() {
     let place = Place::new().await;
     fs::remove_file(place.path("repository/keepwell.json")).unwrap();

@@ -432,7 +432,7 @@ silent_about "keep 0"
 expect 0 forget --keep-last 1 --host nobody
 says "no snapshot matches"
 expect 0 forget --keep-last 1 --prune --dry-run
-says "as long as these are not forgotten"
+says "before these are forgotten"
 expect 0 rewrite latest --exclude no-such-name
 says "it stays as it is"
 expect 0 rewrite latest --exclude random --dry-run

@@ -207,7 +207,7 @@ fn unknown(base: &str) -> anyhow::Error {
         // As people write paths; a time has colons as well.
         Some((name, path)) if !base.contains('-') && !path.is_empty() => Complaint::failed(message)
             .hint(format!(
-                "The path comes whole, from `/` on: `{name}:/…/{path}`. `keepwell ls {name}` shows it."
+                "Write the whole path, from `/` on: `{name}:/…/{path}`. `keepwell ls {name}` shows it."
             ))
             .into(),
         _ => backup_core::Error::NoSuchSnapshot(message).into(),
@@ -255,7 +255,7 @@ mod tests {
             assert!(found(name).is_err(), "{name}");
         }
         for (name, hint) in [
-            ("latest:notes/a", "The path comes whole, from `/` on: `latest:/…/notes/a`."),
+            ("latest:notes/a", "Write the whole path, from `/` on: `latest:/…/notes/a`."),
             ("1a2b3c4d", "`keepwell snapshots` lists what there is."),
             ("2026-11-20T12:0x", "`keepwell snapshots` lists what there is."),
         ] {

@@ -104,7 +104,7 @@ pub fn print(ctx: &Context, report: &CheckReport) {
     }
     if report.open_sessions > 0 {
         let sessions = text::count(report.open_sessions, "session is", "sessions are");
-        printer.say(format_args!("  {sessions} open: at work, or dead"));
+        printer.say(format_args!("  {sessions} open: of a run at work, or of one that was killed"));
     }
     if report.packs_archived > 0 {
         let archived = text::count(report.packs_archived, "pack lies", "packs lie");

@@ -93,7 +93,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     if dry_run == DryRun::Yes && !going.is_empty() {
-        ctx.printer.say("What could be removed now, as long as these are not forgotten:");
+        ctx.printer.say("What a prune could remove now, before these are forgotten:");
     }
     opened.progress.begin();
     prune::execute(ctx, opened, &args.prune_options, dry_run).await

@@ -89,7 +89,9 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
         None => repository.add_owner(&key).await,
     };
     opened.progress.end();
-    counts.with_context(|| format!("`{}` may not count yet; give the same command again", path.display()))?;
+    counts.with_context(|| {
+        format!("the key in `{}` may not be enrolled yet: run the same command again", path.display())
+    })?;
     let names: Vec<String> = args.role.iter().map(|r| format!("{r:?}").to_lowercase()).collect();
     ctx.printer.line(format_args!("enrolled {} as {}", args.name, names.join(", ")));
     ctx.printer.line(format_args!("its key is in {}", path.display()));

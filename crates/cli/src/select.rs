@@ -201,8 +201,18 @@ fn by_id(counted: &[&Snapshot], base: &str) -> Result<usize> {
     }
 }
 
+/// A year and a dash, as no id has.
+fn is_like_a_time(base: &str) -> bool {
+    base.split_once('-').is_some_and(|(year, _)| year.len() == 4 && year.bytes().all(|b| b.is_ascii_digit()))
+}
+
 fn unknown(base: &str) -> anyhow::Error {
     let message = format!("there is no snapshot `{base}`");
+    if is_like_a_time(base) {
+        return Complaint::failed(format!("{message}, and it is no time"))
+            .hint("Write `2026-11-20`, `2026-11-20T12:00` or `2026-11-20T12:00:00Z`.")
+            .into();
+    }
     match base.split_once(':') {
         // As people write paths; a time has colons as well.
         Some((name, path)) if !base.contains('-') && !path.is_empty() => Complaint::failed(message)
@@ -257,7 +267,8 @@ mod tests {
         for (name, hint) in [
             ("latest:notes/a", "Write the whole path, from `/` on: `latest:/…/notes/a`."),
             ("1a2b3c4d", "`keepwell snapshots` lists what there is."),
-            ("2026-11-20T12:0x", "`keepwell snapshots` lists what there is."),
+            ("2026-11-20T12:0x", "Write `2026-11-20`, `2026-11-20T12:00`"),
+            ("2026-13-45", "Write `2026-11-20`, `2026-11-20T12:00`"),
         ] {
             let hints = crate::exit::hints_of(&found(name).unwrap_err());
             assert!(hints.len() == 1 && hints[0].starts_with(hint), "{name}: {hints:?}");

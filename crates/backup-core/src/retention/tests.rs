@@ -58,7 +58,7 @@ async fn the_zone_of_a_flagged_snapshot_brings_no_others_into_one_day() {
     let repository = world.open_with(clock.clone()).await;
     let hour = DAY / 24;
     back_up_at(&repository, &clock, &[YEAR - hour, YEAR + hour, YEAR + 5 * DAY]).await;
-    clock.0.store(20 * YEAR, Ordering::SeqCst);
+    clock.set(20 * YEAR);
     let source = Arc::new(MemorySource::new(tree(5000)));
     let elsewhere = BackupOptions { time_zone: "Asia/Tokyo".into(), ..options("data") };
     repository.backup(source, elsewhere).await.unwrap();

@@ -1,5 +1,6 @@
 //! A store in a directory that an SSH server gives access to.
 
+mod current;
 mod put;
 mod session;
 
@@ -17,12 +18,14 @@ use openssh_sftp_client::Error;
 use openssh_sftp_client::file::File;
 use tokio::io::AsyncSeek;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::connect::Purpose;
 use crate::location::{Location, Place, Settings};
 use crate::store::check_prefix;
 use crate::tree::{self, Child, Directories};
 use crate::{Capabilities, Key, ObjectInfo, ObjectStore, Page, StorageError, StorageErrorKind as Kind};
+use current::Current;
 use session::{Session, Target};
 
 /// Bytes of one request; what every server takes.
@@ -45,7 +48,7 @@ const RATE_MIN: u64 = 32 << 10;
 pub(crate) struct SftpStore {
     target: Target,
     root: String,
-    session: Mutex<Arc<Session>>,
+    session: Mutex<Current<Session>>,
     hardlink: bool,
 }
 
@@ -63,7 +66,8 @@ pub(crate) async fn open(
     };
     let session = target.connect().await?;
     let hardlink = session.sftp.support_hardlink();
-    let store = SftpStore { target, root: path.clone(), session: Mutex::new(Arc::new(session)), hardlink };
+    let store =
+        SftpStore { target, root: path.clone(), session: Mutex::new(Current::new(session)), hardlink };
     store.check_root(purpose).await?;
     Ok(Arc::new(store))
 }
@@ -81,7 +85,8 @@ impl SftpStore {
         bytes: u64,
         call: impl FnOnce(Arc<Session>) -> F,
     ) -> Result<T, StorageError> {
-        let session = Arc::clone(&*self.session.lock().await);
+        let begun = Instant::now();
+        let session = Arc::clone(&self.session.lock().await.value);
         let time = self.target.timeout + Duration::from_secs(bytes / RATE_MIN);
         let (error, is_good) = match tokio::time::timeout(time, call(Arc::clone(&session))).await {
             Ok(Ok(done)) => return Ok(done),
@@ -92,12 +97,7 @@ impl SftpStore {
             }
         };
         if !is_good {
-            let mut current = self.session.lock().await;
-            if Arc::ptr_eq(&current, &session)
-                && let Ok(new) = self.target.connect().await
-            {
-                *current = Arc::new(new);
-            }
+            self.session.lock().await.renew(&session, begun, || self.target.connect()).await;
         }
         Err(error)
     }

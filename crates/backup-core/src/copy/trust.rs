@@ -80,7 +80,7 @@ pub(super) async fn give(
         if !belongs_there(chain, &said, &info) {
             continue;
         }
-        let bytes = match origin.store().get(&info.key).await {
+        let bytes = match origin.store().get_at_most(&info.key, KEYS_MAX).await {
             Ok(bytes) => bytes,
             Err(error) if error.is_not_found() => continue, // erased meanwhile
             Err(error) => return Err(error.into()),

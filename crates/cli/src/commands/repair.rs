@@ -6,7 +6,7 @@ use keepwell_catalog::names;
 use keepwell_crypto::Digest;
 use keepwell_crypto::keyfile::KeyFile;
 use keepwell_crypto::trust::Chain;
-use keepwell_storage::ObjectStore;
+use keepwell_storage::{ObjectStore, StorageErrorKind};
 use serde_json::json;
 
 use crate::confirm::{Unattended, confirm};
@@ -132,11 +132,14 @@ async fn refuse_another(ctx: &Context, store: &dyn ObjectStore, copy: &Credentia
         .into())
 }
 
+/// More than any record of trust has.
+const TRUST_MAX: u64 = 4 << 20;
+
 /// The fingerprint of the repository whose chain begins in a store, if one does.
 async fn beginning(store: &dyn ObjectStore) -> Result<Option<Digest>> {
-    match store.get(&names::trust_key(0)).await {
+    match store.get_at_most(&names::trust_key(0), TRUST_MAX).await {
         Ok(bytes) => Ok(Chain::load([bytes], None).ok().map(|chain| chain.fingerprint())),
-        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) if error.is_not_found() || error.kind == StorageErrorKind::TooLarge => Ok(None),
         Err(error) => Err(backup_core::Error::from(error).into()),
     }
 }

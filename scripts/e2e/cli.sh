@@ -803,6 +803,7 @@ says "already"
 expect 12 snapshots
 says "no terminal"
 expect 12 snapshots --passphrase-file "$work/wrong"
+expect 12 snapshots --passphrase-file "$work/no-such-file"
 expect 0 backup "$tree/odd" --passphrase-file "$work/passphrase"
 KEEPWELL_PASSPHRASE_COMMAND="cat $work/passphrase" expect 0 snapshots
 KEEPWELL_PASSPHRASE_FD=3 expect 0 snapshots 3<"$work/passphrase"

@@ -43,7 +43,10 @@ pub(super) fn passphrase(ctx: &Context, prompt: &str) -> Result<Secret> {
 
 /// A passphrase from somewhere; a newline at its end does not belong to it.
 fn passphrase_from(origin: &Origin) -> Result<Secret> {
-    let text = origin.read().with_context(|| format!("read the passphrase from {}", origin.describe()))?;
+    let text = origin.read().map_err(|error| {
+        let message = format!("the passphrase cannot be read: {}", crate::exit::one_line(&error));
+        Complaint::new(Exit::WrongKey, message)
+    })?;
     not_empty(Secret::from(text.expose().trim_end_matches(['\n', '\r'])))
 }
 
@@ -143,5 +146,19 @@ fn restore_terminal_of(terminal: impl AsFd) {
 pub fn restore_terminal() {
     if let Ok(terminal) = File::options().read(true).write(true).open("/dev/tty") {
         restore_terminal_of(terminal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::exit_of;
+
+    #[test]
+    fn a_passphrase_that_is_not_there_is_a_key_that_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = passphrase_from(&Origin::File(dir.path().join("none"))).unwrap_err();
+        assert_eq!(exit_of(&error), Exit::WrongKey);
+        assert!(error.to_string().starts_with("the passphrase cannot be read: open `"), "{error}");
     }
 }

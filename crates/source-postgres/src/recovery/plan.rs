@@ -9,6 +9,7 @@ use keepwell_catalog::MapKey;
 
 use self::timelines::{last_end, narrowed, refuse_two_pasts, stretches, undisputed};
 use super::backups::BaseBackup;
+use super::server::{Said, ServerError};
 use super::target::{Bound, Target, sql_time};
 use crate::archive::{ArchiveError, Asker};
 use crate::history::History;
@@ -44,6 +45,8 @@ pub struct RecoveryPlan {
     /// The end of the log, if it is where a timeline was left that goes on in the archive, and nothing is there of the next one:
     /// a server that is not told to stop here reads on in the branch that was left.
     pub left_at: Option<Lsn>,
+    /// Where the last record begins, for a recovery to the end of the log.
+    pub last_record: Option<Lsn>,
     /// The archive lacks WAL up to here that the base backup brings with it.
     pub own_until: Option<Lsn>,
 }
@@ -60,6 +63,15 @@ impl RecoveryPlan {
             // Without a target it opens wherever the log ends.
             to_gap: self.stop() != Target::Latest,
             follows: Some(self.history.timeline()),
+        }
+    }
+
+    /// Whether a server that recovered came to the end of the log, if it was to. It opens wherever a record is not what has to
+    /// follow, and says no more of it than at the end.
+    pub fn check_end(&self, said: &Said) -> Result<(), ServerError> {
+        match (said.redone, self.last_record) {
+            (Some(at), Some(last)) if at < last => Err(ServerError::FellShort { at, last }),
+            _ => Ok(()),
         }
     }
 
@@ -262,9 +274,10 @@ impl Planner {
         }
         let own = Some((tree, backup.wal_directory()?));
         let mut reader = LogReader::new(self.wal.clone(), map.clone(), history.clone(), own.clone());
-        let mut left_at = None;
+        let (mut left_at, mut last_record) = (None, None);
         if *target == Target::Latest {
             left_at = self.left_at(&map, own, history, &reach).await?;
+            last_record = reader.last_record(cluster.start_lsn, reach.end).await?;
         } else {
             reader = reader.passing_conflicts();
         }
@@ -294,6 +307,7 @@ impl Planner {
             last_end,
             position,
             left_at,
+            last_record,
             own_until: (!archived).then_some(cluster.stop_lsn),
         })))
     }

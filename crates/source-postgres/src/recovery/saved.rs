@@ -56,6 +56,7 @@ impl RecoveryPlan {
             last_end: None,
             position: None,
             left_at: None,
+            last_record: None,
             own_until: Some(to),
             backup,
         })

@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 
 use super::extensions;
+use crate::lsn::Lsn;
 
 /// So much of the end of a log is looked at.
 const LOG_BYTES_MAX: u64 = 1 << 20;
@@ -35,6 +36,14 @@ pub enum ServerError {
         status: String,
         /// The last thing it complained about.
         reason: String,
+    },
+    /// It opened before the end of the log that is archived.
+    #[error("recovery ended at {at}, and the archived log goes on to {last}")]
+    FellShort {
+        /// Where the last record begins that it replayed.
+        at: Lsn,
+        /// Where the last one begins that is archived.
+        last: Lsn,
     },
     /// It is still at work.
     #[error("the server did not get there within {seconds} s; it still runs")]
@@ -79,6 +88,11 @@ impl ServerError {
             Self::NoExtension { name, .. } => Some(format!(
                 "Install the package of this major that has `{name}`; the server's own extensions are in `postgresql-contrib`."
             )),
+            Self::FellShort { .. } => Some(
+                "What lies behind is damaged, or of another server that wrote the same timeline; the server's log says why it \
+                 ended there. Recovered is what came before."
+                    .into(),
+            ),
             Self::Ended { reason, .. } => extensions::missing_in(reason).map(|name| {
                 format!(
                     "The server loads `{name}` at its start, which is not installed on this host: install it, or leave it out \
@@ -212,6 +226,8 @@ impl Until {
 pub struct Said {
     /// Where and why it stopped: `recovery stopping before commit of transaction 745, time …`.
     pub stopped: Option<String>,
+    /// Where the last record begins that it replayed.
+    pub redone: Option<Lsn>,
     /// When the last transaction ended that it took in, as it writes times.
     pub last_transaction: Option<String>,
     /// The timeline that it began.
@@ -352,6 +368,8 @@ fn said(lines: &[String]) -> Said {
         let text = message(line);
         if text.starts_with("recovery stopping") {
             said.stopped = Some(text.to_owned());
+        } else if let Some(rest) = text.strip_prefix("redo done at ") {
+            said.redone = rest.split_whitespace().next().and_then(|at| at.parse().ok());
         } else if let Some(time) = text.strip_prefix("last completed transaction was at log time ") {
             said.last_transaction = Some(time.to_owned());
         } else if let Some(number) = text.strip_prefix("selected new timeline ID: ") {
@@ -388,6 +406,16 @@ mod tests {
     fn messages_are_found_in_lines_of_a_log() {
         assert_eq!(message("2026-11-21 12:00:00 UTC [77] LOG:  redo done at 0/1"), "redo done at 0/1");
         assert_eq!(message("no level"), "no level");
+    }
+
+    #[test]
+    fn where_a_recovery_ended_is_in_the_log() {
+        for (end, redone) in [("", Some(Lsn::new(0xB0_0090))), ("x", None)] {
+            let usage = "system usage: CPU: user: 0.00 s, system: 0.00 s, elapsed: 0.10 s";
+            let line =
+                format!("2026-11-22 18:57:48.477 UTC [30945] LOG:  redo done at 0/B00090{end} {usage}");
+            assert_eq!(said(&[line]), Said { redone, ..Said::default() });
+        }
     }
 
     #[test]

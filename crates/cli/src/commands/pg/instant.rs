@@ -224,6 +224,7 @@ impl Work<'_> {
             said = starting => said?,
             () = self.ctx.interrupt.requested() => return Err(interrupted().into()),
         };
+        self.plan.check_end(&said)?;
         self.say_open(scratch, over, &said);
         if let Some(name) = &self.args.save {
             return saved::save(self.ctx, self.opened, scratch, name).await.map(Fate::Discarded);

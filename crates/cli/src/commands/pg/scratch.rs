@@ -88,10 +88,12 @@ impl Place {
     }
 }
 
-/// Starts the scratch server and waits until it is open.
+/// Starts the scratch server and waits until it is open, with all of the log that it was to take in.
 pub async fn start(
     scratch: &mut Scratch,
     plan: &RecoveryPlan,
 ) -> Result<Said, keepwell_source_postgres::recovery::ServerError> {
-    scratch.start(&plan.backup, RECOVERY_MAX).await
+    let said = scratch.start(&plan.backup, RECOVERY_MAX).await?;
+    plan.check_end(&said)?;
+    Ok(said)
 }

@@ -131,6 +131,16 @@ async fn the_end_of_the_log_is_where_a_timeline_was_left_and_not_behind_it() {
         let planner = Planner::new(world.repository.clone(), vec![backup]).unwrap();
         let plan = planner.plan(&Target::Latest, None).await.unwrap();
         assert_eq!((plan.history.timeline().get(), plan.to, plan.left_at), (2, switch, left_at));
+        // Where the last record begins that is in the past of the second timeline.
+        let last = left_at.map_or(lsn(4, 80), |_| lsn(4, 40));
+        assert_eq!(plan.last_record, Some(last));
+        let ended = |redone| plan.check_end(&Said { redone, ..Said::default() });
+        assert!(ended(Some(last)).is_ok() && ended(Some(lsn(9, 0))).is_ok() && ended(None).is_ok());
+        let short = ended(Some(lsn(3, 80))).unwrap_err();
+        assert_eq!(
+            short.to_string(),
+            format!("recovery ended at {}, and the archived log goes on to {last}", lsn(3, 80))
+        );
         let stop = left_at.map_or(Target::Latest, |at| Target::Lsn(at, Bound::Exclusive));
         assert_eq!((plan.asker().to_gap, plan.stop()), (left_at.is_some(), stop));
         let first = planner.plan(&Target::Latest, Some(Timeline::FIRST)).await.unwrap();

@@ -82,7 +82,8 @@ pub(super) async fn start(
             "last_transaction": said.last_transaction, "timeline": said.timeline, "log": log,
             "other_collations": collations }),
     );
-    Ok(())
+    // It is open, and has less than there is.
+    Ok(plan.check_end(&said)?)
 }
 
 /// Warns of collations that sort otherwise on this host, and gives them as text; `None` if the server could not be asked.

@@ -466,6 +466,8 @@ expect 0 restore "latest:$tree" --target "$work/after" --dataset "$tree"
 same "$tree" "$work/after"
 
 step "tags, and snapshots that are to be kept"
+expect 2 tag "dataset:$tree" --keep-until 2020-01-01
+says "is in the past"
 expect 0 tag "dataset:$tree" --add important --keep-forever --dry-run
 says ", important]"
 says "kept: as the rules say -> for ever"

@@ -129,13 +129,15 @@ pub fn parse_time(text: &str) -> Option<i64> {
     i64::try_from(moment.as_nanosecond()).ok()
 }
 
-/// The same for an argument.
-pub fn time_argument(text: &str) -> Result<i64> {
-    parse_time(text).ok_or_else(|| {
-        Complaint::usage(format!("`{text}` is no time"))
+/// The same for an argument that names a time to come: a slip in the year would protect nothing.
+pub fn time_to_come(text: &str, now: i64) -> Result<i64> {
+    match parse_time(text) {
+        Some(time) if time > now => Ok(time),
+        Some(_) => Err(Complaint::usage(format!("`{text}` is in the past")).into()),
+        None => Err(Complaint::usage(format!("`{text}` is no time"))
             .hint("Write `2026-11-20`, `2026-11-20T12:00` or `2026-11-20T12:00:00Z`.")
-            .into()
-    })
+            .into()),
+    }
 }
 
 /// A word for a shell: in quotes where it needs some, with nothing in it that a terminal would obey.
@@ -165,6 +167,15 @@ pub fn closest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_to_come_is_not_past() {
+        let now = parse_time("2026-11-20T12:00:00Z").unwrap();
+        assert!(time_to_come("2026-11-20T12:00:01Z", now).is_ok());
+        for past in ["2026-11-20T12:00:00Z", "2025-11-20", "soon"] {
+            assert!(time_to_come(past, now).is_err(), "{past}");
+        }
+    }
 
     #[test]
     fn a_name_that_no_trust_record_takes_is_refused_beforehand() {

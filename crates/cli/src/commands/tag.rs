@@ -62,7 +62,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<Exit> {
     let opened = open::repository(ctx).await?;
     let snapshots = opened.repository.snapshots().await?;
     let chosen = select::select_all(&snapshots, &args.filter, &args.snapshots)?;
-    let changes = chosen.into_iter().map(|snapshot| Ok((snapshot, changed(&args, snapshot)?)));
+    let changes = chosen.into_iter().map(|snapshot| Ok((snapshot, changed(ctx, &args, snapshot)?)));
     let changes = changes.collect::<Result<Vec<(&Snapshot, RewriteOptions)>>>()?;
     opened.progress.end();
     if !args.dry_run && !opened.repository.access().is_keeper() {
@@ -118,7 +118,7 @@ fn show(ctx: &Context, snapshot: &Snapshot, options: &RewriteOptions, dry_run: b
     Ok(())
 }
 
-fn changed(args: &Args, snapshot: &Snapshot) -> Result<RewriteOptions> {
+fn changed(ctx: &Context, args: &Args, snapshot: &Snapshot) -> Result<RewriteOptions> {
     let mut options = RewriteOptions::of(snapshot)?;
     let before =
         (options.tags.clone(), options.description.clone(), options.keep_until, options.keep_forever);
@@ -137,7 +137,7 @@ fn changed(args: &Args, snapshot: &Snapshot) -> Result<RewriteOptions> {
     if args.keep_forever {
         options.keep_forever = true;
     } else if let Some(time) = &args.keep_until {
-        (options.keep_until, options.keep_forever) = (Some(text::time_argument(time)?), false);
+        (options.keep_until, options.keep_forever) = (Some(text::time_to_come(time, ctx.now())?), false);
     } else if args.allow_forget {
         (options.keep_until, options.keep_forever) = (None, false);
     }

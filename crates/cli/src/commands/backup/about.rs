@@ -65,7 +65,11 @@ impl About {
             compression_level: level,
             verify: self.verify,
             domain: self.domain.as_deref().map(|name| key::domain_named(repository, name)).transpose()?,
-            keep_until: self.keep_until.as_deref().map(text::time_argument).transpose()?,
+            keep_until: self
+                .keep_until
+                .as_deref()
+                .map(|time| text::time_to_come(time, ctx.now()))
+                .transpose()?,
             keep_forever: self.keep_forever,
             program: concat!("keepwell ", env!("CARGO_PKG_VERSION")).to_owned(),
             ..BackupOptions::default()

@@ -10,6 +10,9 @@ use keepwell_crypto::ChunkId;
 use crate::Error;
 use crate::read::Nodes;
 
+/// So many chunks are looked up together, in the order of their ids: 5 MiB of places.
+pub(crate) const LOOKED_UP_TOGETHER: usize = 32 << 10;
+
 /// Marks over the segments of one index; segments added later have none.
 #[derive(Debug, Clone)]
 pub(crate) struct Marks {
@@ -46,8 +49,9 @@ impl Marks {
 
 /// What a mark phase meets.
 pub(crate) trait Visitor {
-    /// A chunk or node that a root reaches, with every place that the index knows in packs of its class; called again for
-    /// each reference. For a node, the answer says whether to go on below it.
+    /// A chunk or node that a root reaches, with every place that the index knows in packs of its class. A node is met again
+    /// for each reference, and the answer says whether to go on below it; chunks come behind the nodes that refer to them, in
+    /// the order of their ids, and again where that is not held in memory.
     fn reached(&mut self, id: &ChunkId, locations: &[Location]) -> bool;
 
     /// Something that a root needs cannot be read: a node, with the reason.
@@ -63,6 +67,7 @@ pub(crate) fn visit(
     visitor: &mut dyn Visitor,
 ) -> Result<(), Error> {
     let shared = std::cell::RefCell::new((visitor, None));
+    let mut waiting = Vec::new();
     let mut stopped = None;
     walk_nodes_past(
         nodes,
@@ -79,7 +84,11 @@ pub(crate) fn visit(
         },
         &mut |key, value| {
             let (visitor, failed) = &mut *shared.borrow_mut();
-            let noted = chunks(index, key, value, &mut **visitor);
+            let noted =
+                gather(key, value, &mut waiting).and_then(|()| match waiting.len() < LOOKED_UP_TOGETHER {
+                    true => Ok(()),
+                    false => look_up(index, &mut waiting, &mut **visitor),
+                });
             if let Err(error) = noted {
                 failed.get_or_insert(error);
             }
@@ -90,19 +99,36 @@ pub(crate) fn visit(
             if stopped.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         },
     );
-    let (visitor, failed) = shared.into_inner();
+    let (visitor, mut failed) = shared.into_inner();
+    if let Err(error) = look_up(index, &mut waiting, &mut *visitor) {
+        failed.get_or_insert(error);
+    }
     match (failed, stopped) {
         (Some(error), _) => visitor.broken(error),
         (None, stopped) => stopped.map_or(Ok(()), Err),
     }
 }
 
-fn chunks(index: &IndexSet, key: &[u8], value: &[u8], visitor: &mut dyn Visitor) -> Result<(), Error> {
-    for extent in record_extents(key, value)? {
-        if let Some(id) = extent.chunk() {
-            visitor.reached(id, &places_of(index, PackClass::Data, id)?);
+fn gather(key: &[u8], value: &[u8], waiting: &mut Vec<ChunkId>) -> Result<(), Error> {
+    waiting.extend(record_extents(key, value)?.iter().filter_map(|extent| extent.chunk().copied()));
+    Ok(())
+}
+
+/// Hands chunks of content to a visitor, and forgets them.
+pub(crate) fn look_up(
+    index: &IndexSet,
+    waiting: &mut Vec<ChunkId>,
+    visitor: &mut dyn Visitor,
+) -> Result<(), Error> {
+    waiting.sort_unstable();
+    waiting.dedup();
+    for ids in waiting.chunks(LOOKED_UP_TOGETHER) {
+        for (id, mut places) in ids.iter().zip(index.find_all(ids)?) {
+            places.retain(|place| place.class == PackClass::Data);
+            visitor.reached(id, &places);
         }
     }
+    waiting.clear();
     Ok(())
 }
 

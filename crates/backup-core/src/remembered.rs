@@ -17,7 +17,7 @@ use keepwell_crypto::{ChunkId, ChunkKind};
 
 use crate::Error;
 use crate::cache::{CacheWriter, CachedFile};
-use crate::mark::{Visitor, places_of};
+use crate::mark::{LOOKED_UP_TOGETHER, Visitor, look_up, places_of};
 use crate::read::Nodes;
 use crate::repository::Repository;
 
@@ -29,8 +29,6 @@ const MEMORY_SHARE: usize = 32;
 const NODE_BYTES: usize = 74;
 /// Bytes in memory of a chunk's id in such a table.
 const CHUNK_BYTES: usize = 37;
-/// So many chunks are looked up together, in the order of their ids: then blocks of the index are read one after the other.
-const LOOKED_UP_TOGETHER: usize = 64 << 10;
 /// In front of the ids in a record: that of the node, and how many children and chunks it has.
 const HEAD_LEN: usize = ChunkId::LEN + 8;
 /// Behind them: the keyed hash.
@@ -147,16 +145,16 @@ impl Remembered {
         let _ = new.publish();
     }
 
-    /// Visits everything that the root reaches, as [`crate::mark::visit`] does, but without fetching nodes that are
-    /// remembered, and most chunks once, however many roots reach them. Chunks come after the nodes that refer to them.
+    /// Visits everything that the roots reach, as [`crate::mark::visit`] does, but without fetching nodes that are
+    /// remembered, and most chunks once, however many roots reach them.
     pub fn visit(
         &mut self,
         nodes: &Nodes,
         index: &IndexSet,
-        root: &ChunkId,
+        roots: &[ChunkId],
         visitor: &mut dyn Visitor,
     ) -> Result<(), Error> {
-        let mut stack = vec![*root];
+        let mut stack: Vec<ChunkId> = roots.iter().rev().copied().collect();
         while let Some(id) = stack.pop() {
             let was_met = matches!(self.nodes.get(&id), Some(Known::Met(_) | Known::New));
             if was_met || !visitor.reached(&id, &places_of(index, PackClass::Meta, &id)?) {
@@ -178,11 +176,11 @@ impl Remembered {
             };
             self.gather(refs.chunks);
             if self.waiting.len() >= LOOKED_UP_TOGETHER {
-                self.look_up(index, visitor)?;
+                look_up(index, &mut self.waiting, visitor)?;
             }
             stack.extend(refs.children);
         }
-        self.look_up(index, visitor)
+        look_up(index, &mut self.waiting, visitor)
     }
 
     /// What is remembered of a node; if that does not hold, it is forgotten.
@@ -223,15 +221,6 @@ impl Remembered {
                 self.waiting.push(chunk);
             }
         }
-    }
-
-    fn look_up(&mut self, index: &IndexSet, visitor: &mut dyn Visitor) -> Result<(), Error> {
-        self.waiting.sort_unstable();
-        self.waiting.dedup();
-        for chunk in self.waiting.drain(..) {
-            visitor.reached(&chunk, &places_of(index, PackClass::Data, &chunk)?);
-        }
-        Ok(())
     }
 }
 
@@ -409,7 +398,7 @@ mod tests {
                         let (mut ids, mut remembered) =
                             (Ids::default(), Remembered::within(repository, bounds));
                         for root in &roots {
-                            remembered.visit(nodes, index, root, &mut ids).unwrap();
+                            remembered.visit(nodes, index, std::slice::from_ref(root), &mut ids).unwrap();
                             assert!(
                                 remembered.nodes.len() <= nodes_max && remembered.chunks.len() <= chunks_max
                             );
@@ -433,7 +422,7 @@ mod tests {
             let roots = roots(&world.repository, 10).await;
             let held = on_a_thread(&world.repository, move |repository, nodes, index| {
                 let (mut ids, mut remembered) = (Ids::default(), Remembered::load(repository));
-                roots.iter().for_each(|root| remembered.visit(nodes, index, root, &mut ids).unwrap());
+                remembered.visit(nodes, index, &roots, &mut ids).unwrap();
                 assert_eq!(ids.1, ids.0.len() as u64, "each is looked up once");
                 (remembered.nodes.len(), remembered.chunks.len())
             });

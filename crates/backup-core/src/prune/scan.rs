@@ -472,11 +472,9 @@ async fn mark(
         let mut remembered = Remembered::load(&repository);
         let mut marking =
             Marking { marks: &mut marks, gone: &gone, stored: &stored, missing: &mut missing, lost: None };
-        for root in roots {
-            remembered.visit(&nodes, &index, &root, &mut marking)?;
-            if let Some(id) = marking.lost {
-                return Err(unlisted(id));
-            }
+        remembered.visit(&nodes, &index, &roots, &mut marking)?;
+        if let Some(id) = marking.lost {
+            return Err(unlisted(id));
         }
         let nodes_read = remembered.nodes_read;
         if nodes_read > 0 {

@@ -196,7 +196,7 @@ fn measure(
         let (content, trees) = (&mut usage.content, &mut usage.trees);
         let mut measuring =
             Measuring { marks: &mut marks, gone: &gone, packs: &before, content, trees, growth };
-        remembered.visit(nodes, &index, root, &mut measuring)?;
+        remembered.visit(nodes, &index, std::slice::from_ref(root), &mut measuring)?;
         let growth = measuring.growth;
         usage.growth.push(growth);
     }

@@ -154,9 +154,7 @@ async fn needed_packs(
         let mut remembered = Remembered::load(&repository);
         let (seen, kept, relied_on) = (Marks::new(&index), BTreeSet::new(), BTreeMap::new());
         let mut rescue = Rescue { ours, others, written, seen, kept, relied_on, lost: None };
-        for root in roots {
-            remembered.visit(&nodes, &index, &root, &mut rescue)?;
-        }
+        remembered.visit(&nodes, &index, &roots, &mut rescue)?;
         drop(remembered);
         if let Some(id) = rescue.lost {
             return Err(unlisted(id));

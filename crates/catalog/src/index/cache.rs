@@ -21,6 +21,9 @@ struct State {
     max_bytes: usize,
     /// Counts uses; the block with the smallest count goes first.
     clock: u64,
+    /// Blocks and their counts as they once were, the smallest last. One that was used since is younger than all that were
+    /// not, and those that came since are, too: so the last one whose count is the same is the oldest of all.
+    oldest: Vec<(u64, BlockKey)>,
 }
 
 impl BlockCache {
@@ -55,8 +58,7 @@ impl BlockCache {
         Some(Arc::clone(block))
     }
 
-    /// Adds a block. Finding the ones that must go is a scan of all blocks: hundreds, against the read and the
-    /// decoding that a miss has just cost.
+    /// Adds a block.
     pub(crate) fn insert(&self, key: BlockKey, block: &Arc<Block>) {
         let mut state = self.lock();
         if block.weight() > state.max_bytes {
@@ -75,9 +77,24 @@ impl BlockCache {
 impl State {
     fn drop_oldest(&mut self) {
         while self.bytes > self.max_bytes {
-            let oldest = self.blocks.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
-            let Some((gone, _)) = oldest.and_then(|key| self.blocks.remove(&key)) else { break };
-            self.bytes -= gone.weight();
+            let Some(key) = self.pop_oldest() else { break };
+            if let Some((gone, _)) = self.blocks.remove(&key) {
+                self.bytes -= gone.weight();
+            }
+        }
+    }
+
+    /// Sorts all of them once for as many as go until none is left as it was: a scan for each took longer than decoding it.
+    fn pop_oldest(&mut self) -> Option<BlockKey> {
+        loop {
+            if self.oldest.is_empty() {
+                self.oldest.extend(self.blocks.iter().map(|(key, (_, used))| (*used, *key)));
+                self.oldest.sort_unstable_by(|a, b| b.cmp(a));
+            }
+            let (then, key) = self.oldest.pop()?;
+            if self.blocks.get(&key).is_some_and(|(_, used)| *used == then) {
+                return Some(key);
+            }
         }
     }
 }
@@ -101,6 +118,26 @@ mod tests {
         cache.insert((1, 0), &block(1000));
         assert!(cache.get((0, 1)).is_none());
         assert!(cache.get((0, 0)).is_some() && cache.get((0, 2)).is_some() && cache.get((1, 0)).is_some());
+    }
+
+    /// Whatever is used between: as a list that is moved to the front shows.
+    #[test]
+    fn the_order_of_use_decides_however_often_blocks_go() {
+        let cache = BlockCache::new(16_000);
+        let mut newest_first: Vec<usize> = Vec::new();
+        let mut random = 1_u64;
+        for _ in 0..5000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let key = (random >> 33) as usize % 24;
+            let is_there = cache.get((0, key)).is_some();
+            assert_eq!(is_there, newest_first.contains(&key));
+            if !is_there {
+                cache.insert((0, key), &block(1000));
+            }
+            newest_first.retain(|other| *other != key);
+            newest_first.insert(0, key);
+            newest_first.truncate(16);
+        }
     }
 
     #[test]

@@ -154,6 +154,25 @@ impl IndexSet {
         Ok(found)
     }
 
+    /// The locations of many chunks, each as [`IndexSet::find`] gives them. Goes through one segment after the other, so the
+    /// filter of each is near for all ids, and of ids in ascending order each of its blocks is read once. One by one, an id
+    /// costs a miss of the processor's cache for every segment, of which there is one for each backup since the last prune.
+    ///
+    /// Takes 24 bytes for each id, beside its locations.
+    pub fn find_all(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Location>>, CatalogError> {
+        let (mut found, stored) = {
+            let state = self.read();
+            let found: Vec<Vec<Location>> = ids.iter().map(|id| state.in_memory(id)).collect();
+            (found, Arc::clone(&state.stored))
+        };
+        for (number, segment) in stored.iter() {
+            for (id, found) in ids.iter().zip(&mut found) {
+                self.find_stored(id, *number, segment, found)?;
+            }
+        }
+        Ok(found)
+    }
+
     /// Calls `visit` with every location of a chunk, also with those that [`IndexSet::find`] leaves out. For whoever knows
     /// the true one, and holds none.
     pub fn visit(&self, id: &ChunkId, mut visit: impl FnMut(Location)) -> Result<(), CatalogError> {
@@ -188,13 +207,8 @@ impl IndexSet {
 
     /// What the table has of a chunk, and the segments that are not in it.
     fn find_in_memory(&self, id: &ChunkId) -> (Vec<Location>, StoredSegments) {
-        let mut found = Vec::new();
         let state = self.read();
-        let _ = state.table.visit(id, |number, ordinal, entry| {
-            found.push(location(number, &state.segments[number].1, ordinal, *entry));
-            ControlFlow::<()>::Continue(())
-        });
-        (found, Arc::clone(&state.stored))
+        (state.in_memory(id), Arc::clone(&state.stored))
     }
 
     fn find_stored(
@@ -275,6 +289,18 @@ impl IndexSet {
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// What the table has of a chunk.
+    fn in_memory(&self, id: &ChunkId) -> Vec<Location> {
+        let mut found = Vec::new();
+        let _ = self.table.visit(id, |number, ordinal, entry| {
+            found.push(location(number, &self.segments[number].1, ordinal, *entry));
+            ControlFlow::<()>::Continue(())
+        });
+        found
     }
 }
 

@@ -504,6 +504,26 @@ fn segments_are_added_while_others_look_things_up() {
     assert_eq!(set.len(), 20_000);
 }
 
+#[test]
+fn many_ids_at_once_are_found_as_one_by_one() {
+    // What fits is decoded, the rest stays where it is: chunks lie in one of both, in both, in several, or nowhere.
+    for budget in [0, 100_000, 10 << 20] {
+        let set = IndexSet::new(budget);
+        for n in 0..20 {
+            let name = format!("segment {n}");
+            set.add(&name, open(build(n * 300..n * 300 + 400)).unwrap()).unwrap();
+        }
+        let mut ids: Vec<ChunkId> = (0..7000).step_by(3).map(id).collect();
+        ids.sort_unstable();
+        let found = set.find_all(&ids).unwrap();
+        assert_eq!(found.len(), ids.len());
+        for (id, found) in ids.iter().zip(found) {
+            assert_eq!(found, set.find(id).unwrap());
+        }
+        assert!(set.find_all(&[]).unwrap().is_empty());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -7,7 +7,7 @@ use keepwell_crypto::MemberId;
 use super::survey::segment_size;
 use super::{ArchiveError, Coverage, Covered, differing};
 use crate::history::History;
-use crate::lsn::{Segment, SegmentSize, Timeline};
+use crate::lsn::{Lsn, Segment, SegmentSize, Timeline};
 
 /// What became of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +82,7 @@ pub(crate) async fn fetch_segment_for(
 ) -> Result<Option<SegmentFile>, ArchiveError> {
     let Some((timeline, file)) = parse(name) else { return Ok(None) };
     let writers = reader.writers().await?;
-    let (found, later) = match held(reader, &writers, name, timeline, file).await {
+    let (mut found, later) = match held(reader, &writers, name, timeline, file).await {
         Err(ArchiveError::Conflict { .. }) if asker.to_gap => return Ok(None),
         held => held?,
     };
@@ -91,9 +91,13 @@ pub(crate) async fn fetch_segment_for(
     }
     if let Some(part) = &found
         && (asker.to_gap || !later)
-        && is_copy(reader, &writers, timeline, file, part).await?
+        && let Some((ancestor, left)) = original(reader, &writers, timeline, file, part).await?
     {
-        return Ok(None);
+        // It asks for the ancestor's then, and knows where to stop.
+        if asker.to_gap {
+            return Ok(None);
+        }
+        found = Some(longer(reader, &writers, (ancestor, file), left, part).await?);
     }
     let wanted_by = match later {
         true => Some(timeline),
@@ -248,17 +252,16 @@ async fn descendant(
     Ok(None)
 }
 
-/// Whether what is there of a file is no more than what an earlier timeline has of it too, up to where this one begins: a server
-/// that does not get this one asks for that one, which may go on.
-async fn is_copy(
+/// The earlier timeline that has all that is there of a file too, and where it was left, if this one had not begun by there.
+async fn original(
     reader: &WalReader,
     writers: &[MemberId],
     timeline: Timeline,
     file: u64,
     found: &SegmentFile,
-) -> Result<bool, ArchiveError> {
-    let Some(size) = SegmentSize::new(found.content.len() as u64) else { return Ok(false) };
-    let Some(segment) = Segment::of_file(timeline, file, size) else { return Ok(false) };
+) -> Result<Option<(Timeline, Lsn)>, ArchiveError> {
+    let Some(size) = SegmentSize::new(found.content.len() as u64) else { return Ok(None) };
+    let Some(segment) = Segment::of_file(timeline, file, size) else { return Ok(None) };
     let end = size.start_of(segment.number).plus(found.end.into());
     for writer in writers {
         for history in reader.histories(*writer, timeline.get()).await? {
@@ -266,14 +269,37 @@ async fn is_copy(
             if end > history.begin() {
                 continue;
             }
-            for (ancestor, _) in history.ancestors() {
+            for (ancestor, left) in history.ancestors().iter().rev().filter(|(_, left)| end <= *left) {
                 if covered(reader, writers, *ancestor, file).await? >= found.end {
-                    return Ok(true);
+                    return Ok(Some((*ancestor, *left)));
                 }
             }
         }
     }
-    Ok(false)
+    Ok(None)
+}
+
+/// What is archived of a file up to where its timeline was left, for a shorter copy of it. A server that asked for the file itself
+/// would read on in the branch that was left.
+async fn longer(
+    reader: &WalReader,
+    writers: &[MemberId],
+    (timeline, file): (Timeline, u64),
+    left: Lsn,
+    copy: &SegmentFile,
+) -> Result<SegmentFile, ArchiveError> {
+    let Some(size) = SegmentSize::new(copy.content.len() as u64) else { return Ok(copy.clone()) };
+    let Some(segment) = Segment::of_file(timeline, file, size) else { return Ok(copy.clone()) };
+    let name = segment.file_name(size);
+    let Some(mut own) = held_segment(reader, writers, &name).await? else { return Ok(copy.clone()) };
+    if own.content.len() != copy.content.len() || !own.content.starts_with(&copy.content[..copy.end as usize])
+    {
+        return Err(ArchiveError::Conflict { file: name });
+    }
+    let until = left.get().saturating_sub(size.start_of(segment.number).get()).min(own.end.into());
+    own.content[until as usize..].fill(0);
+    own.end = until as u32;
+    Ok(own)
 }
 
 /// How far somebody archived a file.

@@ -77,9 +77,18 @@ async fn of_a_first_file_that_ends_before_its_timeline_begins_the_one_before_is_
     world.put(3, 1, MIB).await;
     world.put(4, 1, 2000).await;
     assert!(matches!(asked(&world, 2, 4).await, Ok(Fetched::Found(_))), "the one before has less");
-    world.put(4, 1, 5000).await;
-    assert_eq!(asked(&world, 2, 4).await.unwrap(), Fetched::Missing);
+    world.put(4, 1, 4000).await;
+    let up_to = |end: usize| [content(SYSTEM, 4, 1)[..end].to_vec(), vec![0; MIB as usize - end]].concat();
+    assert_eq!(asked(&world, 2, 4).await.unwrap(), Fetched::Found(up_to(4000)));
+    // What the first one has behind the switch is nobody's past.
+    world.put(4, 1, MIB).await;
+    assert_eq!(asked(&world, 2, 4).await.unwrap(), Fetched::Found(up_to(5000)));
     assert!(matches!(asked(&world, 1, 4).await, Ok(Fetched::Found(_))));
+    // Who is told to stop at the switch must see that something follows.
+    let name = Segment { timeline: Timeline::new(2).unwrap(), number: 4 }.file_name(size());
+    let (reader, to_gap) =
+        (world.repository.wal_reader(SYSTEM).unwrap(), Asker { to_gap: true, follows: None });
+    assert_eq!(fetch_for(&reader, &name, to_gap).await.unwrap(), Fetched::Missing);
     put_by(&second, 2, 4, 1, 6000).await;
     assert!(matches!(asked(&world, 2, 4).await, Ok(Fetched::Found(_))), "it has begun");
 }

@@ -183,7 +183,7 @@ impl LogMap {
 
     /// The file that a server recovering along `history` reads for a segment, and how far it goes: that of the newest
     /// timeline that has it and had begun by then. Of a first file that ends before its timeline begins, the same one of the
-    /// timeline before, if that goes as far: it is not given to a server ([`crate::archive::fetch_for`]).
+    /// timeline before, if that goes as far: a server gets what that one has ([`crate::archive::fetch_for`]).
     pub fn file_for(&self, history: &History, number: u64) -> Option<(Timeline, u32)> {
         let mut found: Option<(Timeline, u32)> = None;
         for (timeline, begin) in line(history).into_iter().rev() {

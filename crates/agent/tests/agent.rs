@@ -78,9 +78,14 @@ impl Place {
 }
 
 fn agent(config: &Path, arguments: &[&str]) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_keepwell-agent"));
-    command.arg("--config").arg(config).args(arguments).env_remove("KEEPWELL_LOG");
-    command.stderr(Stdio::piped()).spawn().unwrap()
+    agent_after("--default-signal=HUP", config, arguments)
+}
+
+/// With what `env` does to a signal before: whoever runs the tests may have it ignored.
+fn agent_after(signal: &str, config: &Path, arguments: &[&str]) -> Child {
+    let mut command = Command::new("env");
+    command.arg(signal).arg(env!("CARGO_BIN_EXE_keepwell-agent")).arg("--config").arg(config);
+    command.args(arguments).env_remove("KEEPWELL_LOG").stderr(Stdio::piped()).spawn().unwrap()
 }
 
 fn ended(output: Output) -> (Option<i32>, String) {
@@ -286,6 +291,24 @@ async fn a_hangup_ends_the_agent_in_order() {
     kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert!(lines.next().unwrap().unwrap().contains("ending"));
+}
+
+/// Of `nohup keepwell-agent` nobody wants to hear that the terminal is gone.
+#[tokio::test]
+async fn a_hangup_that_is_ignored_stays_so() {
+    let place = Place::new().await;
+    assert_eq!(place.once("1h", "").0, Some(0));
+    fs::remove_dir_all(place.path("state")).unwrap();
+    let mut child = agent_after("--ignore-signal=HUP", &place.path("config"), &[]);
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("backed up"));
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    assert_eq!(u64::from_str_radix(ignored.trim(), 16).unwrap() & 1, 1, "{status}");
+    for signal in [Signal::HUP, Signal::TERM] {
+        kill_process(Pid::from_child(&child), signal).unwrap();
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use backup_core::Cancel;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Whether the work should stop, and whether it knows how to stop by itself.
 #[derive(Debug, Clone, Default)]
@@ -74,12 +74,12 @@ impl Interrupt {
     pub async fn at_once(&self, say: impl Fn(&str)) -> std::io::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let mut hangup = signal(SignalKind::hangup())?;
+        let mut hangup = hangup()?;
         loop {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
-                _ = hangup.recv() => {}
+                () = received(hangup.as_mut()) => {}
             }
             let before = self.0.flags.fetch_or(REQUESTED, Ordering::SeqCst);
             if before & GRACEFUL == 0 || before & REQUESTED != 0 {
@@ -88,5 +88,43 @@ impl Interrupt {
             self.0.cancel.cancel();
             say("stopping in order (interrupt again to end at once)");
         }
+    }
+}
+
+/// SIGHUP, unless whoever started us has it ignored, as `nohup` does: to listen would undo that, and a terminal that is closed
+/// would end the backup that was to outlive it.
+fn hangup() -> std::io::Result<Option<Signal>> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if ignores_hangup(&status) { Ok(None) } else { signal(SignalKind::hangup()).map(Some) }
+}
+
+/// Whether a process ignores SIGHUP, the first of all signals, by what the kernel says of it.
+fn ignores_hangup(status: &str) -> bool {
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set & 1 != 0)
+}
+
+/// Returns when the signal comes; never without one.
+async fn received(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_was_started_with_nohup_ignores_hangups() {
+        let status =
+            |set: &str| format!("SigBlk:\t0000000000000001\nSigIgn:\t{set}\nSigCgt:\t0000000000000001\n");
+        for (set, expected) in [("0000000000001001", true), ("0000000000001000", false), ("odd", false)] {
+            assert_eq!(ignores_hangup(&status(set)), expected, "{set}");
+        }
+        assert!(!ignores_hangup(""));
     }
 }

@@ -249,7 +249,8 @@ pub struct ForProgram {
 }
 
 impl ForProgram {
-    /// Takes the password out of a connection string or URI. There is no such way for the password of a key, which is refused.
+    /// Takes the password out of a connection string or URI. There is no such way for other secrets, as the password of a key,
+    /// which are refused.
     /// ```
     /// use keepwell_source_postgres::options::ForProgram;
     ///
@@ -260,9 +261,7 @@ impl ForProgram {
     /// ```
     pub fn of(text: &str) -> Result<Self, OptionsError> {
         let mut pairs = parse::connection_string(text)?;
-        if pairs.remove("sslpassword").is_some_and(|value| !value.is_empty()) {
-            return Err(OptionsError::Unsupported { keyword: "sslpassword", value: "…".to_owned() });
-        }
+        parse::refuse_secrets(&pairs)?;
         let password = pairs.remove("password").filter(|value| !value.is_empty()).map(Secret::new);
         let pair = |(keyword, value): (String, String)| {
             format!("{keyword}='{}'", value.replace('\\', r"\\").replace('\'', r"\'"))
@@ -290,12 +289,17 @@ mod tests {
             ("service=main connect_timeout=3", "connect_timeout='3' service='main'", None),
             (r"host=db1 password='it\'s \\' dbname='a=b\'c'", r"dbname='a=b\'c' host='db1'", Some(r"it's \")),
             ("postgres://ann:p%40ss@db1:5433,db2/", "host='db1,db2' port='5433,' user='ann'", Some("p@ss")),
+            ("max_protocol_version=3.2 host=db1", "host='db1' max_protocol_version='3.2'", None),
             ("postgres://db1/?password=sesame", "host='db1'", Some("sesame")),
         ] {
             let found = ForProgram::of(text).unwrap();
             assert_eq!(found.text, told, "{text}");
             assert_eq!(found.password.map(|password| password.expose().to_owned()).as_deref(), password);
         }
-        assert!(ForProgram::of("sslkey=/k sslpassword=sesame").is_err());
+        for secret in ["sslkey=/k sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret"]
+        {
+            let refused = ForProgram::of(&format!("{secret}=sesame")).unwrap_err();
+            assert!(!refused.to_string().contains("sesame"), "{refused}");
+        }
     }
 }

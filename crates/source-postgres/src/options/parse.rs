@@ -26,6 +26,12 @@ const KEYWORDS: &[&str] = &[
     "keepalives_interval",
     "krbsrvname",
     "load_balance_hosts",
+    "max_protocol_version",
+    "min_protocol_version",
+    "oauth_client_id",
+    "oauth_client_secret",
+    "oauth_issuer",
+    "oauth_scope",
     "options",
     "passfile",
     "password",
@@ -33,6 +39,8 @@ const KEYWORDS: &[&str] = &[
     "replication",
     "require_auth",
     "requirepeer",
+    "scram_client_key",
+    "scram_server_key",
     "service",
     "servicefile",
     "ssl_max_protocol_version",
@@ -43,6 +51,7 @@ const KEYWORDS: &[&str] = &[
     "sslcrl",
     "sslcrldir",
     "sslkey",
+    "sslkeylogfile",
     "sslmode",
     "sslnegotiation",
     "sslpassword",
@@ -52,6 +61,9 @@ const KEYWORDS: &[&str] = &[
     "tcp_user_timeout",
     "user",
 ];
+
+/// Secrets for which we have no use, and which a program takes in its arguments alone.
+const SECRETS: [&str; 4] = ["oauth_client_secret", "scram_client_key", "scram_server_key", "sslpassword"];
 
 /// Keywords and values as given.
 pub(super) type Pairs = BTreeMap<String, String>;
@@ -84,6 +96,15 @@ pub(super) fn insert(pairs: &mut Pairs, keyword: &str, value: String) -> Result<
     }
     pairs.insert(keyword.to_owned(), value);
     Ok(())
+}
+
+/// Fails where one of these secrets is given.
+pub(super) fn refuse_secrets(pairs: &Pairs) -> Result<(), OptionsError> {
+    let is_given = |keyword: &&&str| pairs.get(**keyword).is_some_and(|value| !value.is_empty());
+    match SECRETS.iter().find(is_given) {
+        Some(&keyword) => Err(OptionsError::Unsupported { keyword, value: "…".to_owned() }),
+        None => Ok(()),
+    }
 }
 
 fn keyword_values(text: &str) -> Result<Pairs, OptionsError> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use keepwell_crypto::Secret;
 
 use super::files::{add_service, find_password, password_file};
-use super::parse::{Pairs, connection_string};
+use super::parse::{Pairs, connection_string, refuse_secrets};
 use super::{
     ChannelBinding, ConnectOptions, HostOptions, KeepAlive, OptionsError, RootCerts, SessionKind, SslMode,
     SslNegotiation, TargetSession,
@@ -197,22 +197,22 @@ fn refuse_unsupported(pairs: &Pairs) -> Result<(), OptionsError> {
     let harmless: &[(&'static str, &[&str])] = &[
         ("gssencmode", &["disable", "prefer", ""]),
         ("load_balance_hosts", &["disable", ""]),
+        ("min_protocol_version", &["3.0", ""]),
+        ("oauth_issuer", &[""]),
         ("require_auth", &[""]),
         ("requirepeer", &[""]),
         ("sslcrldir", &[""]),
         ("ssl_max_protocol_version", &["TLSv1.3", ""]),
         ("ssl_min_protocol_version", &["TLSv1", "TLSv1.1", "TLSv1.2", ""]),
         ("sslcertmode", &["allow", ""]),
+        ("sslkeylogfile", &[""]),
     ];
     for (keyword, fine) in harmless {
         if let Some(value) = pairs.get(*keyword).filter(|value| !fine.contains(&value.as_str())) {
             return Err(OptionsError::Unsupported { keyword, value: value.clone() });
         }
     }
-    if pairs.get("sslpassword").is_some_and(|value| !value.is_empty()) {
-        return Err(OptionsError::Unsupported { keyword: "sslpassword", value: "…".to_owned() });
-    }
-    Ok(())
+    refuse_secrets(pairs)
 }
 
 fn root_certs(pairs: &mut Pairs, surroundings: &Surroundings) -> Result<RootCerts, OptionsError> {
@@ -466,9 +466,12 @@ mod tests {
             "sslpassword=x",
             "ssl_min_protocol_version=TLSv1.3",
             "gssencmode=require",
+            "min_protocol_version=3.2",
+            "scram_client_key=x",
         ] {
             assert!(matches!(get(text), Err(OptionsError::Unsupported { .. })), "{text}");
         }
+        assert!(get("max_protocol_version=latest").is_ok(), "of PostgreSQL 18");
         assert_eq!(get("sslrootcert=system").unwrap().ssl_mode, SslMode::VerifyFull);
         assert!(get("sslrootcert=system sslmode=require").is_err());
         assert!(matches!(get("host=a pasword=x"), Err(OptionsError::UnknownKeyword { .. })));

@@ -88,11 +88,10 @@ impl ServerError {
             Self::NoExtension { name, .. } => Some(format!(
                 "Install the package of this major that has `{name}`; the server's own extensions are in `postgresql-contrib`."
             )),
-            Self::FellShort { .. } => Some(
+            Self::FellShort { at, .. } => Some(format!(
                 "What lies behind is damaged, or of another server that wrote the same timeline; the server's log says why it \
-                 ended there. Recovered is what came before."
-                    .into(),
-            ),
+                 ended there. `--to-lsn {at}` gives what came before."
+            )),
             Self::Ended { reason, .. } => extensions::missing_in(reason).map(|name| {
                 format!(
                     "The server loads `{name}` at its start, which is not installed on this host: install it, or leave it out \

@@ -141,6 +141,10 @@ async fn the_end_of_the_log_is_where_a_timeline_was_left_and_not_behind_it() {
             short.to_string(),
             format!("recovery ended at {}, and the archived log goes on to {last}", lsn(3, 80))
         );
+        let ended_at = lsn(3, 80);
+        assert!(short.hint().unwrap().contains(&format!("`--to-lsn {ended_at}`")));
+        // Which is reached, whatever lies behind.
+        planner.plan(&Target::Lsn(ended_at, Bound::Inclusive), None).await.unwrap();
         let stop = left_at.map_or(Target::Latest, |at| Target::Lsn(at, Bound::Exclusive));
         assert_eq!((plan.asker().to_gap, plan.stop()), (left_at.is_some(), stop));
         let first = planner.plan(&Target::Latest, Some(Timeline::FIRST)).await.unwrap();

@@ -252,7 +252,7 @@ async fn descendant(
     Ok(None)
 }
 
-/// The earlier timeline that has all that is there of a file too, and where it was left, if this one had not begun by there.
+/// The earlier timeline that has most of what is there of a file too, and where it was left, if this one had not begun by there.
 async fn original(
     reader: &WalReader,
     writers: &[MemberId],
@@ -269,10 +269,17 @@ async fn original(
             if end > history.begin() {
                 continue;
             }
-            for (ancestor, left) in history.ancestors().iter().rev().filter(|(_, left)| end <= *left) {
-                if covered(reader, writers, *ancestor, file).await? >= found.end {
-                    return Ok(Some((*ancestor, *left)));
+            // It may be a copy of a copy.
+            let mut most: Option<(Lsn, Timeline, Lsn)> = None;
+            for (ancestor, left) in history.ancestors().iter().filter(|(_, left)| end <= *left) {
+                let held = covered(reader, writers, *ancestor, file).await?;
+                let reached = size.start_of(segment.number).plus(held.into()).min(*left);
+                if reached >= end && most.is_none_or(|(known, ..)| reached >= known) {
+                    most = Some((reached, *ancestor, *left));
                 }
+            }
+            if let Some((_, ancestor, left)) = most {
+                return Ok(Some((ancestor, left)));
             }
         }
     }

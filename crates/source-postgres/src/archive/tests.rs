@@ -93,6 +93,19 @@ async fn of_a_first_file_that_ends_before_its_timeline_begins_the_one_before_is_
     assert!(matches!(asked(&world, 2, 4).await, Ok(Fetched::Found(_))), "it has begun");
 }
 
+#[tokio::test]
+async fn of_a_copy_of_a_copy_the_first_counts() {
+    let (world, second) = world().await;
+    let at = |offset| size().start_of(4).plus(offset);
+    put_history(&world.repository, 3, &format!("1\t{}\tx\n2\t{}\tx\n", at(5000), at(6000))).await;
+    for timeline in [2, 3] {
+        put_by(&second, timeline, 4, 1, 3000).await;
+    }
+    world.put(4, 1, 4000).await;
+    let expected = [content(SYSTEM, 4, 1)[..4000].to_vec(), vec![0; MIB as usize - 4000]].concat();
+    assert_eq!(asked(&world, 3, 4).await.unwrap(), Fetched::Found(expected));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_gap_between_two_writers_is_not_the_end_of_the_log() {
     let (world, second) = world().await;

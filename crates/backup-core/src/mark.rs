@@ -123,10 +123,10 @@ pub(crate) fn look_up(
     waiting.sort_unstable();
     waiting.dedup();
     for ids in waiting.chunks(LOOKED_UP_TOGETHER) {
-        for (id, mut places) in ids.iter().zip(index.find_all(ids)?) {
+        index.find_all(ids, |id, mut places| {
             places.retain(|place| place.class == PackClass::Data);
             visitor.reached(id, &places);
-        }
+        })?;
     }
     waiting.clear();
     Ok(())

@@ -17,6 +17,8 @@ use crate::names::PackClass;
 /// Of the budget, segments that are decoded take at most this part. What they leave is for blocks of the others: those of two
 /// segments at once as writers make them, or ids in the order in which they were stored read each block many times.
 const DECODED_SHARE: u64 = 3;
+/// So many places of chunks that are looked up together are held, 17 MB, unless one chunk alone has more.
+const PLACES_TOGETHER_MAX: usize = 128 << 10;
 
 /// Answers where a chunk is, over many segments, from several threads; segments may be added meanwhile.
 ///
@@ -154,23 +156,64 @@ impl IndexSet {
         Ok(found)
     }
 
-    /// The locations of many chunks, each as [`IndexSet::find`] gives them. Goes through one segment after the other, so the
-    /// filter of each is near for all ids, and of ids in ascending order each of its blocks is read once. One by one, an id
-    /// costs a miss of the processor's cache for every segment, of which there is one for each backup since the last prune.
+    /// Calls `visit` with many chunks, in their order, and the locations of each as [`IndexSet::find`] gives them. Goes through
+    /// one segment after the other, so the filter of each is near for all ids, and of ids in ascending order each of its blocks
+    /// is read once. One by one, an id costs a miss of the processor's cache for every segment, of which there is one for each
+    /// backup since the last prune.
     ///
-    /// Takes 24 bytes for each id, beside its locations.
-    pub fn find_all(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Location>>, CatalogError> {
+    /// Takes 24 bytes for each id, beside its locations. Where segments claim very many of these, fewer chunks are looked up
+    /// together.
+    pub fn find_all(
+        &self,
+        ids: &[ChunkId],
+        visit: impl FnMut(&ChunkId, Vec<Location>),
+    ) -> Result<(), CatalogError> {
+        self.find_all_within(ids, PLACES_TOGETHER_MAX, visit)
+    }
+
+    /// Holds at most so many places, or those of one chunk.
+    pub(crate) fn find_all_within(
+        &self,
+        ids: &[ChunkId],
+        places_max: usize,
+        mut visit: impl FnMut(&ChunkId, Vec<Location>),
+    ) -> Result<(), CatalogError> {
+        let mut waiting = vec![ids];
+        while let Some(ids) = waiting.pop() {
+            match self.find_together(ids, places_max)? {
+                Some(found) => ids.iter().zip(found).for_each(|(id, places)| visit(id, places)),
+                None => {
+                    let (first, rest) = ids.split_at(ids.len() / 2);
+                    waiting.extend([rest, first]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` where these chunks, of which there are several, have more places than are to be held.
+    fn find_together(
+        &self,
+        ids: &[ChunkId],
+        places_max: usize,
+    ) -> Result<Option<Vec<Vec<Location>>>, CatalogError> {
         let (mut found, stored) = {
             let state = self.read();
             let found: Vec<Vec<Location>> = ids.iter().map(|id| state.in_memory(id)).collect();
             (found, Arc::clone(&state.stored))
         };
+        let mut places: usize = found.iter().map(Vec::len).sum();
         for (number, segment) in stored.iter() {
             for (id, found) in ids.iter().zip(&mut found) {
+                let before = found.len();
                 self.find_stored(id, *number, segment, found)?;
+                places += found.len() - before;
+                if places > places_max && ids.len() > 1 {
+                    return Ok(None);
+                }
             }
         }
-        Ok(found)
+        Ok(Some(found))
     }
 
     /// Calls `visit` with every location of a chunk, also with those that [`IndexSet::find`] leaves out. For whoever knows
@@ -224,7 +267,7 @@ impl IndexSet {
             places = if last_pack == Some(entry.pack) { places + 1 } else { 1 };
             last_pack = Some(entry.pack);
             if places <= Self::PLACES_IN_A_PACK_MAX {
-                found.push(location(number, segment, ordinal, entry));
+                hold(found, location(number, segment, ordinal, entry));
             }
         })
     }
@@ -297,11 +340,19 @@ impl State {
     fn in_memory(&self, id: &ChunkId) -> Vec<Location> {
         let mut found = Vec::new();
         let _ = self.table.visit(id, |number, ordinal, entry| {
-            found.push(location(number, &self.segments[number].1, ordinal, *entry));
+            hold(&mut found, location(number, &self.segments[number].1, ordinal, *entry));
             ControlFlow::<()>::Continue(())
         });
         found
     }
+}
+
+/// Adds a place of a chunk. Mostly it is the only one, and room would be made for four.
+fn hold(found: &mut Vec<Location>, place: Location) {
+    if found.is_empty() {
+        found.reserve_exact(1);
+    }
+    found.push(place);
 }
 
 fn bytes(budget: u64) -> usize {

@@ -515,12 +515,16 @@ fn many_ids_at_once_are_found_as_one_by_one() {
         }
         let mut ids: Vec<ChunkId> = (0..7000).step_by(3).map(id).collect();
         ids.sort_unstable();
-        let found = set.find_all(&ids).unwrap();
-        assert_eq!(found.len(), ids.len());
-        for (id, found) in ids.iter().zip(found) {
-            assert_eq!(found, set.find(id).unwrap());
+        let one_by_one: Vec<_> = ids.iter().map(|id| (*id, set.find(id).unwrap())).collect();
+        // However few places are held: then fewer chunks are looked up together.
+        for places_max in [0, 1, 100, usize::MAX] {
+            let mut found = Vec::new();
+            set.find_all_within(&ids, places_max, |id, places| found.push((*id, places))).unwrap();
+            assert!(found == one_by_one, "{places_max} places");
         }
-        assert!(set.find_all(&[]).unwrap().is_empty());
+        let mut of_none = 0;
+        set.find_all(&[], |_, _| of_none += 1).unwrap();
+        assert_eq!(of_none, 0);
     }
 }
 

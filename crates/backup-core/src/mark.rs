@@ -103,9 +103,9 @@ pub(crate) fn visit(
     if let Err(error) = look_up(index, &mut waiting, &mut *visitor) {
         failed.get_or_insert(error);
     }
-    match (failed, stopped) {
-        (Some(error), _) => visitor.broken(error),
-        (None, stopped) => stopped.map_or(Ok(()), Err),
+    match (stopped, failed) {
+        (Some(error), _) => Err(error),
+        (None, failed) => failed.map_or(Ok(()), |error| visitor.broken(error)),
     }
 }
 
@@ -114,7 +114,8 @@ fn gather(key: &[u8], value: &[u8], waiting: &mut Vec<ChunkId>) -> Result<(), Er
     Ok(())
 }
 
-/// Hands chunks of content to a visitor, and forgets them.
+/// Hands chunks of content to a visitor, and forgets them, also where the index cannot be read: they would be looked up again,
+/// in vain, with all that come after them.
 pub(crate) fn look_up(
     index: &IndexSet,
     waiting: &mut Vec<ChunkId>,
@@ -122,14 +123,14 @@ pub(crate) fn look_up(
 ) -> Result<(), Error> {
     waiting.sort_unstable();
     waiting.dedup();
-    for ids in waiting.chunks(LOOKED_UP_TOGETHER) {
+    let done = waiting.chunks(LOOKED_UP_TOGETHER).try_for_each(|ids| {
         index.find_all(ids, |id, mut places| {
             places.retain(|place| place.class == PackClass::Data);
             visitor.reached(id, &places);
-        })?;
-    }
+        })
+    });
     waiting.clear();
-    Ok(())
+    Ok(done?)
 }
 
 /// The places of a chunk in packs of the class that it is expected in. A tree may say of a node that it is the content of
@@ -147,4 +148,70 @@ pub(crate) fn places_of(
 /// The location to live by: the first whose pack does not count as gone.
 pub(crate) fn preferred<'l>(locations: &'l [Location], gone: &PackSet) -> Option<&'l Location> {
     locations.iter().find(|l| !gone.contains(l.class, &l.pack.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use bytes::Bytes;
+    use keepwell_catalog::{ContentName, IndexEntry, PackRef, ReadAt, Segment, SegmentBuilder};
+    use keepwell_crypto::{Digest, DomainId, GroupId, RepositoryId, SigningKey, verify_detached};
+
+    use super::*;
+
+    /// A segment that cannot be read any more, once it was opened.
+    struct Breaking {
+        segment: Bytes,
+        is_broken: Arc<AtomicBool>,
+    }
+
+    impl ReadAt for Breaking {
+        fn len(&self) -> Result<u64, CatalogError> {
+            ReadAt::len(&self.segment)
+        }
+
+        fn read_at(&self, offset: u64, len: usize) -> Result<Bytes, CatalogError> {
+            if self.is_broken.load(Ordering::SeqCst) {
+                return Err(CatalogError::ReadSegment { offset, len, source: "the disk is gone".into() });
+            }
+            self.segment.read_at(offset, len)
+        }
+    }
+
+    struct Nobody;
+
+    impl Visitor for Nobody {
+        fn reached(&mut self, _: &ChunkId, _: &[Location]) -> bool {
+            true
+        }
+
+        fn broken(&mut self, error: Error) -> Result<(), Error> {
+            Err(error)
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_looked_up_does_not_gather() {
+        let (key, repository) = (SigningKey::generate(), RepositoryId::generate());
+        let name = ContentName::new(&Digest::of(b"a pack"), [1, 2, 3, 4]);
+        let mut builder = SegmentBuilder::new(GroupId::generate(), PackClass::Data);
+        let pack =
+            builder.add_pack(PackRef { name, size: 9000, header_len: 200, domain: DomainId::generate() });
+        let id = ChunkId::from_bytes([7; ChunkId::LEN]);
+        builder.add(IndexEntry { id, pack, frame_offset: 0, frame_length: 700, offset: 0, length: 1000 });
+        let segment = Bytes::from(builder.finish(repository, &key, Vec::new()).unwrap());
+        let verify = |_: &_, tables: &[u8], signature: &[u8; 64]| {
+            Ok(verify_detached(&key.verifying_key(), repository, "index", tables, signature)?)
+        };
+        let is_broken = Arc::new(AtomicBool::new(false));
+        let source = Breaking { segment, is_broken: Arc::clone(&is_broken) };
+        let index = IndexSet::new(0);
+        index.add("a", Segment::open(Box::new(source), &verify).unwrap()).unwrap();
+        is_broken.store(true, Ordering::SeqCst);
+        let mut waiting = vec![id];
+        look_up(&index, &mut waiting, &mut Nobody).unwrap_err();
+        assert!(waiting.is_empty());
+    }
 }

@@ -70,9 +70,13 @@ async fn a_page_is_neither_an_empty_listing_nor_an_upload_that_is_done() {
         let put = store.put_new(&key(), Bytes::from_static(b"pack")).await;
         assert!(put.is_err_and(|error| error.to_string().contains("answers with a page")), "{page}");
     }
-    let (endpoint, _) = serve(|_| answer("200 OK", "", "<Error><Code>InternalError</Code></Error>"));
-    let listed = store(&endpoint).await.list_page("", None).await;
-    assert!(listed.is_err(), "{listed:?}");
+    let long = format!("<html><body>{}</body></html>", "back soon ".repeat(10_000));
+    let late = format!("<!--{}--><html/>", " ".repeat(20_000));
+    for page in ["<Error><Code>InternalError</Code></Error>".to_owned(), long, late] {
+        let (endpoint, _) = serve(move |_| answer("200 OK", "", &page));
+        let listed = store(&endpoint).await.list_page("", None).await;
+        assert!(listed.is_err(), "{listed:?}");
+    }
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ const ANSWER_BYTES_MAX: u64 = 64 << 20;
 /// The elements that listings in XML are in, of buckets, of Azure and of WebDAV.
 const LISTINGS: [&str; 3] = ["ListBucketResult", "EnumerationResults", "multistatus"];
 /// Bytes of an answer that its outermost element is looked for in.
-const ROOT_BYTES: usize = 1 << 10;
+const ROOT_BYTES: usize = 16 << 10;
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const REDIRECTS_MAX: usize = 5;
@@ -322,7 +322,7 @@ async fn refuse_page(response: Response<HttpBody>, is_listing: bool) -> opendal:
     Ok(Response::from_parts(parts, HttpBody::new(stream::iter([Ok(whole)]), None)))
 }
 
-/// The name of the outermost element of a document in XML or HTML; `None` for another one.
+/// The name of the outermost element of a document in XML or HTML, without one where none begins; `None` for other documents.
 fn root(text: &str) -> Option<&str> {
     let mut rest = text.trim_start_matches('\u{feff}').trim_start();
     loop {
@@ -332,7 +332,8 @@ fn root(text: &str) -> Option<&str> {
             _ if rest.starts_with("<!") => ">",
             _ => break,
         };
-        rest = rest.split_once(end)?.1.trim_start();
+        let Some((_, behind)) = rest.split_once(end) else { return Some("") };
+        rest = behind.trim_start();
     }
     let name = rest.strip_prefix('<')?.split([' ', '\t', '\r', '\n', '/', '>']).next()?;
     Some(name.rsplit_once(':').map_or(name, |(_, local)| local))
@@ -452,7 +453,7 @@ mod tests {
             ("<?xml version=\"1.0\"?><!-- a > b --><D:multistatus xmlns:D=\"DAV:\">", Some("multistatus")),
             ("\r\n <!DOCTYPE html>\n<HTML>", Some("HTML")),
             ("{\"items\": [\"<html>\"]}", None),
-            ("<!-- without an end", None),
+            ("<!-- without an end", Some("")),
             ("<", Some("")),
             ("", None),
         ] {

@@ -130,12 +130,12 @@ impl Directories for OpendalStore {
             Err(error) if error.is_not_found() => return Ok(Vec::new()),
             lister => lister?,
         };
-        let (mut children, mut shows_itself) = (Vec::new(), false);
+        let (mut children, mut shows_itself, mut shows_anything) = (Vec::new(), false, false);
         loop {
             let next = async { lister.next().await.transpose() };
             let entry = match self.limited("list", directory, time, next).await {
                 Ok(Some(entry)) => entry,
-                Ok(None) if self.site.service == Service::Webdav && !shows_itself && !children.is_empty() => {
+                Ok(None) if self.site.service == Service::Webdav && shows_anything && !shows_itself => {
                     return Err(under_other_names(self, directory));
                 }
                 Ok(None) => return Ok(children),
@@ -143,8 +143,10 @@ impl Directories for OpendalStore {
                 Err(error) if self.is_beneath_object(directory, &error).await => return Ok(children),
                 Err(error) => return Err(error),
             };
+            shows_anything = true;
             let name = entry.path().strip_prefix(directory);
-            if entry.path() == path || name == Some("") {
+            // An object of that name shows itself, too, and has nothing beneath it.
+            if entry.path() == path || name == Some("") || directory.strip_suffix('/') == Some(entry.path()) {
                 shows_itself = true;
                 continue;
             }

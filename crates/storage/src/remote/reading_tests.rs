@@ -64,6 +64,7 @@ async fn an_answer_that_drips_is_given_up() {
     let start = tokio::time::Instant::now();
     let refused = store(Dripping).get(&key()).await.unwrap_err();
     assert_eq!(refused.kind, StorageErrorKind::Unavailable, "{refused}");
+    assert!(refused.to_string().contains("too slowly"), "{refused}");
     assert!(start.elapsed() < Duration::from_secs(120), "{:?}", start.elapsed());
 }
 

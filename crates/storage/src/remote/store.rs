@@ -283,8 +283,13 @@ impl OpendalStore {
                 return Err(self.site.too_slow(operation, key));
             };
             let next = async { stream.next().await.transpose() };
-            let Some(piece) = self.limited(operation, key.as_str(), time.min(left), next).await? else {
-                return Ok(body.freeze());
+            let piece = match self.limited(operation, key.as_str(), time.min(left), next).await {
+                Ok(Some(piece)) => piece,
+                Ok(None) => return Ok(body.freeze()),
+                Err(_) if !body.is_empty() && begun.elapsed() >= patience => {
+                    return Err(self.site.too_slow(operation, key));
+                }
+                Err(error) => return Err(error),
             };
             if (body.len() + piece.len()) as u64 > most {
                 return Err(StorageError::too_large(key, most));

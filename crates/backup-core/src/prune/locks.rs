@@ -129,10 +129,15 @@ pub(super) async fn are_due(repository: &Repository) -> Result<bool, Error> {
 }
 
 /// What was to go and is needed after all was not looked after: the next prune for the sake of locks is due at once.
-pub(super) fn look_again(cache: &Cache) -> Result<(), Error> {
-    match load(cache) {
+pub(super) fn look_again(repository: &Repository) {
+    let cache = repository.cache();
+    let saved = match load(cache) {
         Remembered { extended: None, .. } => Ok(()),
         remembered => save(cache, &Remembered { extended: None, ..remembered }),
+    };
+    if let Err(error) = saved {
+        let what = "what is needed after all may be looked after late: the local cache does not keep that it was not locked";
+        repository.note_useless_cache(what, &error);
     }
 }
 

@@ -250,7 +250,7 @@ impl Repository {
             self.decide_and_delete(name, plan, scan, options, &moved.segments, &mut report).await?;
         }
         if report.kept > 0 {
-            locks::look_again(self.cache())?;
+            locks::look_again(self);
         }
         report.segments_merged = merge::merge_segments(self, scan.young).await?;
         report.plans_merged = merge_plans::merge_plans(self, scan.young).await?;

@@ -84,7 +84,7 @@ settings! {
     part_size_mib: u32 = "part-size-mib",
     /// Parts of one object on their way at a time. Default: 4.
     parallel_parts: u32 = "parallel-parts",
-    /// Seconds to wait for an answer; an upload gets a second more for every 32 KiB, a download for every 4. Default: 60.
+    /// Seconds to wait for an answer; an upload gets a second more for every 32 KiB, a download for every 4 of all. Default: 60.
     timeout_seconds: u32 = "timeout-seconds",
 }
 

@@ -68,6 +68,35 @@ async fn an_answer_that_drips_is_given_up() {
     assert!(start.elapsed() < Duration::from_secs(120), "{:?}", start.elapsed());
 }
 
+/// Of what a slow line brings, each of two downloads gets so much in a second …
+const SLOW_BYTES: usize = 3 << 10;
+/// … for so many seconds.
+const SLOW_SECONDS: u64 = 400;
+
+struct Slow;
+
+impl HttpTransport for Slow {
+    async fn fetch(&self, _: Request<Buffer>) -> opendal::Result<Response<HttpBody>> {
+        let pieces = stream::unfold(0, |sent| async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            (sent < SLOW_SECONDS)
+                .then(|| (Ok::<_, opendal::Error>(Buffer::from(vec![7; SLOW_BYTES])), sent + 1))
+        });
+        let body = HttpBody::new(Box::pin(pieces), None);
+        let length = SLOW_SECONDS * SLOW_BYTES as u64;
+        Ok(Response::builder().header(header::CONTENT_LENGTH, length).body(body).unwrap())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn downloads_that_share_a_slow_line_are_not_given_up() {
+    let (store, key, range) = (store(Slow), key(), 0..SLOW_SECONDS * SLOW_BYTES as u64);
+    let alone = store.get_range(&key, range.clone()).await.unwrap_err();
+    assert!(alone.to_string().contains("too slowly"), "{alone}");
+    let both = tokio::join!(store.get_range(&key, range.clone()), store.get_range(&key, range.clone()));
+    assert!(both.0.is_ok() && both.1.is_ok(), "{both:?}");
+}
+
 #[tokio::test]
 async fn of_an_endless_object_no_more_is_held_than_was_allowed() {
     let refused = store(Endless).get_at_most(&key(), 1 << 20).await.unwrap_err();

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,7 +27,8 @@ use crate::{Capabilities, Control, Key, ObjectInfo, ObjectStore, Page, StorageEr
 
 /// Slowest upload that is not given up, in bytes per second.
 const UPLOAD_RATE_MIN: u64 = 32 << 10;
-/// Slowest download that is not given up: a byte now and then is no answer. Several share one line, so it is less.
+/// Slowest download that is not given up: a byte now and then is no answer. Those that are under way together share one line,
+/// and this.
 const DOWNLOAD_RATE_MIN: u64 = 4 << 10;
 /// S3 and GCS take at most 10,000 parts.
 const PARTS_MAX: u64 = 9_000;
@@ -47,6 +49,8 @@ pub(super) struct OpendalStore {
     place: String,
     /// Listings that go on where a page ended, for a service that cannot start at a key.
     pub(super) positions: Mutex<Vec<Position>>,
+    /// Reads that are under way.
+    reads: AtomicU64,
     control: Option<Arc<dyn Control>>,
 }
 
@@ -57,7 +61,8 @@ impl OpendalStore {
             operator.with_context(context)
         };
         let (hot, cold) = (with_transport(parts.hot), parts.cold.map(with_transport));
-        Self { site: parts.site, hot, cold, limits, place, positions: Mutex::default(), control: None }
+        let (positions, reads) = (Mutex::default(), AtomicU64::new(0));
+        Self { site: parts.site, hot, cold, limits, place, positions, reads, control: None }
     }
 
     pub(super) fn with_control(self, control: Option<Arc<dyn Control>>) -> Self {
@@ -276,9 +281,10 @@ impl OpendalStore {
         let mut stream = self.limited(operation, key.as_str(), time, stream).await?;
         let expected = range.map_or(0, |range| usize::try_from(range.end - range.start).unwrap_or(0));
         let mut body = BytesMut::with_capacity(expected.min(64 << 20));
-        let begun = Instant::now();
+        let (begun, under_way) = (Instant::now(), UnderWay::count(&self.reads));
+        let mut on_the_line: u64 = 0; // about what came of all downloads together
         loop {
-            let patience = time + Duration::from_secs(body.len() as u64 / DOWNLOAD_RATE_MIN);
+            let patience = time + Duration::from_secs(on_the_line / DOWNLOAD_RATE_MIN);
             let Some(left) = patience.checked_sub(begun.elapsed()) else {
                 return Err(self.site.too_slow(operation, key));
             };
@@ -294,6 +300,7 @@ impl OpendalStore {
             if (body.len() + piece.len()) as u64 > most {
                 return Err(StorageError::too_large(key, most));
             }
+            on_the_line = on_the_line.saturating_add(under_way.all().saturating_mul(piece.len() as u64));
             for part in piece {
                 body.extend_from_slice(&part);
             }
@@ -326,6 +333,27 @@ impl OpendalStore {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// One of several things that are under way, until it is dropped.
+struct UnderWay<'c>(&'c AtomicU64);
+
+impl<'c> UnderWay<'c> {
+    fn count(all: &'c AtomicU64) -> Self {
+        all.fetch_add(1, Ordering::Relaxed);
+        Self(all)
+    }
+
+    /// How many there are, this one among them.
+    fn all(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -106,6 +106,14 @@ planted() {
     [ "$before" = "$("${reader[@]}" "$repository" "$key" list --verify 2>"$work/warnings")" ]
     [ "$(grep -c 'does not count' "$work/warnings")" = 5 ]
     "${reader[@]}" "$repository" "$key" restore latest "$work/planted.restored"
+    # A commit whose manifest is another one costs its own snapshot.
+    one=$(head -n 1 <<<"$before" | cut -c 1-8)
+    python3 - "$repository/commits" "$one" <<'ALTER'
+import pathlib, sys
+for commit in pathlib.Path(sys.argv[1]).glob("*/*"):
+    commit.write_bytes(commit.read_bytes().replace(bytes.fromhex(sys.argv[2]), bytes(4)))
+ALTER
+    [ "$(tail -n +2 <<<"$before")" = "$("${reader[@]}" "$repository" "$key" list 2>/dev/null)" ]
 }
 
 cargo build --locked --quiet --workspace --bins --tests

@@ -224,14 +224,22 @@ class Repository:
                 print(f"warning: `{name}` does not count: its signer may not write it, or is revoked", file=sys.stderr)
                 continue
             try:
-                plain = unzstd(self.sealed(commit[7] if "/" in commit[7] else "manifests/" + commit[7]))
-            except (Damage, OSError) as error:
-                print(f"warning: snapshot {commit[8].hex()[:8]} cannot be read: {error}", file=sys.stderr)
-                continue
-            if hashlib.sha256(plain).digest() != commit[8]:
-                raise Damage(f"the manifest of `{name}` is not the one its commit names")
-            found.append((commit[8].hex(), cbor(plain)))
+                found.append((commit[8].hex(), self.manifest(commit)))
+            except MALFORMED as error:
+                print(f"warning: the snapshot of `{name}` cannot be read: {error!r}", file=sys.stderr)
         return sorted(found, key=lambda snapshot: snapshot[1][9])
+
+    def manifest(self, commit):
+        plain = unzstd(self.sealed(commit[7] if "/" in commit[7] else "manifests/" + commit[7]))
+        if hashlib.sha256(plain).digest() != commit[8]:
+            raise Damage("its manifest is not the one that it names")
+        manifest = cbor(plain)
+        # What is looked at of each, also of those that nobody wants; nanoseconds as 64 bits hold them.
+        is_one = isinstance(manifest[9], int) and abs(manifest[9]) < 2**63 and isinstance(manifest[13], bytes)
+        if not is_one or not all(isinstance(text, str) for text in (manifest[4], manifest[5])):
+            raise Damage("its manifest is none")
+        b" ".join(manifest.get(6, []))
+        return manifest
 
     # -- chunks (§6, §7, §8) -------------------------------------------------------------------------------------------
 

@@ -157,9 +157,9 @@ pub fn shell_word(word: &str) -> String {
     format!("$'{}'", escaped.collect::<String>())
 }
 
-/// The word that is most like `given`, if any is much like it.
+/// The word that is most like `given`, if any is much like it. Two letters that are swapped are one slip.
 pub fn closest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let measured = known.into_iter().map(|word| (strsim::levenshtein(given, word), word));
+    let measured = known.into_iter().map(|word| (strsim::osa_distance(given, word), word));
     let (distance, word) = measured.min()?;
     (distance <= 1 + given.len() / 4).then_some(word)
 }

@@ -17,6 +17,8 @@ use crate::repository::{Before, OwnEnds, Repository, free_number, read_before};
 
 /// A session says that it is alive this often; a keeper fences one that has been silent for several times as long.
 pub(crate) const BEAT_EVERY: Duration = Duration::from_secs(60);
+/// So often a number is asked for of which the store says that it is taken, while nobody has it.
+const DENIED_MAX: u32 = 3;
 
 /// An open session of this process. Dropped without [`Session::end`], it stays open until a keeper fences it.
 #[derive(Debug)]
@@ -87,13 +89,23 @@ impl Session {
         let writer = repository.writer()?;
         let before = read_before(repository, writer).await?;
         let mut n = free_number("commits", before.next)?;
+        let mut denied = 0;
         loop {
             match put_claim(repository, writer, n).await {
                 Ok(true) => break,
                 // An open session of this writer, at work or dead, has the number.
                 Ok(false) => {}
-                // One had it, and a keeper ended it and swept its claim before we could see whose it was.
-                Err(Error::Storage(gone)) if gone.is_not_found() => {}
+                Err(Error::Storage(gone)) if gone.is_not_found() => {
+                    // One had it, and a keeper ended it and swept its claim before we could see whose it was. If none has
+                    // ended, nobody had it, whatever the store said: a number that is passed over looks like a lost commit.
+                    if !repository.exists(&names::commit_key(writer, n)).await? {
+                        denied += 1;
+                        if denied < DENIED_MAX {
+                            continue;
+                        }
+                        return Err(Error::Storage(gone));
+                    }
+                }
                 Err(error) => return Err(error),
             }
             n = repository.next_session(writer, n).await?;
@@ -249,6 +261,7 @@ async fn beat(repository: Repository, writer: MemberId, n: u64) {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     use async_trait::async_trait;
     use keepwell_storage::{Memory, ObjectStore, Operation};
@@ -264,8 +277,46 @@ mod tests {
     impl Hook for Sweeps {
         async fn before(&self, inner: &Memory, operation: Operation, subject: &str) {
             if operation == Operation::Get && subject.starts_with("sessions/") {
+                let end = format!("commits/{}", &subject["sessions/".len()..subject.rfind('/').unwrap()]);
+                inner.put_new(&end.parse().unwrap(), "a fence".into()).await.unwrap();
                 inner.delete(&subject.parse().unwrap()).await.unwrap();
             }
+        }
+    }
+
+    /// A store that says so many times that a claim is there, and has none.
+    #[derive(Debug)]
+    struct Denies(AtomicU32);
+
+    #[async_trait]
+    impl Hook for Denies {
+        async fn before(&self, inner: &Memory, operation: Operation, subject: &str) {
+            if !subject.starts_with("sessions/") {
+                return;
+            }
+            let key = subject.parse().unwrap();
+            let denies = self.0.load(Ordering::SeqCst) > 0;
+            match operation {
+                Operation::Put if denies => inner.put_new(&key, "nobody's".into()).await.unwrap(),
+                Operation::Get if denies => {
+                    self.0.fetch_sub(1, Ordering::SeqCst);
+                    inner.delete(&key).await.unwrap();
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn no_number_is_passed_over_because_a_store_says_that_it_is_taken() {
+        for (times, claimed) in [(1, true), (DENIED_MAX, false)] {
+            let world = World::new().await;
+            let denies = Denies(AtomicU32::new(times));
+            let store = Arc::new(Hooked::new(world.store.inner().clone(), denies));
+            let there = Repository::builder(store).open(world.key.clone()).await.unwrap();
+            let session = Session::claim(&there).await;
+            assert_eq!(session.is_ok(), claimed, "{times} times");
+            assert!(session.is_ok_and(|session| session.n() == 0) || !claimed);
         }
     }
 

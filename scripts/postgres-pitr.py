@@ -391,6 +391,7 @@ def run(world):
     server.sql("CREATE TABLE marks (n int PRIMARY KEY, at timestamptz DEFAULT clock_timestamp())")
     server.sql("CREATE TABLE noise (n int, filler text DEFAULT repeat('x', 900))")
     lines, marks, killed = {}, [], {"server": 0, "receiver": 0}
+    born = 0
     for timeline in range(1, args.timelines + 1):
         receiver = [receive(world, server)]
         load = world.spawn(["sh", "-c", f"while :; do '{world.env['CLIENT_BIN']}/psql' -XAtq -d '{server.connection}' -c "
@@ -432,8 +433,9 @@ def run(world):
         wait_archived(world, server)
         world.end(receiver[0])
         server.stop()
-        # The next timeline begins in the past of this one.
-        at = world.random.choice([mark for mark in lines[timeline][part:-2] if not mark["shaky"]])
+        # The next timeline begins in the past of this one, behind its beginning: the receiver takes none that leaves it out.
+        at = world.random.choice([mark for mark in lines[timeline][part:-2] if not mark["shaky"] and mark["n"] > born])
+        born = at["n"]
         directory = world.work / "copies" / f"line-{timeline + 1}"
         server = restore(world, ["--to-lsn", at["lsn"], "--timeline", str(timeline)], directory)
         marks = [mark for mark in marks if mark["n"] <= at["n"]]
